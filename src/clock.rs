@@ -1,0 +1,183 @@
+//! The one clock of the process.
+//!
+//! Every decision about time takes a [`Now`], so that it can be tested at any moment; only this room asks the system.
+
+use std::ops::{Add, Sub};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::{Duration, SystemTime};
+
+use rustix::time::{ClockId, clock_gettime};
+
+/// A moment on the wall clock, in milliseconds since the Unix epoch. It may step when an operator or NTP corrects it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Wall(i64);
+
+impl Wall {
+    /// The moment `seconds` after the Unix epoch.
+    pub const fn from_unix_seconds(seconds: i64) -> Self {
+        Self(seconds.saturating_mul(1000))
+    }
+
+    /// Whole seconds since the Unix epoch, rounded down.
+    pub const fn unix_seconds(self) -> i64 {
+        self.0.div_euclid(1000)
+    }
+
+    /// How far `self` lies after `earlier`; `None` where it does not lie after it.
+    pub fn after(self, earlier: Self) -> Option<Duration> {
+        let ahead = u64::try_from(self.0.checked_sub(earlier.0)?).ok()?;
+        (ahead > 0).then(|| Duration::from_millis(ahead))
+    }
+}
+
+impl Sub<Duration> for Wall {
+    type Output = Self;
+
+    fn sub(self, span: Duration) -> Self {
+        Self(self.0.saturating_sub(i64::try_from(span.as_millis()).unwrap_or(i64::MAX)))
+    }
+}
+
+/// A moment on the clock that counts since boot, suspended time included (`CLOCK_BOOTTIME`). It never steps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Boot(Duration);
+
+impl Boot {
+    /// The moment `since_boot` after boot.
+    pub const fn from_duration(since_boot: Duration) -> Self {
+        Self(since_boot)
+    }
+
+    /// Time since boot.
+    pub const fn as_duration(self) -> Duration {
+        self.0
+    }
+
+    /// How far `self` lies after `earlier`; zero where it does not.
+    pub fn since(self, earlier: Self) -> Duration {
+        self.0.saturating_sub(earlier.0)
+    }
+}
+
+impl Add<Duration> for Boot {
+    type Output = Self;
+
+    fn add(self, span: Duration) -> Self {
+        Self(self.0.saturating_add(span))
+    }
+}
+
+impl Sub<Duration> for Boot {
+    type Output = Self;
+
+    fn sub(self, span: Duration) -> Self {
+        Self(self.0.saturating_sub(span))
+    }
+}
+
+/// Both clocks, read together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Now {
+    /// The wall clock.
+    pub wall: Wall,
+    /// The clock since boot.
+    pub boot: Boot,
+}
+
+/// Where the time comes from; cheap to clone.
+#[derive(Clone, Debug, Default)]
+pub struct Clock(Option<Arc<Hands>>);
+
+impl Clock {
+    /// The system's clocks.
+    pub const fn system() -> Self {
+        Self(None)
+    }
+
+    /// The system's clocks, moved by the hands that come with them: for tests.
+    pub fn shifted() -> (Self, Arc<Hands>) {
+        let hands = Arc::new(Hands::default());
+        (Self(Some(Arc::clone(&hands))), hands)
+    }
+
+    /// Reads both clocks.
+    pub fn now(&self) -> Now {
+        Now { wall: self.wall(), boot: self.boot() }
+    }
+
+    /// Reads the wall clock.
+    pub fn wall(&self) -> Wall {
+        #[expect(clippy::disallowed_methods, reason = "the one place that asks the system")]
+        let millis = match SystemTime::now().duration_since(SystemTime::UNIX_EPOCH) {
+            Ok(since) => i64::try_from(since.as_millis()).unwrap_or(i64::MAX),
+            Err(before) => i64::try_from(before.duration().as_millis()).map_or(i64::MIN, |ms| -ms),
+        };
+        let shift = self.0.as_ref().map_or(0, |hands| hands.wall.load(Ordering::Relaxed));
+        Wall(millis.saturating_add(shift))
+    }
+
+    /// Reads the clock since boot.
+    pub fn boot(&self) -> Boot {
+        let time = clock_gettime(ClockId::Boottime);
+        let since = Duration::new(u64::try_from(time.tv_sec).unwrap_or(0), u32::try_from(time.tv_nsec).unwrap_or(0));
+        let shift = self.0.as_ref().map_or(0, |hands| hands.boot.load(Ordering::Relaxed));
+        Boot(since + Duration::from_millis(u64::try_from(shift).unwrap_or(0)))
+    }
+}
+
+/// Lets governor keep time by this clock.
+impl governor::clock::Clock for Clock {
+    type Instant = Duration;
+
+    fn now(&self) -> Duration {
+        self.boot().as_duration()
+    }
+}
+
+/// Moves a [`Clock`] made by [`Clock::shifted`].
+#[derive(Debug, Default)]
+pub struct Hands {
+    wall: AtomicI64,
+    boot: AtomicI64,
+}
+
+impl Hands {
+    /// Lets time pass on both clocks, as when the process was idle for so long.
+    pub fn advance(&self, span: Duration) {
+        let millis = i64::try_from(span.as_millis()).unwrap_or(i64::MAX);
+        self.wall.fetch_add(millis, Ordering::Relaxed);
+        self.boot.fetch_add(millis, Ordering::Relaxed);
+    }
+
+    /// Steps the wall clock alone, forward or back, as NTP does.
+    pub fn step_wall(&self, millis: i64) {
+        self.wall.fetch_add(millis, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_shifted_clock_moves_both_hands_or_the_wall_alone() {
+        let (clock, hands) = Clock::shifted();
+        let start = clock.now();
+        hands.advance(Duration::from_secs(100));
+        let later = clock.now();
+        assert!(later.wall.after(start.wall).unwrap() >= Duration::from_secs(100));
+        assert!(later.boot.since(start.boot) >= Duration::from_secs(100));
+        hands.step_wall(-3_600_000);
+        let stepped = clock.now();
+        assert!(start.wall.after(stepped.wall).is_some());
+        assert!(stepped.boot >= later.boot);
+    }
+
+    #[test]
+    fn a_moment_is_not_after_itself() {
+        let noon = Wall::from_unix_seconds(1_000);
+        assert_eq!(noon.after(noon), None);
+        assert_eq!(Wall::from_unix_seconds(-1).unix_seconds(), -1);
+    }
+}
