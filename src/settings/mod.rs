@@ -1,0 +1,388 @@
+//! Configuration: read once, checked whole, and never half applied.
+//!
+//! Later layers win: built-in defaults, the file, the environment. Every default is a constant here or beside its type,
+//! and `config/zvgate.toml` tells each of them to the reader.
+
+mod base_url;
+mod load;
+mod rate;
+mod reader;
+mod routes;
+mod tenants;
+mod value;
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use time::UtcOffset;
+
+pub use base_url::BaseUrl;
+pub use load::Sources;
+pub use rate::{CallerLimit, PaceSettings};
+use rate::{UPSTREAM_PACE, at_least_one, longer_than_nothing};
+use reader::Table;
+pub use reader::{Mistake, Mistakes};
+pub use routes::{CachedSettings, KindSettings, RouteSettings, UnknownCustomer, WriteSettings};
+pub use tenants::TenantSettings;
+use value::Choice;
+pub use value::Size;
+
+/// Everything that can be configured.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// The listeners and what callers may take of them.
+    pub server: ServerSettings,
+    /// The open platform.
+    pub upstream: UpstreamSettings,
+    /// The merchants, by name.
+    pub tenants: Vec<TenantSettings>,
+    /// Paces, limits and waits.
+    pub limits: LimitSettings,
+    /// The cache.
+    pub cache: CacheSettings,
+    /// The routes that are served.
+    pub routes: Vec<RouteSettings>,
+    /// Logging.
+    pub log: LogSettings,
+    /// Every effective value by its key, as TOML, secrets masked.
+    effective: BTreeMap<String, String>,
+}
+
+/// `server.*`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServerSettings {
+    /// Where callers come in.
+    pub listen: SocketAddr,
+    /// Where operators come in.
+    pub admin_listen: SocketAddr,
+    /// Whether callers beyond loopback may come in without a key.
+    pub allow_anonymous: bool,
+    /// Worker threads; 0: one a core.
+    pub workers: u32,
+    /// Connections at once.
+    pub max_connections: u32,
+    /// Longest request body.
+    pub max_body: Size,
+    /// How long a request's head may take, from its first byte.
+    pub header_timeout: Duration,
+    /// How long a request's body may take.
+    pub body_timeout: Duration,
+    /// How long a connection may stay open without a request.
+    pub idle_timeout: Duration,
+    /// The whole answer to a read.
+    pub request_timeout: Duration,
+    /// The whole answer to a write.
+    pub write_request_timeout: Duration,
+    /// How long to go on accepting, not ready, once told to stop.
+    pub drain_delay: Duration,
+    /// How long what is in hand may take to finish after that.
+    pub drain_timeout: Duration,
+}
+
+/// `upstream.*`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UpstreamSettings {
+    /// Where the platform is; checked to be there by [`Settings::missing_for_serving`].
+    pub base_url: Option<BaseUrl>,
+    /// How long a connection may take to be made, TLS included.
+    pub connect_timeout: Duration,
+    /// How long the answer to one attempt of a read may take.
+    pub attempt_timeout: Duration,
+    /// How long the answer to a write may take.
+    pub write_timeout: Duration,
+    /// Attempts of one tenant at once.
+    pub max_inflight: u32,
+    /// How long an idle connection is kept.
+    pub pool_idle: Duration,
+    /// Body codes that mean: too many calls, or busy.
+    pub retry_codes: Vec<String>,
+    /// Longest response body.
+    pub max_response: Size,
+    /// The offset that dates in answers are written in.
+    pub utc_offset: UtcOffset,
+}
+
+/// `limits.*`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LimitSettings {
+    /// For each tenant and route that has no pace of its own.
+    pub upstream: PaceSettings,
+    /// How long a read may wait for its turn.
+    pub max_wait: Duration,
+    /// How long a write may wait for its turn.
+    pub max_wait_write: Duration,
+    /// What callers may ask.
+    pub caller: Option<CallerLimit>,
+    /// Callers sharing one call.
+    pub max_waiters: u32,
+}
+
+/// `cache.*`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CacheSettings {
+    /// Memory for keys, bodies and overhead.
+    pub max_bytes: Size,
+    /// How long an answer is fresh.
+    pub ttl: Duration,
+    /// The same for business exceptions and empty lists.
+    pub negative_ttl: Duration,
+    /// The same for a list whose coupons may change by themselves at any moment.
+    pub unsettled_ttl: Duration,
+    /// Taken off every end.
+    pub expiry_margin: Duration,
+}
+
+/// `log.*`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LogSettings {
+    /// How lines look.
+    pub format: LogFormat,
+    /// The least severe lines that are written.
+    pub level: LogLevel,
+    /// Which requests are logged.
+    pub access: AccessLog,
+    /// Whether every write is logged.
+    pub writes: bool,
+    /// Where the key of the customer hash is kept; random for each process without it.
+    pub hash_key_file: Option<PathBuf>,
+}
+
+/// `log.format`
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    /// Text on a terminal, else JSON.
+    Auto,
+    /// Text.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+impl Choice for LogFormat {
+    const WANTED: &'static str = "\"auto\", \"text\" or \"json\"";
+    const ALL: &'static [(&'static str, Self)] = &[("auto", Self::Auto), ("text", Self::Text), ("json", Self::Json)];
+}
+
+/// `log.level`
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogLevel {
+    /// What an operator must act on.
+    Error,
+    /// What an operator should know soon.
+    Warn,
+    /// What the gateway does.
+    Info,
+    /// Why it does it.
+    Debug,
+    /// Everything.
+    Trace,
+}
+
+impl Choice for LogLevel {
+    const WANTED: &'static str = "\"error\", \"warn\", \"info\", \"debug\" or \"trace\"";
+    const ALL: &'static [(&'static str, Self)] = &[
+        ("error", Self::Error),
+        ("warn", Self::Warn),
+        ("info", Self::Info),
+        ("debug", Self::Debug),
+        ("trace", Self::Trace),
+    ];
+}
+
+/// `log.access`
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AccessLog {
+    /// Every request.
+    All,
+    /// Requests that were answered with status 400 or above.
+    Errors,
+    /// None.
+    None,
+}
+
+impl Choice for AccessLog {
+    const WANTED: &'static str = "\"all\", \"errors\" or \"none\"";
+    const ALL: &'static [(&'static str, Self)] = &[("all", Self::All), ("errors", Self::Errors), ("none", Self::None)];
+}
+
+const fn seconds(number: u64) -> Duration {
+    Duration::from_secs(number)
+}
+
+impl Settings {
+    fn read(mut root: Table<'_>) -> Option<Self> {
+        let server = ServerSettings::read(root.table("server"));
+        let upstream = UpstreamSettings::read(root.table("upstream"));
+        let limits = LimitSettings::read(root.table("limits"));
+        let tenants = tenants::read(root.secret_tables("tenants"), limits.upstream);
+        let cache = CacheSettings::read(root.table("cache"));
+        let routes = routes::read(root.array_of_tables("routes"), limits.upstream);
+        let log = LogSettings::read(root.table("log"));
+        root.finish();
+        Some(Self {
+            server,
+            upstream,
+            tenants: tenants?,
+            limits,
+            cache,
+            routes: routes?,
+            log,
+            effective: BTreeMap::new(),
+        })
+    }
+
+    /// The built-in defaults alone.
+    ///
+    /// # Errors
+    /// None in a build that passed its tests.
+    pub fn defaults() -> Result<Self, Mistakes> {
+        Sources::default().load()
+    }
+
+    /// The keys that serving needs beyond the defaults and that are not given.
+    pub fn missing_for_serving(&self) -> Vec<&'static str> {
+        let mut missing = Vec::new();
+        if self.upstream.base_url.is_none() {
+            missing.push("upstream.base_url");
+        }
+        if self.tenants.is_empty() {
+            missing.extend([
+                "tenants.NAME.open_id",
+                "tenants.NAME.grant_code",
+                "tenants.NAME.open_key (or open_key_file)",
+            ]);
+        }
+        missing
+    }
+
+    /// Every effective value as a TOML document, secrets masked.
+    pub fn effective(&self) -> String {
+        let mut page = String::new();
+        for (key, value) in &self.effective {
+            // Writing to a string cannot fail.
+            let _ = writeln!(page, "{key} = {value}");
+        }
+        for route in &self.routes {
+            page.push_str(&route.to_toml());
+        }
+        page
+    }
+}
+
+impl ServerSettings {
+    fn read(mut table: Table<'_>) -> Self {
+        let settings = Self {
+            listen: table.with_default("listen", SocketAddr::from((Ipv4Addr::LOCALHOST, 8080))),
+            admin_listen: table.with_default("admin_listen", SocketAddr::from((Ipv4Addr::LOCALHOST, 9464))),
+            allow_anonymous: table.with_default("allow_anonymous", false),
+            workers: table.checked("workers", 0, |n| if *n <= 1024 { Ok(()) } else { Err("0 (one a core) to 1024") }),
+            // A connection costs memory and a file descriptor; usual descriptor limits leave room for these.
+            max_connections: table.checked("max_connections", 10_000, at_least_one),
+            // The longest published request is under 1 KiB; a redemption of a full page of cards is under 4.
+            max_body: table.with_default("max_body", Size(64 << 10)),
+            header_timeout: table.checked("header_timeout", seconds(5), longer_than_nothing),
+            body_timeout: table.checked("body_timeout", seconds(10), longer_than_nothing),
+            idle_timeout: table.checked("idle_timeout", seconds(60), longer_than_nothing),
+            // Room for a full wait, a connection and two attempts.
+            request_timeout: table.checked("request_timeout", seconds(15), longer_than_nothing),
+            // Room for a full wait, a connection and the one attempt.
+            write_request_timeout: table.checked("write_request_timeout", seconds(25), longer_than_nothing),
+            drain_delay: table.with_default("drain_delay", Duration::ZERO),
+            // Longer than any answer may take.
+            drain_timeout: table.with_default("drain_timeout", seconds(30)),
+        };
+        if !settings.listen.ip().is_loopback() && !settings.allow_anonymous {
+            table.mistake(
+                "listen",
+                format!(
+                    "{} is beyond loopback, so that anybody who reaches it could use the merchants' keys; wanted a loopback address, or server.allow_anonymous = true",
+                    settings.listen
+                ),
+            );
+        }
+        table.finish();
+        settings
+    }
+}
+
+impl UpstreamSettings {
+    fn read(mut table: Table<'_>) -> Self {
+        let allow_plaintext = table.with_default("allow_plaintext", false);
+        let base_url: Option<BaseUrl> = table.optional("base_url");
+        if let Some(url) = base_url.as_ref().filter(|url| !url.is_private() && !allow_plaintext) {
+            table.mistake(
+                "base_url",
+                format!(
+                    "{url} is http beyond loopback, and params are not signed, so that anybody on the way could change them; wanted https, or upstream.allow_plaintext = true"
+                ),
+            );
+        }
+        let settings = Self {
+            base_url,
+            connect_timeout: table.checked("connect_timeout", seconds(2), longer_than_nothing),
+            attempt_timeout: table.checked("attempt_timeout", seconds(5), longer_than_nothing),
+            // Other clients of the platform wait 20 s and more: a write that is given up too early has an unknown outcome.
+            write_timeout: table.checked("write_timeout", seconds(15), longer_than_nothing),
+            max_inflight: table.checked("max_inflight", 16, at_least_one),
+            pool_idle: table.with_default("pool_idle", seconds(15)),
+            retry_codes: table.with_default("retry_codes", vec!["110004".to_owned(), "110007".to_owned()]),
+            max_response: table.with_default("max_response", Size(8 << 20)),
+            utc_offset: table.with_default("utc_offset", CHINA_STANDARD_TIME),
+        };
+        table.finish();
+        settings
+    }
+}
+
+/// The platform writes dates in China Standard Time, which has no daylight saving.
+const CHINA_STANDARD_TIME: UtcOffset = match UtcOffset::from_hms(8, 0, 0) {
+    Ok(offset) => offset,
+    Err(_) => UtcOffset::UTC,
+};
+
+impl LimitSettings {
+    fn read(mut table: Table<'_>) -> Self {
+        let settings = Self {
+            upstream: PaceSettings::read(table.table("upstream"), UPSTREAM_PACE),
+            max_wait: table.with_default("max_wait", seconds(3)),
+            max_wait_write: table.with_default("max_wait_write", seconds(5)),
+            caller: CallerLimit::read(table.table("caller")),
+            max_waiters: table.checked("max_waiters", 1024, at_least_one),
+        };
+        table.finish();
+        settings
+    }
+}
+
+impl CacheSettings {
+    fn read(mut table: Table<'_>) -> Self {
+        let settings = Self {
+            max_bytes: table.with_default("max_bytes", Size(256 << 20)),
+            // Coupons also change behind the gateway's back, and nothing tells it: this is how long that may go unseen.
+            ttl: table.with_default("ttl", seconds(30)),
+            negative_ttl: table.with_default("negative_ttl", seconds(3)),
+            unsettled_ttl: table.with_default("unsettled_ttl", seconds(3)),
+            // Room for an answer to reach its caller before the coupon ends.
+            expiry_margin: table.with_default("expiry_margin", seconds(1)),
+        };
+        table.finish();
+        settings
+    }
+}
+
+impl LogSettings {
+    fn read(mut table: Table<'_>) -> Self {
+        let settings = Self {
+            format: table.with_default("format", LogFormat::Auto),
+            level: table.with_default("level", LogLevel::Info),
+            access: table.with_default("access", AccessLog::Errors),
+            writes: table.with_default("writes", true),
+            hash_key_file: table.optional("hash_key_file"),
+        };
+        table.finish();
+        settings
+    }
+}

@@ -1,0 +1,228 @@
+//! `[[routes]]`: which of the platform's interfaces are served, and how.
+
+use std::fmt::Write;
+use std::time::Duration;
+
+use super::rate::PaceSettings;
+use super::reader::Table;
+use super::value::{Choice, Setting};
+
+/// One route.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RouteSettings {
+    /// The path, or with a trailing `/**` the beginning of paths.
+    pub path: String,
+    /// What is done with its requests.
+    pub kind: KindSettings,
+    /// Its own pace, where it has one.
+    pub pace: Option<PaceSettings>,
+}
+
+/// What is done with a route's requests.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum KindSettings {
+    /// A read whose answers are kept.
+    Cached(CachedSettings),
+    /// A write, which ends what is kept of its customers.
+    Write(WriteSettings),
+    /// Neither.
+    Pass,
+}
+
+/// Keys of `kind = "cached"`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CachedSettings {
+    /// JSON pointers to the customer in the request, the first match counts; none: the route is not about a customer.
+    pub customer: Vec<String>,
+    /// Names of the members that tell when a coupon ends.
+    pub expires: Vec<String>,
+    /// Members of `params` in which `""` and `null` mean absent.
+    pub optional: Vec<String>,
+    /// Its own freshness, where it has one.
+    pub ttl: Option<Duration>,
+}
+
+/// Keys of `kind = "write"`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WriteSettings {
+    /// JSON pointers to customers in the request.
+    pub customer: Vec<String>,
+    /// JSON pointers to customers in the answer.
+    pub customer_answer: Vec<String>,
+    /// What to do where no customer is found.
+    pub unknown_customer: UnknownCustomer,
+}
+
+/// `unknown_customer`
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum UnknownCustomer {
+    /// Invalidate all of the tenant's answers.
+    Tenant,
+    /// Invalidate nothing: answers live out their time.
+    Ttl,
+    /// Refuse the write before it is sent.
+    Refuse,
+}
+
+impl Choice for UnknownCustomer {
+    const WANTED: &'static str = "\"tenant\", \"ttl\" or \"refuse\"";
+    const ALL: &'static [(&'static str, Self)] =
+        &[("tenant", Self::Tenant), ("ttl", Self::Ttl), ("refuse", Self::Refuse)];
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Kind {
+    Cached,
+    Write,
+    Pass,
+    Off,
+}
+
+impl Choice for Kind {
+    const WANTED: &'static str = "\"cached\", \"write\", \"pass\" or \"off\"";
+    const ALL: &'static [(&'static str, Self)] =
+        &[("cached", Self::Cached), ("write", Self::Write), ("pass", Self::Pass), ("off", Self::Off)];
+}
+
+fn texts(items: &[&str]) -> Vec<String> {
+    items.iter().map(|item| (*item).to_owned()).collect()
+}
+
+fn cached() -> CachedSettings {
+    CachedSettings {
+        customer: texts(&["/params/customerId"]),
+        expires: texts(&["endAt", "endTime", "validEndDate"]),
+        optional: texts(&["useStatus", "cardId"]),
+        ttl: None,
+    }
+}
+
+fn write(customer_answer: &[&str]) -> WriteSettings {
+    WriteSettings {
+        customer: texts(&["/params/customerId"]),
+        customer_answer: texts(customer_answer),
+        unknown_customer: UnknownCustomer::Tenant,
+    }
+}
+
+/// The routes that are served unless the configuration says otherwise.
+pub(crate) fn defaults() -> Vec<RouteSettings> {
+    let redemption = KindSettings::Write(write(&["/data/userInfo/customer_id"]));
+    [
+        ("/v3/crm/coupon/getCustomerCoupons", KindSettings::Cached(cached())),
+        ("/v3/crm/coupon/writeOffCoupon", redemption.clone()),
+        ("/v3/crm/coupon/couponReverse", redemption),
+    ]
+    .map(|(path, kind)| RouteSettings { path: path.to_owned(), kind, pace: None })
+    .into()
+}
+
+/// Reads the configured routes into the defaults; `None` where one of them cannot be used.
+pub(crate) fn read(tables: Vec<Table<'_>>, pace: PaceSettings) -> Option<Vec<RouteSettings>> {
+    let mut routes = defaults();
+    let mut configured: Vec<String> = Vec::new();
+    let mut usable = true;
+    for mut table in tables {
+        for (key, wanted) in [("path", "the path that it serves"), ("kind", <Kind as Choice>::WANTED)] {
+            if !table.has(key) {
+                table.mistake(key, format!("is missing; wanted {wanted}"));
+            }
+        }
+        let path: Option<String> = table.optional("path");
+        let kind: Option<Kind> = table.optional("kind");
+        let (Some(path), Some(kind)) = (path, kind) else {
+            usable = false;
+            continue;
+        };
+        if let Err(wanted) = check_path(&path) {
+            table.mistake("path", format!("found {path:?}; wanted {wanted}"));
+        }
+        if configured.contains(&path) {
+            table.mistake("path", format!("{path} stands twice; wanted each path once"));
+        }
+        routes.retain(|route| route.path != path);
+        let own_pace = table.has("pace").then(|| PaceSettings::read(table.table("pace"), pace));
+        let kind = match kind {
+            Kind::Cached => Some(KindSettings::Cached(read_cached(&mut table))),
+            Kind::Write => Some(KindSettings::Write(read_write(&mut table))),
+            Kind::Pass => Some(KindSettings::Pass),
+            Kind::Off => None,
+        };
+        table.finish();
+        configured.push(path.clone());
+        routes.extend(kind.map(|kind| RouteSettings { path, kind, pace: own_pace }));
+    }
+    usable.then_some(routes)
+}
+
+fn read_cached(table: &mut Table<'_>) -> CachedSettings {
+    let base = cached();
+    CachedSettings {
+        customer: table.checked("customer", base.customer, are_pointers),
+        expires: table.with_default("expires", base.expires),
+        optional: table.with_default("optional", base.optional),
+        ttl: table.optional("ttl"),
+    }
+}
+
+fn read_write(table: &mut Table<'_>) -> WriteSettings {
+    let base = write(&[]);
+    WriteSettings {
+        customer: table.checked("customer", base.customer, are_pointers),
+        customer_answer: table.checked("customer_answer", base.customer_answer, are_pointers),
+        unknown_customer: table.with_default("unknown_customer", base.unknown_customer),
+    }
+}
+
+#[expect(clippy::ptr_arg, reason = "the reader hands over the type of the setting")]
+fn are_pointers(pointers: &Vec<String>) -> Result<(), &'static str> {
+    if pointers.iter().all(|pointer| pointer.starts_with('/')) {
+        Ok(())
+    } else {
+        Err("a list of JSON pointers such as [\"/params/customerId\"]")
+    }
+}
+
+fn check_path(path: &str) -> Result<(), &'static str> {
+    let exact = path.strip_suffix("/**").unwrap_or(path);
+    let plain = exact.starts_with('/')
+        && !exact.split('/').skip(1).any(|part| part.is_empty() || part == "." || part == "..")
+        && exact.bytes().all(|b| b.is_ascii_alphanumeric() || b"/-_.~".contains(&b));
+    if plain { Ok(()) } else { Err("a path such as \"/v3/crm/coupon/status\", perhaps ending in /**") }
+}
+
+impl RouteSettings {
+    /// The route as a `[[routes]]` table.
+    pub(crate) fn to_toml(&self) -> String {
+        let mut page = format!("\n[[routes]]\npath = {}\n", self.path.show());
+        let mut line = |key: &str, value: String| {
+            // Writing to a string cannot fail.
+            let _ = writeln!(page, "{key} = {value}");
+        };
+        match &self.kind {
+            KindSettings::Cached(cached) => {
+                line("kind", Kind::Cached.show());
+                line("customer", cached.customer.show());
+                line("expires", cached.expires.show());
+                line("optional", cached.optional.show());
+                if let Some(ttl) = &cached.ttl {
+                    line("ttl", ttl.show());
+                }
+            }
+            KindSettings::Write(write) => {
+                line("kind", Kind::Write.show());
+                line("customer", write.customer.show());
+                line("customer_answer", write.customer_answer.show());
+                line("unknown_customer", write.unknown_customer.show());
+            }
+            KindSettings::Pass => line("kind", Kind::Pass.show()),
+        }
+        if let Some(pace) = &self.pace {
+            line(
+                "pace",
+                format!("{{ rate = {}, per = {}, transit = {} }}", pace.rate, pace.per.show(), pace.transit.show()),
+            );
+        }
+        page
+    }
+}
