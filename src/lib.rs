@@ -1,6 +1,9 @@
 //! zvgate: a caching reverse proxy that signs, paces and keeps calls to the zvcms open platform.
 
 pub mod clock;
+pub mod envelope;
 pub mod json;
+pub mod route;
 pub mod secret;
 pub mod settings;
+pub mod tenant;

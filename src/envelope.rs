@@ -1,0 +1,213 @@
+//! A caller's body, read into the question that it asks.
+//!
+//! Nothing is rendered anew: what goes up is cut from the bytes that came. Only the key, by which questions are
+//! compared, is written afresh, in a canonical form.
+
+use std::fmt;
+
+use crate::json::{JsonError, Member, Node};
+
+/// Deepest nesting of arrays and objects in a request; the root is 1.
+pub const MAX_DEPTH: usize = 32;
+/// Longest run of digits that is the same as a number and as a string: it survives every common reader.
+const MAX_COMMON_DIGITS: usize = 15;
+/// Members of the envelope that the gateway writes itself.
+const REPLACED: [&str; 5] = ["openId", "grantCode", "timestamp", "nonce", "token"];
+
+/// Why a body was refused.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Refused {
+    /// It is not UTF-8 from this byte on.
+    NotUtf8(usize),
+    /// It is not JSON, or nests too deep.
+    NotJson(JsonError),
+    /// It is not an object.
+    NotAnObject,
+    /// It has no member `params` that is an object.
+    NoParams,
+    /// An object has a member name twice.
+    Twice(String),
+}
+
+impl fmt::Display for Refused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NotUtf8(at) => write!(f, "the body is not UTF-8 at byte {at}"),
+            Self::NotJson(error) => {
+                write!(f, "the body cannot be used: {error} (at most {MAX_DEPTH} levels are allowed)")
+            }
+            Self::NotAnObject => f.write_str("the body must be a JSON object: {\"params\": {…}}"),
+            Self::NoParams => f.write_str("the body must have a member \"params\" that is an object"),
+            Self::Twice(name) => write!(f, "an object has the member {name:?} twice"),
+        }
+    }
+}
+
+/// A body that can be forwarded: proof that it is UTF-8, JSON, not too deep, and says each thing once.
+#[derive(Debug)]
+pub struct Envelope<'a> {
+    root: Node<'a>,
+}
+
+impl<'a> Envelope<'a> {
+    /// Reads a body.
+    ///
+    /// # Errors
+    /// Where the body could be read in two ways, or in none.
+    pub fn parse(body: &'a [u8]) -> Result<Self, Refused> {
+        let text = std::str::from_utf8(body).map_err(|error| Refused::NotUtf8(error.valid_up_to()))?;
+        let root = Node::parse(text, MAX_DEPTH).map_err(Refused::NotJson)?;
+        let members = root.members().ok_or(Refused::NotAnObject)?;
+        check_names(&root)?;
+        let params = members.iter().find(|member| member.name == "params");
+        match params.map(|member| &member.value) {
+            Some(Node::Object(_)) => Ok(Self { root }),
+            _ => Err(Refused::NoParams),
+        }
+    }
+
+    fn members(&self) -> &[Member<'a>] {
+        self.root.members().unwrap_or_default()
+    }
+
+    /// The member of that name of the envelope itself.
+    pub fn member(&self, name: &str) -> Option<&Node<'a>> {
+        self.root.member(name)
+    }
+
+    /// The customer that the first matching pointer names: the text of a string or a number.
+    pub fn customer(&self, pointers: &[String]) -> Option<&str> {
+        pointers.iter().find_map(|pointer| self.root.pointer(pointer)?.text()).filter(|text| !text.is_empty())
+    }
+
+    /// Every customer that the pointers name.
+    pub fn customers(&self, pointers: &[String]) -> Vec<String> {
+        self.root.texts(pointers)
+    }
+
+    /// What is sent behind the signature: `params` and members passed through, byte for byte, without the outer braces.
+    pub fn forwarded(&self) -> String {
+        let mut out = String::new();
+        for member in self.members().iter().filter(|member| !is_replaced(member)) {
+            if !out.is_empty() {
+                out.push(',');
+            }
+            push_text(&mut out, &member.name);
+            out.push(':');
+            out.push_str(member.raw);
+        }
+        out
+    }
+
+    /// The canonical form of the question: equal for bodies that ask the same, whatever their order, white space and
+    /// escapes. `optional` names the members of `params` in which `""` and `null` mean absent.
+    pub fn canonical(&self, optional: &[String]) -> String {
+        let mut out = String::new();
+        let members = self.members().iter().filter(|member| !is_replaced(member));
+        push_members(&mut out, members, |out, member| match &member.value {
+            Node::Object(params) if member.name == "params" => {
+                push_members(out, params.iter().filter(|param| !is_absent(param, optional)), push_value);
+            }
+            _ => push_value(out, member),
+        });
+        out
+    }
+}
+
+fn is_replaced(member: &Member<'_>) -> bool {
+    REPLACED.contains(&&*member.name)
+}
+
+fn is_absent(param: &Member<'_>, optional: &[String]) -> bool {
+    let empty = match &param.value {
+        Node::Null => true,
+        Node::String(text) => text.is_empty(),
+        _ => false,
+    };
+    empty && optional.iter().any(|name| *name == param.name)
+}
+
+fn check_names(node: &Node<'_>) -> Result<(), Refused> {
+    match node {
+        Node::Object(members) => {
+            let mut names: Vec<&str> = members.iter().map(|member| &*member.name).collect();
+            names.sort_unstable();
+            if let Some(pair) = names.windows(2).find(|pair| pair.first() == pair.last()) {
+                let name = pair.first().copied().unwrap_or_default();
+                return Err(Refused::Twice(name.chars().take(64).collect()));
+            }
+            members.iter().try_for_each(|member| check_names(&member.value))
+        }
+        Node::Array(items) => items.iter().try_for_each(check_names),
+        _ => Ok(()),
+    }
+}
+
+fn push_members<'m, 'a: 'm>(
+    out: &mut String,
+    members: impl Iterator<Item = &'m Member<'a>>,
+    push: impl Fn(&mut String, &Member<'a>),
+) {
+    let mut members: Vec<_> = members.collect();
+    members.sort_unstable_by(|a, b| a.name.cmp(&b.name));
+    out.push('{');
+    for (index, member) in members.into_iter().enumerate() {
+        if index > 0 {
+            out.push(',');
+        }
+        push_text(out, &member.name);
+        out.push(':');
+        push(out, member);
+    }
+    out.push('}');
+}
+
+fn push_value(out: &mut String, member: &Member<'_>) {
+    push_node(out, &member.value);
+}
+
+fn push_node(out: &mut String, node: &Node<'_>) {
+    match node {
+        Node::Object(members) => push_members(out, members.iter(), push_value),
+        Node::Array(items) => {
+            out.push('[');
+            for (index, item) in items.iter().enumerate() {
+                if index > 0 {
+                    out.push(',');
+                }
+                push_node(out, item);
+            }
+            out.push(']');
+        }
+        Node::String(text) if is_common_number(text) => out.push_str(text),
+        Node::String(text) => push_text(out, text),
+        Node::Number(text) => out.push_str(text),
+        Node::Bool(true) => out.push_str("true"),
+        Node::Bool(false) => out.push_str("false"),
+        Node::Null => out.push_str("null"),
+    }
+}
+
+fn is_common_number(text: &str) -> bool {
+    (1..=MAX_COMMON_DIGITS).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_digit())
+}
+
+/// Writes a string in the shortest form that JSON has for it.
+pub(crate) fn push_text(out: &mut String, text: &str) {
+    out.push('"');
+    for c in text.chars() {
+        match c {
+            '"' => out.push_str("\\\""),
+            '\\' => out.push_str("\\\\"),
+            '\u{0}'..='\u{1f}' => {
+                // Writing to a string cannot fail.
+                let _ = fmt::Write::write_fmt(out, format_args!("\\u{:04x}", u32::from(c)));
+            }
+            _ => out.push(c),
+        }
+    }
+    out.push('"');
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,102 @@
+//! Which interface of the platform a request is for.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use crate::settings::{KindSettings, PaceSettings, RouteSettings};
+
+/// A route that is served.
+#[derive(Debug)]
+pub struct Route {
+    /// Its place among all routes: the index into whatever is kept for each.
+    pub index: usize,
+    /// Its name in metrics: the path, or `other` under a wildcard.
+    pub label: String,
+    /// What is done with its requests.
+    pub kind: KindSettings,
+    /// Its own pace, where it has one.
+    pub pace: Option<PaceSettings>,
+    /// Whether one route stands for many paths.
+    pub wildcard: bool,
+}
+
+/// All routes.
+#[derive(Debug)]
+pub struct Routes {
+    labels: Vec<String>,
+    exact: HashMap<String, Arc<Route>>,
+    /// Beginnings of paths, the longest first.
+    prefixes: Vec<(String, Arc<Route>)>,
+}
+
+impl Routes {
+    /// The routes as configured.
+    pub fn new(settings: &[RouteSettings]) -> Self {
+        let mut routes = Self { labels: Vec::new(), exact: HashMap::new(), prefixes: Vec::new() };
+        for (index, one) in settings.iter().enumerate() {
+            let prefix = one.path.strip_suffix("**");
+            let label = if prefix.is_some() { "other".to_owned() } else { one.path.clone() };
+            routes.labels.push(label.clone());
+            let route =
+                Arc::new(Route { index, label, kind: one.kind.clone(), pace: one.pace, wildcard: prefix.is_some() });
+            match prefix {
+                Some(prefix) => routes.prefixes.push((prefix.to_owned(), route)),
+                None => {
+                    routes.exact.insert(one.path.clone(), route);
+                }
+            }
+        }
+        routes.prefixes.sort_by_key(|(prefix, _)| std::cmp::Reverse(prefix.len()));
+        routes
+    }
+
+    /// The routes' names in metrics, by index.
+    pub fn labels(&self) -> Vec<&str> {
+        self.labels.iter().map(String::as_str).collect()
+    }
+
+    /// The route that serves a path: an exact one, else the longest wildcard.
+    pub fn find(&self, path: &str) -> Option<&Arc<Route>> {
+        self.exact.get(path).or_else(|| {
+            let fits = |prefix: &str| path.strip_prefix(prefix).is_some_and(is_plain);
+            self.prefixes.iter().find(|(prefix, _)| fits(prefix)).map(|(_, route)| route)
+        })
+    }
+}
+
+/// Whether a path under a wildcard means to every server what it says: no escapes, no empty or dotted steps.
+fn is_plain(rest: &str) -> bool {
+    rest.split('/').all(|step| {
+        !step.is_empty()
+            && step != "."
+            && step != ".."
+            && step.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.~".contains(&b))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn routes() -> Routes {
+        let pass = |path: &str| RouteSettings { path: path.to_owned(), kind: KindSettings::Pass, pace: None };
+        Routes::new(&[pass("/v3/a"), pass("/v3/**"), pass("/v3/crm/**")])
+    }
+
+    #[test]
+    fn an_exact_path_wins_over_the_longest_wildcard() {
+        let routes = routes();
+        let index = |path: &str| routes.find(path).map(|route| route.index);
+        assert_eq!(index("/v3/a"), Some(0));
+        assert_eq!(index("/v3/b"), Some(1));
+        assert_eq!(index("/v3/crm/b/c"), Some(2));
+        assert_eq!(index("/v2/a"), None);
+    }
+
+    #[test]
+    fn a_wildcard_takes_no_path_that_another_server_may_read_otherwise() {
+        for path in ["/v3/", "/v3/../v1", "/v3/a//b", "/v3/%2e%2e/a", "/v3/a/.", "/v3/a;b", "/v3"] {
+            assert!(routes().find(path).is_none(), "{path}");
+        }
+    }
+}

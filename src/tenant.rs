@@ -1,0 +1,164 @@
+//! The merchants: who signs.
+
+use std::fmt;
+use std::sync::Arc;
+
+use crate::envelope::Envelope;
+use crate::json::Node;
+use crate::secret::Secret;
+use crate::settings::{PaceSettings, TenantSettings};
+
+/// One merchant and its credentials.
+#[derive(Debug)]
+pub struct Tenant {
+    /// Its place among all tenants: the index into whatever is kept for each.
+    pub index: usize,
+    /// Its name here.
+    pub name: String,
+    /// Its identity on the platform.
+    pub open_id: String,
+    /// The grant that goes with it.
+    pub grant_code: String,
+    /// Its signing key.
+    pub open_key: Secret,
+    /// Its own pace, where it has one.
+    pub pace: Option<PaceSettings>,
+}
+
+/// Why no tenant fits; never answered from another one instead.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NoTenant {
+    /// The header names one that is not configured.
+    UnknownName,
+    /// The body's identity is that of no tenant.
+    UnknownIdentity,
+    /// The body's identity is another than that of the tenant that was chosen.
+    OtherIdentity,
+    /// The caller names none, and none is the default.
+    NoDefault,
+}
+
+impl fmt::Display for NoTenant {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::UnknownName => "X-Zvgate-Tenant names no tenant of this gateway",
+            Self::UnknownIdentity => "openId and grantCode in the body are those of no tenant of this gateway",
+            Self::OtherIdentity => "openId or grantCode in the body is not that of the tenant which would answer",
+            Self::NoDefault => "no tenant is named and none is the default; name one by X-Zvgate-Tenant",
+        })
+    }
+}
+
+/// All tenants.
+#[derive(Debug)]
+pub struct Tenants {
+    all: Vec<Arc<Tenant>>,
+    default: Option<usize>,
+}
+
+impl Tenants {
+    /// The tenants as configured; a sole one is the default.
+    pub fn new(settings: &[TenantSettings]) -> Self {
+        let default = settings.iter().position(|tenant| tenant.default).or((settings.len() == 1).then_some(0));
+        let all = settings
+            .iter()
+            .enumerate()
+            .map(|(index, one)| {
+                Arc::new(Tenant {
+                    index,
+                    name: one.name.clone(),
+                    open_id: one.open_id.clone(),
+                    grant_code: one.grant_code.clone(),
+                    open_key: one.open_key.clone(),
+                    pace: one.pace,
+                })
+            })
+            .collect();
+        Self { all, default }
+    }
+
+    /// All of them, by index.
+    pub fn all(&self) -> &[Arc<Tenant>] {
+        &self.all
+    }
+
+    /// The tenant that a request is for: the one its header names, else the one whose identity its body has, else the
+    /// default.
+    ///
+    /// # Errors
+    /// Where none fits, or the body's identity is another's.
+    pub fn choose(&self, header: Option<&[u8]>, envelope: &Envelope<'_>) -> Result<&Arc<Tenant>, NoTenant> {
+        let open_id = envelope.member("openId");
+        let grant_code = envelope.member("grantCode");
+        let is = |node: Option<&Node<'_>>, own: &str| node.and_then(Node::text) == Some(own);
+        let chosen = match (header, open_id, grant_code) {
+            (Some(name), _, _) => {
+                self.all.iter().find(|one| one.name.as_bytes() == name).ok_or(NoTenant::UnknownName)?
+            }
+            (None, Some(_), Some(_)) => {
+                let same = |one: &&Arc<Tenant>| is(open_id, &one.open_id) && is(grant_code, &one.grant_code);
+                self.all.iter().find(same).ok_or(NoTenant::UnknownIdentity)?
+            }
+            (None, _, _) => self.default.and_then(|index| self.all.get(index)).ok_or(NoTenant::NoDefault)?,
+        };
+        let fits = |node: Option<&Node<'_>>, own: &str| node.is_none() || is(node, own);
+        if fits(open_id, &chosen.open_id) && fits(grant_code, &chosen.grant_code) {
+            Ok(chosen)
+        } else {
+            Err(NoTenant::OtherIdentity)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tenants(defaults: &[bool]) -> Tenants {
+        let one = |(index, default): (usize, &bool)| TenantSettings {
+            name: format!("t{index}"),
+            open_id: format!("id{index}"),
+            grant_code: format!("grant{index}"),
+            open_key: Secret::new("key".to_owned()),
+            default: *default,
+            pace: None,
+        };
+        Tenants::new(&defaults.iter().enumerate().map(one).collect::<Vec<_>>())
+    }
+
+    fn choose(tenants: &Tenants, header: Option<&str>, identity: &str) -> Result<String, NoTenant> {
+        let body = format!("{{\"params\":{{}}{identity}}}");
+        let envelope = Envelope::parse(body.as_bytes()).unwrap();
+        tenants.choose(header.map(str::as_bytes), &envelope).map(|tenant| tenant.name.clone())
+    }
+
+    #[test]
+    fn a_tenant_is_chosen_by_header_then_identity_then_default() {
+        let two = tenants(&[false, true]);
+        assert_eq!(choose(&two, Some("t0"), ""), Ok("t0".to_owned()));
+        assert_eq!(choose(&two, None, r#","openId":"id0","grantCode":"grant0""#), Ok("t0".to_owned()));
+        assert_eq!(choose(&two, None, ""), Ok("t1".to_owned()));
+        assert_eq!(choose(&tenants(&[false]), None, ""), Ok("t0".to_owned()));
+        assert_eq!(choose(&tenants(&[false, false]), None, ""), Err(NoTenant::NoDefault));
+        assert_eq!(choose(&two, Some("t2"), ""), Err(NoTenant::UnknownName));
+    }
+
+    #[test]
+    fn nobody_is_answered_from_another_merchant() {
+        let sole = tenants(&[false]);
+        for identity in [
+            r#","openId":"id1","grantCode":"grant1""#,
+            r#","openId":"id0","grantCode":"grant1""#,
+            r#","openId":"id1""#,
+            r#","grantCode":"x""#,
+            r#","openId":"","grantCode":"""#,
+            r#","openId":null"#,
+        ] {
+            assert!(choose(&sole, None, identity).is_err(), "{identity}");
+            assert!(choose(&sole, Some("t0"), identity).is_err(), "{identity} with header");
+        }
+        let two = tenants(&[true, false]);
+        let other = choose(&two, Some("t0"), r#","openId":"id1","grantCode":"grant1""#);
+        assert_eq!(other, Err(NoTenant::OtherIdentity));
+    }
+}
