@@ -1,5 +1,7 @@
 //! zvgate: a caching reverse proxy that signs, paces and keeps calls to the zvcms open platform.
 
+pub mod answer;
+pub mod cache;
 pub mod clock;
 pub mod envelope;
 pub mod json;

@@ -1,0 +1,124 @@
+use super::*;
+
+fn reader() -> Reader {
+    Reader {
+        expires: ["endAt", "endTime", "validEndDate"].map(str::to_owned).into(),
+        retry_codes: ["110004", "110007"].map(str::to_owned).into(),
+        utc_offset: UtcOffset::from_hms(8, 0, 0).unwrap(),
+    }
+}
+
+fn read(body: &str) -> Verdict {
+    reader().read(200, body.as_bytes())
+}
+
+fn contents(data: &str) -> Contents {
+    match read(&format!(r#"{{"status":true,"code":0,"data":{data}}}"#)) {
+        Verdict::Success(contents) => contents,
+        other => panic!("{data}: {other:?}"),
+    }
+}
+
+fn at(text: &str) -> Wall {
+    match End::parse(text, UtcOffset::from_hms(8, 0, 0).unwrap()) {
+        Some(End::At(at)) => at,
+        other => panic!("{text}: {other:?}"),
+    }
+}
+
+/// The answers of the platform's own document.
+#[test]
+fn the_documents_answers_are_understood() {
+    let success = r#"{ "status": "true", "code": "0", "message": "说明", "data": { "beginAt": "2019-08-24 00:00:00", "cardId": "390913445498200065", "channel": "naixue", "couponId": "390913445519171584", "couponType": "0", "createdAt": "2019-10-15 17:10:28", "customerId": "383933091455959041", "title": "", "updatedAt": "2019-10-15 17:10:2", "useStatus": "0", "templateId": "951", "endAt": "2019-11-03 23:59:59", "extra": "" } }"#;
+    let end = at("2019-11-03 23:59:59");
+    let wanted = Contents { ends: vec![end], open: vec![Some(End::At(end))], empty: false };
+    assert_eq!(read(success), Verdict::Success(wanted));
+    let exception =
+        r#"{ "status": true, "code": "异常编码,根据不同的业务返回编码", "message": "异常说明:查询的信息不存在" }"#;
+    assert_eq!(read(exception), Verdict::Exception);
+    let error = r#"{ "status": false, "code": "系统错误编码:详见全局返回编码", "message": "系统错误说明" }"#;
+    assert_eq!(read(error), Verdict::Error);
+}
+
+#[test]
+fn status_and_code_are_read_in_all_their_spellings() {
+    for status in ["true", r#""true""#, r#""True""#] {
+        for code in ["0", r#""0""#, r#"" 0 ""#] {
+            let body = format!(r#"{{"status":{status},"code":{code}}}"#);
+            assert!(matches!(read(&body), Verdict::Success(_)), "{body}");
+        }
+        assert_eq!(read(&format!(r#"{{"status":{status},"code":1}}"#)), Verdict::Exception);
+        assert_eq!(read(&format!(r#"{{"status":{status},"code":"110004"}}"#)), Verdict::Throttled);
+        assert_eq!(read(&format!(r#"{{"status":{status}}}"#)), Verdict::Error);
+    }
+    for status in ["false", r#""false""#, "null", "1", r#""""#, "{}"] {
+        assert_eq!(read(&format!(r#"{{"status":{status},"code":0}}"#)), Verdict::Error, "{status}");
+        assert_eq!(read(&format!(r#"{{"status":{status},"code":110007}}"#)), Verdict::Throttled, "{status}");
+    }
+    assert_eq!(read(r#"{"code":0}"#), Verdict::Error);
+    for garbage in ["", "<html>", "[]", "\"ok\"", "{", "null"] {
+        assert_eq!(read(garbage), Verdict::Garbage, "{garbage}");
+    }
+    assert_eq!(reader().read(200, b"\xff"), Verdict::Garbage);
+    assert_eq!(reader().read(200, "[".repeat(1000).as_bytes()), Verdict::Garbage);
+    assert_eq!(reader().read(503, b"{\"status\":true,\"code\":0}"), Verdict::Http5xx);
+    assert_eq!(reader().read(404, b"{\"status\":true,\"code\":0}"), Verdict::HttpOther);
+    assert_eq!(reader().read(204, b""), Verdict::HttpOther);
+}
+
+#[test]
+fn coupons_come_as_one_as_a_list_or_as_a_page() {
+    let coupon = r#"{"useStatus":0,"endAt":"2030-01-02 03:04:05"}"#;
+    for data in [coupon.to_owned(), format!("[{coupon}]"), format!(r#"{{"list":[{coupon}],"total":1}}"#)] {
+        let end = at("2030-01-02 03:04:05");
+        let wanted = Contents { ends: vec![end], open: vec![Some(End::At(end))], empty: false };
+        assert_eq!(contents(&data), wanted, "{data}");
+    }
+    for data in ["null", r#""""#, r#"" ""#, "[]", "{}", r#"{"list":[],"total":0}"#, r#"{"list":null}"#] {
+        assert!(contents(data).empty, "{data}");
+    }
+    assert!(matches!(read(r#"{"status":true,"code":0}"#), Verdict::Success(Contents { empty: true, .. })));
+}
+
+#[test]
+fn every_end_counts_whatever_its_name_or_depth() {
+    let data = r#"[{"useStatus":1,"endTime":"2030-01-01 00:00:00"},
+        {"useStatus":1,"deep":{"er":[{"validEndDate":"2029-01-01"}]}},
+        {"useStatus":1,"endAt":"9999-12-31 23:59:59","endAt":"2031-01-01 00:00:00"}]"#;
+    let ends = contents(data).ends;
+    assert_eq!(ends, [at("2030-01-01"), at("2029-01-01"), at("2031-01-01")]);
+}
+
+#[test]
+fn a_coupon_is_open_unless_its_status_is_settled() {
+    for (coupon, open) in [
+        (r#"{"useStatus":"0","endAt":""}"#, vec![None]),
+        (r#"{"useStatus":2}"#, vec![None]),
+        (r#"{"useStatus":4,"endAt":null}"#, vec![None]),
+        (r#"{"endAt":"9000-01-01"}"#, vec![Some(End::Never)]),
+        (r#"{"useStatus":9,"endAt":"soon"}"#, vec![None]),
+        (r#"{"useStatus":1}"#, vec![]),
+        (r#"{"useStatus":"5"}"#, vec![]),
+        (r#"{"useStatus":6,"endAt":"2000-01-01"}"#, vec![]),
+        (r#"{"useStatus":"7"}"#, vec![]),
+        (r#""a coupon in words""#, vec![None]),
+    ] {
+        assert_eq!(contents(&format!("[{coupon}]")).open, open, "{coupon}");
+    }
+}
+
+#[test]
+fn a_route_whose_answers_do_not_end_looks_for_no_ends() {
+    let reader = Reader { expires: Vec::new(), ..reader() };
+    let verdict = reader.read(200, br#"{"status":true,"code":0,"data":{"endAt":"2000-01-01"}}"#);
+    assert_eq!(verdict, Verdict::Success(Contents::default()));
+}
+
+#[test]
+fn a_writes_answer_names_its_customer() {
+    let pointers = ["/data/userInfo/customer_id".to_owned()];
+    let body = br#"{"status":true,"data":{"userInfo":{"customer_id":383933091455959041}}}"#;
+    assert_eq!(customers(body, &pointers), ["383933091455959041"]);
+    assert!(customers(b"{}", &pointers).is_empty());
+    assert!(customers(b"no json", &pointers).is_empty());
+}

@@ -1,0 +1,78 @@
+//! One call for each question: those who ask while it is being asked wait for the same answer.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use tokio::sync::watch;
+
+use super::freshness::Life;
+use crate::answer::Answer;
+
+/// How a flight ended.
+#[derive(Clone, Debug)]
+pub enum Landed<F> {
+    /// With an answer, for everybody who waited.
+    Answer {
+        /// It.
+        answer: Arc<Answer>,
+        /// How long it is kept, where it is.
+        kept: Option<Life>,
+    },
+    /// Without one.
+    Failed(F),
+    /// Nobody knows: the task that flew it ended early.
+    Abandoned,
+}
+
+/// A call under way.
+#[derive(Debug)]
+pub(super) struct Flight<F> {
+    outcome: watch::Sender<Option<Landed<F>>>,
+    waiting: AtomicUsize,
+    /// The tenant's era in which it began.
+    pub(super) era: u64,
+}
+
+impl<F: Clone> Flight<F> {
+    pub(super) fn new(era: u64) -> Arc<Self> {
+        Arc::new(Self { outcome: watch::Sender::new(None), waiting: AtomicUsize::new(0), era })
+    }
+
+    /// Waits with the others, unless `limit` do so already.
+    pub(super) fn join(self: &Arc<Self>, limit: usize) -> Option<Waiter<F>> {
+        let joined = self.waiting.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| (n < limit).then_some(n + 1));
+        joined.ok().map(|_| Waiter { outcome: self.outcome.subscribe(), flight: Arc::clone(self) })
+    }
+
+    pub(super) fn land(&self, outcome: Landed<F>) {
+        self.outcome.send_replace(Some(outcome));
+    }
+}
+
+/// Somebody who waits for a flight; leaving harms nobody.
+#[derive(Debug)]
+pub struct Waiter<F> {
+    outcome: watch::Receiver<Option<Landed<F>>>,
+    flight: Arc<Flight<F>>,
+}
+
+impl<F: Clone> Waiter<F> {
+    /// The flight's outcome.
+    pub async fn outcome(mut self) -> Landed<F> {
+        // The sender lives in the flight, which this waiter holds: the channel cannot close.
+        loop {
+            if let Some(landed) = self.outcome.borrow_and_update().clone() {
+                return landed;
+            }
+            if self.outcome.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+}
+
+impl<F> Drop for Waiter<F> {
+    fn drop(&mut self) {
+        self.flight.waiting.fetch_sub(1, Ordering::Relaxed);
+    }
+}

@@ -1,0 +1,127 @@
+//! How long an answer may be told again: pure functions of the answer, the settings and the time.
+
+use std::time::Duration;
+
+use crate::answer::{Contents, End, Verdict};
+use crate::clock::{Boot, Now, Wall};
+
+/// The settings that an answer's life depends on.
+#[derive(Clone, Debug)]
+pub struct Lifetimes {
+    /// Of a settled success.
+    pub ttl: Duration,
+    /// Of a business exception or an empty list.
+    pub negative_ttl: Duration,
+    /// Of a list whose coupons may change by themselves at any moment.
+    pub unsettled_ttl: Duration,
+    /// Taken off every end.
+    pub expiry_margin: Duration,
+}
+
+/// What bounded an answer's life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Bound {
+    /// The route's or the cache's `ttl`.
+    Ttl,
+    /// The end of a coupon.
+    EndAt,
+    /// `cache.negative_ttl`.
+    Negative,
+    /// `cache.unsettled_ttl`.
+    Unsettled,
+}
+
+/// The life of a kept answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Life {
+    /// When the answer came.
+    pub received: Boot,
+    /// Until when it is fresh.
+    fresh_until: Boot,
+    /// Until when it may be told at all, whichever clock gets there first.
+    end: Option<(Wall, Boot)>,
+    /// How long it was to be told when it came.
+    pub lasts: Duration,
+    /// Whether it says that there is nothing.
+    pub negative: bool,
+    /// What bounded its life when it came.
+    pub bound: Bound,
+}
+
+/// What becomes of an answer, and of older ones to the same question.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fate {
+    /// It is kept in their place.
+    Kept(Life),
+    /// It is not kept, but they are over: it says something else by now.
+    Supersedes,
+    /// It says nothing about the question: a failure.
+    Ignored,
+}
+
+impl Fate {
+    /// The fate of an answer that was asked for at `sent` and came at `received`.
+    pub fn of(verdict: &Verdict, lifetimes: &Lifetimes, sent: Now, received: Now) -> Self {
+        let nothing = Contents::default();
+        let (contents, negative) = match verdict {
+            Verdict::Success(contents) => (contents, contents.empty),
+            Verdict::Exception => (&nothing, true),
+            Verdict::Error | Verdict::Throttled | Verdict::Garbage | Verdict::Http5xx | Verdict::HttpOther => {
+                return Self::Ignored;
+            }
+        };
+        let (ttl, bound) = if negative {
+            (lifetimes.negative_ttl, Bound::Negative)
+        } else if contents.open.iter().any(|end| is_unsettled(*end, received.wall))
+            && lifetimes.unsettled_ttl < lifetimes.ttl
+        {
+            (lifetimes.unsettled_ttl, Bound::Unsettled)
+        } else {
+            (lifetimes.ttl, Bound::Ttl)
+        };
+        let end = first_end(&contents.ends, lifetimes.expiry_margin, sent, received);
+        let life = Life { received: received.boot, fresh_until: received.boot + ttl, end, lasts: ttl, negative, bound };
+        match life.left(received) {
+            None => Self::Supersedes,
+            Some(lasts) if lasts < ttl => Self::Kept(Life { lasts, bound: Bound::EndAt, ..life }),
+            Some(_) => Self::Kept(life),
+        }
+    }
+}
+
+impl Life {
+    /// How long the answer is still fresh; `None` from the moment on that it is not.
+    pub fn left(&self, now: Now) -> Option<Duration> {
+        let fresh = self.fresh_until.since(now.boot);
+        let left = match self.end {
+            None => fresh,
+            Some((wall, boot)) => fresh.min(wall.after(now.wall)?).min(boot.since(now.boot)),
+        };
+        (left > Duration::ZERO).then_some(left)
+    }
+
+    /// How long ago the answer came.
+    pub fn age(&self, now: Now) -> Duration {
+        now.boot.since(self.received)
+    }
+}
+
+fn is_unsettled(end: Option<End>, now: Wall) -> bool {
+    match end {
+        None => true,
+        Some(End::Never) => false,
+        Some(End::At(end)) => end <= now,
+    }
+}
+
+/// The two deadlines of the earliest end that lay ahead when the request was sent. Where the wall clock stepped in
+/// between, the earlier reading counts.
+fn first_end(ends: &[Wall], margin: Duration, sent: Now, received: Now) -> Option<(Wall, Boot)> {
+    let earlier = sent.wall.min(received.wall);
+    let end = ends.iter().copied().filter(|end| *end > earlier).min()?;
+    let reached = |seen: Now| seen.boot + end.after(seen.wall).unwrap_or_default();
+    Some((end - margin, reached(sent).min(reached(received)) - margin))
+}
+
+#[cfg(test)]
+mod tests;
