@@ -1,0 +1,228 @@
+//! Upstream's pace, as a pure function of what was sent, what was answered, and the time.
+//!
+//! In any window of `per`, upstream may count `rate` calls. A token bucket does not give that: its burst and its refill
+//! add up in one window. So there are `rate` slots, and each carries one call at a time. Upstream counts a call no later
+//! than its answer, and no later than `transit` after its last byte left; from the earlier of the two on, the slot cools
+//! for `per`. Two calls of one slot are then counted at least `per` apart, and `rate` slots make `rate` calls.
+
+use std::time::Duration;
+
+use crate::clock::Boot;
+use crate::settings::PaceSettings;
+
+/// What a slot is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    /// Free from this moment on.
+    Free(Boot),
+    /// Its call has not left yet.
+    Held,
+    /// Its call left; the slot is free at this moment if no answer comes before.
+    Sent(Boot),
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Slot {
+    state: State,
+    /// The call that has it, or had it last.
+    call: u64,
+}
+
+/// A call's claim to its slot. A slot whose call was never answered goes to another call in time; the claim is void then.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Claim {
+    index: usize,
+    call: u64,
+}
+
+/// The slots of one tenant and route.
+#[derive(Debug)]
+pub struct Slots {
+    slots: Vec<Slot>,
+    calls: u64,
+    per: Duration,
+    transit: Duration,
+}
+
+impl Slots {
+    /// All slots, free from `from` on.
+    pub fn new(pace: &PaceSettings, from: Boot) -> Self {
+        let count = usize::try_from(pace.rate).unwrap_or(usize::MAX);
+        let slots = vec![Slot { state: State::Free(from), call: 0 }; count];
+        Self { slots, calls: 0, per: pace.per, transit: pace.transit }
+    }
+
+    /// Takes a slot for a call, if one is free.
+    pub fn take(&mut self, now: Boot) -> Option<Claim> {
+        let index = self.slots.iter().position(|slot| slot.free_at().is_some_and(|at| at <= now))?;
+        self.calls += 1;
+        *self.slots.get_mut(index)? = Slot { state: State::Held, call: self.calls };
+        Some(Claim { index, call: self.calls })
+    }
+
+    /// The call's last byte left.
+    pub fn sent(&mut self, claim: Claim, now: Boot) {
+        let free = now + self.transit + self.per;
+        if let Some(slot) = self.claimed(claim) {
+            slot.state = State::Sent(free);
+        }
+    }
+
+    /// The call was answered.
+    pub fn answered(&mut self, claim: Claim, now: Boot) {
+        let cooled = now + self.per;
+        if let Some(slot) = self.claimed(claim) {
+            slot.state = State::Free(slot.free_at().map_or(cooled, |at| at.min(cooled)));
+        }
+    }
+
+    /// The call was given up. Where it never left, the slot is free at once.
+    pub fn given_up(&mut self, claim: Claim) {
+        if let Some(slot) = self.claimed(claim) {
+            slot.state = State::Free(slot.free_at().unwrap_or(Boot::from_duration(Duration::ZERO)));
+        }
+    }
+
+    /// When the next slot will be free, as far as is known; `None` while every slot waits for its call to leave.
+    pub fn next_free(&self) -> Option<Boot> {
+        self.slots.iter().filter_map(Slot::free_at).min()
+    }
+
+    /// The earliest moment at which somebody with `ahead` others before him can get a slot, whatever happens.
+    pub fn earliest(&self, ahead: usize, now: Boot) -> Boot {
+        let soonest = |slot: &Slot| match slot.state {
+            State::Free(at) => at.max(now),
+            // It may turn out not to leave at all.
+            State::Held => now,
+            State::Sent(at) => at.min(now + self.per).max(now),
+        };
+        let mut free: Vec<Boot> = self.slots.iter().map(soonest).collect();
+        free.sort_unstable();
+        let rounds = u32::try_from(ahead / free.len().max(1)).unwrap_or(u32::MAX);
+        let first = free.get(ahead % free.len().max(1)).copied().unwrap_or(now);
+        first + self.per.saturating_mul(rounds)
+    }
+
+    fn claimed(&mut self, claim: Claim) -> Option<&mut Slot> {
+        self.slots.get_mut(claim.index).filter(|slot| slot.call == claim.call)
+    }
+}
+
+impl Slot {
+    /// When the slot can carry its next call. One that was sent and never answered needs no end to be called over.
+    fn free_at(&self) -> Option<Boot> {
+        match self.state {
+            State::Free(at) | State::Sent(at) => Some(at),
+            State::Held => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn at(millis: u64) -> Boot {
+        Boot::from_duration(Duration::from_millis(millis))
+    }
+
+    fn pace(rate: u32) -> PaceSettings {
+        PaceSettings { rate, per: Duration::from_millis(1000), transit: Duration::from_millis(500) }
+    }
+
+    #[test]
+    fn a_slot_cools_from_the_answer_or_from_the_latest_arrival() {
+        let mut slots = Slots::new(&pace(1), at(0));
+        let claim = slots.take(at(0)).unwrap();
+        assert_eq!(slots.next_free(), None);
+        slots.sent(claim, at(10));
+        assert_eq!(slots.next_free(), Some(at(1510)));
+        slots.answered(claim, at(50));
+        assert_eq!(slots.next_free(), Some(at(1050)));
+        assert_eq!(slots.take(at(1049)), None);
+        let claim = slots.take(at(1050)).unwrap();
+        slots.sent(claim, at(1050));
+        slots.answered(claim, at(1050 + 4000));
+        assert_eq!(slots.next_free(), Some(at(2550)), "a slow answer does not hold the slot");
+    }
+
+    #[test]
+    fn a_call_that_never_left_gives_its_slot_back() {
+        let mut slots = Slots::new(&pace(1), at(0));
+        let claim = slots.take(at(0)).unwrap();
+        slots.given_up(claim);
+        assert!(slots.take(at(1)).is_some());
+    }
+
+    #[test]
+    fn a_late_answer_does_not_touch_the_slot_of_another_call() {
+        let mut slots = Slots::new(&pace(1), at(0));
+        let hung = slots.take(at(0)).unwrap();
+        slots.sent(hung, at(0));
+        let next = slots.take(at(1500)).unwrap();
+        slots.given_up(hung);
+        slots.answered(hung, at(1501));
+        assert_eq!(slots.take(at(9000)), None, "the other call still holds it");
+        slots.sent(next, at(9000));
+        assert_eq!(slots.next_free(), Some(at(10_500)));
+    }
+
+    #[test]
+    fn nobody_is_told_of_an_earlier_turn_than_can_be() {
+        let mut slots = Slots::new(&pace(2), at(0));
+        for _ in 0..2 {
+            let claim = slots.take(at(0)).unwrap();
+            slots.sent(claim, at(0));
+            slots.answered(claim, at(100));
+        }
+        assert_eq!(slots.earliest(0, at(200)), at(1100));
+        assert_eq!(slots.earliest(1, at(200)), at(1100));
+        assert_eq!(slots.earliest(2, at(200)), at(2100));
+        assert_eq!(slots.earliest(5, at(200)), at(3100));
+    }
+
+    proptest! {
+        /// The law itself: whenever upstream counts each call between its leaving and the latest moment allowed, no
+        /// window of `per` holds more than `rate`.
+        #[test]
+        fn upstream_never_counts_more_than_the_rate(
+            rate in 1u32..5,
+            calls in proptest::collection::vec((0u64..400, 0u64..30, 0u64..2500, 0.0f64..=1.0, any::<bool>()), 1..120),
+        ) {
+            let pace = pace(rate);
+            let mut slots = Slots::new(&pace, at(0));
+            let mut now = 0;
+            let mut counted = Vec::new();
+            let mut open: Vec<(u64, Claim)> = Vec::new();
+            for (pause, sending, answer_after, share, answered) in calls {
+                now += pause;
+                let claim = loop {
+                    open.retain(|(when, claim)| {
+                        if *when <= now {
+                            slots.answered(*claim, at(*when));
+                        }
+                        *when > now
+                    });
+                    match slots.take(at(now)) {
+                        Some(claim) => break claim,
+                        None => now += 1,
+                    }
+                };
+                let sent = now + sending;
+                slots.sent(claim, at(sent));
+                let latest = if answered { answer_after.min(500) } else { 500 };
+                #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "small and positive")]
+                counted.push(sent + (share * latest as f64) as u64);
+                if answered {
+                    open.push((sent + answer_after, claim));
+                }
+            }
+            counted.sort_unstable();
+            for window in counted.windows(rate as usize + 1) {
+                let span = window[rate as usize] - window[0];
+                prop_assert!(span >= 1000, "{} calls counted in {span} ms: {window:?}", rate + 1);
+            }
+        }
+    }
+}
