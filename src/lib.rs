@@ -11,3 +11,4 @@ pub mod secret;
 pub mod settings;
 pub mod signer;
 pub mod tenant;
+pub mod upstream;

@@ -1,0 +1,182 @@
+//! One request and its answer.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{
+    ACCEPT, CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HOST, HeaderName, RETRY_AFTER, USER_AGENT,
+};
+use http::{HeaderMap, HeaderValue, Method, Request, Response};
+use http_body_util::{BodyExt, Full};
+use hyper::body::{Body, Incoming};
+use hyper_util::rt::TokioIo;
+
+use super::connect::Stream;
+use super::failure::{Failure, FailureKind};
+use super::pool::{Idle, Pool};
+use super::wire::{Meter, Wire};
+use crate::answer::Answer;
+use crate::settings::BaseUrl;
+use crate::signer::SignedRequest;
+
+const JSON: HeaderValue = HeaderValue::from_static("application/json");
+const AGENT: HeaderValue = HeaderValue::from_static(concat!("zvgate/", env!("CARGO_PKG_VERSION")));
+const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
+
+/// A connection that is about to carry one request.
+#[derive(Debug)]
+pub struct Connection {
+    idle: Idle,
+    /// Where it goes afterwards; `None`: it is closed.
+    home: Option<Arc<Pool>>,
+    reused: bool,
+    authority: String,
+    path_prefix: String,
+    max_response: usize,
+}
+
+impl Connection {
+    pub(super) async fn open(
+        stream: Box<dyn Stream>,
+        home: Option<Arc<Pool>>,
+        base_url: &BaseUrl,
+        max_response: usize,
+    ) -> Result<Self, Failure> {
+        let (wire, meter) = Wire::new(stream);
+        let handshake = hyper::client::conn::http1::handshake(TokioIo::new(wire)).await;
+        let (sender, driver) = handshake.map_err(|_| Failure::before(FailureKind::Connect))?;
+        // What goes wrong on the connection also reaches the request that is on it.
+        tokio::spawn(async move { driver.await.ok() });
+        Ok(Self { reused: false, ..Self::reused(Idle { sender, meter }, home, base_url, max_response) })
+    }
+
+    pub(super) fn reused(idle: Idle, home: Option<Arc<Pool>>, base_url: &BaseUrl, max_response: usize) -> Self {
+        let (authority, path_prefix) = (base_url.authority().to_owned(), base_url.path().to_owned());
+        Self { idle, home, reused: true, authority, path_prefix, max_response }
+    }
+
+    /// Sends a signed request and reads its whole answer in `within`. Tells `left` each time that its bytes have left,
+    /// and `answered` when the answer begins.
+    ///
+    /// # Errors
+    /// Where no whole and usable answer came; a failure on this connection is never tried again here.
+    pub async fn exchange(
+        mut self,
+        request: &SignedRequest,
+        within: Duration,
+        left: impl Fn(),
+        answered: impl Fn(),
+    ) -> Result<Answer, Failure> {
+        let before = self.idle.meter.written();
+        let meter = Arc::clone(&self.idle.meter);
+        let reused = self.reused;
+        let exchange = async {
+            let response = self.send(request, &meter, before, &left).await?;
+            answered();
+            self.receive(response).await
+        };
+        let outcome = tokio::time::timeout(within, exchange).await.unwrap_or(Err(FailureKind::Timeout));
+        outcome.map_err(|kind| {
+            let any_left = meter.written() > before;
+            if any_left {
+                left();
+            }
+            Failure { kind, left: any_left, reused }
+        })
+    }
+
+    async fn send(
+        &mut self,
+        request: &SignedRequest,
+        meter: &Meter,
+        before: u64,
+        left: &impl Fn(),
+    ) -> Result<Response<Incoming>, FailureKind> {
+        let request = self.request(request).map_err(|_| FailureKind::NotHttp)?;
+        let mut response = std::pin::pin!(self.idle.sender.send_request(request));
+        loop {
+            tokio::select! {
+                response = &mut response => return response.map_err(|error| kind_of(&error)),
+                () = meter.left(before) => left(),
+            }
+        }
+    }
+
+    /// Only these headers go up, whatever the caller sent.
+    fn request(&self, signed: &SignedRequest) -> http::Result<Request<Full<Bytes>>> {
+        let body = signed.body().clone();
+        Request::builder()
+            .method(Method::POST)
+            .uri(format!("{}{}", self.path_prefix, signed.path()))
+            .header(HOST, &self.authority)
+            .header(CONTENT_TYPE, JSON)
+            .header(CONTENT_LENGTH, body.len())
+            .header(ACCEPT, JSON)
+            .header(USER_AGENT, AGENT)
+            .body(Full::new(body))
+    }
+
+    async fn receive(mut self, response: Response<Incoming>) -> Result<Answer, FailureKind> {
+        let (head, body) = response.into_parts();
+        if head.status.is_redirection() {
+            return Err(FailureKind::Redirect);
+        }
+        let body = read(body, self.max_response).await?;
+        let closes = head.headers.get(CONNECTION).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"close"));
+        if let Some(pool) = self.home.take().filter(|_| !closes && head.version == http::Version::HTTP_11) {
+            pool.put(self.idle, keep_alive_hint(&head.headers));
+        }
+        let header = |name| head.headers.get(name).cloned();
+        Ok(Answer {
+            status: head.status.as_u16(),
+            content_type: header(CONTENT_TYPE),
+            content_encoding: header(CONTENT_ENCODING),
+            retry_after: header(RETRY_AFTER),
+            body,
+        })
+    }
+}
+
+/// Reads a body into one allocation of its own size.
+async fn read(mut body: Incoming, max: usize) -> Result<Bytes, FailureKind> {
+    let announced = usize::try_from(body.size_hint().lower()).unwrap_or(usize::MAX);
+    if announced > max {
+        return Err(FailureKind::Oversized);
+    }
+    let mut whole = Vec::with_capacity(announced);
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|error| kind_of(&error))?;
+        let Some(data) = frame.data_ref() else { continue };
+        if whole.len() + data.len() > max {
+            return Err(FailureKind::Oversized);
+        }
+        whole.extend_from_slice(data);
+    }
+    Ok(whole.into_boxed_slice().into())
+}
+
+fn kind_of(error: &hyper::Error) -> FailureKind {
+    if error.is_parse() { FailureKind::NotHttp } else { FailureKind::Reset }
+}
+
+/// `Keep-Alive: timeout=5`: how long upstream keeps an idle connection.
+fn keep_alive_hint(headers: &HeaderMap) -> Option<Duration> {
+    let value = headers.get(KEEP_ALIVE)?.to_str().ok()?;
+    let timeout = value.split(',').find_map(|part| part.trim().strip_prefix("timeout="))?;
+    timeout.trim().parse().ok().map(Duration::from_secs)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_keep_alive_hint_is_found_among_its_neighbours() {
+        let hint = |value| keep_alive_hint(&HeaderMap::from_iter([(KEEP_ALIVE, HeaderValue::from_static(value))]));
+        assert_eq!(hint("timeout=5, max=100"), Some(Duration::from_secs(5)));
+        assert_eq!(hint("max=100, timeout=7"), Some(Duration::from_secs(7)));
+        assert_eq!(hint("max=100"), None);
+        assert_eq!(hint("timeout=soon"), None);
+    }
+}

@@ -1,0 +1,67 @@
+//! Idle connections.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::client::conn::http1::SendRequest;
+use parking_lot::Mutex;
+
+use super::wire::Meter;
+use crate::clock::{Boot, Clock};
+
+/// More idle connections than attempts that a usual pace can use at once.
+const MAX_IDLE: usize = 64;
+/// Left between upstream's own hint and our last use of an idle connection, so that the two do not meet.
+const HINT_MARGIN: Duration = Duration::from_secs(1);
+
+/// A connection that can carry the next request.
+#[derive(Debug)]
+pub(super) struct Idle {
+    pub(super) sender: SendRequest<Full<Bytes>>,
+    pub(super) meter: Arc<Meter>,
+}
+
+/// Idle connections, the last one used first.
+#[derive(Debug)]
+pub(super) struct Pool {
+    idle: Mutex<Vec<(Boot, Idle)>>,
+    keep: Duration,
+    clock: Clock,
+}
+
+impl Pool {
+    pub(super) fn new(keep: Duration, clock: Clock) -> Self {
+        Self { idle: Mutex::default(), keep, clock }
+    }
+
+    /// The connection that was used last, if it is still good.
+    pub(super) fn take(&self) -> Option<Idle> {
+        let now = self.clock.boot();
+        let mut idle = self.idle.lock();
+        while let Some((until, connection)) = idle.pop() {
+            if now < until && connection.sender.is_ready() {
+                return Some(connection);
+            }
+        }
+        None
+    }
+
+    /// Keeps a connection; `hint` is how long upstream says it will.
+    pub(super) fn put(&self, connection: Idle, hint: Option<Duration>) {
+        let keep = hint.map_or(self.keep, |hint| hint.saturating_sub(HINT_MARGIN).min(self.keep));
+        if keep.is_zero() {
+            return;
+        }
+        let mut idle = self.idle.lock();
+        if idle.len() < MAX_IDLE {
+            idle.push((self.clock.boot() + keep, connection));
+        }
+    }
+
+    pub(super) fn tidy(&self) {
+        let now = self.clock.boot();
+        self.idle.lock().retain(|(until, connection)| now < *until && !connection.sender.is_closed());
+    }
+}
