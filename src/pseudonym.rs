@@ -1,0 +1,55 @@
+//! Customers' names in logs: the same customer has the same name, and nobody can tell whom it stands for.
+
+use std::path::Path;
+
+use hmac::{Hmac, KeyInit, Mac};
+use sha2::Sha256;
+use zeroize::Zeroizing;
+
+/// Characters of the hash that are shown: enough to tell a company's customers apart.
+const SHOWN: usize = 16;
+
+/// Makes pseudonyms with one key.
+pub struct Pseudonyms(Zeroizing<Vec<u8>>);
+
+impl Pseudonyms {
+    /// With the key in a file, so that names stay the same over restarts; random without one.
+    ///
+    /// # Errors
+    /// Where the file is empty or cannot be read, or the system has no randomness to give.
+    pub fn new(key_file: Option<&Path>) -> std::io::Result<Self> {
+        let mut key = Zeroizing::new(vec![0; 32]);
+        match key_file {
+            Some(file) => *key = std::fs::read(file)?,
+            None => getrandom::fill(&mut key).map_err(std::io::Error::other)?,
+        }
+        if key.is_empty() { Err(std::io::ErrorKind::UnexpectedEof.into()) } else { Ok(Self(key)) }
+    }
+
+    /// A customer's name in logs: the beginning of HMAC-SHA256 of its id, in hex.
+    pub fn of(&self, customer: &str) -> String {
+        let mut mac = Hmac::<Sha256>::new_from_slice(&self.0).expect("HMAC takes a key of any length (RFC 2104)");
+        mac.update(customer.as_bytes());
+        let hash = mac.finalize().into_bytes();
+        let mut name: String = hash.iter().map(|byte| format!("{byte:02x}")).collect();
+        name.truncate(SHOWN);
+        name
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_customer_has_one_name_for_each_key() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        assert!(Pseudonyms::new(Some(file.path())).is_err(), "an empty key is no key");
+        std::fs::write(file.path(), "key").unwrap();
+        let names = || Pseudonyms::new(Some(file.path())).unwrap();
+        assert_eq!(names().of("383933091455959041"), names().of("383933091455959041"));
+        assert_ne!(names().of("383933091455959041"), names().of("383933091455959042"));
+        assert_ne!(Pseudonyms::new(None).unwrap().of("1"), Pseudonyms::new(None).unwrap().of("1"));
+        assert_eq!(names().of("383933091455959041").len(), SHOWN);
+    }
+}

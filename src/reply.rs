@@ -1,0 +1,299 @@
+//! What a caller gets back. The only room that knows status codes, and the words that callers read.
+
+use std::fmt::Write;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{AGE, ALLOW, CONTENT_ENCODING, CONTENT_TYPE, HeaderName, RETRY_AFTER};
+use http::{HeaderValue, Response, StatusCode};
+use http_body_util::Full;
+
+use crate::answer::Answer;
+use crate::envelope::{Refused, push_text};
+use crate::limit::Limited;
+use crate::tenant::NoTenant;
+use crate::upstream::{Failure, FailureKind};
+
+const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
+const PROXY_STATUS: HeaderName = HeaderName::from_static("proxy-status");
+const RATELIMIT: HeaderName = HeaderName::from_static("ratelimit");
+const RATELIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
+const JSON: HeaderValue = HeaderValue::from_static("application/json");
+
+/// When to come again where nobody knows better.
+const SOON: Duration = Duration::from_secs(1);
+
+/// Upstream's word, and how it came.
+#[derive(Clone, Debug)]
+pub struct Reply {
+    /// The word.
+    pub answer: Arc<Answer>,
+    /// How it came.
+    pub way: Way,
+}
+
+/// How an answer came, as `Cache-Status` (RFC 9211) tells it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// From the cache.
+    Hit {
+        /// How long ago it came from upstream.
+        age: Duration,
+        /// How long it is still fresh.
+        left: Duration,
+    },
+    /// From upstream, and kept for so long, if it is.
+    Miss(Option<Duration>),
+    /// From upstream, by another caller's call.
+    Collapsed,
+    /// From upstream, because the caller wanted that.
+    Requested,
+    /// From upstream, on a route that is not cached.
+    Bypass,
+}
+
+/// Why the gateway answers in upstream's place.
+#[derive(Clone, Debug)]
+pub enum Refusal {
+    /// The body was refused.
+    Body(Refused),
+    /// Something else in the request makes no sense; the text says what would.
+    BadRequest(&'static str),
+    /// No tenant fits.
+    UnknownTenant(NoTenant),
+    /// No such route.
+    UnknownRoute,
+    /// Not a POST.
+    MethodNotAllowed,
+    /// The body came too slowly, or stopped.
+    TooSlow,
+    /// The body is longer than so many bytes.
+    BodyTooLarge(u64),
+    /// Not JSON.
+    UnsupportedMediaType,
+    /// The caller is over its limit.
+    CallerLimited(Limited),
+    /// Upstream's turn is too far off.
+    UpstreamLimited(Limited),
+    /// Upstream gave no answer that can be used.
+    UpstreamFailed(FailureKind),
+    /// There is no room.
+    Unavailable(Unavailable),
+    /// Out of time.
+    UpstreamTimeout,
+    /// The caller wanted it from the cache, and it is not there.
+    NotCached,
+    /// A write left, and no answer came.
+    OutcomeUnknown(FailureKind),
+}
+
+/// What there is no room for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unavailable {
+    /// Connections.
+    Connections,
+    /// Callers waiting for the same call.
+    Waiters,
+    /// Anything: the gateway is stopping, or lost a task.
+    Stopping,
+}
+
+impl Refusal {
+    /// A read without an answer.
+    pub const fn of_read(failure: Failure) -> Self {
+        match failure.kind {
+            FailureKind::Timeout => Self::UpstreamTimeout,
+            kind => Self::UpstreamFailed(kind),
+        }
+    }
+
+    /// A write without an answer: where a byte of it left, nobody knows whether it took effect.
+    pub const fn of_write(failure: Failure) -> Self {
+        if failure.left { Self::OutcomeUnknown(failure.kind) } else { Self::of_read(failure) }
+    }
+
+    /// Status, name, and error type of RFC 9209.
+    fn kind(&self) -> (StatusCode, &'static str, &'static str) {
+        match self {
+            Self::Body(_) | Self::BadRequest(_) => (StatusCode::BAD_REQUEST, "bad_request", "http_request_error"),
+            Self::UnknownTenant(_) => (StatusCode::BAD_REQUEST, "unknown_tenant", "http_request_error"),
+            Self::UnknownRoute => (StatusCode::NOT_FOUND, "unknown_route", "http_request_error"),
+            Self::MethodNotAllowed => (StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "http_request_error"),
+            Self::TooSlow => (StatusCode::REQUEST_TIMEOUT, "too_slow", "http_request_error"),
+            Self::BodyTooLarge(_) => (StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", "http_request_error"),
+            Self::UnsupportedMediaType => {
+                (StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", "http_request_error")
+            }
+            Self::CallerLimited(_) => (StatusCode::TOO_MANY_REQUESTS, "caller_limited", "http_request_denied"),
+            Self::UpstreamLimited(_) => (StatusCode::TOO_MANY_REQUESTS, "upstream_limited", "http_request_denied"),
+            Self::UpstreamFailed(kind) => (StatusCode::BAD_GATEWAY, "upstream_failed", error_type(*kind)),
+            Self::Unavailable(Unavailable::Connections) => {
+                (StatusCode::SERVICE_UNAVAILABLE, "unavailable", "connection_limit_reached")
+            }
+            Self::Unavailable(Unavailable::Waiters | Unavailable::Stopping) => {
+                (StatusCode::SERVICE_UNAVAILABLE, "unavailable", "destination_unavailable")
+            }
+            Self::UpstreamTimeout => (StatusCode::GATEWAY_TIMEOUT, "upstream_timeout", "http_response_timeout"),
+            Self::NotCached => (StatusCode::GATEWAY_TIMEOUT, "not_cached", "http_request_denied"),
+            Self::OutcomeUnknown(FailureKind::Timeout) => {
+                (StatusCode::GATEWAY_TIMEOUT, "outcome_unknown", "http_response_timeout")
+            }
+            Self::OutcomeUnknown(kind) => (StatusCode::BAD_GATEWAY, "outcome_unknown", error_type(*kind)),
+        }
+    }
+
+    /// Its name: what callers see in `error`, and operators in logs.
+    pub fn name(&self) -> &'static str {
+        self.kind().1
+    }
+
+    /// What callers are told.
+    fn message(&self) -> String {
+        match self {
+            Self::Body(refused) => refused.to_string(),
+            Self::BadRequest(what) => (*what).to_owned(),
+            Self::UnknownTenant(no_tenant) => no_tenant.to_string(),
+            Self::UnknownRoute => "this path is not served by the gateway".to_owned(),
+            Self::MethodNotAllowed => "only POST is served here".to_owned(),
+            Self::TooSlow => "the body did not come in time".to_owned(),
+            Self::BodyTooLarge(max) => format!("the body is longer than {max} bytes"),
+            Self::UnsupportedMediaType => "the Content-Type must be application/json".to_owned(),
+            Self::CallerLimited(_) => "more requests than this caller may make".to_owned(),
+            Self::UpstreamLimited(_) => {
+                "more calls than the open platform allows; nothing was sent for this one".to_owned()
+            }
+            Self::UpstreamFailed(kind) => kind.to_string(),
+            Self::Unavailable(Unavailable::Connections) => "too many connections".to_owned(),
+            Self::Unavailable(Unavailable::Waiters) => "too many callers wait for the same answer".to_owned(),
+            Self::Unavailable(Unavailable::Stopping) => "the gateway is stopping".to_owned(),
+            Self::UpstreamTimeout => "no answer of the open platform came in time".to_owned(),
+            Self::NotCached => "the answer is not in the cache".to_owned(),
+            Self::OutcomeUnknown(kind) => {
+                format!("the write was sent and may have taken effect, but no answer came: {kind}")
+            }
+        }
+    }
+
+    /// The limit that refused, with the name of its policy.
+    const fn limit(&self) -> Option<(&'static str, &Limited)> {
+        match self {
+            Self::CallerLimited(limited) => Some(("caller", limited)),
+            Self::UpstreamLimited(limited) => Some(("upstream", limited)),
+            Self::Body(_)
+            | Self::BadRequest(_)
+            | Self::UnknownTenant(_)
+            | Self::UnknownRoute
+            | Self::MethodNotAllowed
+            | Self::TooSlow
+            | Self::BodyTooLarge(_)
+            | Self::UnsupportedMediaType
+            | Self::UpstreamFailed(_)
+            | Self::Unavailable(_)
+            | Self::UpstreamTimeout
+            | Self::NotCached
+            | Self::OutcomeUnknown(_) => None,
+        }
+    }
+}
+
+/// The error types of RFC 9209, section 2.3.
+const fn error_type(kind: FailureKind) -> &'static str {
+    match kind {
+        FailureKind::Resolve => "dns_error",
+        FailureKind::Connect => "connection_refused",
+        FailureKind::Tls => "tls_protocol_error",
+        FailureKind::ConnectTimeout => "connection_timeout",
+        FailureKind::Timeout => "http_response_timeout",
+        FailureKind::Reset => "connection_terminated",
+        FailureKind::Oversized => "http_response_body_size",
+        FailureKind::Redirect | FailureKind::NotHttp => "http_protocol_error",
+    }
+}
+
+/// Writes the response to a request.
+pub fn response(outcome: &Result<Reply, Refusal>, request_id: &str) -> Response<Full<Bytes>> {
+    let mut response = match outcome {
+        Ok(reply) => told(reply),
+        Err(refusal) => refused(refusal, request_id),
+    };
+    response.headers_mut().insert(X_REQUEST_ID, value(request_id));
+    response
+}
+
+fn told(reply: &Reply) -> Response<Full<Bytes>> {
+    let answer = &reply.answer;
+    let mut response = Response::new(Full::new(answer.body.clone()));
+    *response.status_mut() = StatusCode::from_u16(answer.status).unwrap_or(StatusCode::BAD_GATEWAY);
+    let headers = response.headers_mut();
+    let kept = [
+        (CONTENT_TYPE, &answer.content_type),
+        (CONTENT_ENCODING, &answer.content_encoding),
+        (RETRY_AFTER, &answer.retry_after),
+    ];
+    for (name, kept) in kept {
+        if let Some(kept) = kept {
+            headers.insert(name, kept.clone());
+        }
+    }
+    let status = match reply.way {
+        Way::Hit { age, left } => {
+            headers.insert(AGE, HeaderValue::from(age.as_secs()));
+            value(&format!("zvgate; hit; ttl={}", left.as_secs()))
+        }
+        Way::Miss(Some(life)) => value(&format!("zvgate; fwd=miss; stored; ttl={}", life.as_secs())),
+        Way::Miss(None) => HeaderValue::from_static("zvgate; fwd=miss"),
+        Way::Collapsed => HeaderValue::from_static("zvgate; fwd=miss; collapsed"),
+        Way::Requested => HeaderValue::from_static("zvgate; fwd=request"),
+        Way::Bypass => HeaderValue::from_static("zvgate; fwd=bypass"),
+    };
+    headers.insert(CACHE_STATUS, status);
+    response
+}
+
+fn refused(refusal: &Refusal, request_id: &str) -> Response<Full<Bytes>> {
+    let (status, name, error_type) = refusal.kind();
+    let mut body = format!("{{\"status\":false,\"code\":990{},\"error\":\"{name}\",\"message\":", status.as_u16());
+    push_text(&mut body, &refusal.message());
+    body.push_str(",\"requestId\":");
+    push_text(&mut body, request_id);
+    body.push('}');
+    let mut response = Response::new(Full::new(Bytes::from(body)));
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, JSON);
+    headers.insert(PROXY_STATUS, value(&format!("zvgate; error={error_type}")));
+    if status == StatusCode::METHOD_NOT_ALLOWED {
+        headers.insert(ALLOW, HeaderValue::from_static("POST"));
+    }
+    let limit = refusal.limit();
+    if limit.is_some() || status == StatusCode::SERVICE_UNAVAILABLE {
+        let pause = whole_seconds(limit.map_or(SOON, |(_, limited)| limited.retry_after));
+        headers.insert(RETRY_AFTER, HeaderValue::from(pause));
+        if let Some((policy, limited)) = limit {
+            headers.insert(RATELIMIT_POLICY, value(&policy_text(policy, limited)));
+            headers.insert(RATELIMIT, value(&format!("\"{policy}\";r=0;t={pause}")));
+        }
+    }
+    response
+}
+
+/// `"upstream";q=10;w=1` (draft-ietf-httpapi-ratelimit-headers-11); the window only where it is whole seconds.
+fn policy_text(policy: &str, limited: &Limited) -> String {
+    let mut text = format!("\"{policy}\";q={}", limited.quota);
+    if limited.per.subsec_nanos() == 0 {
+        // Writing to a string cannot fail.
+        let _ = write!(text, ";w={}", limited.per.as_secs());
+    }
+    text
+}
+
+/// Rounded up, and at least one: a caller who comes again then must not come too early.
+fn whole_seconds(pause: Duration) -> u64 {
+    pause.as_secs().saturating_add(u64::from(pause.subsec_nanos() > 0)).max(1)
+}
+
+fn value(text: &str) -> HeaderValue {
+    HeaderValue::from_str(text).unwrap_or_else(|_| HeaderValue::from_static(""))
+}
