@@ -1,18 +1,45 @@
 //! zvgate: a caching reverse proxy that signs, paces and keeps calls to the zvcms open platform.
+//!
+//! A request goes through the rooms in this order, and each imports only from those above it:
+//! [`listener`] → [`gateway`]: [`route`] → [`limit`] of callers → [`envelope`] → [`tenant`] → [`cache`]; on a miss, once
+//! for each question: [`limit`] of upstream → [`signer`] → [`upstream`] → [`answer`] → [`cache`]; then [`reply`].
+
+pub mod clock;
+pub mod secret;
+
+pub mod json;
+
+pub mod settings;
+
+pub mod route;
+
+pub mod envelope;
+
+pub mod tenant;
 
 pub mod answer;
+
 pub mod cache;
-pub mod clock;
-pub mod envelope;
-pub mod gateway;
-pub mod json;
+
 pub mod limit;
+
+pub mod signer;
+
+pub mod upstream;
+
 pub mod metrics;
 pub mod pseudonym;
+
 pub mod reply;
-pub mod route;
-pub mod secret;
-pub mod settings;
-pub mod signer;
-pub mod tenant;
-pub mod upstream;
+
+pub mod gateway;
+
+pub mod listener;
+
+pub mod admin;
+
+pub mod sandbox;
+
+pub mod app;
+
+pub mod cli;

@@ -1,0 +1,162 @@
+//! The composition root: builds everything that lives as long as the process, and takes it down again.
+
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+use crate::admin::{self, Readiness};
+use crate::clock::Clock;
+use crate::gateway::{Gateway, Parts};
+use crate::listener::{self, Bounds, Room};
+use crate::pseudonym::Pseudonyms;
+use crate::settings::{ServerSettings, Settings};
+use crate::signer::Nonces;
+use crate::upstream::Upstream;
+
+/// How often memory and connections whose time is over are freed.
+const TIDY_EVERY: Duration = Duration::from_secs(1);
+
+/// Why the gateway cannot start.
+#[derive(Debug)]
+pub enum StartError {
+    /// The configuration lacks these keys.
+    Missing(Vec<&'static str>),
+    /// Something in the configuration cannot be had; the text names the key.
+    Unusable(String),
+    /// An address cannot be listened on.
+    Listen(&'static str, SocketAddr, io::Error),
+}
+
+impl StartError {
+    /// Whether another configuration would help.
+    pub const fn is_configuration(&self) -> bool {
+        match self {
+            Self::Missing(_) | Self::Unusable(_) => true,
+            Self::Listen(..) => false,
+        }
+    }
+}
+
+impl fmt::Display for StartError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Missing(keys) => write!(f, "the configuration lacks {}", keys.join(", ")),
+            Self::Unusable(text) => f.write_str(text),
+            Self::Listen(key, address, error) => write!(f, "{key}: cannot listen on {address}: {error}"),
+        }
+    }
+}
+
+impl std::error::Error for StartError {}
+
+/// A gateway that listens and does not serve yet.
+pub struct App {
+    gateway: Arc<Gateway>,
+    data: TcpListener,
+    admin: TcpListener,
+    server: ServerSettings,
+    readiness: Arc<Readiness>,
+}
+
+impl App {
+    /// Builds the gateway and binds its listeners.
+    ///
+    /// # Errors
+    /// Where the configuration is not enough to serve, or an address is taken.
+    pub async fn bind(settings: &Settings, clock: Clock) -> Result<Self, StartError> {
+        let gateway = Arc::new(build(settings, clock)?);
+        let listen = async |key, address| {
+            TcpListener::bind(address).await.map_err(|error| StartError::Listen(key, address, error))
+        };
+        Ok(Self {
+            gateway,
+            data: listen("server.listen", settings.server.listen).await?,
+            admin: listen("server.admin_listen", settings.server.admin_listen).await?,
+            server: settings.server.clone(),
+            readiness: Arc::default(),
+        })
+    }
+
+    /// Where callers come in.
+    ///
+    /// # Errors
+    /// Where the system does not tell.
+    pub fn address(&self) -> io::Result<SocketAddr> {
+        self.data.local_addr()
+    }
+
+    /// Where operators come in.
+    ///
+    /// # Errors
+    /// Where the system does not tell.
+    pub fn admin_address(&self) -> io::Result<SocketAddr> {
+        self.admin.local_addr()
+    }
+
+    /// Serves until `stop`; then accepts for `server.drain_delay` more, and finishes what is in hand in
+    /// `server.drain_timeout`. The admin listener stays until the end.
+    pub async fn run(self, stop: CancellationToken) {
+        let Self { gateway, data, admin, server, readiness } = self;
+        let bounds = Bounds::new(&server);
+
+        let (stop_data, stop_admin) = (CancellationToken::new(), CancellationToken::new());
+        let (pages, state) = (Arc::clone(&gateway), Arc::clone(&readiness));
+        let operators = move |request, _| admin::handle(request, Arc::clone(&pages), Arc::clone(&state));
+        let admin = tokio::spawn(listener::serve(admin, bounds, None, stop_admin.clone(), operators));
+
+        let front = Arc::clone(&gateway);
+        let callers = move |request, room| {
+            let gateway = Arc::clone(&front);
+            async move {
+                match room {
+                    Room::Enough => gateway.handle(request).await,
+                    Room::None => gateway.turn_away(&request),
+                }
+            }
+        };
+        let open = Some(gateway.metrics().connections.clone());
+        let data = tokio::spawn(listener::serve(data, bounds, open, stop_data.clone(), callers));
+        readiness.ready();
+
+        let housekeeper = Arc::clone(&gateway);
+        let housekeeping = tokio::spawn(async move {
+            let mut ticks = tokio::time::interval(TIDY_EVERY);
+            loop {
+                ticks.tick().await;
+                housekeeper.tidy();
+            }
+        });
+
+        stop.cancelled().await;
+        readiness.draining();
+        tracing::info!("draining");
+        tokio::time::sleep(server.drain_delay).await;
+        stop_data.cancel();
+        let drained = data.await.unwrap_or(false);
+        let finished = tokio::time::timeout(server.drain_timeout, gateway.finish()).await.is_ok();
+        if !(drained && finished) {
+            tracing::warn!("stopped before everything in hand was finished: server.drain_timeout is over");
+        }
+        housekeeping.abort();
+        stop_admin.cancel();
+        admin.abort();
+    }
+}
+
+fn build(settings: &Settings, clock: Clock) -> Result<Gateway, StartError> {
+    let missing = settings.missing_for_serving();
+    let base_url = settings.upstream.base_url.clone().filter(|_| missing.is_empty());
+    let base_url = base_url.ok_or(StartError::Missing(missing))?;
+    let unusable = |key: &str, error: &dyn fmt::Display| StartError::Unusable(format!("{key}: {error}"));
+    let upstream = Upstream::new(base_url, &settings.upstream, settings.tenants.len(), &clock)
+        .map_err(|error| StartError::Unusable(error.to_string()))?;
+    let nonces = Nonces::new().map_err(|error| unusable("nonces", &error))?;
+    let pseudonyms = Pseudonyms::new(settings.log.hash_key_file.as_deref())
+        .map_err(|error| unusable("log.hash_key_file", &error))?;
+    Ok(Gateway::new(settings, Parts { clock, upstream, nonces, pseudonyms }))
+}

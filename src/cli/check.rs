@@ -1,0 +1,79 @@
+//! `zvgate check`
+
+use std::sync::Arc;
+
+use super::{Configuration, FAILED, UNUSABLE, complain, fail, runtime, tell};
+use crate::answer::{Reader, Verdict};
+use crate::clock::Clock;
+use crate::settings::Settings;
+use crate::signer::{Call, Nonces, SignedRequest};
+use crate::tenant::{Tenant, Tenants};
+use crate::upstream::{Reuse, Upstream};
+
+/// Where the live call goes: the interface that the gateway is for.
+const LIVE_PATH: &str = "/v3/crm/coupon/getCustomerCoupons";
+/// A customer that no merchant has: to be told so takes valid credentials, and shows nobody's coupons.
+const LIVE_MEMBERS: &str = "\"params\":{\"customerId\":\"1\"}";
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Arguments {
+    #[command(flatten)]
+    configuration: Configuration,
+    /// Make one signed call for each tenant
+    #[arg(long)]
+    live: bool,
+}
+
+pub(super) fn run(arguments: &Arguments) -> Result<(), u8> {
+    let settings = arguments.configuration.load()?;
+    tell(&settings.effective());
+    let missing = settings.missing_for_serving();
+    if arguments.live && missing.is_empty() {
+        return runtime(1)?.block_on(live(&settings));
+    }
+    if !missing.is_empty() {
+        complain(&format!("to serve, the configuration also needs {}", missing.join(", ")));
+    }
+    if arguments.live { Err(UNUSABLE) } else { Ok(()) }
+}
+
+async fn live(settings: &Settings) -> Result<(), u8> {
+    let clock = Clock::system();
+    let tenants = Tenants::new(&settings.tenants);
+    let base_url = settings.upstream.base_url.clone().ok_or(UNUSABLE)?;
+    let upstream = Upstream::new(base_url, &settings.upstream, tenants.all().len(), &clock).map_err(fail)?;
+    let nonces = Nonces::new().map_err(fail)?;
+    let mut all_well = true;
+    for tenant in tenants.all() {
+        let told = call(settings, &upstream, &nonces, tenant, &clock).await;
+        all_well &= told.is_ok();
+        tell(&format!("live {}: {}", tenant.name, told.unwrap_or_else(|error| error)));
+    }
+    if all_well { Ok(()) } else { Err(FAILED) }
+}
+
+async fn call(
+    settings: &Settings,
+    upstream: &Upstream,
+    nonces: &Nonces,
+    tenant: &Arc<Tenant>,
+    clock: &Clock,
+) -> Result<String, String> {
+    let call = Call { tenant: Arc::clone(tenant), path: LIVE_PATH.into(), members: LIVE_MEMBERS.into() };
+    let connection = upstream.connection(Reuse::Own).await.map_err(|failure| failure.kind.to_string())?;
+    let signed = SignedRequest::sign(&call, nonces, clock.wall());
+    let within = settings.upstream.attempt_timeout;
+    let answer =
+        connection.exchange(&signed, within, || {}, || {}).await.map_err(|failure| failure.kind.to_string())?;
+    let reader = Reader {
+        expires: Vec::new(),
+        retry_codes: settings.upstream.retry_codes.clone(),
+        utc_offset: settings.upstream.utc_offset,
+    };
+    match reader.read(answer.status, &answer.body) {
+        Verdict::Success(_) | Verdict::Exception => Ok("signed call accepted".to_owned()),
+        Verdict::Error | Verdict::Throttled => Err("refused: the identity, the key, the clock or the pace".to_owned()),
+        Verdict::Garbage => Err("answered with what is not JSON: is upstream.base_url the platform?".to_owned()),
+        Verdict::Http5xx | Verdict::HttpOther => Err(format!("answered with HTTP status {}", answer.status)),
+    }
+}

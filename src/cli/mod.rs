@@ -1,0 +1,119 @@
+//! The command line: arguments become commands.
+
+mod check;
+mod demo;
+mod key;
+mod logging;
+mod sandbox;
+mod serve;
+mod sign;
+mod stop;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, CommandFactory, Parser, Subcommand};
+
+use crate::settings::{Settings, Sources};
+
+/// Something failed.
+const FAILED: u8 = 1;
+/// The arguments or the configuration cannot be used.
+const UNUSABLE: u8 = 2;
+
+/// A caching reverse proxy that signs, paces and keeps calls to the zvcms open platform.
+#[derive(Debug, Parser)]
+#[command(name = "zvgate", version, about)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the gateway
+    Serve(Configuration),
+    /// Run the sandbox and a gateway in front of it, on this machine, with published example credentials
+    Demo,
+    /// Run the sandbox alone: a stand-in for the open platform
+    Sandbox(Box<sandbox::Arguments>),
+    /// Check a configuration and print the effective one, secrets masked
+    Check(check::Arguments),
+    /// Print a signed request body, to try with curl
+    Sign(sign::Arguments),
+    /// Print a new caller key and the hash to configure
+    Key,
+}
+
+#[derive(Args, Debug)]
+struct Configuration {
+    /// The configuration file; else $ZVGATE_CONFIG, else config/zvgate.toml where it is safe to read
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+impl Configuration {
+    /// Loads the configuration; every mistake goes to standard error.
+    fn load(&self) -> Result<Settings, u8> {
+        let sources = Sources::of_process(self.config.as_deref());
+        if let Some(why) = &sources.passed_over {
+            complain(why);
+        }
+        sources.load().map_err(|mistakes| {
+            complain(&mistakes.to_string());
+            UNUSABLE
+        })
+    }
+}
+
+/// Runs the process's command. Exit status: 0 done, 1 failed, 2 unusable arguments or configuration.
+pub fn main() -> ExitCode {
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) => {
+            // Printing can only fail where nobody reads.
+            let _ = error.print();
+            return if error.use_stderr() { UNUSABLE.into() } else { ExitCode::SUCCESS };
+        }
+    };
+    let done = match &arguments.command {
+        None => {
+            tell(&Arguments::command().render_help().to_string());
+            Ok(())
+        }
+        Some(Command::Serve(configuration)) => serve::run(configuration),
+        Some(Command::Demo) => demo::run(),
+        Some(Command::Sandbox(arguments)) => sandbox::run(arguments),
+        Some(Command::Check(arguments)) => check::run(arguments),
+        Some(Command::Sign(arguments)) => sign::run(arguments),
+        Some(Command::Key) => key::run(),
+    };
+    done.map_or_else(ExitCode::from, |()| ExitCode::SUCCESS)
+}
+
+/// Writes to standard output; where nobody reads it, nothing is lost.
+fn tell(text: &str) {
+    use std::io::Write;
+    let _ = writeln!(std::io::stdout().lock(), "{}", text.trim_end());
+}
+
+/// Writes to standard error.
+fn complain(text: &str) {
+    use std::io::Write;
+    let _ = writeln!(std::io::stderr().lock(), "{}", text.trim_end());
+}
+
+/// Fails with a text on standard error.
+fn fail<E: std::fmt::Display>(error: E) -> u8 {
+    complain(&format!("zvgate: {error}"));
+    FAILED
+}
+
+/// A runtime with so many worker threads; 0: one a core.
+fn runtime(workers: u32) -> Result<tokio::runtime::Runtime, u8> {
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    if let Some(workers) = usize::try_from(workers).ok().filter(|workers| *workers > 0) {
+        builder.worker_threads(workers);
+    }
+    builder.enable_all().build().map_err(fail)
+}

@@ -1,0 +1,93 @@
+//! `zvgate sandbox`
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+
+use super::stop::Stops;
+use super::{fail, runtime, tell};
+use crate::clock::Clock;
+use crate::sandbox::{Fault, Faults, Merchant, Options, Sandbox};
+use crate::secret::Secret;
+
+/// The platform's own published example: it opens nothing.
+pub(super) const EXAMPLE_OPEN_ID: &str = "d14c1559e87b747d577c834b275a4310";
+pub(super) const EXAMPLE_GRANT_CODE: &str = "ba67d4fa46";
+pub(super) const EXAMPLE_OPEN_KEY: &str = "LyvrkvkxRkG2R6aM55bXpPwjYAbkEXTbVnKwfDYvVHjNwNFAmx";
+/// Where the sandbox listens unless it is told otherwise.
+pub(super) const USUAL_ADDRESS: &str = "127.0.0.1:8090";
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Arguments {
+    /// Where to listen
+    #[arg(long, value_name = "ADDR", default_value = USUAL_ADDRESS)]
+    listen: SocketAddr,
+    /// The merchant's openId
+    #[arg(long, default_value = EXAMPLE_OPEN_ID)]
+    open_id: String,
+    /// The merchant's grantCode
+    #[arg(long, default_value = EXAMPLE_GRANT_CODE)]
+    grant_code: String,
+    /// The merchant's openKey
+    #[arg(long, default_value = EXAMPLE_OPEN_KEY, hide_default_value = true)]
+    open_key: String,
+    /// Calls allowed in any second, for each route; 0: any number
+    #[arg(long, default_value_t = 10)]
+    rate: usize,
+    /// What to do wrong
+    #[arg(long, value_enum, default_value_t)]
+    fault: Fault,
+    /// Do it to every so many-th answer
+    #[arg(long, default_value_t = 1)]
+    every: u64,
+    /// How long every answer takes
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration, default_value = "0s")]
+    latency: Duration,
+    /// How long at most a request is on its way before it is counted, at random
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration, default_value = "0s")]
+    jitter: Duration,
+    /// How many seconds the platform's clock is ahead
+    #[arg(long, value_name = "SECONDS", default_value_t = 0, allow_negative_numbers = true)]
+    clock_skew: i64,
+}
+
+pub(super) fn run(arguments: &Arguments) -> Result<(), u8> {
+    runtime(0)?.block_on(serve(arguments))
+}
+
+async fn serve(arguments: &Arguments) -> Result<(), u8> {
+    let mut stops = Stops::new().map_err(fail)?;
+    let merchant = Merchant {
+        open_id: arguments.open_id.clone(),
+        grant_code: arguments.grant_code.clone(),
+        open_key: Secret::new(arguments.open_key.clone()),
+    };
+    let faults = Faults {
+        fault: arguments.fault,
+        every: arguments.every,
+        latency: arguments.latency,
+        jitter: arguments.jitter,
+        clock_skew: arguments.clock_skew,
+        ..Faults::default()
+    };
+    let options = Options { merchants: vec![merchant], rate: arguments.rate, faults };
+    let bound = Sandbox::bind(arguments.listen, options, Clock::system()).await;
+    let sandbox = bound.map_err(|error| fail(format!("--listen {}: {error}", arguments.listen)))?;
+    tell(&format!("sandbox on http://{}", sandbox.address().map_err(fail)?));
+    let stop = CancellationToken::new();
+    tokio::select! {
+        () = sandbox.run(stop.clone()) => {}
+        () = stops.next() => stop.cancel(),
+    }
+    Ok(())
+}
+
+/// The merchant of the published example.
+pub(super) fn example() -> Merchant {
+    Merchant {
+        open_id: EXAMPLE_OPEN_ID.to_owned(),
+        grant_code: EXAMPLE_GRANT_CODE.to_owned(),
+        open_key: Secret::new(EXAMPLE_OPEN_KEY.to_owned()),
+    }
+}

@@ -1,0 +1,38 @@
+//! `zvgate serve`
+
+use tokio_util::sync::CancellationToken;
+
+use super::stop::Stops;
+use super::{Configuration, UNUSABLE, complain, fail, logging, runtime};
+use crate::app::App;
+use crate::clock::Clock;
+use crate::settings::Settings;
+
+pub(super) fn run(configuration: &Configuration) -> Result<(), u8> {
+    let settings = configuration.load()?;
+    logging::begin(&settings.log);
+    runtime(settings.server.workers)?.block_on(serve(&settings))
+}
+
+async fn serve(settings: &Settings) -> Result<(), u8> {
+    let mut stops = Stops::new().map_err(fail)?;
+    let app = App::bind(settings, Clock::system()).await.map_err(|error| {
+        complain(&format!("zvgate: {error}"));
+        if error.is_configuration() { UNUSABLE } else { super::FAILED }
+    })?;
+    let (data, admin) = (app.address().map_err(fail)?, app.admin_address().map_err(fail)?);
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), listen = %data, admin_listen = %admin, "serving");
+    let stop = CancellationToken::new();
+    let running = app.run(stop.clone());
+    let stopping = async {
+        stops.next().await;
+        stop.cancel();
+        stops.next().await;
+        tracing::warn!("stopped at once, by a second signal");
+    };
+    tokio::select! {
+        () = running => {}
+        () = stopping => {}
+    }
+    Ok(())
+}

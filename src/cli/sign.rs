@@ -1,0 +1,48 @@
+//! `zvgate sign`
+
+use super::{Configuration, UNUSABLE, complain, fail, tell};
+use crate::clock::Clock;
+use crate::envelope::{Envelope, MAX_DEPTH};
+use crate::json::Node;
+use crate::signer::{Call, Nonces, SignedRequest};
+use crate::tenant::Tenants;
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Arguments {
+    #[command(flatten)]
+    configuration: Configuration,
+    /// Whose signature; else the default tenant's
+    #[arg(long, value_name = "NAME")]
+    tenant: Option<String>,
+    /// The business parameters, a JSON object
+    #[arg(long, value_name = "JSON", default_value = "{}")]
+    params: String,
+}
+
+pub(super) fn run(arguments: &Arguments) -> Result<(), u8> {
+    let settings = arguments.configuration.load()?;
+    let unusable = |text: String| {
+        complain(&format!("zvgate: {text}"));
+        UNUSABLE
+    };
+    if settings.tenants.is_empty() {
+        return Err(unusable(format!("the configuration lacks {}", settings.missing_for_serving().join(", "))));
+    }
+    let tenants = Tenants::new(&settings.tenants);
+    if !Node::parse(&arguments.params, MAX_DEPTH).is_ok_and(|params| params.members().is_some()) {
+        return Err(unusable(format!("--params: found {:?}; wanted a JSON object", arguments.params)));
+    }
+    let body = format!("{{\"params\":{}}}", arguments.params);
+    let envelope = Envelope::parse(body.as_bytes()).map_err(|refused| unusable(format!("--params: {refused}")))?;
+    let tenant = tenants
+        .choose(arguments.tenant.as_deref().map(str::as_bytes), &envelope)
+        .map_err(|_| unusable(format!("--tenant: wanted one of {}", names(&tenants))))?;
+    let call = Call { tenant: tenant.clone(), path: "".into(), members: envelope.forwarded().into() };
+    let signed = SignedRequest::sign(&call, &Nonces::new().map_err(fail)?, Clock::system().wall());
+    tell(&String::from_utf8_lossy(signed.body()));
+    Ok(())
+}
+
+fn names(tenants: &Tenants) -> String {
+    tenants.all().iter().map(|tenant| tenant.name.as_str()).collect::<Vec<_>>().join(", ")
+}

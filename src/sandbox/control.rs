@@ -1,0 +1,113 @@
+//! The sandbox's own pages, under `/_sandbox/`: what it saw, what it is told to do wrong, and changes to coupons that
+//! the gateway does not hear of.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderMap, Method, Response, StatusCode};
+use serde_json::{Value, json};
+
+use super::coupons::Change;
+use super::gatekeeper::Refused;
+use super::{Body, Faults, Platform};
+
+/// How long a coupon lasts that is issued without a word about it.
+const USUAL_LIFE: u64 = 30 * 24 * 3600;
+
+/// What the sandbox saw.
+#[derive(Debug, Default)]
+pub(super) struct Seen {
+    pub(super) connections: u64,
+    requests: BTreeMap<String, u64>,
+    refused: BTreeMap<&'static str, u64>,
+    last_request: Bytes,
+    last_headers: BTreeMap<String, String>,
+    last_answer: String,
+}
+
+impl Seen {
+    /// Counts a request; answers how many there were on its path.
+    pub(super) fn record(&mut self, path: &str, headers: &HeaderMap, body: &Bytes, answer: &str) -> u64 {
+        let header = |(name, value): (&http::HeaderName, &http::HeaderValue)| {
+            (name.to_string(), String::from_utf8_lossy(value.as_bytes()).into_owned())
+        };
+        self.last_request = body.clone();
+        self.last_headers = headers.iter().map(header).collect();
+        answer.clone_into(&mut self.last_answer);
+        let count = self.requests.entry(path.to_owned()).or_default();
+        *count += 1;
+        *count
+    }
+
+    pub(super) fn refuse(&mut self, refused: Refused) {
+        let name = match refused {
+            Refused::Malformed => "malformed",
+            Refused::UnknownIdentity => "unknown_identity",
+            Refused::Clock => "clock",
+            Refused::Signature => "signature",
+            Refused::Repeated => "repeated",
+            Refused::TooMany => "too_many",
+        };
+        *self.refused.entry(name).or_default() += 1;
+    }
+}
+
+impl Platform {
+    pub(super) fn control(&self, method: &Method, page: &str, body: &Bytes) -> Response<Body> {
+        let wanted: Value =
+            if body.is_empty() { json!({}) } else { serde_json::from_slice(body).unwrap_or(Value::Null) };
+        let steps: Vec<&str> = page.split('/').collect();
+        let shown = match (method, steps.as_slice()) {
+            (&Method::GET, ["stats"]) => {
+                let seen = self.seen.lock();
+                Ok(json!({ "connections": seen.connections, "requests": seen.requests, "refused": seen.refused }))
+            }
+            (&Method::GET, ["last"]) => {
+                let seen = self.seen.lock();
+                Ok(json!({
+                    "request": String::from_utf8_lossy(&seen.last_request),
+                    "headers": seen.last_headers,
+                    "answer": seen.last_answer,
+                }))
+            }
+            (&Method::GET, ["faults"]) => Ok(self.faults.lock().shown()),
+            (&Method::POST, ["faults"]) => self.misbehave(&wanted),
+            (&Method::DELETE, ["faults"]) => {
+                *self.faults.lock() = Faults::default();
+                Ok(self.faults.lock().shown())
+            }
+            (&Method::POST, ["customers", id, change]) => self.change(id, change, &wanted),
+            _ => Err((StatusCode::NOT_FOUND, PAGES.to_owned())),
+        };
+        match shown {
+            Ok(value) => super::json(StatusCode::OK, value.to_string()),
+            Err((status, error)) => super::json(status, json!({ "error": error }).to_string()),
+        }
+    }
+
+    fn misbehave(&self, wanted: &Value) -> Result<Value, (StatusCode, String)> {
+        let mut faults = self.faults.lock();
+        let mut changed = faults.clone();
+        changed.update(wanted).map_err(|error| (StatusCode::BAD_REQUEST, error))?;
+        *faults = changed;
+        Ok(faults.shown())
+    }
+
+    fn change(&self, customer: &str, change: &str, wanted: &Value) -> Result<Value, (StatusCode, String)> {
+        let change = match change {
+            "issue" => Change::Issue,
+            "use" => Change::Use,
+            "freeze" => Change::Freeze,
+            "give" => Change::Give,
+            _ => return Err((StatusCode::NOT_FOUND, PAGES.to_owned())),
+        };
+        let lasts = Duration::from_secs(wanted.get("seconds").and_then(Value::as_u64).unwrap_or(USUAL_LIFE));
+        let card = wanted.get("cardId").and_then(Value::as_str);
+        let changed = self.coupons.lock().change(customer, change, card, lasts, self.now().wall);
+        changed.map_err(|exception| (StatusCode::CONFLICT, exception.message.to_owned()))
+    }
+}
+
+const PAGES: &str =
+    "wanted GET stats, GET last, GET|POST|DELETE faults, or POST customers/{id}/{issue|use|freeze|give}";

@@ -1,0 +1,116 @@
+//! What the sandbox can be told to do wrong.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+/// A fault in an answer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Fault {
+    /// None.
+    #[default]
+    None,
+    /// Code 110004, as for too many calls.
+    Throttle,
+    /// HTTP 500.
+    Http500,
+    /// HTTP 503 with `Retry-After`.
+    Http503,
+    /// A redirection.
+    Redirect,
+    /// `status` false.
+    Error,
+    /// No answer, ever.
+    Hang,
+    /// The connection is reset once the request was carried out.
+    Reset,
+    /// The connection ends in the middle of the answer.
+    Truncate,
+    /// HTTP 200 with what is not JSON.
+    Garbage,
+}
+
+/// How the sandbox misbehaves.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Faults {
+    /// What is done to answers.
+    pub fault: Fault,
+    /// To every so many-th of them.
+    pub every: u64,
+    /// To so many more of them; `None`: until told otherwise.
+    pub times: Option<u64>,
+    /// On this path only.
+    pub route: Option<String>,
+    /// How long every answer takes.
+    pub latency: Duration,
+    /// How long at most a request is on its way before it is counted, at random.
+    pub jitter: Duration,
+    /// How far the platform's clock is ahead, in seconds: in `Date`, and in judging timestamps.
+    pub clock_skew: i64,
+}
+
+impl Default for Faults {
+    fn default() -> Self {
+        Self {
+            fault: Fault::None,
+            every: 1,
+            times: None,
+            route: None,
+            latency: Duration::ZERO,
+            jitter: Duration::ZERO,
+            clock_skew: 0,
+        }
+    }
+}
+
+impl Faults {
+    /// The fault for the `number`-th answer on a path.
+    pub(super) fn strike(&mut self, path: &str, number: u64) -> Fault {
+        let meant = self.route.as_deref().is_none_or(|route| route == path) && number.is_multiple_of(self.every.max(1));
+        match &mut self.times {
+            _ if !meant || self.fault == Fault::None => Fault::None,
+            None => self.fault,
+            Some(0) => Fault::None,
+            Some(left) => {
+                *left -= 1;
+                self.fault
+            }
+        }
+    }
+
+    /// Changes what the members of an object name.
+    pub(super) fn update(&mut self, wanted: &Value) -> Result<(), String> {
+        let wanted = wanted.as_object().ok_or("wanted a JSON object")?;
+        for (name, value) in wanted {
+            let number = || value.as_u64().ok_or(format!("{name}: wanted a whole number"));
+            match name.as_str() {
+                "fault" => {
+                    let name = value.as_str().unwrap_or_default();
+                    self.fault =
+                        clap::ValueEnum::from_str(name, false).map_err(|_| format!("fault: unknown: {name:?}"))?;
+                }
+                "every" => self.every = number()?,
+                "times" if value.is_null() => self.times = None,
+                "times" => self.times = Some(number()?),
+                "route" => self.route = value.as_str().map(str::to_owned),
+                "latency_ms" => self.latency = Duration::from_millis(number()?),
+                "jitter_ms" => self.jitter = Duration::from_millis(number()?),
+                "clock_skew_s" => self.clock_skew = value.as_i64().ok_or("clock_skew_s: wanted a whole number")?,
+                _ => return Err(format!("unknown member {name:?}")),
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn shown(&self) -> Value {
+        json!({
+            "fault": clap::ValueEnum::to_possible_value(&self.fault).map(|value| value.get_name().to_owned()),
+            "every": self.every,
+            "times": self.times,
+            "route": self.route,
+            "latency_ms": u64::try_from(self.latency.as_millis()).unwrap_or(u64::MAX),
+            "jitter_ms": u64::try_from(self.jitter.as_millis()).unwrap_or(u64::MAX),
+            "clock_skew_s": self.clock_skew,
+        })
+    }
+}

@@ -1,0 +1,224 @@
+//! A stand-in for the open platform: to try the gateway, and to test services against it, without the platform, its
+//! credentials or its bill.
+//!
+//! It knows the platform's rules from their publication and shares no code with the signer that it checks.
+
+mod control;
+mod coupons;
+mod faults;
+mod gatekeeper;
+mod interface;
+
+use std::convert::Infallible;
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, OwnedFd};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use http::header::{CONTENT_TYPE, DATE, RETRY_AFTER};
+use http::{HeaderValue, Request, Response, StatusCode};
+use http_body_util::combinators::BoxBody;
+use http_body_util::{BodyExt, Full};
+use hyper::body::{Frame, Incoming, SizeHint};
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use parking_lot::Mutex;
+use tokio::net::{TcpListener, TcpStream};
+use tokio_util::sync::CancellationToken;
+
+use self::coupons::Coupons;
+pub use self::faults::{Fault, Faults};
+use self::gatekeeper::Gatekeeper;
+pub use self::gatekeeper::Merchant;
+use crate::clock::{Clock, Now, Wall};
+
+/// How the sandbox is made.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Whom it knows.
+    pub merchants: Vec<Merchant>,
+    /// Calls allowed in any second, for each merchant and route; 0: any number.
+    pub rate: usize,
+    /// How it misbehaves at first.
+    pub faults: Faults,
+}
+
+/// A sandbox that listens.
+pub struct Sandbox {
+    listener: TcpListener,
+    platform: Arc<Platform>,
+}
+
+/// The platform's state.
+struct Platform {
+    clock: Clock,
+    gatekeeper: Mutex<Gatekeeper>,
+    coupons: Mutex<Coupons>,
+    faults: Mutex<Faults>,
+    seen: Mutex<control::Seen>,
+}
+
+type Body = BoxBody<Bytes, io::Error>;
+
+impl Sandbox {
+    /// Binds the listener.
+    ///
+    /// # Errors
+    /// Where the address is taken.
+    pub async fn bind(listen: SocketAddr, options: Options, clock: Clock) -> io::Result<Self> {
+        let listener = TcpListener::bind(listen).await?;
+        let platform = Platform {
+            gatekeeper: Mutex::new(Gatekeeper::new(options.merchants, options.rate)),
+            coupons: Mutex::new(Coupons::new(clock.wall())),
+            faults: Mutex::new(options.faults),
+            seen: Mutex::default(),
+            clock,
+        };
+        Ok(Self { listener, platform: Arc::new(platform) })
+    }
+
+    /// Where it listens.
+    ///
+    /// # Errors
+    /// Where the system does not tell.
+    pub fn address(&self) -> io::Result<SocketAddr> {
+        self.listener.local_addr()
+    }
+
+    /// The first coupon that a customer could redeem.
+    pub fn first_card(&self, customer: &str) -> Option<String> {
+        let list = self.platform.coupons.lock().list(customer, Some("0"), None, self.platform.now().wall).ok()?;
+        list.get(0)?.get("cardId")?.as_str().map(str::to_owned)
+    }
+
+    /// Serves until `stop`; what is in hand is dropped, as a platform that goes away does.
+    pub async fn run(self, stop: CancellationToken) {
+        loop {
+            let accepted = tokio::select! {
+                () = stop.cancelled() => return,
+                accepted = self.listener.accept() => accepted,
+            };
+            match accepted {
+                Ok((stream, _)) => {
+                    self.platform.seen.lock().connections += 1;
+                    let serving = serve(Arc::clone(&self.platform), stream);
+                    let stop = stop.clone();
+                    tokio::spawn(async move { stop.run_until_cancelled(serving).await });
+                }
+                Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
+            }
+        }
+    }
+}
+
+async fn serve(platform: Arc<Platform>, stream: TcpStream) {
+    // A second handle, so that the connection can be reset under the server.
+    let Ok(handle) = stream.as_fd().try_clone_to_owned() else { return };
+    let handle = Arc::new(handle);
+    let _ = stream.set_nodelay(true);
+    let service = service_fn(move |request| Arc::clone(&platform).answer(request, Arc::clone(&handle)));
+    // A connection that breaks, by a fault or by its caller, is over.
+    http1::Builder::new().serve_connection(TokioIo::new(stream), service).await.ok();
+}
+
+impl Platform {
+    /// Both clocks as the platform has them.
+    fn now(&self) -> Now {
+        let now = self.clock.now();
+        let skew = self.faults.lock().clock_skew;
+        Now { wall: Wall::from_unix_seconds(now.wall.unix_seconds() + skew), ..now }
+    }
+
+    async fn answer(
+        self: Arc<Self>,
+        request: Request<Incoming>,
+        connection: Arc<OwnedFd>,
+    ) -> Result<Response<Body>, Infallible> {
+        let (head, body) = request.into_parts();
+        let body = body.collect().await.map(http_body_util::Collected::to_bytes).unwrap_or_default();
+        if let Some(page) = head.uri.path().strip_prefix("/_sandbox/") {
+            return Ok(self.control(&head.method, page, &body));
+        }
+        let (latency, jitter) = {
+            let faults = self.faults.lock();
+            (faults.latency, faults.jitter)
+        };
+        tokio::time::sleep(jitter.mul_f64(fastrand::f64())).await;
+        let path = head.uri.path();
+        let text = self.interface(path, &body);
+        let number = self.seen.lock().record(path, &head.headers, &body, &text);
+        tokio::time::sleep(latency).await;
+        let fault = self.faults.lock().strike(path, number);
+        let mut response = faulty(fault, text, &connection).await;
+        let date = SystemTime::UNIX_EPOCH + Duration::from_secs(self.now().wall.unix_seconds().unsigned_abs());
+        if let Ok(date) = httpdate::fmt_http_date(date).parse() {
+            response.headers_mut().insert(DATE, date);
+        }
+        Ok(response)
+    }
+}
+
+/// The answer that a request would get, as the fault leaves it.
+async fn faulty(fault: Fault, text: String, connection: &OwnedFd) -> Response<Body> {
+    match fault {
+        Fault::None => json(StatusCode::OK, text),
+        Fault::Throttle => json(StatusCode::OK, interface::failure(110_004, "调用频率超限 (too many calls)")),
+        Fault::Error => json(StatusCode::OK, interface::failure(100_001, "系统错误 (system error)")),
+        Fault::Http500 => json(StatusCode::INTERNAL_SERVER_ERROR, "{\"error\":\"sandbox\"}".to_owned()),
+        Fault::Http503 => {
+            let mut response = json(StatusCode::SERVICE_UNAVAILABLE, "{\"error\":\"sandbox\"}".to_owned());
+            response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("7"));
+            response
+        }
+        Fault::Redirect => {
+            let mut response = json(StatusCode::FOUND, String::new());
+            response.headers_mut().insert(http::header::LOCATION, HeaderValue::from_static("/elsewhere"));
+            response
+        }
+        Fault::Garbage => json(StatusCode::OK, "<html>502 Bad Gateway</html>".to_owned()),
+        Fault::Hang => std::future::pending().await,
+        Fault::Truncate => cut(&text),
+        Fault::Reset => {
+            // Without lingering, closing a connection resets it.
+            let _ = rustix::net::sockopt::set_socket_linger(connection, Some(Duration::ZERO));
+            cut(" ")
+        }
+    }
+}
+
+fn json(status: StatusCode, text: String) -> Response<Body> {
+    let mut response = Response::new(Full::new(Bytes::from(text)).map_err(|never| match never {}).boxed());
+    *response.status_mut() = status;
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json;charset=UTF-8"));
+    response
+}
+
+/// An answer that breaks off: half of its text, then nothing.
+struct Cut {
+    half: Option<Bytes>,
+    announced: u64,
+}
+
+impl hyper::body::Body for Cut {
+    type Data = Bytes;
+    type Error = io::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<io::Result<Frame<Bytes>>>> {
+        let half = self.half.take();
+        Poll::Ready(Some(half.map(Frame::data).ok_or_else(|| io::ErrorKind::ConnectionReset.into())))
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(self.announced)
+    }
+}
+
+fn cut(text: &str) -> Response<Body> {
+    let half = Bytes::copy_from_slice(text.as_bytes().get(..text.len() / 2).unwrap_or_default());
+    Response::new(Cut { half: Some(half), announced: text.len() as u64 }.boxed())
+}
