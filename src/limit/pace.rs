@@ -71,8 +71,7 @@ impl Pace {
             };
             let left = (arrived + max_wait).since(now);
             if left.is_zero() {
-                let earliest = self.queue.lock().slots.earliest(place.position(), now);
-                return Err(self.limited(earliest.since(now)));
+                return Err(self.limited(place.earliest(now).since(now)));
             }
             let pause = next.map_or(left, |next| next.since(now).min(left));
             // Either the time has come, or something changed: look again.
@@ -106,9 +105,11 @@ impl Place<'_> {
         queue.slots.take(now).map_or_else(|| Step::Wait(queue.slots.next_free()), Step::Turn)
     }
 
-    fn position(&self) -> usize {
+    /// The earliest moment at which this place can come to its turn.
+    fn earliest(&self, now: Boot) -> Boot {
         let queue = self.pace.queue.lock();
-        queue.waiting.iter().position(|ticket| Arc::ptr_eq(ticket, &self.ticket)).unwrap_or_default()
+        let ahead = queue.waiting.iter().position(|ticket| Arc::ptr_eq(ticket, &self.ticket));
+        queue.slots.earliest(ahead.unwrap_or_default(), now)
     }
 }
 

@@ -5,7 +5,7 @@ use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -55,6 +55,19 @@ enum Stage {
     Serving,
 }
 
+/// Idle time is counted in ticks of this part of its limit: a busy connection then sets no timer for each request, and an
+/// idle one is closed after at most one tick more than its limit.
+const TICKS: u32 = 4;
+
+/// What the timer is set for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Alarm {
+    /// The end of a head's time.
+    Head(u64),
+    /// A tick; the connection was idle, after so many requests, for so many ticks.
+    Tick { begun: u64, idle: u32 },
+}
+
 /// The stream.
 #[derive(Debug)]
 pub(super) struct Timed<T> {
@@ -64,7 +77,7 @@ pub(super) struct Timed<T> {
     idle_timeout: Duration,
     /// The requests that had begun when bytes came last: more bytes after their answers begin the next head.
     bytes_after: Option<u64>,
-    timer: Option<(Stage, Pin<Box<Sleep>>)>,
+    timer: Option<(Alarm, Pin<Box<Sleep>>)>,
 }
 
 impl<T> Timed<T> {
@@ -77,30 +90,53 @@ impl<T> Timed<T> {
 
     /// Notes that bytes came: they begin a head, unless they belong to the request being answered.
     fn bytes_came(&mut self) {
-        let stage = self.phase.stage(false);
-        self.bytes_after = match stage {
+        self.bytes_after = match self.phase.stage(false) {
             Stage::Head(begun) | Stage::Idle(begun) => Some(begun),
             Stage::Serving => None,
         };
     }
 
     /// Ready when the connection has waited for too long.
-    fn poll_time(&mut self, cx: &mut Context<'_>) -> Poll<Stage> {
-        let begun = self.phase.begun.load(Ordering::Relaxed);
-        let stage = self.phase.stage(self.bytes_after == Some(begun));
-        let time = match stage {
-            Stage::Head(_) => self.header_timeout,
-            Stage::Idle(_) => self.idle_timeout,
-            Stage::Serving => {
-                self.timer = None;
-                return Poll::Pending;
+    fn poll_time(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        loop {
+            let begun = self.phase.begun.load(Ordering::Relaxed);
+            let stage = self.phase.stage(self.bytes_after == Some(begun));
+            let (armed, timer) = self.timer_for(stage);
+            ready!(timer.as_mut().poll(cx));
+            self.timer = None;
+            let next = match (armed, stage) {
+                (Alarm::Head(_), _) => return Poll::Ready(Err(io::ErrorKind::TimedOut.into())),
+                (Alarm::Tick { begun: before, idle }, Stage::Idle(begun)) if before == begun => {
+                    Alarm::Tick { begun, idle: idle + 1 }
+                }
+                (Alarm::Tick { .. }, _) => Alarm::Tick { begun, idle: 0 },
+            };
+            if matches!(next, Alarm::Tick { idle: TICKS.., .. }) {
+                // The end of the stream: nobody is told, since nobody asked.
+                return Poll::Ready(Ok(()));
+            }
+            self.timer = Some((next, Box::pin(sleep(self.idle_timeout / TICKS))));
+        }
+    }
+
+    /// The timer that fits the stage: a running one, or a new one.
+    fn timer_for(&mut self, stage: Stage) -> (Alarm, &mut Pin<Box<Sleep>>) {
+        let fits = |alarm: &Alarm| match stage {
+            Stage::Head(begun) => *alarm == Alarm::Head(begun),
+            Stage::Idle(_) | Stage::Serving => matches!(alarm, Alarm::Tick { .. }),
+        };
+        let (alarm, timer) = match self.timer.take().filter(|(alarm, _)| fits(alarm)) {
+            Some(running) => self.timer.insert(running),
+            None => {
+                let (alarm, time) = match stage {
+                    Stage::Head(begun) => (Alarm::Head(begun), self.header_timeout),
+                    Stage::Idle(begun) => (Alarm::Tick { begun, idle: 0 }, self.idle_timeout / TICKS),
+                    Stage::Serving => (Alarm::Tick { begun: 0, idle: 0 }, self.idle_timeout / TICKS),
+                };
+                self.timer.insert((alarm, Box::pin(sleep(time))))
             }
         };
-        let (_, timer) = match self.timer.take().filter(|(armed, _)| *armed == stage) {
-            Some(armed) => self.timer.insert(armed),
-            None => self.timer.insert((stage, Box::pin(sleep(time)))),
-        };
-        timer.as_mut().poll(cx).map(|()| stage)
+        (*alarm, timer)
     }
 }
 
@@ -114,12 +150,7 @@ impl<T: AsyncRead + Unpin> AsyncRead for Timed<T> {
                 }
                 Poll::Ready(outcome)
             }
-            Poll::Pending => match self.poll_time(cx) {
-                Poll::Pending => Poll::Pending,
-                // The end of the stream: nobody is told, since nobody asked.
-                Poll::Ready(Stage::Idle(_)) => Poll::Ready(Ok(())),
-                Poll::Ready(_) => Poll::Ready(Err(io::ErrorKind::TimedOut.into())),
-            },
+            Poll::Pending => self.poll_time(cx),
         }
     }
 }

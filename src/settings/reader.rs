@@ -67,7 +67,8 @@ pub(crate) struct Table<'a> {
     origin: Option<String>,
     path: String,
     secret: bool,
-    known: RefCell<BTreeSet<&'static str>>,
+    /// The keys that were asked for, and where each was given.
+    known: BTreeMap<&'static str, Option<String>>,
     notes: &'a Notes,
 }
 
@@ -77,7 +78,7 @@ impl<'a> Table<'a> {
     }
 
     fn new(path: String, value: Option<Value>, secret: bool, notes: &'a Notes) -> Self {
-        let origin = value.as_ref().and_then(|v| v.origin().map(str::to_owned));
+        let origin = value.as_ref().and_then(origin_of);
         let entries = match value.map(|v| v.kind) {
             Some(ValueKind::Table(entries)) => entries.into_iter().collect(),
             None | Some(ValueKind::Nil) => HashMap::new(),
@@ -86,7 +87,7 @@ impl<'a> Table<'a> {
                 HashMap::new()
             }
         };
-        Self { entries, origin, path, secret, known: RefCell::default(), notes }
+        Self { entries, origin, path, secret, known: BTreeMap::new(), notes }
     }
 
     /// The key's full name.
@@ -96,8 +97,9 @@ impl<'a> Table<'a> {
 
     /// Notes a mistake about this table or one of its keys.
     pub(crate) fn mistake(&self, key: &str, text: impl Into<String>) {
+        let given = self.known.get(key).cloned().flatten();
         let key = if key.is_empty() { self.path.clone() } else { self.key(key) };
-        self.notes.mistake(self.origin.as_deref(), &key, text);
+        self.notes.mistake(given.as_ref().or(self.origin.as_ref()).map(String::as_str), &key, text);
     }
 
     /// Whether nothing is given here.
@@ -111,8 +113,9 @@ impl<'a> Table<'a> {
     }
 
     fn take(&mut self, key: &'static str) -> Option<Value> {
-        self.known.borrow_mut().insert(key);
-        self.entries.remove(key).filter(|value| value.kind != ValueKind::Nil)
+        let value = self.entries.remove(key).filter(|value| value.kind != ValueKind::Nil);
+        self.known.insert(key, value.as_ref().and_then(origin_of));
+        value
     }
 
     /// The table under `key`; empty where there is none.
@@ -208,16 +211,19 @@ impl<'a> Table<'a> {
         }
     }
 
+    /// Notes an effective value; an array's tables are shown by whom they belong to.
     fn record(&self, key: &str, shown: String) {
-        self.notes.effective.borrow_mut().insert(self.key(key), shown);
+        if !self.path.contains('[') {
+            self.notes.effective.borrow_mut().insert(self.key(key), shown);
+        }
     }
 
     /// Ends the reading of this table: what nobody took is unknown.
     pub(crate) fn finish(self) {
+        let known: BTreeSet<&str> = self.known.keys().copied().collect();
         let mut left: Vec<_> = self.entries.iter().collect();
         left.sort_by_key(|(key, _)| *key);
         for (key, value) in left {
-            let known = self.known.borrow();
             let hint = match nearest(key, &known) {
                 Some(near) => format!("did you mean {}?", self.key(near)),
                 None => format!("known here: {}", known.iter().copied().collect::<Vec<_>>().join(", ")),
@@ -226,4 +232,13 @@ impl<'a> Table<'a> {
             self.notes.mistake(value.origin(), &self.key(key), text);
         }
     }
+}
+
+/// Where a value was given; for a table that came together from several places, one of them.
+fn origin_of(value: &Value) -> Option<String> {
+    let below = match &value.kind {
+        ValueKind::Table(table) => table.values().find_map(origin_of),
+        _ => None,
+    };
+    value.origin().map(str::to_owned).or(below)
 }

@@ -1,0 +1,298 @@
+//! The configuration: its reference, every key, and every mistake.
+#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a failed step is a failed test")]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::Write;
+use std::process::Command;
+
+use zvgate::settings::{Settings, Sources};
+
+const REFERENCE: &str = include_str!("../config/zvgate.toml");
+const TENANT: &str = "[tenants.a]\nopen_id = \"i\"\ngrant_code = \"g\"\nopen_key = \"canary-key\"\n";
+
+fn load(text: &str, variables: &[(&str, &str)]) -> Result<Settings, String> {
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    file.write_all(text.as_bytes()).unwrap();
+    let variables = variables.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+    let sources = Sources { file: Some(file.path().to_path_buf()), variables: variables.collect(), passed_over: None };
+    let path = file.path().display().to_string();
+    sources.load().map_err(|mistakes| mistakes.to_string().replace(&path, "FILE"))
+}
+
+fn effective(text: &str) -> String {
+    load(text, &[]).unwrap_or_else(|error| panic!("{error}")).effective()
+}
+
+fn mistakes(text: &str) -> String {
+    load(text, &[]).expect_err("a mistake")
+}
+
+/// The reference with every key that is commented out switched on.
+fn everything() -> String {
+    let is_key = |line: &str| {
+        let name = line.split([' ', '=']).next().unwrap_or_default();
+        line.starts_with('[')
+            || (line.contains(" = ") && !name.is_empty() && name.bytes().all(|b| b.is_ascii_lowercase() || b == b'_'))
+    };
+    let on = |line: &str| line.strip_prefix("# ").filter(|rest| is_key(rest)).unwrap_or(line).to_owned();
+    REFERENCE.lines().map(|line| on(line) + "\n").collect()
+}
+
+#[test]
+fn the_reference_is_the_built_in_defaults() {
+    assert_eq!(effective(REFERENCE), Settings::defaults().unwrap().effective());
+    assert_eq!(effective(""), Settings::defaults().unwrap().effective());
+}
+
+#[test]
+fn the_reference_names_every_key() {
+    let keys = |text: &str| -> BTreeSet<String> {
+        let lines = text.lines().take_while(|line| !line.starts_with("[["));
+        lines.filter_map(|line| line.split_once(" = ")).map(|(key, _)| key.to_owned()).collect()
+    };
+    let shown = effective(&everything());
+    assert!(keys(&shown).is_superset(&keys(&Settings::defaults().unwrap().effective())));
+    // What an unknown key is told is known in its table, the reference shows.
+    for (table, prefix) in [
+        ("server", ""),
+        ("upstream", ""),
+        ("limits", ""),
+        ("cache", ""),
+        ("log", ""),
+        ("limits.upstream", ""),
+        ("limits.caller", "rate = 1\n"),
+        ("tenants.a", "open_id = \"i\"\ngrant_code = \"g\"\nopen_key = \"k\"\n"),
+        ("[routes]", "path = \"/a\"\nkind = \"cached\"\n"),
+        ("[routes]", "path = \"/a\"\nkind = \"write\"\n"),
+        ("[routes]", "path = \"/a\"\nkind = \"pass\"\n"),
+    ] {
+        let told = mistakes(&format!("[{table}]\n{prefix}qqqqqqqqqqqq = 1\n"));
+        let (_, known) = told.split_once("known here: ").unwrap_or_else(|| panic!("{told}"));
+        for key in known.trim().split(", ") {
+            let stands =
+                [format!("\n{key} = "), format!("\n# {key} = "), format!("\n## {key} = "), format!("[{table}.{key}]")];
+            assert!(stands.iter().any(|way| REFERENCE.contains(way)), "{table}.{key}");
+        }
+    }
+}
+
+#[test]
+fn every_key_of_the_reference_can_be_used() {
+    let text = everything();
+    let shown = effective(&text);
+    for line in [
+        "upstream.base_url = \"https://openapi.zvcms.com\"",
+        "tenants.shop.open_id = \"d14c1559e87b747d577c834b275a4310\"",
+        "tenants.shop.open_key = \"***\"",
+        "tenants.shop.pace.rate = 10",
+        "limits.caller.burst = 2000",
+        "log.hash_key_file = \"/run/secrets/zvgate/log-hash\"",
+        "ttl = \"10s\"",
+        "unknown_customer = \"tenant\"",
+        "kind = \"pass\"",
+    ] {
+        assert!(shown.contains(line), "{line}\n{shown}");
+    }
+    assert!(!shown.contains("LyvrkvkxRkG2R6aM"), "a key is never shown");
+}
+
+#[test]
+fn what_is_shown_can_be_read_again() {
+    let text = "[server]\nlisten = \"[::1]:1\"\n[cache]\nttl = \"90s\"\nmax_bytes = \"1000B\"\n[upstream]\nutc_offset = \"-03:30\"\n[[routes]]\npath = \"/a/**\"\nkind = \"cached\"\npace = { rate = 3 }\n";
+    let shown = effective(text);
+    for line in [
+        "server.listen = \"[::1]:1\"",
+        "cache.ttl = \"1m30s\"",
+        "cache.max_bytes = \"1000B\"",
+        "upstream.utc_offset = \"-03:30\"",
+    ] {
+        assert!(shown.contains(line), "{line}\n{shown}");
+    }
+    assert_eq!(effective(&shown), shown);
+}
+
+#[test]
+fn the_environment_wins_over_the_file_leaf_by_leaf() {
+    let file = "[limits.upstream]\nrate = 5\nper = \"2s\"\n[upstream]\nretry_codes = [\"1\"]\n";
+    let settings = load(
+        file,
+        &[
+            ("ZVGATE__LIMITS__UPSTREAM__RATE", "7"),
+            ("ZVGATE__UPSTREAM__RETRY_CODES", "2, 3"),
+            ("ZVGATE__TENANTS__A__OPEN_ID", "782e281"),
+            ("ZVGATE__TENANTS__A__GRANT_CODE", "00123"),
+            ("ZVGATE__TENANTS__A__OPEN_KEY", "true"),
+            ("ZVGATE__SERVER__ALLOW_ANONYMOUS", "true"),
+        ],
+    )
+    .unwrap();
+    let shown = settings.effective();
+    for line in [
+        "limits.upstream.rate = 7",
+        "limits.upstream.per = \"2s\"",
+        "upstream.retry_codes = [\"2\", \"3\"]",
+        "tenants.a.open_id = \"782e281\"",
+        "tenants.a.grant_code = \"00123\"",
+        "server.allow_anonymous = true",
+    ] {
+        assert!(shown.contains(line), "{line}\n{shown}");
+    }
+    assert_eq!(settings.tenants[0].open_key.expose(), "true");
+}
+
+#[test]
+fn every_mistake_names_its_place_its_value_and_what_would_be_right() {
+    for (text, key, told) in [
+        ("[server]\nlisten = \"here\"", "server.listen", "found \"here\"; wanted an address and port"),
+        ("[server]\nlisten = \"0.0.0.0:80\"", "server.listen", "allow_anonymous = true"),
+        ("[server]\nworkers = 2000", "server.workers", "found 2000; wanted 0 (one a core) to 1024"),
+        ("[server]\nmax_connections = 0", "server.max_connections", "found 0; wanted a whole number of at least 1"),
+        ("[server]\nmax_body = \"much\"", "server.max_body", "found \"much\"; wanted a size such as"),
+        ("[server]\nheader_timeout = 5", "server.header_timeout", "found 5; wanted a duration such as"),
+        ("[server]\nidle_timeout = \"0s\"", "server.idle_timeout", "wanted a duration longer than nothing"),
+        ("[server]\nallow_anonymous = 1", "server.allow_anonymous", "found 1; wanted true or false"),
+        ("[server]\nhosts = [\"a\"]", "server.hosts", "unknown key, found a list: [found \"a\"]; known here:"),
+        ("[server]\nlsten = \"a\"", "server.lsten", "did you mean server.listen?"),
+        (
+            "[upstream]\nbase_url = \"ftp://a\"",
+            "upstream.base_url",
+            "found \"ftp://a\"; wanted an http or https address",
+        ),
+        ("[upstream]\nbase_url = \"http://platform\"", "upstream.base_url", "allow_plaintext = true"),
+        ("[upstream]\nutc_offset = \"8\"", "upstream.utc_offset", "wanted an offset from UTC such as"),
+        ("[upstream]\nretry_codes = [110004]", "upstream.retry_codes", "wanted a list of texts"),
+        ("[cache]\nttl = \"-1s\"", "cache.ttl", "found \"-1s\"; wanted a duration such as"),
+        ("[cache]\nttl = \"9000years\"", "cache.ttl", "at most 366 days"),
+        ("[limits.upstream]\nrate = -1", "limits.upstream.rate", "wanted a whole number"),
+        ("[limits.upstream]\nrate = 1000000", "limits.upstream.rate", "wanted a rate from 0 (no pace) to 100000"),
+        ("[limits.caller]\nburst = 5", "limits.caller.rate", "is missing"),
+        ("[log]\naccess = \"some\"", "log.access", "found \"some\"; wanted \"all\", \"errors\" or \"none\""),
+        ("server = 5", "server", "wanted a table of keys"),
+        ("routes = 5", "routes", "each begun by [[routes]]"),
+        ("[[routes]]\nkind = \"pass\"", "routes[0].path", "is missing"),
+        ("[[routes]]\npath = \"/a\"", "routes[0].kind", "is missing; wanted \"cached\", \"write\""),
+        ("[[routes]]\npath = \"/a/../b\"\nkind = \"pass\"", "routes[0].path", "wanted a path such as"),
+        (
+            "[[routes]]\npath = \"/a\"\nkind = \"pass\"\n[[routes]]\npath = \"/a\"\nkind = \"pass\"",
+            "routes[1].path",
+            "stands twice",
+        ),
+        ("[[routes]]\npath = \"/a\"\nkind = \"pass\"\nttl = \"1s\"", "routes[0].ttl", "unknown key"),
+        ("[[routes]]\npath = \"/a\"\nkind = \"cached\"\ncustomer = [\"id\"]", "routes[0].customer", "JSON pointers"),
+        ("[tenants.A_B]\nopen_id = \"i\"\ngrant_code = \"g\"\nopen_key = \"k\"", "tenants.A_B", "is not a name"),
+        ("[tenants.a]\ngrant_code = \"g\"\nopen_key = \"k\"", "tenants.a.open_id", "is missing"),
+        ("[tenants.a]\nopen_id = \"i\"\ngrant_code = \"g\"", "tenants.a.open_key", "is missing"),
+        (
+            "[tenants.a]\nopen_id = \"i\"\ngrant_code = \"g\"\nopen_key_file = \"/nowhere\"",
+            "tenants.a.open_key_file",
+            "cannot be read",
+        ),
+    ] {
+        let shown = mistakes(text);
+        assert!(shown.starts_with(&format!("FILE: {key}: ")), "{text}\n{shown}");
+        assert!(shown.contains(told), "{text}\n{shown}");
+        assert_eq!(shown.lines().count(), 1, "{shown}");
+    }
+}
+
+#[test]
+fn mistakes_between_tenants_are_told() {
+    let two = |more: &str| format!("{TENANT}default = true\n[tenants.b]\nopen_id = \"i\"\nopen_key = \"k\"\n{more}");
+    assert!(mistakes(&two("grant_code = \"g\"\n")).contains("tenants.b.open_id: has the identity of tenants.a"));
+    assert!(
+        mistakes(&two("grant_code = \"h\"\ndefault = true\n")).contains("tenants.b.default: tenants.a is the default")
+    );
+    let both = format!("{TENANT}open_key_file = \"/a\"\n");
+    assert!(mistakes(&both).contains("tenants.a.open_key: stands beside open_key_file"));
+}
+
+#[test]
+fn all_mistakes_are_told_at_once() {
+    let text = "[server]\nlisten = \"x\"\nnonsense = 1\n[cache]\nttl = 3\n[tenants.a]\nopen_id = 5\n";
+    let shown = load(text, &[("ZVGATE__LOG__LEVEL", "loud"), ("ZVGATE_LOG", "1")]).unwrap_err();
+    for part in [
+        "server.listen",
+        "server.nonsense",
+        "cache.ttl",
+        "tenants.a.open_id",
+        "tenants.a.grant_code",
+        "tenants.a.open_key",
+        "environment variable ZVGATE__LOG__LEVEL: log.level: found \"loud\"",
+        "environment: ZVGATE_LOG: unknown variable",
+    ] {
+        assert!(shown.contains(part), "{part}\n{shown}");
+    }
+}
+
+/// Law 7: nothing that stands under `tenants`, and no key that went astray, is in an error.
+#[test]
+fn no_secret_is_in_a_mistake() {
+    for text in [
+        "[tenants.a]\nopen_id = \"canary\"\ngrant_code = [\"canary\"]\nopen_key = { canary = \"canary\" }",
+        "[tenants.a]\nopen_id = \"i\"\ngrant_code = \"g\"\nopen_key = [\"canary\"]",
+        "[tenants.a]\nopen_id = \"i\"\ngrant_code = \"g\"\nopenkey = \"canary\"",
+        "[tenants.a]\nopen_key = \"canary",
+        "[tenants.a]\nopen_key = canary\n",
+        "[tenants.a]\nopen_key = \"canary\"\nopen_key = \"canary\"",
+        "[tenants.a]\nopen_key = \"\\qcanary\"",
+        "[upstream]\nopen_key = \"canary\"",
+        "open_key = \"canary\"",
+        "tenants = \"canary\"",
+        "tenants = [\"canary\"]",
+        "[tenants]\na = \"canary\"",
+        "[tenants.a.pace]\nrate = \"canary\"",
+    ] {
+        let shown = mistakes(text).replace("tenants.a.open_key.canary", "");
+        assert!(!shown.contains("canary"), "{text}\n{shown}");
+        assert!(shown.starts_with("FILE: "), "{shown}");
+    }
+    let shown = load("", &[("ZVGATE__TENANTS__A", "canary"), ("ZVGATE__TENANTS__B__OPEN_KEYS", "canary")]).unwrap_err();
+    assert!(!shown.contains("canary"), "{shown}");
+}
+
+#[test]
+fn a_file_that_is_not_toml_is_told_by_line_and_column() {
+    assert!(mistakes("[server]\nlisten = \n").starts_with("FILE: line 2, column "));
+    let missing = Sources { file: Some("/nowhere/zvgate.toml".into()), ..Sources::default() };
+    assert!(missing.load().unwrap_err().to_string().starts_with("/nowhere/zvgate.toml: file: cannot be read"));
+}
+
+fn check(folder: &std::path::Path, arguments: &[&str], variables: &BTreeMap<&str, &str>) -> (i32, String, String) {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_zvgate"));
+    let output = command.arg("check").args(arguments).current_dir(folder).env_clear().envs(variables).output().unwrap();
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+    (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
+}
+
+#[test]
+fn the_usual_file_is_read_unless_somebody_else_could_have_written_it() {
+    use std::os::unix::fs::PermissionsExt;
+    let folder = tempfile::tempdir().unwrap();
+    let none = BTreeMap::new();
+    assert!(check(folder.path(), &[], &none).1.contains("cache.ttl = \"30s\""));
+    let usual = folder.path().join("config/zvgate.toml");
+    std::fs::create_dir(folder.path().join("config")).unwrap();
+    std::fs::write(&usual, "[cache]\nttl = \"7s\"\n").unwrap();
+    assert!(check(folder.path(), &[], &none).1.contains("cache.ttl = \"7s\""));
+    std::fs::set_permissions(&usual, std::fs::Permissions::from_mode(0o666)).unwrap();
+    let (code, shown, complaint) = check(folder.path(), &[], &none);
+    assert_eq!((code, shown.contains("cache.ttl = \"30s\"")), (0, true));
+    assert!(complaint.contains("everybody may write it"), "{complaint}");
+    assert!(check(folder.path(), &["--config", "config/zvgate.toml"], &none).1.contains("cache.ttl = \"7s\""));
+    let other = folder.path().join("other.toml");
+    std::fs::write(&other, "[cache]\nttl = \"9s\"\n").unwrap();
+    let named = BTreeMap::from([("ZVGATE_CONFIG", other.to_str().unwrap())]);
+    assert!(check(folder.path(), &[], &named).1.contains("cache.ttl = \"9s\""));
+    assert!(check(folder.path(), &["--config", "config/zvgate.toml"], &named).1.contains("cache.ttl = \"7s\""));
+}
+
+#[test]
+fn check_exits_2_for_a_configuration_that_cannot_be_used() {
+    let folder = tempfile::tempdir().unwrap();
+    let wrong = BTreeMap::from([("ZVGATE__CACHE__TTL", "soon"), ("ZVGATE__NONSENSE", "1")]);
+    let (code, shown, complaint) = check(folder.path(), &[], &wrong);
+    assert_eq!((code, shown.as_str()), (2, ""));
+    assert!(complaint.contains("ZVGATE__CACHE__TTL: cache.ttl: found \"soon\""), "{complaint}");
+    assert!(complaint.contains("ZVGATE__NONSENSE: nonsense: unknown key"), "{complaint}");
+    assert_eq!(check(folder.path(), &["--live"], &BTreeMap::new()).0, 2);
+}

@@ -1,0 +1,223 @@
+//! The table of gateway errors, row by row, and the order of the checks.
+
+use http::{Method, Request};
+use http_body_util::Full;
+use serde_json::json;
+
+use crate::support::{Act, Caller, Gate, Platform, READ, Scripted, WRITE, http_text, raw, send};
+
+const BODY: &str = r#"{"params":{"customerId":"1"}}"#;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_refusal_has_its_status_and_name_and_sends_nothing() {
+    let platform = Platform::open().await;
+    let gate = Gate::start(&platform, &[("server.max_body", "1KiB")]).await;
+    let deep = format!(r#"{{"params":{{"customerId":"1","a":{}{}}}}}"#, "[".repeat(40), "]".repeat(40));
+    let long = format!(r#"{{"params":{{"customerId":"{}"}}}}"#, "1".repeat(2000));
+    for body in [
+        "",
+        "{",
+        "[]",
+        r#"{"params":"{}"}"#,
+        r#"{"nothing":1}"#,
+        r#"{"params":{}}"#,
+        r#"{"params":{"customerId":""}}"#,
+        r#"{"params":{"customerId":"1","customerId":"2"}}"#,
+        r#"{"params":{"customerId":"\ud800"}}"#,
+        &deep,
+    ] {
+        gate.post(READ, &[], body).await.is_error(400, "bad_request");
+    }
+    gate.post(READ, &[("x-request-timeout-ms", "soon")], BODY).await.is_error(400, "bad_request");
+    gate.post(READ, &[("x-zvgate-tenant", "three")], BODY).await.is_error(400, "unknown_tenant");
+    let other = r#"{"openId":"a","grantCode":"b","params":{"customerId":"1"}}"#;
+    gate.post(READ, &[], other).await.is_error(400, "unknown_tenant");
+    gate.post("/v3/other", &[], BODY).await.is_error(404, "unknown_route");
+    gate.post("/v1/invalidate", &[], "{}").await.is_error(404, "unknown_route");
+    gate.post(READ, &[("content-type", "text/plain")], BODY).await.is_error(415, "unsupported_media_type");
+    gate.post(READ, &[], &long).await.is_error(413, "body_too_large");
+    let chunked = format!(
+        "POST {READ} HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n7d0\r\n{}\r\n0\r\n\r\n",
+        "x".repeat(2000)
+    );
+    assert!(raw(gate.address, chunked.as_bytes()).starts_with("HTTP/1.1 413"));
+    assert_eq!(platform.stats().await["requests"], json!({}));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_method_is_told_which_one_is_allowed() {
+    let platform = Platform::open().await;
+    let gate = Gate::start(&platform, &[]).await;
+    for method in [Method::GET, Method::PUT, Method::DELETE, Method::OPTIONS] {
+        let request = Request::builder().method(method).uri(READ).header("host", "a").body(Full::default()).unwrap();
+        let reply = send(gate.address, request).await;
+        reply.is_error(405, "method_not_allowed");
+        assert_eq!(reply.header("allow"), "POST");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn checks_come_in_the_contracts_order() {
+    let platform = Platform::open().await;
+    let words = [("limits.caller.rate", "1"), ("limits.caller.per", "1h"), ("server.max_body", "64B")];
+    let gate = Gate::start(&platform, &words).await;
+    let long = "x".repeat(100);
+    let wrong = [("content-type", "text/plain"), ("x-zvgate-tenant", "three")];
+    gate.post("/nowhere", &wrong, &long).await.is_error(404, "unknown_route");
+    let get =
+        Request::get(READ).header("host", "a").header("content-type", "text/plain").body(Full::default()).unwrap();
+    send(gate.address, get).await.is_error(405, "method_not_allowed");
+    gate.post(READ, &wrong, &long).await.is_error(415, "unsupported_media_type");
+    gate.post(READ, &wrong, &long).await.is_error(429, "caller_limited");
+
+    let gate = Gate::start(&platform, &[("server.max_body", "64B")]).await;
+    gate.post(READ, &[("x-zvgate-tenant", "three")], &long).await.is_error(413, "body_too_large");
+    gate.post(READ, &[("x-zvgate-tenant", "three")], "{").await.is_error(400, "bad_request");
+    gate.post(READ, &[("x-zvgate-tenant", "three")], r#"{"params":{}}"#).await.is_error(400, "unknown_tenant");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_caller_over_its_limit_is_told_when_to_come_again() {
+    let platform = Platform::open().await;
+    let words = [("limits.caller.rate", "2"), ("limits.caller.per", "100s"), ("limits.caller.burst", "3")];
+    let gate = Gate::start(&platform, &words).await;
+    for _ in 0..3 {
+        assert_eq!(gate.read("1").await.status, 200, "hits count as well");
+    }
+    let limited = gate.read("1").await;
+    limited.is_error(429, "caller_limited");
+    assert_eq!(limited.header("ratelimit-policy"), "\"caller\";q=2;w=100");
+    assert_eq!(limited.header("ratelimit"), format!("\"caller\";r=0;t={}", limited.header("retry-after")));
+    assert!((45..=50).contains(&limited.header("retry-after").parse::<u32>().unwrap()));
+    assert_eq!(gate.metric("zvgate_limited_total{caller=\"anonymous\",limit=\"caller\"}").await, 1.0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slow_body_is_given_up_and_a_slow_head_is_closed() {
+    let platform = Platform::open().await;
+    let words =
+        [("server.body_timeout", "200ms"), ("server.header_timeout", "300ms"), ("server.idle_timeout", "500ms")];
+    let gate = Gate::start(&platform, &words).await;
+    let head = format!(
+        "POST {READ} HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: 29\r\n\r\n{{\"par"
+    );
+    let reply = raw(gate.address, head.as_bytes());
+    assert!(reply.starts_with("HTTP/1.1 408") && reply.contains("\"error\":\"too_slow\""), "{reply}");
+    assert_eq!(raw(gate.address, b"POST /v3/crm"), "", "a head that stops is closed");
+    assert_eq!(raw(gate.address, b""), "", "so is a connection without one");
+    let whole = format!(
+        "POST {READ} HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: 29\r\n\r\n{BODY}"
+    );
+    let reply = raw(gate.address, whole.as_bytes());
+    assert!(reply.starts_with("HTTP/1.1 200"), "an idle connection is closed after its answer: {reply}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_may_be_idle_for_longer_than_a_head_may_take() {
+    let platform = Platform::open().await;
+    let gate = Gate::start(&platform, &[("server.header_timeout", "100ms"), ("server.idle_timeout", "60s")]).await;
+    let mut caller = Caller::connect(gate.address).await;
+    assert!(caller.read("1").await.is_stored_miss());
+    tokio::time::sleep(std::time::Duration::from_millis(400)).await;
+    assert!(caller.read("1").await.is_hit());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_beyond_the_limit_are_refused() {
+    let platform = Platform::open().await;
+    let gate = Gate::start(&platform, &[("server.max_connections", "2")]).await;
+    let mut first = Caller::connect(gate.address).await;
+    let mut second = Caller::connect(gate.address).await;
+    assert_eq!((first.read("1").await.status, second.read("1").await.status), (200, 200));
+    gate.read("1").await.is_error(503, "unavailable");
+    drop(first);
+    while gate.read("1").await.status == 503 {
+        tokio::task::yield_now().await;
+    }
+    assert!(gate.metric("zvgate_limited_total{caller=\"anonymous\",limit=\"connections\"}").await >= 1.0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upstream_that_gives_no_answer_is_a_502() {
+    for (name, bytes) in [
+        ("closed", Vec::new()),
+        ("cut", b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{\"stat".to_vec()),
+        ("redirect", http_text("302 Found", "Location: /elsewhere\r\n", "")),
+        ("not http", b"220 smtp ready\r\n\r\n".to_vec()),
+        ("oversized", http_text("200 OK", "", &"x".repeat(3000))),
+        ("oversized, unannounced", format!("HTTP/1.1 200 OK\r\n\r\n{}", "x".repeat(3000)).into_bytes()),
+    ] {
+        let upstream = Scripted::start(move |_, _| Act::Last(bytes.clone())).await;
+        let gate = Gate::start(&upstream, &[("upstream.max_response", "2KiB")]).await;
+        for _ in 0..2 {
+            gate.read("1").await.is_error(502, "upstream_failed");
+        }
+        assert_eq!(upstream.seen().len(), 2, "{name}: an error is never kept");
+    }
+    let gone = Scripted::start(|_, _| Act::Hang).await;
+    let gate = Gate::start(&gone, &[]).await;
+    drop(gone);
+    let refused = gate.read("1").await;
+    refused.is_error(502, "upstream_failed");
+    assert_eq!(refused.header("proxy-status"), "zvgate; error=connection_refused");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upstream_that_hangs_is_a_504_in_time() {
+    let upstream = Scripted::start(|_, _| Act::Hang).await;
+    let gate = Gate::start(&upstream, &[("upstream.attempt_timeout", "200ms")]).await;
+    gate.read("1").await.is_error(504, "upstream_timeout");
+    let gate = Gate::start(&upstream, &[("server.request_timeout", "200ms")]).await;
+    gate.read("1").await.is_error(504, "upstream_timeout");
+    let gate = Gate::start(&upstream, &[]).await;
+    gate.post(READ, &[("x-request-timeout-ms", "200")], BODY).await.is_error(504, "upstream_timeout");
+    let attempts = format!("zvgate_upstream_attempts_total{{outcome=\"timeout\",route=\"{READ}\",tenant=\"one\"}}");
+    while gate.metric(&attempts).await < 1.0 {
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_write_without_an_answer_has_an_unknown_outcome_once_a_byte_left() {
+    let upstream = Scripted::start(|_, _| Act::Last(Vec::new())).await;
+    let gate = Gate::start(&upstream, &[]).await;
+    gate.post(WRITE, &[], BODY).await.is_error(502, "outcome_unknown");
+    let redirecting =
+        Scripted::start(|_, _| Act::Answer(http_text("307 Temporary Redirect", "Location: /\r\n", ""))).await;
+    let gate = Gate::start(&redirecting, &[]).await;
+    gate.post(WRITE, &[], BODY).await.is_error(502, "outcome_unknown");
+    let hung = Scripted::start(|_, _| Act::Hang).await;
+    let gate = Gate::start(&hung, &[("upstream.write_timeout", "200ms")]).await;
+    gate.post(WRITE, &[], BODY).await.is_error(504, "outcome_unknown");
+    drop(hung);
+    gate.post(WRITE, &[], BODY).await.is_error(502, "upstream_failed");
+    assert_eq!((upstream.seen().len(), redirecting.seen().len()), (1, 1), "a write is never repeated");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_upstream_itself_says_passes_through_with_its_status() {
+    let upstream = Scripted::start(|number, _| {
+        let headers = "Content-Type: text/plain\r\nContent-Encoding: identity\r\nRetry-After: 7\r\nX-Secret: 1\r\nSet-Cookie: a=b\r\n";
+        Act::Answer(http_text(["503 Busy", "404 Not Found", "200 OK"][number % 3], headers, "upstream's own words"))
+    })
+    .await;
+    let gate = Gate::start(&upstream, &[("limits.upstream.rate", "0")]).await;
+    for status in [503, 404, 200] {
+        let reply = gate.read("1").await;
+        assert_eq!((reply.status, reply.text().as_str()), (status, "upstream's own words"));
+        assert_eq!((reply.header("retry-after"), reply.header("content-encoding")), ("7", "identity"));
+        assert_eq!((reply.header("content-type"), reply.header("cache-status")), ("text/plain", "zvgate; fwd=miss"));
+        assert_eq!((reply.header("x-secret"), reply.header("set-cookie"), reply.header("proxy-status")), ("", "", ""));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_id_is_kept_or_made() {
+    let platform = Platform::open().await;
+    let gate = Gate::start(&platform, &[]).await;
+    assert_eq!(gate.post(READ, &[("x-request-id", "a-1.B_2")], BODY).await.header("x-request-id"), "a-1.B_2");
+    let refused = gate.post("/nowhere", &[("x-request-id", "kept")], BODY).await;
+    assert_eq!(refused.json()["requestId"], "kept");
+    let made = gate.post(READ, &[("x-request-id", "not; kept")], BODY).await;
+    assert_eq!(made.header("x-request-id").len(), 32);
+}

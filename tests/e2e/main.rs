@@ -1,0 +1,12 @@
+//! The gateway as its callers, its operators and the platform see it: over sockets.
+#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a failed step is a failed test")]
+
+mod support;
+
+mod caching;
+mod errors;
+mod fidelity;
+mod pacing;
+mod process;
+mod upstream;
+mod writes;

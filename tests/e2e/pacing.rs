@@ -1,0 +1,105 @@
+//! Laws 2 and 5, measured at the platform.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::json;
+
+use crate::support::{Caller, Gate, Platform, READ, Reply};
+
+/// Sends `rate` requests a second, each about another customer, for so many seconds.
+async fn flood(gate: &Arc<Gate>, rate: u32, seconds: u32) -> Vec<Reply> {
+    let mut ticks = tokio::time::interval(Duration::from_secs(1) / rate);
+    let mut callers = Vec::new();
+    for number in 0..rate * seconds {
+        ticks.tick().await;
+        let gate = Arc::clone(gate);
+        callers.push(tokio::spawn(async move { gate.read(&format!("flood-{number}")).await }));
+    }
+    let mut replies = Vec::new();
+    for caller in callers {
+        replies.push(caller.await.unwrap());
+    }
+    replies
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ten_times_the_pace_makes_the_platform_refuse_nothing() {
+    let platform = Platform::strict().await;
+    platform.faults(json!({ "jitter_ms": 400 })).await;
+    let gate = Arc::new(Gate::start(&platform, &[]).await);
+    let replies = flood(&gate, 100, 10).await;
+    assert_eq!(platform.stats().await["refused"], json!({}), "the platform refused a call");
+    let (served, refused): (Vec<_>, Vec<_>) = replies.iter().partition(|reply| reply.status == 200);
+    assert!(served.iter().all(|reply| reply.text().contains("\"code\":0")));
+    assert_eq!(served.len() as u64, platform.requests(READ).await);
+    assert!(served.len() > 40, "{} calls in 10 s", served.len());
+    for reply in &refused {
+        reply.is_error(429, "upstream_limited");
+        assert_eq!(reply.header("ratelimit-policy"), "\"upstream\";q=10;w=1");
+        assert_eq!(reply.header("ratelimit"), format!("\"upstream\";r=0;t={}", reply.header("retry-after")));
+        assert!(reply.header("retry-after").parse::<u32>().unwrap() >= 1);
+    }
+    assert_eq!(
+        gate.metric("zvgate_limited_total{caller=\"anonymous\",limit=\"upstream\"}").await,
+        refused.len() as f64
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tenants_and_routes_have_a_pace_each() {
+    let platform = Platform::strict().await;
+    let file = "[[routes]]\npath = \"/v3/slow/**\"\nkind = \"pass\"\npace = { rate = 1, per = \"1h\" }\n";
+    let gate = Gate::with_file(&platform, &[("limits.max_wait", "0s"), ("tenants.two.pace.rate", "2")], file).await;
+    for customer in 0..10 {
+        assert_eq!(gate.read(&customer.to_string()).await.status, 200);
+    }
+    gate.read("eleven").await.is_error(429, "upstream_limited");
+    let of_two = async |customer: &str| {
+        let body = json!({ "params": { "customerId": customer } }).to_string();
+        gate.post(READ, &[("x-zvgate-tenant", "two")], &body).await
+    };
+    assert_eq!((of_two("1").await.status, of_two("2").await.status), (200, 200));
+    let limited = of_two("3").await;
+    limited.is_error(429, "upstream_limited");
+    assert_eq!(limited.header("ratelimit-policy"), "\"upstream\";q=2;w=1");
+    let pass = async |path: &str| gate.post(path, &[], r#"{"params":{}}"#).await;
+    assert_eq!(pass("/v3/slow/a").await.header("cache-status"), "zvgate; fwd=bypass");
+    pass("/v3/slow/a").await.is_error(429, "upstream_limited");
+    assert_eq!(pass("/v3/slow/b").await.status, 200, "each path under a wildcard has its own");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_caller_waits_for_its_turn_and_gets_it() {
+    let platform = Platform::strict().await;
+    let gate = Arc::new(Gate::start(&platform, &[]).await);
+    let replies = flood(&gate, 15, 1).await;
+    assert!(replies.iter().all(|reply| reply.status == 200));
+    assert_eq!(platform.stats().await["refused"], json!({}));
+    let waited = format!("zvgate_limit_wait_seconds_count{{route=\"{READ}\",tenant=\"one\"}}");
+    assert_eq!(gate.metric(&waited).await, 15.0);
+}
+
+/// 3,000 calls on 32 connections: the platform's own check finds no signature wrong, and none used twice.
+#[tokio::test(flavor = "multi_thread")]
+async fn no_signature_is_refused_and_none_is_repeated() {
+    let platform = Platform::open().await;
+    let gate = Arc::new(Gate::start(&platform, &[("limits.upstream.rate", "0")]).await);
+    let callers: Vec<_> = (0..32)
+        .map(|caller| {
+            let gate = Arc::clone(&gate);
+            tokio::spawn(async move {
+                let mut connection = Caller::connect(gate.address).await;
+                for number in 0..94 {
+                    let reply = connection.read(&format!("{caller}-{number}")).await;
+                    assert!(reply.is_stored_miss(), "{reply:?}");
+                }
+            })
+        })
+        .collect();
+    for caller in callers {
+        caller.await.unwrap();
+    }
+    let stats = platform.stats().await;
+    assert_eq!((&stats["requests"][READ], &stats["refused"]), (&json!(32 * 94), &json!({})));
+}

@@ -1,0 +1,270 @@
+//! The program itself: its commands, its exit statuses, its signals.
+
+use std::io::{BufRead, BufReader, Read};
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+
+use serde_json::Value;
+
+use crate::support::{MERCHANTS, Platform, READ, Upstream, post};
+
+fn zvgate() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_zvgate"));
+    command.env_clear();
+    command
+}
+
+fn run(command: &mut Command) -> (i32, String, String) {
+    let Output { status, stdout, stderr } = command.output().unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    (status.code().unwrap(), text(stdout), text(stderr))
+}
+
+/// A process that is ended with the test, by its own id.
+struct Running(Child);
+
+impl Running {
+    fn signal(&self, signal: &str) {
+        let sent = Command::new("kill").args([format!("-{signal}"), self.0.id().to_string()]).status().unwrap();
+        assert!(sent.success());
+    }
+
+    fn code(&mut self) -> i32 {
+        self.0.wait().unwrap().code().unwrap()
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.0.kill().ok();
+        self.0.wait().ok();
+    }
+}
+
+fn write_config(folder: &Path, upstream: &str, more: &str) -> std::path::PathBuf {
+    let (open_id, grant_code, open_key) = MERCHANTS[0];
+    let path = folder.join("zvgate.toml");
+    let text = format!(
+        "[server]\nlisten = \"127.0.0.1:0\"\nadmin_listen = \"127.0.0.1:0\"\n[upstream]\nbase_url = \"{upstream}\"\n[tenants.a]\nopen_id = \"{open_id}\"\ngrant_code = \"{grant_code}\"\nopen_key = \"{open_key}\"\n{more}"
+    );
+    std::fs::write(&path, text).unwrap();
+    path
+}
+
+/// Starts `serve`; answers the process and where it listens, told by its first log line.
+fn serve(config: &Path) -> (Running, BufReader<std::process::ChildStderr>, Value) {
+    let mut child = zvgate().args(["serve", "--config"]).arg(config).stderr(Stdio::piped()).spawn().unwrap();
+    let mut log = BufReader::new(child.stderr.take().unwrap());
+    let mut line = String::new();
+    log.read_line(&mut line).unwrap();
+    (Running(child), log, serde_json::from_str(&line).unwrap_or_else(|_| panic!("{line}")))
+}
+
+#[test]
+fn without_a_command_help_is_printed() {
+    let (code, out, _) = run(&mut zvgate());
+    assert_eq!(code, 0);
+    for command in ["serve", "demo", "sandbox", "check", "sign", "key"] {
+        assert!(out.contains(command), "{out}");
+    }
+    assert_eq!(run(zvgate().arg("nonsense")).0, 2);
+    assert_eq!(run(zvgate().args(["serve", "--nonsense"])).0, 2);
+}
+
+#[test]
+fn serving_without_a_tenant_exits_2_and_names_what_is_missing() {
+    let folder = tempfile::tempdir().unwrap();
+    let (code, _, err) = run(zvgate().arg("serve").current_dir(folder.path()));
+    assert_eq!(code, 2);
+    for key in ["upstream.base_url", "tenants.NAME.open_id", "tenants.NAME.grant_code", "tenants.NAME.open_key"] {
+        assert!(err.contains(key), "{err}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gateway_process_serves_and_stops_at_sigterm_and_sigint() {
+    let platform = Platform::open().await;
+    let folder = tempfile::tempdir().unwrap();
+    let config = write_config(folder.path(), &platform.url(), "");
+    for signal in ["TERM", "INT"] {
+        let (mut gateway, _log, told) = serve(&config);
+        let address = told["listen"].as_str().unwrap().parse().unwrap();
+        let reply = post(address, READ, &[], r#"{"params":{"customerId":"1"}}"#).await;
+        assert_eq!(reply.status, 200);
+        gateway.signal(signal);
+        assert_eq!(gateway.code(), 0);
+        assert!(std::net::TcpStream::connect(address).is_err());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_in_hand_at_a_stop_is_finished() {
+    let platform = Platform::open().await;
+    platform.faults(serde_json::json!({ "latency_ms": 700 })).await;
+    let folder = tempfile::tempdir().unwrap();
+    let (mut gateway, _log, told) = serve(&write_config(folder.path(), &platform.url(), ""));
+    let address = told["listen"].as_str().unwrap().parse().unwrap();
+    let in_hand = tokio::spawn(async move { post(address, READ, &[], r#"{"params":{"customerId":"1"}}"#).await });
+    while platform.requests(READ).await < 1 {
+        tokio::task::yield_now().await;
+    }
+    gateway.signal("TERM");
+    assert_eq!(in_hand.await.unwrap().status, 200);
+    assert_eq!(gateway.code(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_process_on_the_same_address_fails_to_start() {
+    let platform = Platform::open().await;
+    let folder = tempfile::tempdir().unwrap();
+    let (_gateway, _log, told) = serve(&write_config(folder.path(), &platform.url(), ""));
+    let listen = told["listen"].as_str().unwrap();
+    let config = write_config(folder.path(), &platform.url(), "");
+    let (code, _, err) = run(zvgate().args(["serve", "--config"]).arg(&config).env("ZVGATE__SERVER__LISTEN", listen));
+    assert_eq!(code, 1);
+    assert!(err.contains("server.listen") && err.contains(listen), "{err}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_admin_listener_serves_its_pages_and_promtool_finds_no_fault() {
+    let platform = Platform::open().await;
+    let gate = crate::support::Gate::start(&platform, &[]).await;
+    gate.read("1").await;
+    gate.read("1").await;
+    gate.post("/nowhere", &[], "{}").await;
+    let page = gate.page("/metrics").await;
+    assert!(page.header("content-type").starts_with("text/plain; version=0.0.4"));
+    let page = page.text();
+    for name in [
+        "zvgate_requests_total",
+        "zvgate_request_duration_seconds",
+        "zvgate_cache_lookups_total",
+        "zvgate_cache_entries",
+        "zvgate_cache_bytes",
+        "zvgate_cache_evictions_total",
+        "zvgate_cache_invalidations_total",
+        "zvgate_cache_ttl_seconds",
+        "zvgate_upstream_attempts_total",
+        "zvgate_upstream_duration_seconds",
+        "zvgate_upstream_inflight",
+        "zvgate_upstream_rate",
+        "zvgate_upstream_calls_saved_total",
+        "zvgate_limited_total",
+        "zvgate_limit_wait_seconds",
+        "zvgate_connections",
+        "zvgate_build_info",
+        "process_resident_memory_bytes",
+        "process_open_fds",
+    ] {
+        assert!(page.contains(&format!("# TYPE {name} ")), "{name}");
+    }
+    let requests = |route: &str, status: u16| {
+        format!("zvgate_requests_total{{caller=\"anonymous\",route=\"{route}\",status=\"{status}\"}}")
+    };
+    assert_eq!(gate.metric(&requests(READ, 200)).await, 2.0);
+    assert_eq!(gate.metric(&requests("none", 404)).await, 1.0);
+    assert_eq!(
+        gate.metric(&format!("zvgate_upstream_calls_saved_total{{route=\"{READ}\",tenant=\"one\"}}")).await,
+        1.0
+    );
+    tokio::task::block_in_place(|| promtool(&page));
+    assert_eq!((gate.page("/healthz").await.status, gate.page("/readyz").await.status), (200, 200));
+    assert_eq!((gate.page("/").await.status, gate.page("/config").await.status), (404, 404));
+    let post = http::Request::post("/metrics").header("host", "a").body(http_body_util::Full::default()).unwrap();
+    assert_eq!(crate::support::send(gate.admin, post).await.status, 405);
+}
+
+fn promtool(page: &str) {
+    use std::io::Write;
+    let mut command = Command::new("promtool");
+    command.args(["check", "metrics"]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut checking = command.spawn().expect("promtool, of Debian's package prometheus");
+    checking.stdin.take().unwrap().write_all(page.as_bytes()).unwrap();
+    let output = checking.wait_with_output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn readyz_says_that_a_gateway_is_draining() {
+    let platform = Platform::open().await;
+    let gate = crate::support::Gate::start(&platform, &[("server.drain_delay", "60s")]).await;
+    gate.stop.cancel();
+    loop {
+        let reply = gate.page("/readyz").await;
+        if reply.status == 503 {
+            assert_eq!(reply.text(), "draining\n");
+            break;
+        }
+    }
+    assert_eq!(gate.page("/healthz").await.status, 200);
+    assert_eq!(gate.read("1").await.status, 200, "it still accepts");
+    assert!(!gate.done.is_finished());
+}
+
+#[test]
+fn a_signed_body_is_let_in_by_the_sandbox() {
+    let mut child = zvgate().args(["sandbox", "--listen", "127.0.0.1:0"]).stdout(Stdio::piped()).spawn().unwrap();
+    let mut line = String::new();
+    BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
+    let mut sandbox = Running(child);
+    let url = line.trim().strip_prefix("sandbox on ").unwrap().to_owned();
+    let folder = tempfile::tempdir().unwrap();
+    let config = write_config(folder.path(), &url, "");
+    let params = r#"{ "customerId": 383933091455959041 }"#;
+    let (code, signed, _) = run(zvgate().args(["sign", "--params", params, "--config"]).arg(&config));
+    assert_eq!(code, 0);
+    assert!(signed.trim_end().ends_with(&format!("\"params\":{params}}}")), "{signed}");
+    let ask = || run(Command::new("curl").args(["-sS", &format!("{url}{READ}"), "-d", signed.trim_end()])).1;
+    assert!(ask().contains("\"code\":0"));
+    assert!(ask().contains("110004"), "a signature is good once");
+    for bad in [["--params", "[]"], ["--params", "{"], ["--params", "{},\"x\":{}"], ["--tenant", "b"]] {
+        let (code, _, err) = run(zvgate().arg("sign").args(bad).arg("--config").arg(&config));
+        assert_eq!((code, err.contains(bad[0])), (2, true), "{err}");
+    }
+    sandbox.signal("INT");
+    assert_eq!(sandbox.code(), 0);
+}
+
+#[test]
+fn a_new_key_comes_with_the_hash_to_configure() {
+    let (code, out, _) = run(zvgate().arg("key"));
+    assert_eq!(code, 0);
+    let value = |name: &str| {
+        out.lines().find_map(|line| line.split_once('=').filter(|(n, _)| n.trim() == name)).unwrap().1.trim().to_owned()
+    };
+    let key = value("key");
+    assert!(key.len() >= 43, "256 bits in Base64: {key}");
+    let summed = run(Command::new("sh").args(["-c", &format!("printf %s '{key}' | sha256sum")])).1;
+    assert_eq!(summed.split(' ').next(), Some(value("key_sha256").as_str()));
+    assert_ne!(run(zvgate().arg("key")).1, out);
+}
+
+/// The lines that the demo prints do what it says they do.
+#[test]
+fn the_demos_lines_can_be_pasted() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut command = zvgate();
+    command.arg("demo").current_dir(folder.path()).env("ZVGATE__NONSENSE", "1");
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    let mut out = BufReader::new(child.stdout.take().unwrap());
+    let mut demo = Running(child);
+    let mut banner = String::new();
+    while !banner.contains("Ctrl-C") {
+        assert!(out.read_line(&mut banner).unwrap() > 0, "{banner}");
+    }
+    let pasted: Vec<String> = banner
+        .split("\n\n")
+        .filter(|part| part.starts_with("# "))
+        .map(|part| run(Command::new("sh").args(["-c", part])).1)
+        .collect();
+    assert_eq!(pasted.len(), 4, "{banner}");
+    assert!(pasted[0].contains("cache-status: zvgate; fwd=miss; stored; ttl=30"), "{}", pasted[0]);
+    assert!(pasted[1].contains("cache-status: zvgate; hit; ttl="), "{}", pasted[1]);
+    assert!(pasted[2].contains("fwd=bypass") && pasted[2].contains("\"code\":0"), "{}", pasted[2]);
+    assert!(pasted[3].contains("result=\"hit\"") && pasted[3].contains("} 1"), "{}", pasted[3]);
+    demo.signal("INT");
+    assert_eq!(demo.code(), 0);
+    let mut rest = String::new();
+    out.read_to_string(&mut rest).unwrap();
+    assert_eq!(rest.trim(), "Ctrl-C stops it.\nstopped".trim_start_matches("Ctrl-C stops it.\n"));
+}

@@ -1,0 +1,396 @@
+//! A gateway, a platform and callers, all over real sockets on free ports.
+
+use std::collections::BTreeMap;
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderMap, Method, Request};
+use http_body_util::{BodyExt, Full};
+use hyper_util::rt::TokioIo;
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_util::sync::{CancellationToken, DropGuard};
+use zvgate::app::App;
+use zvgate::clock::{Clock, Hands};
+use zvgate::sandbox::{Faults, Merchant, Options, Sandbox};
+use zvgate::secret::Secret;
+use zvgate::settings::{Settings, Sources};
+
+pub(crate) const READ: &str = "/v3/crm/coupon/getCustomerCoupons";
+pub(crate) const WRITE: &str = "/v3/crm/coupon/writeOffCoupon";
+pub(crate) const REVERSE: &str = "/v3/crm/coupon/couponReverse";
+
+/// The platform's published example, and a second merchant of the tests.
+pub(crate) const MERCHANTS: [(&str, &str, &str); 2] = [
+    ("d14c1559e87b747d577c834b275a4310", "ba67d4fa46", "LyvrkvkxRkG2R6aM55bXpPwjYAbkEXTbVnKwfDYvVHjNwNFAmx"),
+    ("fake-open-id-for-test-only-0001", "fake-grant-code-0001", "fake-open-key-for-test-only-0001"),
+];
+
+fn loopback() -> SocketAddr {
+    SocketAddr::from((Ipv4Addr::LOCALHOST, 0))
+}
+
+/// Something upstream that a gateway can be pointed to.
+pub(crate) trait Upstream {
+    fn url(&self) -> String;
+}
+
+/// The sandbox, as a task.
+pub(crate) struct Platform {
+    pub(crate) address: SocketAddr,
+    _stop: DropGuard,
+}
+
+impl Platform {
+    /// With the platform's own limit of 10 calls in any second.
+    pub(crate) async fn strict() -> Self {
+        Self::start(10, Clock::system()).await
+    }
+
+    /// Without a limit.
+    pub(crate) async fn open() -> Self {
+        Self::start(0, Clock::system()).await
+    }
+
+    pub(crate) async fn start(rate: usize, clock: Clock) -> Self {
+        let merchants = MERCHANTS.map(|(open_id, grant_code, open_key)| Merchant {
+            open_id: open_id.to_owned(),
+            grant_code: grant_code.to_owned(),
+            open_key: Secret::new(open_key.to_owned()),
+        });
+        let options = Options { merchants: merchants.into(), rate, faults: Faults::default() };
+        let sandbox = Sandbox::bind(loopback(), options, clock).await.unwrap();
+        let address = sandbox.address().unwrap();
+        let stop = CancellationToken::new();
+        tokio::spawn(sandbox.run(stop.clone()));
+        Self { address, _stop: stop.drop_guard() }
+    }
+
+    pub(crate) async fn stats(&self) -> Value {
+        self.page(Method::GET, "stats", "").await
+    }
+
+    /// How many requests came on a path.
+    pub(crate) async fn requests(&self, path: &str) -> u64 {
+        self.stats().await["requests"][path].as_u64().unwrap_or(0)
+    }
+
+    pub(crate) async fn last(&self) -> Value {
+        self.page(Method::GET, "last", "").await
+    }
+
+    pub(crate) async fn faults(&self, faults: Value) {
+        let shown = self.page(Method::POST, "faults", &faults.to_string()).await;
+        assert_eq!(shown.get("error"), None, "{shown}");
+    }
+
+    /// Changes a coupon behind the gateway's back.
+    pub(crate) async fn change(&self, customer: &str, change: &str, wanted: Value) -> Value {
+        let changed = self.page(Method::POST, &format!("customers/{customer}/{change}"), &wanted.to_string()).await;
+        assert_eq!(changed.get("error"), None, "{changed}");
+        changed
+    }
+
+    async fn page(&self, method: Method, page: &str, body: &str) -> Value {
+        let request = Request::builder().method(method).uri(format!("/_sandbox/{page}")).header("host", "sandbox");
+        let reply = send(self.address, request.body(Full::new(Bytes::from(body.to_owned()))).unwrap()).await;
+        reply.json()
+    }
+}
+
+impl Upstream for Platform {
+    fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+}
+
+/// What a scripted upstream does with a request.
+pub(crate) enum Act {
+    /// Answers these bytes and keeps the connection.
+    Answer(Vec<u8>),
+    /// Answers these bytes and closes the connection.
+    Last(Vec<u8>),
+    /// Answers nothing, and holds the connection.
+    Hang,
+}
+
+impl Act {
+    /// A success with these coupons.
+    pub(crate) fn success(data: &str) -> Self {
+        Self::json(&format!(r#"{{"status":true,"code":0,"message":"","data":{data}}}"#))
+    }
+
+    pub(crate) fn json(body: &str) -> Self {
+        Self::Answer(http_text("200 OK", "Content-Type: application/json\r\n", body))
+    }
+}
+
+pub(crate) fn http_text(status: &str, headers: &str, body: &str) -> Vec<u8> {
+    format!("HTTP/1.1 {status}\r\n{headers}Content-Length: {}\r\n\r\n{body}", body.len()).into_bytes()
+}
+
+/// An upstream that does as it is told, and remembers every request.
+pub(crate) struct Scripted {
+    pub(crate) address: SocketAddr,
+    pub(crate) requests: Arc<std::sync::Mutex<Vec<String>>>,
+    _stop: DropGuard,
+}
+
+impl Scripted {
+    /// `script` is told the number of the request, from 0 on, and its text.
+    pub(crate) async fn start(script: impl Fn(usize, &str) -> Act + Send + Sync + 'static) -> Self {
+        let listener = TcpListener::bind(loopback()).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let requests = Arc::new(std::sync::Mutex::new(Vec::new()));
+        let script = Arc::new(script);
+        let stop = CancellationToken::new();
+        let (seen, token) = (Arc::clone(&requests), stop.clone());
+        tokio::spawn(stop.clone().run_until_cancelled_owned(async move {
+            loop {
+                let (stream, _) = listener.accept().await.unwrap();
+                let one = follow(stream, Arc::clone(&seen), Arc::clone(&script));
+                tokio::spawn(token.clone().run_until_cancelled_owned(one));
+            }
+        }));
+        Self { address, requests, _stop: stop.drop_guard() }
+    }
+
+    pub(crate) fn seen(&self) -> Vec<String> {
+        self.requests.lock().unwrap().clone()
+    }
+}
+
+impl Upstream for Scripted {
+    fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+}
+
+async fn follow(
+    mut stream: TcpStream,
+    seen: Arc<std::sync::Mutex<Vec<String>>>,
+    script: Arc<impl Fn(usize, &str) -> Act>,
+) {
+    let mut buffer = Vec::new();
+    loop {
+        let request = loop {
+            if let Some(length) = whole_request(&buffer) {
+                break String::from_utf8(buffer.drain(..length).collect()).unwrap();
+            }
+            let mut part = [0; 4096];
+            match stream.read(&mut part).await {
+                Ok(read) if read > 0 => buffer.extend_from_slice(&part[..read]),
+                _ => return,
+            }
+        };
+        let number = {
+            let mut seen = seen.lock().unwrap();
+            seen.push(request.clone());
+            seen.len() - 1
+        };
+        match script(number, &request) {
+            Act::Answer(bytes) => stream.write_all(&bytes).await.unwrap(),
+            Act::Last(bytes) => {
+                stream.write_all(&bytes).await.unwrap();
+                return;
+            }
+            Act::Hang => std::future::pending().await,
+        }
+    }
+}
+
+fn whole_request(buffer: &[u8]) -> Option<usize> {
+    let text = String::from_utf8_lossy(buffer);
+    let head = text.find("\r\n\r\n")? + 4;
+    let length = text.lines().find_map(|line| line.to_ascii_lowercase().strip_prefix("content-length: ")?.parse().ok());
+    let whole = head + length.unwrap_or(0);
+    (buffer.len() >= whole).then_some(whole)
+}
+
+/// Settings in the words of the configuration, such as `("cache.ttl", "5s")`.
+pub(crate) type Words<'a> = &'a [(&'a str, &'a str)];
+
+/// Settings of a gateway in front of `upstream`, with both merchants: `one`, the default, and `two`.
+pub(crate) fn settings(upstream: &impl Upstream, words: Words<'_>, file: Option<&str>) -> Settings {
+    let mut variables = BTreeMap::new();
+    let mut set = |key: &str, value: &str| {
+        variables.insert(format!("ZVGATE__{}", key.to_uppercase().replace('.', "__")), value.to_owned());
+    };
+    set("server.listen", "127.0.0.1:0");
+    set("server.admin_listen", "127.0.0.1:0");
+    set("upstream.base_url", &upstream.url());
+    set("log.access", "none");
+    for (name, (open_id, grant_code, open_key)) in ["one", "two"].into_iter().zip(MERCHANTS) {
+        set(&format!("tenants.{name}.open_id"), open_id);
+        set(&format!("tenants.{name}.grant_code"), grant_code);
+        set(&format!("tenants.{name}.open_key"), open_key);
+    }
+    set("tenants.one.default", "true");
+    for (key, value) in words {
+        set(key, value);
+    }
+    let file = file.map(|text| {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        file.write_all(text.as_bytes()).unwrap();
+        file
+    });
+    let path = file.as_ref().map(|file| file.path().to_path_buf());
+    let sources = Sources { file: path, variables, passed_over: None };
+    sources.load().unwrap_or_else(|mistakes| panic!("{mistakes}"))
+}
+
+/// A gateway, as a task.
+pub(crate) struct Gate {
+    pub(crate) address: SocketAddr,
+    pub(crate) admin: SocketAddr,
+    pub(crate) hands: Arc<Hands>,
+    pub(crate) stop: CancellationToken,
+    pub(crate) done: tokio::task::JoinHandle<()>,
+    _stop: DropGuard,
+}
+
+impl Gate {
+    pub(crate) async fn start(upstream: &impl Upstream, words: Words<'_>) -> Self {
+        Self::run(&settings(upstream, words, None)).await
+    }
+
+    pub(crate) async fn with_file(upstream: &impl Upstream, words: Words<'_>, file: &str) -> Self {
+        Self::run(&settings(upstream, words, Some(file))).await
+    }
+
+    async fn run(settings: &Settings) -> Self {
+        let (clock, hands) = Clock::shifted();
+        let app = App::bind(settings, clock).await.unwrap();
+        let (address, admin) = (app.address().unwrap(), app.admin_address().unwrap());
+        let stop = CancellationToken::new();
+        let done = tokio::spawn(app.run(stop.clone()));
+        Self { address, admin, hands, done, _stop: stop.clone().drop_guard(), stop }
+    }
+
+    /// Asks for a customer's coupons.
+    pub(crate) async fn read(&self, customer: &str) -> Reply {
+        self.post(READ, &[], &json!({ "params": { "customerId": customer } }).to_string()).await
+    }
+
+    pub(crate) async fn post(&self, path: &str, headers: &[(&str, &str)], body: &str) -> Reply {
+        post(self.address, path, headers, body).await
+    }
+
+    pub(crate) async fn page(&self, path: &str) -> Reply {
+        let request = Request::get(path).header("host", "admin").body(Full::default()).unwrap();
+        send(self.admin, request).await
+    }
+
+    /// The value of a metric, given as it stands in the page; 0 where it is not there.
+    pub(crate) async fn metric(&self, name: &str) -> f64 {
+        let page = self.page("/metrics").await.text();
+        let line = page.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        line.map_or(0.0, |value| value.parse().unwrap())
+    }
+}
+
+/// An answer to a caller.
+#[derive(Clone, Debug)]
+pub(crate) struct Reply {
+    pub(crate) status: u16,
+    pub(crate) headers: HeaderMap,
+    pub(crate) body: Bytes,
+}
+
+impl Reply {
+    pub(crate) fn header(&self, name: &str) -> &str {
+        self.headers.get(name).map_or("", |value| value.to_str().unwrap())
+    }
+
+    pub(crate) fn text(&self) -> String {
+        String::from_utf8(self.body.to_vec()).unwrap()
+    }
+
+    pub(crate) fn json(&self) -> Value {
+        serde_json::from_slice(&self.body).unwrap()
+    }
+
+    pub(crate) fn is_hit(&self) -> bool {
+        self.header("cache-status").starts_with("zvgate; hit; ttl=")
+    }
+
+    pub(crate) fn is_stored_miss(&self) -> bool {
+        self.header("cache-status").starts_with("zvgate; fwd=miss; stored; ttl=")
+    }
+
+    /// Checks all that every gateway error has, and that it is this one.
+    #[track_caller]
+    pub(crate) fn is_error(&self, status: u16, error: &str) {
+        assert_eq!(self.status, status, "{self:?}");
+        let body = self.json();
+        assert_eq!(body["error"], error, "{body}");
+        assert_eq!((&body["status"], &body["code"]), (&json!(false), &json!(990_000 + u32::from(status))));
+        assert!(!body["message"].as_str().unwrap().is_empty());
+        assert_eq!(body["requestId"], self.header("x-request-id"));
+        assert!(self.header("proxy-status").starts_with("zvgate; error="), "{self:?}");
+        assert_eq!(self.header("cache-status"), "");
+        assert_eq!(self.header("content-type"), "application/json");
+        assert_eq!(self.headers.contains_key("retry-after"), status == 429 || status == 503, "{self:?}");
+    }
+}
+
+pub(crate) async fn post(address: SocketAddr, path: &str, headers: &[(&str, &str)], body: &str) -> Reply {
+    let mut request = Request::post(path).header("host", "gateway");
+    if !headers.iter().any(|(name, _)| *name == "content-type") {
+        request = request.header("content-type", "application/json");
+    }
+    for (name, value) in headers {
+        request = request.header(*name, *value);
+    }
+    send(address, request.body(Full::new(Bytes::from(body.to_owned()))).unwrap()).await
+}
+
+/// Sends a request on a connection of its own.
+pub(crate) async fn send(address: SocketAddr, request: Request<Full<Bytes>>) -> Reply {
+    let mut caller = Caller::connect(address).await;
+    caller.send(request).await.unwrap()
+}
+
+/// A caller with a connection that stays open.
+pub(crate) struct Caller(hyper::client::conn::http1::SendRequest<Full<Bytes>>);
+
+impl Caller {
+    pub(crate) async fn connect(address: SocketAddr) -> Self {
+        let stream = TcpStream::connect(address).await.unwrap();
+        let (sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
+        tokio::spawn(async move { connection.await.ok() });
+        Self(sender)
+    }
+
+    pub(crate) async fn send(&mut self, request: Request<Full<Bytes>>) -> hyper::Result<Reply> {
+        self.0.ready().await?;
+        let response = self.0.send_request(request).await?;
+        let (head, body) = response.into_parts();
+        Ok(Reply { status: head.status.as_u16(), headers: head.headers, body: body.collect().await?.to_bytes() })
+    }
+
+    pub(crate) async fn read(&mut self, customer: &str) -> Reply {
+        let body = json!({ "params": { "customerId": customer } }).to_string();
+        let request = Request::post(READ).header("host", "gateway").header("content-type", "application/json");
+        self.send(request.body(Full::new(Bytes::from(body))).unwrap()).await.unwrap()
+    }
+}
+
+/// Sends bytes as they are, and reads until the other side closes.
+pub(crate) fn raw(address: SocketAddr, bytes: &[u8]) -> String {
+    let mut stream = std::net::TcpStream::connect(address).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    stream.write_all(bytes).unwrap();
+    let mut text = Vec::new();
+    stream.read_to_end(&mut text).unwrap();
+    String::from_utf8_lossy(&text).into_owned()
+}
+
+/// The members of a forwarded envelope.
+pub(crate) fn envelope(request: &str) -> Value {
+    serde_json::from_str(request.split_once("\r\n\r\n").unwrap().1).unwrap()
+}

@@ -1,0 +1,154 @@
+//! Law 4 in its simplest form: a write ends what is known of its customers, and of nobody else.
+
+use std::sync::Arc;
+
+use serde_json::json;
+
+use crate::support::{Act, Gate, Platform, READ, REVERSE, Scripted, WRITE};
+
+/// The first card of a customer that can be redeemed.
+async fn card(gate: &Gate, customer: &str) -> String {
+    gate.read(customer).await.json()["data"][0]["cardId"].as_str().unwrap().to_owned()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_write_is_seen_by_the_next_read_and_leaves_other_customers_in_place() {
+    let platform = Platform::open().await;
+    let gate = Gate::start(&platform, &[]).await;
+    let (card, _) = (card(&gate, "1").await, gate.read("2").await);
+    let redeem = json!({ "params": { "bizId": "b", "customerId": "1", "couponsCardList": [card] } }).to_string();
+    let written = gate.post(WRITE, &[], &redeem).await;
+    assert_eq!((written.status, written.header("cache-status")), (200, "zvgate; fwd=bypass"));
+    assert_eq!(written.json()["data"]["cardIdList"], json!([card]));
+    let read = gate.read("1").await;
+    assert!(read.is_stored_miss() && read.text().contains("version=1"));
+    assert!(gate.read("2").await.is_hit());
+    assert_eq!(gate.metric("zvgate_cache_invalidations_total{cause=\"write\"}").await, 1.0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_write_whose_answer_alone_names_the_customer_ends_only_that_ones_answers() {
+    let platform = Platform::open().await;
+    let gate = Gate::start(&platform, &[]).await;
+    let (card, _) = (card(&gate, "1").await, gate.read("2").await);
+    let redeem = json!({ "params": { "bizId": "b", "couponsCardList": [{ "cardId": card }] } }).to_string();
+    assert_eq!(gate.post(WRITE, &[], &redeem).await.json()["data"]["userInfo"]["customer_id"], "1");
+    assert!(gate.read("1").await.text().contains("version=1"));
+    assert!(gate.read("2").await.is_hit());
+    let reverse = json!({ "params": { "bizId": "b" } }).to_string();
+    assert_eq!(gate.post(REVERSE, &[], &reverse).await.json()["code"], 0);
+    assert!(gate.read("1").await.text().contains("version=2"));
+    assert!(gate.read("2").await.is_hit());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_write_ends_the_answers_of_everybody_whom_its_header_names() {
+    let platform = Platform::open().await;
+    let gate = Gate::start(&platform, &[]).await;
+    for customer in ["1", "2", "3", "4"] {
+        gate.read(customer).await;
+    }
+    let body = r#"{"params":{"bizId":"b","customerId":"3"}}"#;
+    gate.post(WRITE, &[("x-zvgate-customer", "1, 2")], body).await;
+    for (customer, hit) in [("1", false), ("2", false), ("3", false), ("4", true)] {
+        assert_eq!(gate.read(customer).await.is_hit(), hit, "{customer}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_write_that_names_nobody_ends_its_tenants_answers_or_what_the_route_says() {
+    let nobody = r#"{"params":{"bizId":"b"}}"#;
+    let one = r#"{"params":{"customerId":"1"}}"#;
+    let platform = Platform::open().await;
+    for (unknown_customer, status, of_one_stays) in [("tenant", 200, false), ("ttl", 200, true), ("refuse", 400, true)]
+    {
+        let file =
+            format!("[[routes]]\npath = \"/v3/write\"\nkind = \"write\"\nunknown_customer = \"{unknown_customer}\"\n");
+        let gate = Gate::with_file(&platform, &[], &file).await;
+        gate.read("1").await;
+        gate.post(READ, &[("x-zvgate-tenant", "two")], one).await;
+        let sent = platform.requests("/v3/write").await;
+        assert_eq!(gate.post("/v3/write", &[], nobody).await.status, status, "{unknown_customer}");
+        assert_eq!(platform.requests("/v3/write").await - sent, u64::from(status == 200));
+        assert_eq!(gate.read("1").await.is_hit(), of_one_stays, "{unknown_customer}");
+        assert!(gate.post(READ, &[("x-zvgate-tenant", "two")], one).await.is_hit(), "another tenant's stay");
+        let counted = gate.metric("zvgate_cache_invalidations_total{cause=\"unknown_customer\"}").await;
+        assert_eq!(counted, f64::from(u8::from(unknown_customer == "tenant")));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_write_whose_outcome_is_unknown_ends_its_customers_answers_too() {
+    let upstream = Scripted::start(|_, request| {
+        if request.contains(WRITE) { Act::Last(Vec::new()) } else { Act::success(r#"[{"useStatus":1}]"#) }
+    })
+    .await;
+    let gate = Gate::start(&upstream, &[]).await;
+    gate.read("1").await;
+    gate.read("2").await;
+    gate.post(WRITE, &[], r#"{"params":{"customerId":"1"}}"#).await.is_error(502, "outcome_unknown");
+    assert!(!gate.read("1").await.is_hit());
+    assert!(gate.read("2").await.is_hit());
+}
+
+/// Reads may be answered from before while a write is under way; what they fetch meanwhile is not kept past its end.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_asked_before_a_writes_end_is_neither_kept_nor_joined_after_it() {
+    let platform = Platform::open().await;
+    let gate = Arc::new(Gate::start(&platform, &[]).await);
+    let card = card(&gate, "1").await;
+    gate.hands.advance(std::time::Duration::from_secs(31));
+    platform.faults(json!({ "latency_ms": 600, "route": READ })).await;
+    let early = {
+        let gate = Arc::clone(&gate);
+        tokio::spawn(async move { gate.read("1").await })
+    };
+    while platform.requests(READ).await < 2 {
+        tokio::task::yield_now().await;
+    }
+    platform.faults(json!({ "latency_ms": 0 })).await;
+    let redeem = json!({ "params": { "bizId": "b", "customerId": "1", "couponsCardList": [card] } }).to_string();
+    assert_eq!(gate.post(WRITE, &[], &redeem).await.json()["code"], 0);
+    let after = gate.read("1").await;
+    assert!(after.is_stored_miss() && after.text().contains("version=1"), "{after:?}");
+    let early = early.await.unwrap();
+    assert_eq!(early.header("cache-status"), "zvgate; fwd=miss", "given to its caller, and not kept");
+    assert!(early.text().contains("version=0"));
+    assert!(gate.read("1").await.text().contains("version=1"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_write_runs_to_its_end_when_its_caller_leaves() {
+    let platform = Platform::open().await;
+    let gate = Arc::new(Gate::start(&platform, &[]).await);
+    let card = card(&gate, "1").await;
+    platform.faults(json!({ "latency_ms": 400, "route": WRITE })).await;
+    let redeem = json!({ "params": { "bizId": "b", "customerId": "1", "couponsCardList": [card] } }).to_string();
+    let leaving = {
+        let gate = Arc::clone(&gate);
+        tokio::spawn(async move { gate.post(WRITE, &[], &redeem).await })
+    };
+    while platform.requests(WRITE).await < 1 {
+        tokio::task::yield_now().await;
+    }
+    leaving.abort();
+    while gate.metric("zvgate_cache_invalidations_total{cause=\"write\"}").await < 1.0 {
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+    assert!(gate.read("1").await.text().contains("version=1"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_write_has_its_own_connection() {
+    let platform = Platform::open().await;
+    let gate = Gate::start(&platform, &[]).await;
+    gate.read("1").await;
+    let connections = async || platform.stats().await["connections"].as_u64().unwrap();
+    // Looking takes a connection as well.
+    let before = connections().await;
+    for number in 0..3 {
+        gate.post(WRITE, &[], &format!(r#"{{"params":{{"bizId":"{number}","customerId":"1"}}}}"#)).await;
+    }
+    gate.read("1").await;
+    assert_eq!(connections().await - before, 3 + 1, "three writes and a look; the read's connection was kept");
+}

@@ -1,0 +1,88 @@
+//! The rooms and the direction of their imports: a room knows only those above it.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a failed step is a failed test")]
+
+use std::path::{Path, PathBuf};
+
+/// From the ground up, as in ARCHITECTURE.md; rooms on one line know nothing of each other.
+const ROOMS: &[&[&str]] = &[
+    &["clock", "secret", "json"],
+    &["settings"],
+    &["route", "envelope"],
+    &["tenant", "answer"],
+    &["cache", "limit", "signer"],
+    &["upstream", "metrics", "pseudonym"],
+    &["reply"],
+    &["gateway"],
+    &["listener", "admin"],
+    &["sandbox"],
+    &["app"],
+    &["cli"],
+];
+
+fn sources(folder: &Path, found: &mut Vec<PathBuf>) {
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            sources(&path, found);
+        } else {
+            found.push(path);
+        }
+    }
+}
+
+fn level(room: &str) -> usize {
+    let found = ROOMS.iter().position(|rooms| rooms.contains(&room));
+    found.unwrap_or_else(|| panic!("{room} has no place among the rooms"))
+}
+
+/// The rooms that a text names by `crate::`, on a line or in a group.
+fn imports(text: &str) -> Vec<String> {
+    let name = |rest: &str| rest.chars().take_while(|c| c.is_ascii_lowercase() || *c == '_').collect::<String>();
+    let mut found: Vec<String> = Vec::new();
+    for rest in text.split("crate::").skip(1) {
+        match rest.strip_prefix('{') {
+            Some(group) => found.extend(group.split('}').next().unwrap().split(',').map(|item| name(item.trim()))),
+            None => found.push(name(rest)),
+        }
+    }
+    found
+}
+
+#[test]
+fn every_room_imports_only_from_rooms_above_it() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut files = Vec::new();
+    sources(&root, &mut files);
+    let mut checked = 0;
+    for file in files {
+        let relative = file.strip_prefix(&root).unwrap();
+        let first = relative.iter().next().unwrap().to_str().unwrap();
+        let room = first.strip_suffix(".rs").unwrap_or(first);
+        if ["lib", "main"].contains(&room) {
+            continue;
+        }
+        let text = std::fs::read_to_string(&file).unwrap();
+        for import in imports(&text).iter().filter(|import| *import != room) {
+            assert!(level(import) < level(room), "{}: {room} may not know {import}", relative.display());
+            checked += 1;
+        }
+    }
+    assert!(checked > 50, "{checked}");
+}
+
+#[test]
+fn no_source_file_is_longer_than_400_lines() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut files = Vec::new();
+    sources(&root, &mut files);
+    for file in files {
+        let lines = std::fs::read_to_string(&file).unwrap().lines().count();
+        assert!(lines <= 400, "{}: {lines} lines", file.display());
+    }
+}
+
+#[test]
+fn imports_are_found_alone_and_in_groups() {
+    assert_eq!(imports("use crate::clock::Now;"), ["clock"]);
+    assert_eq!(imports("use crate::{cache, json::Node};\nlet a = crate::reply::b();"), ["cache", "json", "reply"]);
+}
