@@ -1,8 +1,117 @@
-//! Benches of the hit path's parts and of signing.
+//! Benches of the hit path's parts (key, look-up, reply), of reading an answer, and of signing.
+//!
+//! `cargo bench --bench gateway`
+
+use std::hint::black_box;
+use std::sync::Arc;
+use std::time::Duration;
 
 use criterion::{Criterion, criterion_group, criterion_main};
+use prometheus::{IntCounter, IntGauge};
+use time::UtcOffset;
+use zvgate::answer::{Answer, Reader};
+use zvgate::cache::{Cache, Demand, Entry, Fate, Lifetimes, Options, Question, Subject, Tally};
+use zvgate::clock::Clock;
+use zvgate::envelope::Envelope;
+use zvgate::reply::{self, Refusal, Reply, Way};
+use zvgate::secret::Secret;
+use zvgate::settings::TenantSettings;
+use zvgate::signer::{Call, Nonces, SignedRequest};
+use zvgate::tenant::Tenants;
 
-fn signing(_: &mut Criterion) {}
+const BODY: &[u8] = br#"{"params":{"customerId":"383933091455959041","useStatus":"","cardId":""}}"#;
+const CUSTOMERS: u64 = 10_000;
 
-criterion_group!(benches, signing);
+fn optional() -> Vec<String> {
+    vec!["useStatus".to_owned(), "cardId".to_owned()]
+}
+
+/// Five coupons, as the platform writes them.
+fn answer() -> Answer {
+    let coupon = r#"{"beginAt":"2019-08-24 00:00:00","cardId":"390913445498200065","channel":"naixue","couponId":"390913445519171584","couponType":"0","createdAt":"2019-10-15 17:10:28","customerId":"383933091455959041","title":"","updatedAt":"2019-10-15 17:10:2","useStatus":"0","templateId":"951","endAt":"2999-11-03 23:59:59","extra":""}"#;
+    let list = [coupon; 5].join(",");
+    let body = format!(r#"{{"status":"true","code":"0","message":"","data":[{list}]}}"#);
+    Answer { status: 200, content_type: None, content_encoding: None, retry_after: None, body: body.into() }
+}
+
+fn reader() -> Reader {
+    Reader {
+        expires: vec!["endAt".to_owned(), "endTime".to_owned(), "validEndDate".to_owned()],
+        retry_codes: vec!["110004".to_owned(), "110007".to_owned()],
+        utc_offset: UtcOffset::UTC,
+    }
+}
+
+fn question(customer: u64) -> Question {
+    let customer = (383_933_091_455_950_000 + customer).to_string();
+    let key = format!("/v3/crm/coupon/getCustomerCoupons {{\"params\":{{\"customerId\":\"{customer}\"}}}}");
+    Question { subject: Subject::customer(0, &customer), key: key.into() }
+}
+
+fn filled(clock: &Clock) -> Arc<Cache<Refusal>> {
+    let counter = || IntCounter::new("bench", "bench").expect("a well formed name");
+    let entries = IntGauge::new("bench", "bench").expect("a well formed name");
+    let tally = Tally { entries, expired: counter(), size: counter() };
+    let cache = Arc::new(Cache::new(&Options { max_bytes: 256 << 20, max_waiters: 1, tenants: 1 }, tally));
+    let lifetimes = Lifetimes {
+        ttl: Duration::from_secs(3600),
+        negative_ttl: Duration::from_secs(3),
+        unsettled_ttl: Duration::from_secs(3),
+        expiry_margin: Duration::from_secs(1),
+    };
+    let answer = Arc::new(answer());
+    for customer in 0..CUSTOMERS {
+        let now = clock.now();
+        let Entry::Begun(landing, _waiter) = cache.join(&question(customer), &Demand::default(), now) else {
+            continue;
+        };
+        let verdict = reader().read(200, &answer.body);
+        landing.answer(Arc::clone(&answer), Fate::of(&verdict, &lifetimes, now, now), now);
+    }
+    cache
+}
+
+fn hit(criterion: &mut Criterion) {
+    let clock = Clock::system();
+    criterion.bench_function("key: parse and canonicalise", |bencher| {
+        let optional = optional();
+        bencher.iter(|| Envelope::parse(black_box(BODY)).map(|envelope| envelope.canonical(&optional)));
+    });
+    let cache = filled(&clock);
+    let questions: Vec<_> = (0..CUSTOMERS).map(question).collect();
+    criterion.bench_function("look-up among 10,000 customers, clocks read", |bencher| {
+        let mut turns = questions.iter().cycle();
+        bencher.iter(|| turns.next().map(|question| cache.look(question, &Demand::default(), clock.now())));
+    });
+    let way = Way::Hit { age: Duration::from_secs(3), left: Duration::from_secs(27) };
+    let outcome = Ok(Reply { answer: Arc::new(answer()), way });
+    criterion.bench_function("reply: head of a hit", |bencher| {
+        bencher.iter(|| reply::response(black_box(&outcome), "0123456789abcdef0123456789abcdef"));
+    });
+}
+
+fn miss(criterion: &mut Criterion) {
+    let tenants = Tenants::new(&[TenantSettings {
+        name: "bench".to_owned(),
+        open_id: "d14c1559e87b747d577c834b275a4310".to_owned(),
+        grant_code: "ba67d4fa46".to_owned(),
+        open_key: Secret::new("LyvrkvkxRkG2R6aM55bXpPwjYAbkEXTbVnKwfDYvVHjNwNFAmx".to_owned()),
+        default: true,
+        pace: None,
+    }]);
+    let tenant = tenants.all().first().map(Arc::clone).expect("one tenant");
+    let members = r#""params":{"customerId":"383933091455959041","useStatus":"","cardId":""}"#.into();
+    let call = Call { tenant, path: "/v3/crm/coupon/getCustomerCoupons".into(), members };
+    let nonces = Nonces::new().expect("the system has randomness");
+    let clock = Clock::system();
+    criterion.bench_function("sign", |bencher| {
+        bencher.iter(|| SignedRequest::sign(black_box(&call), &nonces, clock.wall()));
+    });
+    let (answer, reader) = (answer(), reader());
+    criterion.bench_function("answer: read five coupons", |bencher| {
+        bencher.iter(|| reader.read(200, black_box(&answer.body)));
+    });
+}
+
+criterion_group!(benches, hit, miss);
 criterion_main!(benches);

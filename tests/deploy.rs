@@ -1,0 +1,50 @@
+//! What is shipped beside the program, checked by the tools that will read it.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a failed step is a failed test")]
+
+use std::path::Path;
+use std::process::Command;
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+#[track_caller]
+fn passes(command: &mut Command) {
+    let output = command.output().unwrap();
+    let told = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{told}");
+}
+
+#[test]
+fn systemd_takes_the_unit_and_finds_it_confined() {
+    let folder = tempfile::tempdir().unwrap();
+    let unit = std::fs::read_to_string(root().join("deploy/zvgate.service")).unwrap();
+    // The program is not installed here; the one that was built stands in.
+    let unit = unit.replace("/usr/local/bin/zvgate", env!("CARGO_BIN_EXE_zvgate"));
+    let path = folder.path().join("zvgate.service");
+    std::fs::write(&path, unit).unwrap();
+    passes(Command::new("systemd-analyze").args(["verify", "--man=no", "--recursive-errors=no"]).arg(&path));
+    passes(Command::new("systemd-analyze").args(["security", "--offline=yes", "--threshold=20"]).arg(&path));
+}
+
+#[test]
+fn promtool_takes_the_scrape_configuration() {
+    passes(Command::new("promtool").args(["check", "config"]).arg(root().join("deploy/prometheus.yml")));
+}
+
+/// No Docker engine is needed to see that what the image is built from is there.
+#[test]
+fn the_dockerfile_copies_what_exists() {
+    let text = std::fs::read_to_string(root().join("deploy/Dockerfile")).unwrap();
+    let copies = text.lines().filter_map(|line| line.strip_prefix("COPY ")).filter(|line| !line.starts_with("--from"));
+    let mut seen = 0;
+    for line in copies {
+        let words: Vec<&str> = line.split(' ').collect();
+        let (_, sources) = words.split_last().unwrap();
+        for source in sources {
+            assert!(root().join(source).exists(), "{source}");
+            seen += 1;
+        }
+    }
+    assert!(seen >= 4, "{seen}");
+}
