@@ -1,4 +1,4 @@
-//! The one way of a request through the gateway: read [`Gateway::run`] first.
+//! The one way of a request through the gateway: read `Gateway::run` first.
 //!
 //! Each stage returns facts; only this room counts, times and logs them.
 
@@ -181,9 +181,13 @@ impl Gateway {
     /// # Errors
     /// Never.
     pub fn turn_away(&self, request: &Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {
+        let started = self.clock.boot();
+        let id = incoming::request_id(request.headers());
         self.metrics.limited.of(Limit::Connections).inc();
         let outcome = Err(Refusal::Unavailable(Unavailable::Connections));
-        Ok(reply::response(&outcome, &incoming::request_id(request.headers())))
+        let response = reply::response(&outcome, &id);
+        self.account(&outcome, &Facts::default(), response.status().as_u16(), started, (&id, None));
+        Ok(response)
     }
 
     /// The stages, in order.

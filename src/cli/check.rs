@@ -15,7 +15,7 @@ const LIVE_PATH: &str = "/v3/crm/coupon/getCustomerCoupons";
 /// A customer that no merchant has: to be told so takes valid credentials, and shows nobody's coupons.
 const LIVE_MEMBERS: &str = "\"params\":{\"customerId\":\"1\"}";
 
-#[derive(Debug, clap::Args)]
+#[derive(clap::Args)]
 pub(super) struct Arguments {
     #[command(flatten)]
     configuration: Configuration,

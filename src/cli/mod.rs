@@ -22,14 +22,14 @@ const FAILED: u8 = 1;
 const UNUSABLE: u8 = 2;
 
 /// A caching reverse proxy that signs, paces and keeps calls to the zvcms open platform.
-#[derive(Debug, Parser)]
+#[derive(Parser)]
 #[command(name = "zvgate", version, about)]
 struct Arguments {
     #[command(subcommand)]
     command: Option<Command>,
 }
 
-#[derive(Debug, Subcommand)]
+#[derive(Subcommand)]
 enum Command {
     /// Run the gateway
     Serve(Configuration),
@@ -45,7 +45,7 @@ enum Command {
     Key,
 }
 
-#[derive(Args, Debug)]
+#[derive(Args)]
 struct Configuration {
     /// The configuration file; else $ZVGATE_CONFIG, else config/zvgate.toml where it is safe to read
     #[arg(long, value_name = "FILE")]

@@ -18,7 +18,7 @@ pub(super) const EXAMPLE_OPEN_KEY: &str = "LyvrkvkxRkG2R6aM55bXpPwjYAbkEXTbVnKwf
 /// Where the sandbox listens unless it is told otherwise.
 pub(super) const USUAL_ADDRESS: &str = "127.0.0.1:8090";
 
-#[derive(Debug, clap::Args)]
+#[derive(clap::Args)]
 pub(super) struct Arguments {
     /// Where to listen
     #[arg(long, value_name = "ADDR", default_value = USUAL_ADDRESS)]

@@ -7,7 +7,7 @@ use crate::json::Node;
 use crate::signer::{Call, Nonces, SignedRequest};
 use crate::tenant::Tenants;
 
-#[derive(Debug, clap::Args)]
+#[derive(clap::Args)]
 pub(super) struct Arguments {
     #[command(flatten)]
     configuration: Configuration,

@@ -75,9 +75,16 @@ pub(super) fn patience(headers: &HeaderMap) -> Result<Option<Duration>, Refusal>
 }
 
 /// The customers that the caller says a write is about.
-pub(super) fn customers(headers: &HeaderMap) -> Vec<String> {
-    let lines = headers.get_all(X_ZVGATE_CUSTOMER).iter().filter_map(|line| line.to_str().ok());
-    lines.flat_map(|line| line.split(',')).map(str::trim).filter(|id| !id.is_empty()).map(str::to_owned).collect()
+pub(super) fn customers(headers: &HeaderMap) -> Result<Vec<String>, Refusal> {
+    let mut customers = Vec::new();
+    for line in headers.get_all(X_ZVGATE_CUSTOMER) {
+        // A customer that cannot be read would keep answers that the write ends.
+        let line = std::str::from_utf8(line.as_bytes());
+        let line =
+            line.map_err(|_| Refusal::BadRequest("X-Zvgate-Customer must be UTF-8: customers, comma-separated"))?;
+        customers.extend(line.split(',').map(str::trim).filter(|id| !id.is_empty()).map(str::to_owned));
+    }
+    Ok(customers)
 }
 
 /// Reads a body that is not too long and does not take too long.

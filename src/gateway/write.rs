@@ -21,7 +21,7 @@ impl Gateway {
         arrival: &mut Arrival<'_>,
         settings: &WriteSettings,
     ) -> Result<Reply, Refusal> {
-        let mut customers = super::incoming::customers(arrival.headers);
+        let mut customers = super::incoming::customers(arrival.headers)?;
         customers.extend(arrival.envelope.customers(&settings.customer));
         if customers.is_empty() && settings.unknown_customer == UnknownCustomer::Refuse {
             return Err(Refusal::BadRequest("this write must name its customer, in X-Zvgate-Customer or in params"));
@@ -41,8 +41,11 @@ impl Gateway {
     /// Sends a request that is neither kept nor ends anything.
     pub(super) async fn pass(self: &Arc<Self>, arrival: &Arrival<'_>, deadline: Boot) -> Result<Reply, Refusal> {
         let allowance = Allowance { wait: self.waits.read, answer: self.waits.attempt, deadline, reuse: Reuse::Idle };
-        let asked = self.ask(arrival.route, &arrival.call(), &arrival.reader(&[]), allowance).await;
-        told(asked, Refusal::of_read)
+        let (route, call, reader) = (Arc::clone(arrival.route), arrival.call(), arrival.reader(&[]));
+        let gateway = Arc::clone(self);
+        // In a task of its own: a call that is dropped half-way would leave its slot and its counts wrong.
+        let task = self.tasks.spawn(async move { gateway.ask(&route, &call, &reader, allowance).await });
+        task.await.map_or(Err(Refusal::Unavailable(Unavailable::Stopping)), |asked| told(asked, Refusal::of_read))
     }
 
     async fn carry_out(self: Arc<Self>, write: Write) -> Result<Reply, Refusal> {

@@ -1,6 +1,7 @@
 //! Brings the layers of a configuration together: built-in defaults, then the file, then the environment.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -16,8 +17,8 @@ const FILE_VARIABLE: &str = "ZVGATE_CONFIG";
 /// Read where no file is named and it is safe to.
 const USUAL_FILE: &str = "config/zvgate.toml";
 
-/// What a configuration is made from.
-#[derive(Clone, Debug, Default)]
+/// What a configuration is made from. It may hold keys, so that it has no `Debug`.
+#[derive(Clone, Default)]
 pub struct Sources {
     /// The file, if there is one.
     pub file: Option<PathBuf>,
@@ -90,8 +91,15 @@ fn usual_file(path: &Path) -> Result<Option<PathBuf>, String> {
 }
 
 /// One layer: values that know where they came from.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 struct Layer(Map<String, Value>);
+
+/// Asked for by [`Source`]; the values may be keys.
+impl fmt::Debug for Layer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Layer").finish_non_exhaustive()
+    }
+}
 
 impl Source for Layer {
     fn clone_into_box(&self) -> Box<dyn Source + Send + Sync> {
