@@ -11,8 +11,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::admin::{self, Readiness};
 use crate::clock::Clock;
-use crate::gateway::{Gateway, Parts};
-use crate::listener::{self, Bounds, Room};
+use crate::gateway::{Equipment, Gateway};
+use crate::listener::{self, Bounds, Room, Tally};
+use crate::metrics::Limit;
 use crate::pseudonym::Pseudonyms;
 use crate::settings::{ServerSettings, Settings};
 use crate::signer::Nonces;
@@ -61,6 +62,7 @@ pub struct App {
     admin: TcpListener,
     server: ServerSettings,
     readiness: Arc<Readiness>,
+    clock: Clock,
 }
 
 impl App {
@@ -69,7 +71,7 @@ impl App {
     /// # Errors
     /// Where the configuration is not enough to serve, or an address is taken.
     pub async fn bind(settings: &Settings, clock: Clock) -> Result<Self, StartError> {
-        let gateway = Arc::new(build(settings, clock)?);
+        let gateway = Arc::new(build(settings, clock.clone())?);
         let listen = async |key, address| {
             TcpListener::bind(address).await.map_err(|error| StartError::Listen(key, address, error))
         };
@@ -79,6 +81,7 @@ impl App {
             admin: listen("server.admin_listen", settings.server.admin_listen).await?,
             server: settings.server.clone(),
             readiness: Arc::default(),
+            clock,
         })
     }
 
@@ -101,7 +104,7 @@ impl App {
     /// Serves until `stop`; then accepts for `server.drain_delay` more, and finishes what is in hand in
     /// `server.drain_timeout`. The admin listener stays until the end.
     pub async fn run(self, stop: CancellationToken) {
-        let Self { gateway, data, admin, server, readiness } = self;
+        let Self { gateway, data, admin, server, readiness, clock } = self;
         let bounds = Bounds::new(&server);
 
         let (stop_data, stop_admin) = (CancellationToken::new(), CancellationToken::new());
@@ -119,8 +122,10 @@ impl App {
                 }
             }
         };
-        let open = Some(gateway.metrics().connections.clone());
-        let data = tokio::spawn(listener::serve(data, bounds, open, stop_data.clone(), callers));
+        let metrics = gateway.metrics();
+        let dropped = metrics.limited.of(Limit::Connections).clone();
+        let tally = Tally { open: metrics.connections.clone(), dropped };
+        let data = tokio::spawn(listener::serve(data, bounds, Some(tally), stop_data.clone(), callers));
         readiness.ready();
 
         let housekeeper = Arc::clone(&gateway);
@@ -137,8 +142,9 @@ impl App {
         tracing::info!("draining");
         tokio::time::sleep(server.drain_delay).await;
         stop_data.cancel();
+        let deadline = clock.boot() + server.drain_timeout;
         let drained = data.await.unwrap_or(false);
-        let finished = tokio::time::timeout(server.drain_timeout, gateway.finish()).await.is_ok();
+        let finished = tokio::time::timeout(deadline.since(clock.boot()), gateway.finish()).await.is_ok();
         if !(drained && finished) {
             tracing::warn!("stopped before everything in hand was finished: server.drain_timeout is over");
         }
@@ -158,5 +164,5 @@ fn build(settings: &Settings, clock: Clock) -> Result<Gateway, StartError> {
     let nonces = Nonces::new().map_err(|error| unusable("nonces", &error))?;
     let pseudonyms = Pseudonyms::new(settings.log.hash_key_file.as_deref())
         .map_err(|error| unusable("log.hash_key_file", &error))?;
-    Ok(Gateway::new(settings, Parts { clock, upstream, nonces, pseudonyms }))
+    Ok(Gateway::new(settings, Equipment { clock, upstream, nonces, pseudonyms }))
 }

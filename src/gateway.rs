@@ -2,6 +2,7 @@
 //!
 //! Each stage returns facts; only this room counts, times and logs them.
 
+mod account;
 mod ask;
 mod incoming;
 mod read;
@@ -12,21 +13,23 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use http::request::Parts;
 use http::{HeaderMap, HeaderName, Method, Request, Response};
 use http_body_util::Full;
 use hyper::body::Incoming;
+use tokio::task::JoinHandle;
 use tokio_util::task::TaskTracker;
 
 use crate::answer::Reader;
-use crate::cache::{self, Cache, Lifetimes};
+use crate::cache::{self, Cache, Demand, Lifetimes, Waiter};
 use crate::clock::{Boot, Clock};
 use crate::envelope::Envelope;
 use crate::limit::{CallerGate, Paces};
-use crate::metrics::{CacheUse, Limit, Metrics};
+use crate::metrics::Metrics;
 use crate::pseudonym::Pseudonyms;
 use crate::reply::{self, Refusal, Reply, Unavailable, Way};
 use crate::route::{Route, Routes};
-use crate::settings::{AccessLog, KindSettings, LogSettings, Settings, UpstreamSettings};
+use crate::settings::{KindSettings, LogSettings, Settings, UpstreamSettings};
 use crate::signer::{Call, Nonces};
 use crate::tenant::{Tenant, Tenants};
 use crate::upstream::Upstream;
@@ -67,7 +70,7 @@ struct Waits {
 }
 
 /// What a gateway is made from beside its settings.
-pub struct Parts {
+pub struct Equipment {
     /// The time.
     pub clock: Clock,
     /// The way to the platform.
@@ -78,15 +81,16 @@ pub struct Parts {
     pub pseudonyms: Pseudonyms,
 }
 
-/// A request whose question is known.
+/// A request that may be answered: everything in it that the caller sent is borrowed, and goes before anybody waits.
 struct Arrival<'a> {
     route: &'a Arc<Route>,
     path: &'a str,
-    headers: &'a HeaderMap,
     envelope: &'a Envelope<'a>,
     tenant: &'a Arc<Tenant>,
+    demand: Demand,
+    deadline: Boot,
     upstream: &'a UpstreamSettings,
-    facts: &'a mut Facts,
+    facts: &'a Facts,
 }
 
 impl Arrival<'_> {
@@ -104,18 +108,37 @@ impl Arrival<'_> {
     }
 }
 
+/// What a request came to before anybody had to wait.
+enum Begun {
+    /// It is answered.
+    Answered(Reply),
+    /// A call answers it, its own or another's; its own is told from others by how the answer is said to have come.
+    Flight(Waiter<Refusal>, Option<Way>),
+    /// A task of its own answers it.
+    Task(JoinHandle<Result<Reply, Refusal>>),
+}
+
 /// What is learned of a request on its way, for the log.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Facts {
+    id: String,
+    trace: Option<String>,
     route: Option<Arc<Route>>,
     tenant: Option<Arc<Tenant>>,
     customers: Vec<String>,
 }
 
+impl Facts {
+    fn of(headers: &HeaderMap) -> Self {
+        let trace = incoming::trace_id(headers).map(str::to_owned);
+        Self { id: incoming::request_id(headers), trace, ..Self::default() }
+    }
+}
+
 impl Gateway {
     /// A gateway with nothing in its cache.
-    pub fn new(settings: &Settings, parts: Parts) -> Self {
-        let Parts { clock, upstream, nonces, pseudonyms } = parts;
+    pub fn new(settings: &Settings, equipment: Equipment) -> Self {
+        let Equipment { clock, upstream, nonces, pseudonyms } = equipment;
         let (server, limits) = (&settings.server, &settings.limits);
         let tenants = Tenants::new(&settings.tenants);
         let route_paces: Vec<_> = settings.routes.iter().map(|route| route.pace).collect();
@@ -167,13 +190,10 @@ impl Gateway {
     /// Never: every failure is an answer.
     pub async fn handle(self: Arc<Self>, request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {
         let started = self.clock.boot();
-        let id = incoming::request_id(request.headers());
-        let trace = incoming::trace_id(request.headers()).map(str::to_owned);
-        let mut facts = Facts::default();
+        let mut facts = Facts::of(request.headers());
         let outcome = self.run(request, &mut facts).await;
-        let response = reply::response(&outcome, &id);
-        self.account(&outcome, &facts, response.status().as_u16(), started, (&id, trace.as_deref()));
-        Ok(response)
+        self.account(&outcome, &facts, started);
+        Ok(reply::response(&outcome, &facts.id))
     }
 
     /// Answers a request on a connection that there is no room for.
@@ -181,44 +201,66 @@ impl Gateway {
     /// # Errors
     /// Never.
     pub fn turn_away(&self, request: &Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {
-        let started = self.clock.boot();
-        let id = incoming::request_id(request.headers());
-        self.metrics.limited.of(Limit::Connections).inc();
+        let facts = Facts::of(request.headers());
         let outcome = Err(Refusal::Unavailable(Unavailable::Connections));
-        let response = reply::response(&outcome, &id);
-        self.account(&outcome, &Facts::default(), response.status().as_u16(), started, (&id, None));
-        Ok(response)
+        self.account(&outcome, &facts, self.clock.boot());
+        Ok(reply::response(&outcome, &facts.id))
     }
 
     /// The stages, in order.
     async fn run(self: &Arc<Self>, request: Request<Incoming>, facts: &mut Facts) -> Result<Reply, Refusal> {
         let (head, body) = request.into_parts();
-        let headers = &head.headers;
         let route = self.routes.find(head.uri.path()).ok_or(Refusal::UnknownRoute)?;
         facts.route = Some(Arc::clone(route));
         if head.method != Method::POST {
             return Err(Refusal::MethodNotAllowed);
         }
-        self.caller_gate.admit().map_err(|limited| {
-            self.metrics.limited.of(Limit::Caller).inc();
-            Refusal::CallerLimited(limited)
-        })?;
-        if !incoming::is_json(headers) {
+        self.caller_gate.admit().map_err(Refusal::CallerLimited)?;
+        if !incoming::is_json(&head.headers) {
             return Err(Refusal::UnsupportedMediaType);
         }
-        let body = incoming::read_body(headers, body, self.max_body, self.waits.body).await?;
-        let deadline = self.deadline(headers)?;
-        let envelope = Envelope::parse(&body).map_err(Refusal::Body)?;
+        let body = incoming::read_body(&head.headers, body, self.max_body, self.waits.body).await?;
+        let deadline = self.deadline(&head.headers)?;
+        let begun = self.begin(&head, route, &body, deadline, facts)?;
+        drop((head, body));
+        match begun {
+            Begun::Answered(reply) => Ok(reply),
+            Begun::Flight(waiter, way) => self.wait(waiter, way, deadline).await,
+            Begun::Task(task) => task.await.unwrap_or(Err(Refusal::Unavailable(Unavailable::Stopping))),
+        }
+    }
+
+    /// The stages from a whole body on. Nobody waits here: what a body is read into is many times its size, and must
+    /// not be held for as long as upstream takes.
+    fn begin(
+        self: &Arc<Self>,
+        head: &Parts,
+        route: &Arc<Route>,
+        body: &[u8],
+        deadline: Boot,
+        facts: &mut Facts,
+    ) -> Result<Begun, Refusal> {
+        let headers = &head.headers;
+        let envelope = Envelope::parse(body).map_err(Refusal::Body)?;
+        facts.customers = incoming::customers(&route.kind, headers, &envelope)?;
         let named = headers.get(X_ZVGATE_TENANT).map(http::HeaderValue::as_bytes);
         let tenant = self.tenants.choose(named, &envelope).map_err(Refusal::UnknownTenant)?;
         facts.tenant = Some(Arc::clone(tenant));
-        let upstream = &self.upstream_settings;
-        let mut arrival =
-            Arrival { route, path: head.uri.path(), headers, envelope: &envelope, tenant, upstream, facts };
+        let arrival = Arrival {
+            route,
+            path: head.uri.path(),
+            envelope: &envelope,
+            tenant,
+            demand: incoming::demand(headers),
+            deadline,
+            upstream: &self.upstream_settings,
+            facts,
+        };
         match &route.kind {
-            KindSettings::Cached(cached) => self.read(&mut arrival, cached, incoming::demand(headers), deadline).await,
-            KindSettings::Write(write) => self.write(&mut arrival, write).await,
-            KindSettings::Pass => self.pass(&arrival, deadline).await,
+            KindSettings::Cached(cached) => self.read(&arrival, cached),
+            KindSettings::Write(write) => Ok(self.write(&arrival, write)),
+            KindSettings::Pass => Ok(self.pass(&arrival)),
+            KindSettings::Off => Err(Refusal::UnknownRoute),
         }
     }
 
@@ -226,44 +268,6 @@ impl Gateway {
     fn deadline(&self, headers: &HeaderMap) -> Result<Boot, Refusal> {
         let patience = incoming::patience(headers)?.unwrap_or(self.waits.request);
         Ok(self.clock.boot() + patience.min(self.waits.request))
-    }
-
-    fn account(
-        &self,
-        outcome: &Result<Reply, Refusal>,
-        facts: &Facts,
-        status: u16,
-        started: Boot,
-        (id, trace): (&str, Option<&str>),
-    ) {
-        let took = self.clock.boot().since(started);
-        let cache = cache_use(outcome);
-        let route = facts.route.as_ref();
-        let metrics = route.map_or(&self.metrics.unrouted, |route| self.metrics.route(route.index));
-        metrics.request(status, cache, took);
-        if matches!(outcome, Err(Refusal::UpstreamLimited(_))) {
-            self.metrics.limited.of(Limit::Upstream).inc();
-        }
-        let logged = match self.log.access {
-            AccessLog::All => true,
-            AccessLog::Errors => status >= 400,
-            AccessLog::None => false,
-        };
-        if logged {
-            let customers: Vec<_> = facts.customers.iter().map(|customer| self.pseudonyms.of(customer)).collect();
-            tracing::info!(
-                route = route.map_or("none", |route| route.label.as_str()),
-                tenant = facts.tenant.as_ref().map(|tenant| tenant.name.as_str()),
-                customers = customers.join(","),
-                status,
-                error = outcome.as_ref().err().map(Refusal::name),
-                cache = crate::metrics::Label::name(cache),
-                ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
-                request_id = id,
-                trace_id = trace,
-                "request"
-            );
-        }
     }
 
     /// The metrics' page.
@@ -288,17 +292,5 @@ impl Gateway {
     pub async fn finish(&self) {
         self.tasks.close();
         self.tasks.wait().await;
-    }
-}
-
-fn cache_use(outcome: &Result<Reply, Refusal>) -> CacheUse {
-    match outcome {
-        Ok(reply) => match reply.way {
-            Way::Hit { .. } => CacheUse::Hit,
-            Way::Miss(_) | Way::Requested => CacheUse::Miss,
-            Way::Collapsed => CacheUse::Collapsed,
-            Way::Bypass => CacheUse::Bypass,
-        },
-        Err(_) => CacheUse::None,
     }
 }

@@ -16,7 +16,7 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use hyper_util::server::graceful::GracefulShutdown;
-use prometheus::IntGauge;
+use prometheus::{IntCounter, IntGauge};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
@@ -26,6 +26,8 @@ use crate::settings::ServerSettings;
 
 /// Connections beyond the limit that are answered with a refusal; further ones are closed.
 const TURNED_AWAY_AT_ONCE: usize = 256;
+/// Longest head of a request, and most that is read ahead of it.
+const MAX_HEAD: usize = 64 << 10;
 /// Pause after the system had no descriptor or memory for a connection.
 const BREATHER: Duration = Duration::from_millis(100);
 
@@ -65,12 +67,37 @@ pub enum Room {
     None,
 }
 
-/// Serves every connection until `stop`, then finishes what is in hand. `open` counts the connections. Answers whether
+/// What is counted of connections.
+#[derive(Clone, Debug)]
+pub struct Tally {
+    /// Open ones.
+    pub open: IntGauge,
+    /// Those that were closed at once, since even those that are turned away were too many.
+    pub dropped: IntCounter,
+}
+
+/// Counts a connection for as long as it is there.
+struct Open(Option<IntGauge>);
+
+impl Open {
+    fn new(open: Option<&IntGauge>) -> Self {
+        open.inspect(|open| open.inc());
+        Self(open.cloned())
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.iter().for_each(IntGauge::dec);
+    }
+}
+
+/// Serves every connection until `stop`, then finishes what is in hand. Answers whether
 /// all was finished in time.
 pub async fn serve<A, F>(
     listener: TcpListener,
     bounds: Bounds,
-    open: Option<IntGauge>,
+    tally: Option<Tally>,
     stop: CancellationToken,
     answer: A,
 ) -> bool
@@ -96,22 +123,23 @@ where
         let (permit, room) = match (take(&room), take(&turned_away)) {
             (Some(permit), _) => (permit, Room::Enough),
             (None, Some(permit)) => (permit, Room::None),
-            (None, None) => continue,
+            (None, None) => {
+                tally.iter().for_each(|tally| tally.dropped.inc());
+                continue;
+            }
         };
         let (stream, phase) = Timed::new(stream_without_delay(stream), bounds.header_timeout, bounds.idle_timeout);
         let answer = answer.clone();
         let service = service_fn(move |request| phase.serving(answer(request, room)));
         let mut server = http1::Builder::new();
         // Heads and idle time are timed by the stream itself, which can tell one from the other.
-        server.header_read_timeout(None).keep_alive(room == Room::Enough).half_close(false);
+        server.header_read_timeout(None).keep_alive(room == Room::Enough).max_buf_size(MAX_HEAD);
         let connection = connections.watch(server.serve_connection(TokioIo::new(stream), service));
-        let open = open.clone();
-        open.iter().for_each(IntGauge::inc);
+        let open = Open::new(tally.as_ref().map(|tally| &tally.open));
         tokio::spawn(async move {
             // A connection that breaks concerns its caller alone, who knows.
             connection.await.ok();
-            open.iter().for_each(IntGauge::dec);
-            drop(permit);
+            drop((open, permit));
         });
     }
     drop(listener);

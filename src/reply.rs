@@ -96,6 +96,8 @@ pub enum Unavailable {
     Connections,
     /// Callers waiting for the same call.
     Waiters,
+    /// Attempts under way.
+    Inflight,
     /// Anything: the gateway is stopping, or lost a task.
     Stopping,
 }
@@ -132,7 +134,7 @@ impl Refusal {
             Self::Unavailable(Unavailable::Connections) => {
                 (StatusCode::SERVICE_UNAVAILABLE, "unavailable", "connection_limit_reached")
             }
-            Self::Unavailable(Unavailable::Waiters | Unavailable::Stopping) => {
+            Self::Unavailable(Unavailable::Waiters | Unavailable::Inflight | Unavailable::Stopping) => {
                 (StatusCode::SERVICE_UNAVAILABLE, "unavailable", "destination_unavailable")
             }
             Self::UpstreamTimeout => (StatusCode::GATEWAY_TIMEOUT, "upstream_timeout", "http_response_timeout"),
@@ -167,6 +169,9 @@ impl Refusal {
             Self::UpstreamFailed(kind) => kind.to_string(),
             Self::Unavailable(Unavailable::Connections) => "too many connections".to_owned(),
             Self::Unavailable(Unavailable::Waiters) => "too many callers wait for the same answer".to_owned(),
+            Self::Unavailable(Unavailable::Inflight) => {
+                "the open platform is slow to answer all the calls under way; nothing was sent for this one".to_owned()
+            }
             Self::Unavailable(Unavailable::Stopping) => "the gateway is stopping".to_owned(),
             Self::UpstreamTimeout => "no answer of the open platform came in time".to_owned(),
             Self::NotCached => "the answer is not in the cache".to_owned(),
@@ -210,6 +215,11 @@ const fn error_type(kind: FailureKind) -> &'static str {
         FailureKind::Oversized => "http_response_body_size",
         FailureKind::Redirect | FailureKind::NotHttp => "http_protocol_error",
     }
+}
+
+/// The status of the response.
+pub fn status(outcome: &Result<Reply, Refusal>) -> u16 {
+    outcome.as_ref().map_or_else(|refusal| refusal.kind().0.as_u16(), |reply| reply.answer.status)
 }
 
 /// Writes the response to a request.

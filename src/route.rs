@@ -55,12 +55,11 @@ impl Routes {
         self.labels.iter().map(String::as_str).collect()
     }
 
-    /// The route that serves a path: an exact one, else the longest wildcard.
+    /// The route that serves a path: an exact one, else the longest wildcard; none where that one is off.
     pub fn find(&self, path: &str) -> Option<&Arc<Route>> {
-        self.exact.get(path).or_else(|| {
-            let fits = |prefix: &str| path.strip_prefix(prefix).is_some_and(is_plain);
-            self.prefixes.iter().find(|(prefix, _)| fits(prefix)).map(|(_, route)| route)
-        })
+        let fits = |prefix: &str| path.strip_prefix(prefix).is_some_and(is_plain);
+        let wildcard = || self.prefixes.iter().find(|(prefix, _)| fits(prefix)).map(|(_, route)| route);
+        self.exact.get(path).or_else(wildcard).filter(|route| route.kind != KindSettings::Off)
     }
 }
 
@@ -80,7 +79,8 @@ mod tests {
 
     fn routes() -> Routes {
         let pass = |path: &str| RouteSettings { path: path.to_owned(), kind: KindSettings::Pass, pace: None };
-        Routes::new(&[pass("/v3/a"), pass("/v3/**"), pass("/v3/crm/**")])
+        let off = RouteSettings { kind: KindSettings::Off, ..pass("/v3/off") };
+        Routes::new(&[pass("/v3/a"), pass("/v3/**"), pass("/v3/crm/**"), off])
     }
 
     #[test]
@@ -91,6 +91,7 @@ mod tests {
         assert_eq!(index("/v3/b"), Some(1));
         assert_eq!(index("/v3/crm/b/c"), Some(2));
         assert_eq!(index("/v2/a"), None);
+        assert_eq!(index("/v3/off"), None, "a route that is off is off under a wildcard too");
     }
 
     #[test]

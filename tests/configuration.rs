@@ -166,6 +166,13 @@ fn every_mistake_names_its_place_its_value_and_what_would_be_right() {
         ("[limits.upstream]\nrate = -1", "limits.upstream.rate", "wanted a whole number"),
         ("[limits.upstream]\nrate = 1000000", "limits.upstream.rate", "wanted a rate from 0 (no pace) to 100000"),
         ("[limits.caller]\nburst = 5", "limits.caller.rate", "is missing"),
+        ("[limits.caller]\nrate = 2000000000", "limits.caller.rate", "is no limit that can be kept"),
+        (
+            "[limits.caller]\nrate = 1\nper = \"1d\"\nburst = 300000",
+            "limits.caller.rate",
+            "is no limit that can be kept",
+        ),
+        ("\"cache.ttl\" = \"5s\"", "cache.ttl", "unknown key"),
         ("[log]\naccess = \"some\"", "log.access", "found \"some\"; wanted \"all\", \"errors\" or \"none\""),
         ("server = 5", "server", "wanted a table of keys"),
         ("routes = 5", "routes", "each begun by [[routes]]"),
@@ -232,6 +239,8 @@ fn no_secret_is_in_a_mistake() {
         "[tenants.a]\nopen_id = \"i\"\ngrant_code = \"g\"\nopen_key = [\"canary\"]",
         "[tenants.a]\nopen_id = \"i\"\ngrant_code = \"g\"\nopenkey = \"canary\"",
         "[tenants.a]\nopen_key = \"canary",
+        "[upstream]\nopenKey = \"canary\"",
+        "OPEN-KEY = \"canary\"",
         "[tenants.a]\nopen_key = canary\n",
         "[tenants.a]\nopen_key = \"canary\"\nopen_key = \"canary\"",
         "[tenants.a]\nopen_key = \"\\qcanary\"",
@@ -245,6 +254,12 @@ fn no_secret_is_in_a_mistake() {
         let shown = mistakes(text).replace("tenants.a.open_key.canary", "");
         assert!(!shown.contains("canary"), "{text}\n{shown}");
         assert!(shown.starts_with("FILE: "), "{shown}");
+    }
+    for number in
+        ["99999999999999999999999999999999999999999", "99999999999999999999", "0x7fffffffffffffffffffffff", "9.9.9"]
+    {
+        let shown = mistakes(&format!("[tenants.a]\nopen_key = {number}\n"));
+        assert!(!shown.contains("9999") && !shown.contains("7fff") && !shown.contains("9.9"), "{number}\n{shown}");
     }
     let shown = load("", &[("ZVGATE__TENANTS__A", "canary"), ("ZVGATE__TENANTS__B__OPEN_KEYS", "canary")]).unwrap_err();
     assert!(!shown.contains("canary"), "{shown}");

@@ -31,6 +31,14 @@ pub struct Answer {
     pub body: Bytes,
 }
 
+impl Answer {
+    /// Bytes of its body and headers.
+    pub fn size(&self) -> usize {
+        let headers = [&self.content_type, &self.content_encoding, &self.retry_after];
+        self.body.len() + headers.into_iter().flatten().map(HeaderValue::len).sum::<usize>()
+    }
+}
+
 /// How to read the answers of a route.
 #[derive(Clone, Debug)]
 pub struct Reader {

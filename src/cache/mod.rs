@@ -313,3 +313,6 @@ impl moka::Expiry<Subject, Arc<Shelf>> for FreeMemory {
         Some(shelf.keep_for)
     }
 }
+
+#[cfg(test)]
+mod tests;

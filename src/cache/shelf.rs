@@ -97,7 +97,7 @@ impl Shelf {
 
     /// Bytes of memory that the shelf takes, overhead included.
     pub(super) fn weight(&self, subject: &Subject) -> u32 {
-        let answers = self.kept.iter().map(|kept| ANSWER_OVERHEAD + kept.key.len() + kept.answer.body.len());
+        let answers = self.kept.iter().map(|kept| ANSWER_OVERHEAD + kept.key.len() + kept.answer.size());
         let total = answers.fold(SHELF_OVERHEAD + subject.text.len(), usize::saturating_add);
         u32::try_from(total).unwrap_or(u32::MAX)
     }

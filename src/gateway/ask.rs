@@ -41,11 +41,11 @@ pub(super) struct Asked {
 pub(super) enum Unanswered {
     /// No turn came in time; nothing was sent.
     Limited(Limited),
+    /// All of `upstream.max_inflight` were busy for as long; nothing was sent.
+    Crowded,
     /// The attempt failed.
     Failed(Failure),
 }
-
-const OUT_OF_TIME: Unanswered = Unanswered::Failed(Failure { kind: FailureKind::Timeout, left: false, reused: false });
 
 impl Gateway {
     pub(super) async fn ask(
@@ -63,9 +63,9 @@ impl Gateway {
         metrics.wait.observe(self.clock.boot().since(queued).as_secs_f64());
         let turn = turn.map_err(Unanswered::Limited)?;
 
-        let left = allowance.deadline.since(self.clock.boot());
+        let left = wait.saturating_sub(self.clock.boot().since(queued));
         let permit = tokio::time::timeout(left, self.upstream.permit(&call.tenant)).await;
-        let _permit = permit.map_err(|_| OUT_OF_TIME)?;
+        let _permit = permit.map_err(|_| Unanswered::Crowded)?;
         let inflight = self.metrics.inflight(call.tenant.index);
         inflight.inc();
         let started = self.clock.boot();

@@ -9,7 +9,12 @@ use http_body_util::BodyExt;
 use hyper::body::Incoming;
 
 use crate::cache::Demand;
+use crate::envelope::Envelope;
 use crate::reply::Refusal;
+use crate::settings::{KindSettings, UnknownCustomer};
+
+/// Customers of one write at most; more than a page of anything that the platform redeems at once.
+pub(super) const MAX_CUSTOMERS: usize = 1000;
 
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const X_REQUEST_TIMEOUT_MS: HeaderName = HeaderName::from_static("x-request-timeout-ms");
@@ -74,8 +79,37 @@ pub(super) fn patience(headers: &HeaderMap) -> Result<Option<Duration>, Refusal>
     Ok(Some(Duration::from_millis(millis)))
 }
 
-/// The customers that the caller says a write is about.
-pub(super) fn customers(headers: &HeaderMap) -> Result<Vec<String>, Refusal> {
+/// The customers that a request is about: one for a cached route, unless it is about none; all that are named for a write.
+pub(super) fn customers(
+    kind: &KindSettings,
+    headers: &HeaderMap,
+    envelope: &Envelope<'_>,
+) -> Result<Vec<String>, Refusal> {
+    match kind {
+        KindSettings::Cached(cached) if !cached.customer.is_empty() => {
+            let customer = envelope.customer(&cached.customer);
+            let customer =
+                customer.ok_or(Refusal::BadRequest("params must name the customer, as customerId for example"))?;
+            Ok(vec![customer.to_owned()])
+        }
+        KindSettings::Write(write) => {
+            let mut customers = named_customers(headers)?;
+            customers.extend(envelope.customers(&write.customer));
+            if customers.len() > MAX_CUSTOMERS {
+                return Err(Refusal::BadRequest("a write may name at most 1000 customers"));
+            }
+            if customers.is_empty() && write.unknown_customer == UnknownCustomer::Refuse {
+                return Err(Refusal::BadRequest(
+                    "this write must name its customer, in X-Zvgate-Customer or in params",
+                ));
+            }
+            Ok(customers)
+        }
+        KindSettings::Cached(_) | KindSettings::Pass | KindSettings::Off => Ok(Vec::new()),
+    }
+}
+
+fn named_customers(headers: &HeaderMap) -> Result<Vec<String>, Refusal> {
     let mut customers = Vec::new();
     for line in headers.get_all(X_ZVGATE_CUSTOMER) {
         // A customer that cannot be read would keep answers that the write ends.

@@ -4,11 +4,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::ask::{Allowance, Unanswered};
-use super::{Arrival, Gateway};
+use super::{Arrival, Begun, Gateway};
 use crate::answer::Reader;
-use crate::cache::{Bound, Demand, Entry, Fate, Hit, Landed, Landing, Lifetimes, Question, Subject, Waiter};
+use crate::cache::{Bound, Entry, Fate, Hit, Landed, Landing, Lifetimes, Question, Subject, Waiter};
 use crate::clock::{Boot, Now};
-use crate::metrics::{LifeBound, Limit, Lookup};
+use crate::metrics::{LifeBound, Lookup};
 use crate::reply::{Refusal, Reply, Unavailable, Way};
 use crate::route::Route;
 use crate::settings::CachedSettings;
@@ -16,42 +16,32 @@ use crate::signer::Call;
 use crate::upstream::Reuse;
 
 impl Gateway {
-    pub(super) async fn read(
-        self: &Arc<Self>,
-        arrival: &mut Arrival<'_>,
-        cached: &CachedSettings,
-        demand: Demand,
-        deadline: Boot,
-    ) -> Result<Reply, Refusal> {
-        let question = question(arrival, cached)?;
+    pub(super) fn read(self: &Arc<Self>, arrival: &Arrival<'_>, cached: &CachedSettings) -> Result<Begun, Refusal> {
+        let (question, demand) = (question(arrival, cached), arrival.demand);
         let lookups = &self.metrics.route(arrival.route.index).lookups;
         let saved = &self.metrics.call(arrival.tenant.index, arrival.route.index).saved;
         let now = self.clock.now();
         if let Some(hit) = self.cache.look(&question, &demand, now) {
-            return Ok(self.hit(arrival, &hit, now));
+            return Ok(Begun::Answered(self.hit(arrival, &hit, now)));
         }
         if demand.only_if_cached {
             lookups.of(Lookup::Miss).inc();
             return Err(Refusal::NotCached);
         }
-        let (waiter, way) = match self.cache.join(&question, &demand, now) {
-            Entry::Hit(hit) => return Ok(self.hit(arrival, &hit, now)),
+        match self.cache.join(&question, &demand, now) {
+            Entry::Hit(hit) => Ok(Begun::Answered(self.hit(arrival, &hit, now))),
             Entry::Joined(waiter) => {
                 lookups.of(Lookup::Collapsed).inc();
                 saved.inc();
-                (waiter, Some(Way::Collapsed))
+                Ok(Begun::Flight(waiter, Some(Way::Collapsed)))
             }
             Entry::Begun(landing, waiter) => {
                 lookups.of(Lookup::Miss).inc();
                 self.tasks.spawn(Arc::clone(self).fly(Flight::of(arrival, cached), landing));
-                (waiter, demand.no_cache.then_some(Way::Requested))
+                Ok(Begun::Flight(waiter, demand.no_cache.then_some(Way::Requested)))
             }
-            Entry::Crowded => {
-                self.metrics.limited.of(Limit::Waiters).inc();
-                return Err(Refusal::Unavailable(Unavailable::Waiters));
-            }
-        };
-        self.wait(waiter, way, deadline).await
+            Entry::Crowded => Err(Refusal::Unavailable(Unavailable::Waiters)),
+        }
     }
 
     fn hit(&self, arrival: &Arrival<'_>, hit: &Hit, now: Now) -> Reply {
@@ -62,7 +52,13 @@ impl Gateway {
         Reply { answer: Arc::clone(&hit.answer), way }
     }
 
-    async fn wait(&self, waiter: Waiter<Refusal>, way: Option<Way>, deadline: Boot) -> Result<Reply, Refusal> {
+    /// Waits for a flight, for as long as the caller does.
+    pub(super) async fn wait(
+        &self,
+        waiter: Waiter<Refusal>,
+        way: Option<Way>,
+        deadline: Boot,
+    ) -> Result<Reply, Refusal> {
         let left = deadline.since(self.clock.boot());
         match tokio::time::timeout(left, waiter.outcome()).await {
             Err(_) => Err(Refusal::UpstreamTimeout),
@@ -91,6 +87,7 @@ impl Gateway {
                 }
             }
             Err(Unanswered::Limited(limited)) => landing.fail(Refusal::UpstreamLimited(limited)),
+            Err(Unanswered::Crowded) => landing.fail(Refusal::Unavailable(Unavailable::Inflight)),
             Err(Unanswered::Failed(failure)) => landing.fail(Refusal::of_read(failure)),
         }
     }
@@ -115,19 +112,14 @@ impl Flight {
     }
 }
 
-fn question(arrival: &mut Arrival<'_>, cached: &CachedSettings) -> Result<Question, Refusal> {
+fn question(arrival: &Arrival<'_>, cached: &CachedSettings) -> Question {
     let tenant = arrival.tenant.index;
     let key = format!("{} {}", arrival.path, arrival.envelope.canonical(&cached.optional));
-    let subject = if cached.customer.is_empty() {
-        Subject::question(tenant, &key)
-    } else {
-        let customer = arrival.envelope.customer(&cached.customer);
-        let customer =
-            customer.ok_or(Refusal::BadRequest("params has no customerId, or the like, that names a customer"))?;
-        arrival.facts.customers.push(customer.to_owned());
-        Subject::customer(tenant, customer)
+    let subject = match arrival.facts.customers.first() {
+        Some(customer) => Subject::customer(tenant, customer),
+        None => Subject::question(tenant, &key),
     };
-    Ok(Question { subject, key: key.into() })
+    Question { subject, key: key.into() }
 }
 
 const fn bound(bound: Bound) -> LifeBound {

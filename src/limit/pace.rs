@@ -13,7 +13,8 @@ use crate::route::Route;
 use crate::settings::PaceSettings;
 use crate::tenant::Tenant;
 
-/// Paths under one wildcard that have a pace of their own; further ones share one, which is never too fast.
+/// Paths under one wildcard that have a pace of their own, as long as they need one; further ones share one, which is
+/// never too fast.
 const MAX_PATHS: usize = 256;
 
 /// The pace of one tenant and route.
@@ -185,6 +186,10 @@ impl Paces {
         let mut paths = pace.paths.lock();
         if let Some(known) = paths.get(path) {
             return Arc::clone(known);
+        }
+        if paths.len() >= MAX_PATHS {
+            let now = self.clock.boot();
+            paths.retain(|_, pace| Arc::strong_count(pace) > 1 || !pace.queue.lock().slots.are_all_free(now));
         }
         if paths.len() >= MAX_PATHS {
             return Arc::clone(&pace.common);

@@ -83,6 +83,11 @@ impl Slots {
         }
     }
 
+    /// Whether no call is remembered: slots as new would do as well.
+    pub fn are_all_free(&self, now: Boot) -> bool {
+        self.slots.iter().all(|slot| matches!(slot.state, State::Free(at) if at <= now))
+    }
+
     /// When the next slot will be free, as far as is known; `None` while every slot waits for its call to leave.
     pub fn next_free(&self) -> Option<Boot> {
         self.slots.iter().filter_map(Slot::free_at).min()

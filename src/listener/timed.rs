@@ -78,13 +78,25 @@ pub(super) struct Timed<T> {
     /// The requests that had begun when bytes came last: more bytes after their answers begin the next head.
     bytes_after: Option<u64>,
     timer: Option<(Alarm, Pin<Box<Sleep>>)>,
+    /// Whether anything was written since the last tick.
+    wrote: bool,
+    /// Set while nothing of what is written leaves.
+    stalled: Option<Pin<Box<Sleep>>>,
 }
 
 impl<T> Timed<T> {
     pub(super) fn new(stream: T, header_timeout: Duration, idle_timeout: Duration) -> (Self, Arc<Phase>) {
         let phase = Arc::new(Phase::default());
-        let timed =
-            Self { stream, phase: Arc::clone(&phase), header_timeout, idle_timeout, bytes_after: None, timer: None };
+        let timed = Self {
+            stream,
+            phase: Arc::clone(&phase),
+            header_timeout,
+            idle_timeout,
+            bytes_after: None,
+            timer: None,
+            wrote: false,
+            stalled: None,
+        };
         (timed, phase)
     }
 
@@ -104,9 +116,10 @@ impl<T> Timed<T> {
             let (armed, timer) = self.timer_for(stage);
             ready!(timer.as_mut().poll(cx));
             self.timer = None;
+            let wrote = std::mem::take(&mut self.wrote);
             let next = match (armed, stage) {
                 (Alarm::Head(_), _) => return Poll::Ready(Err(io::ErrorKind::TimedOut.into())),
-                (Alarm::Tick { begun: before, idle }, Stage::Idle(begun)) if before == begun => {
+                (Alarm::Tick { begun: before, idle }, Stage::Idle(begun)) if before == begun && !wrote => {
                     Alarm::Tick { begun, idle: idle + 1 }
                 }
                 (Alarm::Tick { .. }, _) => Alarm::Tick { begun, idle: 0 },
@@ -155,9 +168,24 @@ impl<T: AsyncRead + Unpin> AsyncRead for Timed<T> {
     }
 }
 
+impl<T: AsyncWrite + Unpin> Timed<T> {
+    /// Bounds how long nothing of what is written may leave, and notes what does: a caller who reads is not idle.
+    fn progress<V>(&mut self, cx: &mut Context<'_>, written: Poll<io::Result<V>>) -> Poll<io::Result<V>> {
+        if written.is_ready() {
+            self.wrote = true;
+            self.stalled = None;
+            return written;
+        }
+        let idle_timeout = self.idle_timeout;
+        let stalled = self.stalled.get_or_insert_with(|| Box::pin(sleep(idle_timeout)));
+        stalled.as_mut().poll(cx).map(|()| Err(io::ErrorKind::TimedOut.into()))
+    }
+}
+
 impl<T: AsyncWrite + Unpin> AsyncWrite for Timed<T> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, buf)
+        let written = Pin::new(&mut self.stream).poll_write(cx, buf);
+        self.progress(cx, written)
     }
 
     fn poll_write_vectored(
@@ -165,7 +193,8 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Timed<T> {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
+        let written = Pin::new(&mut self.stream).poll_write_vectored(cx, bufs);
+        self.progress(cx, written)
     }
 
     fn is_write_vectored(&self) -> bool {

@@ -10,6 +10,7 @@ mod gatekeeper;
 mod interface;
 
 use std::convert::Infallible;
+use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
@@ -198,19 +199,25 @@ fn json(status: StatusCode, text: String) -> Response<Body> {
     response
 }
 
-/// An answer that breaks off: half of its text, then nothing.
+/// An answer that breaks off: half of its text, and when that has left, nothing.
 struct Cut {
     half: Option<Bytes>,
     announced: u64,
+    pause: Pin<Box<tokio::time::Sleep>>,
 }
+
+/// Time for what was written to leave.
+const CUT_AFTER: Duration = Duration::from_millis(20);
 
 impl hyper::body::Body for Cut {
     type Data = Bytes;
     type Error = io::Error;
 
-    fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<io::Result<Frame<Bytes>>>> {
-        let half = self.half.take();
-        Poll::Ready(Some(half.map(Frame::data).ok_or_else(|| io::ErrorKind::ConnectionReset.into())))
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<io::Result<Frame<Bytes>>>> {
+        if let Some(half) = self.half.take() {
+            return Poll::Ready(Some(Ok(Frame::data(half))));
+        }
+        self.pause.as_mut().poll(cx).map(|()| Some(Err(io::ErrorKind::ConnectionReset.into())))
     }
 
     fn size_hint(&self) -> SizeHint {
@@ -220,5 +227,6 @@ impl hyper::body::Body for Cut {
 
 fn cut(text: &str) -> Response<Body> {
     let half = Bytes::copy_from_slice(text.as_bytes().get(..text.len() / 2).unwrap_or_default());
-    Response::new(Cut { half: Some(half), announced: text.len() as u64 }.boxed())
+    let pause = Box::pin(tokio::time::sleep(CUT_AFTER));
+    Response::new(BodyExt::boxed(Cut { half: Some(half), announced: text.len() as u64, pause }))
 }

@@ -121,10 +121,23 @@ fn read_file(path: &Path) -> Result<Layer, Mistake> {
         let before = text.get(..at).unwrap_or(&text);
         let line = before.matches('\n').count() + 1;
         let column = before.rsplit('\n').next().map_or(0, |last| last.chars().count()) + 1;
-        mistake(&format!("line {line}, column {column}"), format!("not TOML: {}", error.message()))
+        mistake(&format!("line {line}, column {column}"), format!("not TOML: {}", without_values(error.message())))
     })?;
+    // The merging library takes names on the top level for paths; ours are plain.
+    let plain = |key: &str| key.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-');
+    if let Some(odd) = table.keys().find(|key| !plain(key)) {
+        return Err(mistake(odd, "unknown key; wanted a table such as [server]".to_owned()));
+    }
     let values = table.into_iter().map(|(key, value)| (key, with_origin(value, &origin)));
     Ok(Layer(values.collect()))
+}
+
+/// A parser's message without what it quotes from the file, unless that is a sign or two: it may be a key.
+fn without_values(message: &str) -> String {
+    let part = |(index, part): (usize, &str)| {
+        if index % 2 == 1 && part.len() > 3 { "…".to_owned() } else { part.to_owned() }
+    };
+    message.split('`').enumerate().map(part).collect::<Vec<_>>().join("`")
 }
 
 fn with_origin(value: toml::Value, origin: &str) -> Value {

@@ -57,6 +57,10 @@ impl CallerLimit {
         let rate = table.checked("rate", 1, at_least_one);
         let per = table.checked("per", Duration::from_secs(1), longer_than_nothing);
         let burst = table.checked("burst", rate, at_least_one);
+        let spacing = per.as_nanos() / u128::from(rate);
+        if spacing == 0 || u64::try_from(spacing * u128::from(burst)).is_err() {
+            table.mistake("rate", "with this per and burst is no limit that can be kept; wanted at most one request a nanosecond, and a burst that is earned in less than 500 years");
+        }
         table.finish();
         Some(Self { rate, per, burst })
     }

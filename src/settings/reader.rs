@@ -201,7 +201,7 @@ impl<'a> Table<'a> {
     fn found(&self, key: &str, kind: &ValueKind) -> String {
         match kind {
             ValueKind::Table(_) => "found a table".to_owned(),
-            _ if self.secret || key.contains("key") => "found a value that is not shown".to_owned(),
+            _ if self.secret || may_be_secret(key) => "found a value that is not shown".to_owned(),
             ValueKind::Array(items) => {
                 let items: Vec<_> = items.iter().map(|item| self.found(key, &item.kind)).collect();
                 format!("found a list: [{}]", items.join(", "))
@@ -232,6 +232,12 @@ impl<'a> Table<'a> {
             self.notes.mistake(value.origin(), &self.key(key), text);
         }
     }
+}
+
+/// Whether a key, known or not, sounds as if its value were a secret: one that went astray is still one.
+fn may_be_secret(key: &str) -> bool {
+    let key = key.to_ascii_lowercase();
+    ["key", "secret", "token", "pass", "grant"].iter().any(|word| key.contains(word))
 }
 
 /// Where a value was given; for a table that came together from several places, one of them.

@@ -27,6 +27,8 @@ pub enum KindSettings {
     Write(WriteSettings),
     /// Neither.
     Pass,
+    /// Not served, also where a wildcard would.
+    Off,
 }
 
 /// Keys of `kind = "cached"`.
@@ -143,14 +145,14 @@ pub(crate) fn read(tables: Vec<Table<'_>>, pace: PaceSettings) -> Option<Vec<Rou
         routes.retain(|route| route.path != path);
         let own_pace = table.has("pace").then(|| PaceSettings::read(table.table("pace"), pace));
         let kind = match kind {
-            Kind::Cached => Some(KindSettings::Cached(read_cached(&mut table))),
-            Kind::Write => Some(KindSettings::Write(read_write(&mut table))),
-            Kind::Pass => Some(KindSettings::Pass),
-            Kind::Off => None,
+            Kind::Cached => KindSettings::Cached(read_cached(&mut table)),
+            Kind::Write => KindSettings::Write(read_write(&mut table)),
+            Kind::Pass => KindSettings::Pass,
+            Kind::Off => KindSettings::Off,
         };
         table.finish();
         configured.push(path.clone());
-        routes.extend(kind.map(|kind| RouteSettings { path, kind, pace: own_pace }));
+        routes.push(RouteSettings { path, kind, pace: own_pace });
     }
     usable.then_some(routes)
 }
@@ -216,6 +218,7 @@ impl RouteSettings {
                 line("unknown_customer", write.unknown_customer.show());
             }
             KindSettings::Pass => line("kind", Kind::Pass.show()),
+            KindSettings::Off => line("kind", Kind::Off.show()),
         }
         if let Some(pace) = &self.pace {
             line(

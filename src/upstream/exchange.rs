@@ -76,9 +76,13 @@ impl Connection {
             answered();
             self.receive(response).await
         };
-        let outcome = tokio::time::timeout(within, exchange).await.unwrap_or(Err(FailureKind::Timeout));
+        let outcome = if within.is_zero() {
+            Err(FailureKind::Timeout)
+        } else {
+            tokio::time::timeout(within, exchange).await.unwrap_or(Err(FailureKind::Timeout))
+        };
         outcome.map_err(|kind| {
-            let any_left = meter.written() > before;
+            let any_left = meter.close() > before;
             if any_left {
                 left();
             }
@@ -122,12 +126,17 @@ impl Connection {
         if head.status.is_redirection() {
             return Err(FailureKind::Redirect);
         }
+        if head.status.is_informational() {
+            // Switching protocols: nobody asked for that, and it is no answer.
+            return Err(FailureKind::NotHttp);
+        }
         let body = read(body, self.max_response).await?;
         let closes = head.headers.get(CONNECTION).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"close"));
         if let Some(pool) = self.home.take().filter(|_| !closes && head.version == http::Version::HTTP_11) {
             pool.put(self.idle, keep_alive_hint(&head.headers));
         }
-        let header = |name| head.headers.get(name).cloned();
+        // Copied, as a slice of them would keep the connection's whole read buffer.
+        let header = |name| HeaderValue::from_bytes(head.headers.get(name)?.as_bytes()).ok();
         Ok(Answer {
             status: head.status.as_u16(),
             content_type: header(CONTENT_TYPE),
@@ -170,6 +179,60 @@ fn keep_alive_hint(headers: &HeaderMap) -> Option<Duration> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::clock::Wall;
+    use crate::secret::Secret;
+    use crate::settings::TenantSettings;
+    use crate::signer::{Call, Nonces};
+    use crate::tenant::Tenants;
+    use tokio::io::AsyncReadExt;
+
+    /// What the far side sees of a connection whose only request is given up at once, and what is told of it.
+    async fn given_up(within: Duration) -> (bool, bool) {
+        let (near, mut far) = tokio::io::duplex(1 << 16);
+        let url = BaseUrl::parse("http://a").unwrap();
+        let connection = Connection::open(Box::new(near), None, &url, 1 << 20).await.unwrap();
+        let failure = connection.exchange(&signed(), within, || {}, || {}).await.unwrap_err();
+        let mut seen = Vec::new();
+        far.read_to_end(&mut seen).await.unwrap();
+        assert_eq!(failure.kind, FailureKind::Timeout);
+        (failure.left, !seen.is_empty())
+    }
+
+    fn signed() -> SignedRequest {
+        let tenants = Tenants::new(&[TenantSettings {
+            name: "a".to_owned(),
+            open_id: "i".to_owned(),
+            grant_code: "g".to_owned(),
+            open_key: Secret::new("k".to_owned()),
+            default: true,
+            pace: None,
+        }]);
+        let call = Call { tenant: Arc::clone(&tenants.all()[0]), path: "/".into(), members: "\"params\":{}".into() };
+        SignedRequest::sign(&call, &Nonces::new().unwrap(), Wall::from_unix_seconds(0))
+    }
+
+    /// The driver writes on another thread: what is told of a request must hold whichever of the two comes first.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_request_that_is_given_up_has_left_exactly_where_the_far_side_has_it() {
+        let mut told_left = 0;
+        for nanos in [0, 1, 10_000, 30_000, 100_000, 1_000_000].into_iter().cycle().take(3000) {
+            let (told, seen) = given_up(Duration::from_nanos(nanos)).await;
+            assert_eq!(told, seen, "within {nanos} ns");
+            told_left += u32::from(told);
+        }
+        assert!((100..2900).contains(&told_left), "{told_left}: both kinds are tried");
+    }
+
+    #[tokio::test]
+    async fn an_idle_connection_that_closed_costs_nothing_that_left() {
+        let (near, far) = tokio::io::duplex(1 << 16);
+        let url = BaseUrl::parse("http://a").unwrap();
+        let fresh = Connection::open(Box::new(near), None, &url, 1 << 20).await.unwrap();
+        let idle = Connection::reused(fresh.idle, None, &url, 1 << 20);
+        drop(far);
+        let failure = idle.exchange(&signed(), Duration::from_secs(5), || {}, || {}).await.unwrap_err();
+        assert!(failure.is_stale_connection(), "{failure:?}");
+    }
 
     #[test]
     fn the_keep_alive_hint_is_found_among_its_neighbours() {

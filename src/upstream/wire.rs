@@ -3,23 +3,39 @@
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
 
+use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::Notify;
 
 /// What has left through a [`Wire`].
 #[derive(Debug, Default)]
 pub(super) struct Meter {
-    written: AtomicU64,
+    taken: Mutex<Taken>,
     flushed: Notify,
 }
 
-impl Meter {
+#[derive(Debug, Default)]
+struct Taken {
     /// Bytes that were taken for sending since the connection was made, TLS not counted.
+    bytes: u64,
+    /// Whether nothing more may leave.
+    closed: bool,
+}
+
+impl Meter {
+    /// Bytes that were taken for sending so far.
     pub(super) fn written(&self) -> u64 {
-        self.written.load(Ordering::Acquire)
+        self.taken.lock().bytes
+    }
+
+    /// Lets nothing more leave, and answers what was taken until now. Whoever gives a request up must know whether it
+    /// left, and the connection is driven by a task of its own, which may be about to write.
+    pub(super) fn close(&self) -> u64 {
+        let mut taken = self.taken.lock();
+        taken.closed = true;
+        taken.bytes
     }
 
     /// Waits until more than `before` bytes were taken, and all that was taken has left.
@@ -30,6 +46,17 @@ impl Meter {
                 return;
             }
         }
+    }
+
+    /// Writes and counts in one step, unless closed.
+    fn write(&self, write: impl FnOnce() -> Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        let mut taken = self.taken.lock();
+        if taken.closed {
+            return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
+        }
+        let bytes = ready!(write())?;
+        taken.bytes += bytes as u64;
+        Poll::Ready(Ok(bytes))
     }
 }
 
@@ -46,11 +73,6 @@ impl<T> Wire<T> {
         let meter = Arc::new(Meter::default());
         (Self { stream, meter: Arc::clone(&meter), unflushed: false }, meter)
     }
-
-    fn took(&mut self, bytes: usize) {
-        self.meter.written.fetch_add(bytes as u64, Ordering::Release);
-        self.unflushed = true;
-    }
 }
 
 impl<T: AsyncRead + Unpin> AsyncRead for Wire<T> {
@@ -61,9 +83,9 @@ impl<T: AsyncRead + Unpin> AsyncRead for Wire<T> {
 
 impl<T: AsyncWrite + Unpin> AsyncWrite for Wire<T> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        let bytes = ready!(Pin::new(&mut self.stream).poll_write(cx, buf))?;
-        self.took(bytes);
-        Poll::Ready(Ok(bytes))
+        let Self { stream, meter, unflushed } = &mut *self;
+        *unflushed = true;
+        meter.write(|| Pin::new(stream).poll_write(cx, buf))
     }
 
     fn poll_write_vectored(
@@ -71,9 +93,9 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Wire<T> {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let bytes = ready!(Pin::new(&mut self.stream).poll_write_vectored(cx, bufs))?;
-        self.took(bytes);
-        Poll::Ready(Ok(bytes))
+        let Self { stream, meter, unflushed } = &mut *self;
+        *unflushed = true;
+        meter.write(|| Pin::new(stream).poll_write_vectored(cx, bufs))
     }
 
     fn is_write_vectored(&self) -> bool {

@@ -73,7 +73,8 @@ async fn checks_come_in_the_contracts_order() {
     let gate = Gate::start(&platform, &[("server.max_body", "64B")]).await;
     gate.post(READ, &[("x-zvgate-tenant", "three")], &long).await.is_error(413, "body_too_large");
     gate.post(READ, &[("x-zvgate-tenant", "three")], "{").await.is_error(400, "bad_request");
-    gate.post(READ, &[("x-zvgate-tenant", "three")], r#"{"params":{}}"#).await.is_error(400, "unknown_tenant");
+    gate.post(READ, &[("x-zvgate-tenant", "three")], r#"{"params":{}}"#).await.is_error(400, "bad_request");
+    gate.post(READ, &[("x-zvgate-tenant", "three")], BODY).await.is_error(400, "unknown_tenant");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -122,6 +123,62 @@ async fn a_connection_may_be_idle_for_longer_than_a_head_may_take() {
     assert!(caller.read("1").await.is_hit());
 }
 
+/// Pipelined requests whose answers nobody reads fill every buffer; the connection is then closed like an idle one.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_caller_who_does_not_read_is_closed() {
+    let platform = Platform::open().await;
+    let gate = Gate::start(&platform, &[("server.idle_timeout", "400ms")]).await;
+    gate.read("1").await;
+    let one = format!(
+        "POST {READ} HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: 29\r\n\r\n{BODY}"
+    );
+    let (mut stream, many) = (std::net::TcpStream::connect(gate.address).unwrap(), one.repeat(100));
+    stream.set_write_timeout(Some(std::time::Duration::from_millis(100))).unwrap();
+    while std::io::Write::write_all(&mut stream, many.as_bytes()).is_ok() {}
+    while gate.metric("zvgate_connections").await > 0.0 {
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_house_upstream_is_a_503() {
+    let upstream = Scripted::start(|_, _| Act::Hang).await;
+    let words = [("upstream.max_inflight", "1"), ("limits.max_wait", "200ms"), ("upstream.attempt_timeout", "3s")];
+    let gate = std::sync::Arc::new(Gate::start(&upstream, &words).await);
+    let hung = std::sync::Arc::clone(&gate);
+    let hung = tokio::spawn(async move { hung.read("1").await });
+    while upstream.seen().is_empty() {
+        tokio::task::yield_now().await;
+    }
+    gate.read("2").await.is_error(503, "unavailable");
+    let other_tenant = gate.post(READ, &[("x-zvgate-tenant", "two"), ("x-request-timeout-ms", "300")], BODY).await;
+    other_tenant.is_error(504, "upstream_timeout");
+    hung.await.unwrap().is_error(504, "upstream_timeout");
+    assert_eq!(upstream.seen().len(), 2, "the refused one was not sent");
+}
+
+/// A listener whose queue is full answers no connection at all.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_platform_that_takes_no_connection_is_a_502_in_time() {
+    use rustix::net::{AddressFamily, SocketType, bind, getsockname, listen, socket};
+    struct Full(String);
+    impl crate::support::Upstream for Full {
+        fn url(&self) -> String {
+            self.0.clone()
+        }
+    }
+    let full = socket(AddressFamily::INET, SocketType::STREAM, None).unwrap();
+    bind(&full, &std::net::SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
+    listen(&full, 0).unwrap();
+    let address = std::net::SocketAddr::try_from(getsockname(&full).unwrap()).unwrap();
+    let _waiting = std::net::TcpStream::connect(address).unwrap();
+    let gate = Gate::start(&Full(format!("http://{address}")), &[("upstream.connect_timeout", "200ms")]).await;
+    let reply = gate.read("1").await;
+    reply.is_error(502, "upstream_failed");
+    assert_eq!(reply.header("proxy-status"), "zvgate; error=connection_timeout");
+    gate.post(WRITE, &[], BODY).await.is_error(502, "upstream_failed");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn connections_beyond_the_limit_are_refused() {
     let platform = Platform::open().await;
@@ -135,6 +192,7 @@ async fn connections_beyond_the_limit_are_refused() {
         tokio::task::yield_now().await;
     }
     assert!(gate.metric("zvgate_limited_total{caller=\"anonymous\",limit=\"connections\"}").await >= 1.0);
+    assert!(gate.metric("zvgate_requests_total{caller=\"anonymous\",route=\"none\",status=\"503\"}").await >= 1.0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -143,6 +201,7 @@ async fn an_upstream_that_gives_no_answer_is_a_502() {
         ("closed", Vec::new()),
         ("cut", b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{\"stat".to_vec()),
         ("redirect", http_text("302 Found", "Location: /elsewhere\r\n", "")),
+        ("switching protocols", b"HTTP/1.1 101 Switching Protocols\r\n\r\n".to_vec()),
         ("not http", b"220 smtp ready\r\n\r\n".to_vec()),
         ("oversized", http_text("200 OK", "", &"x".repeat(3000))),
         ("oversized, unannounced", format!("HTTP/1.1 200 OK\r\n\r\n{}", "x".repeat(3000)).into_bytes()),

@@ -8,5 +8,6 @@ mod errors;
 mod fidelity;
 mod pacing;
 mod process;
+mod sandbox;
 mod upstream;
 mod writes;

@@ -69,6 +69,49 @@ async fn tenants_and_routes_have_a_pace_each() {
     assert_eq!(pass("/v3/slow/b").await.status, 200, "each path under a wildcard has its own");
 }
 
+/// 256 paths have a pace each; what comes then shares one, until a path needs its own no more.
+#[tokio::test(flavor = "multi_thread")]
+async fn paths_under_a_wildcard_give_their_pace_back() {
+    let platform = Platform::open().await;
+    let file = "[[routes]]\npath = \"/v3/w/**\"\nkind = \"pass\"\npace = { rate = 1, per = \"1h\" }\n";
+    let gate = Gate::with_file(&platform, &[("limits.max_wait", "0s")], file).await;
+    let pass = async |number: u32| gate.post(&format!("/v3/w/{number}"), &[], r#"{"params":{}}"#).await.status;
+    for number in 0..257 {
+        assert_eq!(pass(number).await, 200, "{number}");
+    }
+    assert_eq!(pass(257).await, 429, "the common pace is used up");
+    gate.hands.advance(Duration::from_secs(7200));
+    assert_eq!((pass(258).await, pass(259).await), (200, 200));
+    assert_eq!(pass(259).await, 429);
+}
+
+/// A caller of a pass who leaves in the middle leaves no trace in pace or counts.
+#[tokio::test(flavor = "multi_thread")]
+async fn callers_who_leave_do_not_break_the_pace() {
+    let platform = Platform::strict().await;
+    let file = "[[routes]]\npath = \"/v3/pass\"\nkind = \"pass\"\n";
+    let gate = Gate::with_file(&platform, &[], file).await;
+    let request = "POST /v3/pass HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nX-Request-Timeout-Ms: 1\r\nContent-Length: 13\r\n\r\n{\"params\":{}}";
+    let address = gate.address;
+    let leaving: Vec<_> = (0..4)
+        .map(|_| {
+            std::thread::spawn(move || {
+                for micros in (0..1500).step_by(5) {
+                    let mut stream = std::net::TcpStream::connect(address).unwrap();
+                    std::io::Write::write_all(&mut stream, request.as_bytes()).unwrap();
+                    std::thread::sleep(Duration::from_micros(micros));
+                    rustix::net::sockopt::set_socket_linger(&stream, Some(Duration::ZERO)).unwrap();
+                }
+            })
+        })
+        .collect();
+    tokio::task::block_in_place(|| leaving.into_iter().for_each(|thread| thread.join().unwrap()));
+    assert_eq!(platform.stats().await["refused"], json!({}));
+    while gate.metric("zvgate_upstream_inflight{tenant=\"one\"}").await > 0.0 {
+        tokio::task::yield_now().await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_caller_waits_for_its_turn_and_gets_it() {
     let platform = Platform::strict().await;

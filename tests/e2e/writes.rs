@@ -138,6 +138,58 @@ async fn a_write_runs_to_its_end_when_its_caller_leaves() {
     assert!(gate.read("1").await.text().contains("version=1"));
 }
 
+/// The same for a write to nobody knows whom: its whole tenant is fenced.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_write_that_names_nobody_fences_what_is_being_asked_too() {
+    let platform = Platform::open().await;
+    let gate = Arc::new(Gate::start(&platform, &[]).await);
+    platform.faults(json!({ "latency_ms": 600 })).await;
+    let early = {
+        let gate = Arc::clone(&gate);
+        tokio::spawn(async move { gate.read("1").await })
+    };
+    while platform.requests(READ).await < 1 {
+        tokio::task::yield_now().await;
+    }
+    platform.change("1", "use", json!({})).await;
+    platform.faults(json!({ "latency_ms": 0 })).await;
+    assert_eq!(gate.post(WRITE, &[], r#"{"params":{"bizId":"b"}}"#).await.status, 200);
+    let after = gate.read("1").await;
+    assert!(after.is_stored_miss() && after.text().contains("version=1"), "{after:?}");
+    assert_eq!(early.await.unwrap().header("cache-status"), "zvgate; fwd=miss", "it is not kept");
+    assert!(gate.read("1").await.text().contains("version=1"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_writes_customers_are_read_in_any_script_and_are_not_too_many() {
+    let platform = Platform::open().await;
+    let gate = Gate::start(&platform, &[]).await;
+    gate.read("客1").await;
+    let body = r#"{"params":{"bizId":"b","customerId":"other"}}"#;
+    gate.post(WRITE, &[("x-zvgate-customer", "客1")], body).await;
+    assert!(!gate.read("客1").await.is_hit());
+    let many = vec!["7"; 1001].join(",");
+    gate.post(WRITE, &[("x-zvgate-customer", &many)], body).await.is_error(400, "bad_request");
+    let raw = format!(
+        "POST {WRITE} HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Type: application/json\r\nContent-Length: {}\r\nX-Zvgate-Customer: ",
+        body.len()
+    );
+    let bytes = [raw.as_bytes(), b"\xff\r\n\r\n", body.as_bytes()].concat();
+    assert!(crate::support::raw(gate.address, &bytes).contains("\"error\":\"bad_request\""));
+    assert_eq!(platform.requests(WRITE).await, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_write_waits_for_its_turn_as_long_as_writes_may() {
+    let platform = Platform::open().await;
+    let words = [("limits.max_wait", "0s"), ("limits.upstream.rate", "1"), ("limits.upstream.per", "300ms")];
+    let gate = Gate::start(&platform, &words).await;
+    let write =
+        async |id: u8| gate.post(WRITE, &[], &format!(r#"{{"params":{{"bizId":"{id}","customerId":"1"}}}}"#)).await;
+    assert_eq!((write(1).await.status, write(2).await.status, gate.read("1").await.status), (200, 200, 200));
+    gate.read("2").await.is_error(429, "upstream_limited");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn every_write_has_its_own_connection() {
     let platform = Platform::open().await;

@@ -1,0 +1,136 @@
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::*;
+use crate::answer::{Contents, Verdict};
+use crate::clock::Clock;
+
+const LIFETIMES: Lifetimes = Lifetimes {
+    ttl: Duration::from_secs(3600),
+    negative_ttl: Duration::from_secs(3600),
+    unsettled_ttl: Duration::from_secs(3600),
+    expiry_margin: Duration::ZERO,
+};
+
+fn cache() -> Arc<Cache<()>> {
+    let counter = || IntCounter::new("name", "help").unwrap();
+    let tally = Tally { entries: IntGauge::new("name", "help").unwrap(), expired: counter(), size: counter() };
+    Arc::new(Cache::new(&Options { max_bytes: 1 << 20, max_waiters: 2, tenants: 1 }, tally))
+}
+
+fn now() -> Now {
+    Clock::system().now()
+}
+
+fn question(customer: &str, key: &str) -> Question {
+    Question { subject: Subject::customer(0, customer), key: key.into() }
+}
+
+fn begin(cache: &Arc<Cache<()>>, question: &Question) -> (Landing<()>, Waiter<()>) {
+    match cache.join(question, &Demand::default(), now()) {
+        Entry::Begun(landing, waiter) => (landing, waiter),
+        other => panic!("{other:?}"),
+    }
+}
+
+fn land(landing: Landing<()>, body: &'static str) -> bool {
+    let answer =
+        Answer { status: 200, content_type: None, content_encoding: None, retry_after: None, body: body.into() };
+    let fate = Fate::of(&Verdict::Success(Contents::default()), &LIFETIMES, now(), now());
+    landing.answer(Arc::new(answer), fate, now()).is_some()
+}
+
+fn told(cache: &Arc<Cache<()>>, question: &Question) -> Option<String> {
+    let hit = cache.look(question, &Demand::default(), now())?;
+    Some(String::from_utf8(hit.answer.body.to_vec()).unwrap())
+}
+
+/// Between a caller's look and its joining, the flight it would have joined may land.
+#[test]
+fn who_comes_late_to_a_flight_gets_its_answer_and_begins_no_other() {
+    let cache = cache();
+    let (landing, _waiter) = begin(&cache, &question("1", "a"));
+    assert_eq!(told(&cache, &question("1", "a")), None);
+    assert!(land(landing, "x"));
+    assert!(matches!(cache.join(&question("1", "a"), &Demand::default(), now()), Entry::Hit(_)));
+}
+
+#[tokio::test]
+async fn a_flight_that_is_abandoned_tells_its_waiters_and_lets_the_next_begin() {
+    let cache = cache();
+    let (landing, waiter) = begin(&cache, &question("1", "a"));
+    drop(landing);
+    assert!(matches!(waiter.outcome().await, Landed::Abandoned));
+    let (landing, waiter) = begin(&cache, &question("1", "a"));
+    landing.fail(());
+    assert!(matches!(waiter.outcome().await, Landed::Failed(())));
+    begin(&cache, &question("1", "a"));
+}
+
+#[test]
+fn only_so_many_wait_and_a_place_that_is_left_is_free() {
+    let cache = cache();
+    let (_landing, _first) = begin(&cache, &question("1", "a"));
+    let join = || cache.join(&question("1", "a"), &Demand::default(), now());
+    let second = join();
+    assert!(matches!(second, Entry::Joined(_)));
+    assert!(matches!(join(), Entry::Crowded));
+    drop(second);
+    assert!(matches!(join(), Entry::Joined(_)));
+}
+
+#[test]
+fn what_a_fence_went_through_is_neither_kept_nor_joined() {
+    type Fence = fn(&Cache<()>);
+    let fences: [Fence; 2] = [|cache| cache.invalidate(&Subject::customer(0, "1")), |cache| cache.invalidate_tenant(0)];
+    for fence in fences {
+        let cache = cache();
+        assert!(land(begin(&cache, &question("1", "kept")).0, "before"));
+        let (old, _old_waiter) = begin(&cache, &question("1", "a"));
+        fence(&cache);
+        assert_eq!(told(&cache, &question("1", "kept")), None);
+        let (new, _new_waiter) = begin(&cache, &question("1", "a"));
+        assert!(!land(old, "before"));
+        assert_eq!(told(&cache, &question("1", "a")), None);
+        assert!(land(new, "after"));
+        assert_eq!(told(&cache, &question("1", "a")).as_deref(), Some("after"));
+    }
+}
+
+#[test]
+fn a_fence_leaves_other_customers_alone() {
+    let cache = cache();
+    assert!(land(begin(&cache, &question("2", "a")).0, "kept"));
+    let (flying, _waiter) = begin(&cache, &question("3", "a"));
+    cache.invalidate(&Subject::customer(0, "1"));
+    assert_eq!(told(&cache, &question("2", "a")).as_deref(), Some("kept"));
+    assert!(land(flying, "flown"));
+}
+
+#[test]
+fn an_answer_that_is_not_kept_ends_an_older_one_unless_it_says_nothing() {
+    let old = question("1", "a");
+    for (fate, stays) in [(Fate::Supersedes, None), (Fate::Ignored, Some("old"))] {
+        let cache = cache();
+        assert!(land(begin(&cache, &old).0, "old"));
+        let demand = Demand { no_cache: true, ..Demand::default() };
+        let Entry::Begun(landing, _waiter) = cache.join(&old, &demand, now()) else { panic!("it begins") };
+        let answer =
+            Answer { status: 200, content_type: None, content_encoding: None, retry_after: None, body: "".into() };
+        assert_eq!(landing.answer(Arc::new(answer), fate, now()), None);
+        assert_eq!(told(&cache, &old).as_deref(), stays);
+    }
+}
+
+#[test]
+fn one_customers_questions_are_bounded_and_the_oldest_goes() {
+    let cache = cache();
+    for number in 0..200 {
+        assert!(land(begin(&cache, &question("1", &number.to_string())).0, "x"));
+    }
+    let kept = (0..200).filter(|number| told(&cache, &question("1", &number.to_string())).is_some()).count();
+    assert_eq!(kept, 64);
+    assert!(told(&cache, &question("1", "199")).is_some() && told(&cache, &question("1", "0")).is_none());
+    cache.tidy();
+    assert_eq!(cache.tally.entries.get(), 64);
+}

@@ -1,0 +1,89 @@
+//! What operators learn of a request: counts, times, and a line in the log.
+
+use super::{Facts, Gateway};
+use crate::clock::Boot;
+use crate::metrics::{CacheUse, Label, Limit};
+use crate::reply::{self, Refusal, Reply, Unavailable, Way};
+use crate::settings::AccessLog;
+
+/// Customers whose names stand in one line of the log; of further ones, only how many there are.
+const SHOWN_CUSTOMERS: usize = 10;
+
+impl Gateway {
+    pub(super) fn account(&self, outcome: &Result<Reply, Refusal>, facts: &Facts, started: Boot) {
+        let took = self.clock.boot().since(started);
+        let (status, cache) = (reply::status(outcome), cache_use(outcome));
+        let route = facts.route.as_ref();
+        let metrics = route.map_or(&self.metrics.unrouted, |route| self.metrics.route(route.index));
+        metrics.request(status, cache, took);
+        if let Some(limit) = outcome.as_ref().err().and_then(limit_of) {
+            self.metrics.limited.of(limit).inc();
+        }
+        let logged = match self.log.access {
+            AccessLog::All => true,
+            AccessLog::Errors => status >= 400,
+            AccessLog::None => false,
+        };
+        if logged {
+            tracing::info!(
+                route = route.map_or("none", |route| route.label.as_str()),
+                tenant = facts.tenant.as_ref().map(|tenant| tenant.name.as_str()),
+                customers = self.shown(&facts.customers),
+                status,
+                error = outcome.as_ref().err().map(Refusal::name),
+                cache = cache.name(),
+                ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
+                request_id = facts.id,
+                trace_id = facts.trace,
+                "request"
+            );
+        }
+    }
+
+    /// One line for a write, whatever came of it.
+    pub(super) fn log_write(&self, outcome: &Result<Reply, Refusal>, facts: &Facts, customers: &[String]) {
+        if self.log.writes {
+            tracing::info!(
+                route = facts.route.as_ref().map(|route| route.label.as_str()),
+                tenant = facts.tenant.as_ref().map(|tenant| tenant.name.as_str()),
+                customers = self.shown(customers),
+                status = reply::status(outcome),
+                error = outcome.as_ref().err().map(Refusal::name),
+                request_id = facts.id,
+                trace_id = facts.trace,
+                "write"
+            );
+        }
+    }
+
+    /// Customers as the log may have them.
+    fn shown(&self, customers: &[String]) -> Option<String> {
+        let names: Vec<_> =
+            customers.iter().take(SHOWN_CUSTOMERS).map(|customer| self.pseudonyms.of(customer)).collect();
+        let more = customers.len().saturating_sub(SHOWN_CUSTOMERS);
+        let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+        (!names.is_empty()).then(|| names.join(",") + &more)
+    }
+}
+
+fn cache_use(outcome: &Result<Reply, Refusal>) -> CacheUse {
+    match outcome {
+        Ok(reply) => match reply.way {
+            Way::Hit { .. } => CacheUse::Hit,
+            Way::Miss(_) | Way::Requested => CacheUse::Miss,
+            Way::Collapsed => CacheUse::Collapsed,
+            Way::Bypass => CacheUse::Bypass,
+        },
+        Err(_) => CacheUse::None,
+    }
+}
+
+const fn limit_of(refusal: &Refusal) -> Option<Limit> {
+    match refusal {
+        Refusal::CallerLimited(_) => Some(Limit::Caller),
+        Refusal::UpstreamLimited(_) => Some(Limit::Upstream),
+        Refusal::Unavailable(Unavailable::Connections) => Some(Limit::Connections),
+        Refusal::Unavailable(Unavailable::Waiters) => Some(Limit::Waiters),
+        _ => None,
+    }
+}

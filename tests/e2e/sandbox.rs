@@ -1,0 +1,125 @@
+//! The sandbox as its users meet it: what it does wrong when it is told to, and what changes in it.
+
+use std::sync::Arc;
+
+use http::Request;
+use http_body_util::Full;
+use serde_json::{Value, json};
+use zvgate::clock::Clock;
+use zvgate::secret::Secret;
+use zvgate::settings::TenantSettings;
+use zvgate::signer::{Call, Nonces, SignedRequest};
+use zvgate::tenant::Tenants;
+
+use crate::support::{MERCHANTS, Platform, READ, Reply, raw, send};
+
+/// A body that the platform takes.
+fn signed(customer: &str) -> String {
+    let (open_id, grant_code, open_key) = MERCHANTS[0];
+    let tenants = Tenants::new(&[TenantSettings {
+        name: "a".to_owned(),
+        open_id: open_id.to_owned(),
+        grant_code: grant_code.to_owned(),
+        open_key: Secret::new(open_key.to_owned()),
+        default: true,
+        pace: None,
+    }]);
+    let members = format!("\"params\":{{\"customerId\":\"{customer}\"}}").into();
+    let call = Call { tenant: Arc::clone(&tenants.all()[0]), path: READ.into(), members };
+    let signed = SignedRequest::sign(&call, &Nonces::new().unwrap(), Clock::system().wall());
+    String::from_utf8(signed.body().to_vec()).unwrap()
+}
+
+async fn ask(platform: &Platform, body: String) -> Reply {
+    let request = Request::post(READ).header("host", "platform").body(Full::new(body.into())).unwrap();
+    send(platform.address, request).await
+}
+
+/// The bytes that come back, whole or not.
+async fn bytes(platform: &Platform) -> String {
+    let body = signed("1");
+    let head =
+        format!("POST {READ} HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: {}\r\n\r\n", body.len());
+    let address = platform.address;
+    let exchange = move || std::panic::catch_unwind(|| raw(address, format!("{head}{body}").as_bytes()));
+    tokio::task::spawn_blocking(exchange).await.unwrap().unwrap_or_else(|_| "reset".to_owned())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_fault_does_what_it_says() {
+    let platform = Platform::open().await;
+    for (fault, status, code) in [
+        ("none", 200, json!(0)),
+        ("throttle", 200, json!(110_004)),
+        ("error", 200, json!(100_001)),
+        ("http500", 500, Value::Null),
+        ("http503", 503, Value::Null),
+    ] {
+        platform.faults(json!({ "fault": fault })).await;
+        let reply = ask(&platform, signed("1")).await;
+        assert_eq!((reply.status, &reply.json()["code"]), (status, &code), "{fault}");
+    }
+    platform.faults(json!({ "fault": "redirect" })).await;
+    assert_eq!(ask(&platform, signed("1")).await.header("location"), "/elsewhere");
+    platform.faults(json!({ "fault": "garbage" })).await;
+    assert!(ask(&platform, signed("1")).await.text().starts_with("<html>"));
+    platform.faults(json!({ "fault": "truncate" })).await;
+    let cut = bytes(&platform).await;
+    let (head, body) = cut.split_once("\r\n\r\n").unwrap();
+    let announced = head.to_lowercase().lines().find_map(|line| line.strip_prefix("content-length: ")?.parse().ok());
+    assert!(body.len() < announced.unwrap_or(0), "{cut}");
+    platform.faults(json!({ "fault": "reset" })).await;
+    assert_eq!(bytes(&platform).await, "reset");
+    platform.faults(json!({ "fault": "hang" })).await;
+    let waited = tokio::time::timeout(std::time::Duration::from_millis(300), ask(&platform, signed("1"))).await;
+    assert!(waited.is_err());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn faults_strike_every_so_many_times_on_one_route_and_so_often() {
+    let platform = Platform::open().await;
+    platform.faults(json!({ "fault": "http500", "every": 2, "times": 2, "route": READ })).await;
+    let mut statuses = Vec::new();
+    for _ in 0..6 {
+        statuses.push(ask(&platform, signed("1")).await.status);
+    }
+    assert_eq!(statuses, [200, 500, 200, 500, 200, 200]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_clock_that_is_ahead_shows_in_date_and_refuses_what_is_then_old() {
+    let platform = Platform::open().await;
+    let date = async || {
+        let reply = ask(&platform, signed("1")).await;
+        (httpdate::parse_http_date(reply.header("date")).unwrap(), reply.json()["code"].clone())
+    };
+    let (before, code) = date().await;
+    assert_eq!(code, 0);
+    platform.faults(json!({ "clock_skew_s": 301 })).await;
+    let (after, code) = date().await;
+    assert_eq!(code, 110_002);
+    assert!(after.duration_since(before).unwrap().as_secs() >= 300);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_customers_coupons_are_stable_until_something_changes_them() {
+    let platform = Platform::open().await;
+    let list = async |customer: &str| ask(&platform, signed(customer)).await.json()["data"].clone();
+    let first = list("383933091455959041").await;
+    assert_eq!((first.as_array().unwrap().len() >= 2, &list("383933091455959041").await), (true, &first));
+    assert_ne!(first, list("383933091455959042").await);
+    let other = Platform::open().await;
+    let again = ask(&other, signed("383933091455959041")).await.json()["data"].clone();
+    assert_eq!(again, first, "another sandbox invents the same");
+    for (change, status) in [("use", "1"), ("freeze", "2"), ("give", "4")] {
+        let card = first[0]["cardId"].clone();
+        let changed = platform.change("383933091455959041", change, json!({ "cardId": card })).await;
+        assert_eq!((&changed["useStatus"], &changed["cardId"]), (&json!(status), &card));
+        assert_eq!(list("383933091455959041").await[0]["useStatus"], status);
+    }
+    platform.change("383933091455959041", "issue", json!({ "seconds": 0 })).await;
+    let now = list("383933091455959041").await;
+    let issued = now.as_array().unwrap().last().unwrap();
+    assert_eq!(issued["useStatus"], "6", "the clock ended it");
+    assert_eq!(now.as_array().unwrap().len(), first.as_array().unwrap().len() + 1);
+}
