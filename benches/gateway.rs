@@ -52,11 +52,16 @@ fn filled(clock: &Clock) -> Arc<Cache<Refusal>> {
     let counter = || IntCounter::new("bench", "bench").expect("a well formed name");
     let entries = IntGauge::new("bench", "bench").expect("a well formed name");
     let tally = Tally { entries, expired: counter(), size: counter() };
-    let cache = Arc::new(Cache::new(&Options { max_bytes: 256 << 20, max_waiters: 1, tenants: 1 }, tally));
+    let cache = Arc::new(Cache::new(
+        &Options { max_bytes: 256 << 20, max_waiters: 1, tenants: 1, unsettled_ttl: Duration::ZERO },
+        tally,
+    ));
     let lifetimes = Lifetimes {
         ttl: Duration::from_secs(3600),
         negative_ttl: Duration::from_secs(3),
         unsettled_ttl: Duration::from_secs(3),
+        stale_while_revalidate: Duration::ZERO,
+        stale_if_error: Duration::ZERO,
         expiry_margin: Duration::from_secs(1),
     };
     let answer = Arc::new(answer());
@@ -66,7 +71,7 @@ fn filled(clock: &Clock) -> Arc<Cache<Refusal>> {
             continue;
         };
         let verdict = reader().read(200, &answer.body);
-        landing.answer(Arc::clone(&answer), Fate::of(&verdict, &lifetimes, now, now), now);
+        landing.answer(Arc::clone(&answer), Fate::of(&verdict, &lifetimes, now, now), now.boot, now);
     }
     cache
 }

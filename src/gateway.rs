@@ -21,7 +21,7 @@ use tokio::task::JoinHandle;
 use tokio_util::task::TaskTracker;
 
 use crate::answer::Reader;
-use crate::cache::{self, Cache, Demand, Lifetimes, Waiter};
+use crate::cache::{self, Cache, Demand, Lifetimes, Question, Waiter};
 use crate::clock::{Boot, Clock};
 use crate::envelope::Envelope;
 use crate::limit::{CallerGate, Paces};
@@ -29,7 +29,7 @@ use crate::metrics::Metrics;
 use crate::pseudonym::Pseudonyms;
 use crate::reply::{self, Refusal, Reply, Unavailable, Way};
 use crate::route::{Route, Routes};
-use crate::settings::{KindSettings, LogSettings, Settings, UpstreamSettings};
+use crate::settings::{CacheMode, CacheSettings, KindSettings, LogSettings, Settings, UpstreamSettings};
 use crate::signer::{Call, Nonces};
 use crate::tenant::{Tenant, Tenants};
 use crate::upstream::Upstream;
@@ -44,6 +44,7 @@ pub struct Gateway {
     caller_gate: CallerGate,
     cache: Arc<Cache<Refusal>>,
     lifetimes: Lifetimes,
+    cache_settings: CacheSettings,
     paces: Paces,
     nonces: Nonces,
     upstream: Upstream,
@@ -112,10 +113,20 @@ impl Arrival<'_> {
 enum Begun {
     /// It is answered.
     Answered(Reply),
-    /// A call answers it, its own or another's; its own is told from others by how the answer is said to have come.
-    Flight(Waiter<Refusal>, Option<Way>),
+    /// A call answers it, its own or another's.
+    Flight(Awaited),
     /// A task of its own answers it.
     Task(JoinHandle<Result<Reply, Refusal>>),
+}
+
+/// A caller's part in a flight.
+struct Awaited {
+    waiter: Waiter<Refusal>,
+    /// How the answer is said to have come; `None`: as a miss of the caller's own.
+    way: Option<Way>,
+    /// What may be told past its freshness if the flight fails.
+    stand_in: Option<Question>,
+    route: usize,
 }
 
 /// What is learned of a request on its way, for the log.
@@ -150,6 +161,7 @@ impl Gateway {
             max_bytes: settings.cache.max_bytes.0,
             max_waiters: usize::try_from(limits.max_waiters).unwrap_or(usize::MAX),
             tenants: names.len(),
+            unsettled_ttl: settings.cache.unsettled_ttl,
         };
         Self {
             caller_gate: CallerGate::new(limits.caller.as_ref(), &clock),
@@ -158,6 +170,8 @@ impl Gateway {
                 ttl: settings.cache.ttl,
                 negative_ttl: settings.cache.negative_ttl,
                 unsettled_ttl: settings.cache.unsettled_ttl,
+                stale_while_revalidate: settings.cache.stale_while_revalidate,
+                stale_if_error: settings.cache.stale_if_error,
                 expiry_margin: settings.cache.expiry_margin,
             },
             waits: Waits {
@@ -169,6 +183,7 @@ impl Gateway {
                 attempt: settings.upstream.attempt_timeout,
                 write_attempt: settings.upstream.write_timeout,
             },
+            cache_settings: settings.cache.clone(),
             max_body: server.max_body.0,
             log: settings.log.clone(),
             upstream_settings: settings.upstream.clone(),
@@ -225,7 +240,7 @@ impl Gateway {
         drop((head, body));
         match begun {
             Begun::Answered(reply) => Ok(reply),
-            Begun::Flight(waiter, way) => self.wait(waiter, way, deadline).await,
+            Begun::Flight(awaited) => self.wait(awaited, deadline).await,
             Begun::Task(task) => task.await.unwrap_or(Err(Refusal::Unavailable(Unavailable::Stopping))),
         }
     }
@@ -257,6 +272,13 @@ impl Gateway {
             facts,
         };
         match &route.kind {
+            KindSettings::Cached(_) if self.cache_settings.mode == CacheMode::Off => {
+                if arrival.demand.only_if_cached {
+                    Err(Refusal::NotCached)
+                } else {
+                    Ok(self.pass(&arrival))
+                }
+            }
             KindSettings::Cached(cached) => self.read(&arrival, cached),
             KindSettings::Write(write) => Ok(self.write(&arrival, write)),
             KindSettings::Pass => Ok(self.pass(&arrival)),

@@ -60,6 +60,8 @@ label! {
         Miss = "miss",
         /// By another caller's call.
         Collapsed = "collapsed",
+        /// From the cache, past its freshness.
+        Stale = "stale",
         /// By a route that is not cached.
         Bypass = "bypass",
         /// Not at all: it was refused.
@@ -76,8 +78,12 @@ label! {
         Miss = "miss",
         /// A call under way.
         Collapsed = "collapsed",
+        /// An answer past its freshness, which was served.
+        Stale = "stale",
         /// A fresh answer that says there is nothing.
         NegativeHit = "negative_hit",
+        /// An answer past its freshness, for which a refresh was begun.
+        Refresh = "refresh",
     }
 }
 
@@ -102,6 +108,20 @@ label! {
         Write = "write",
         /// A write to nobody knows whom.
         UnknownCustomer = "unknown_customer",
+        /// A caller who learned of a change.
+        Invalidate = "invalidate",
+        /// An operator.
+        Purge = "purge",
+    }
+}
+
+label! {
+    /// Whether the answer that a refetch replaced was still true.
+    Changed {
+        /// It was not.
+        Yes = "yes",
+        /// It was.
+        No = "no",
     }
 }
 
@@ -170,6 +190,8 @@ pub struct RouteMetrics {
     pub duration: Per<CacheUse, Histogram>,
     /// Look-ups in the cache.
     pub lookups: Per<Lookup, IntCounter>,
+    /// Refetches, by whether the answer that they replaced was still true.
+    pub refetches: Per<Changed, IntCounter>,
 }
 
 impl RouteMetrics {
@@ -302,12 +324,18 @@ impl Metrics {
             DURATIONS,
         );
         let lookups = make.counters("zvgate_cache_lookups_total", "Look-ups in the cache", &["route", "result"]);
+        let refetches = make.counters(
+            "zvgate_cache_refetch_total",
+            "Refetches, by whether the answer that they replaced had changed",
+            &["route", "changed"],
+        );
         let one = |route: &&str| RouteMetrics {
             requests: STATUSES.map(|_| OnceLock::new()).collect(),
             requests_by: requests_by.clone(),
             route: (*route).to_owned(),
             duration: Per::new(|cache| duration.with_label_values(&[*route, cache])),
             lookups: Per::new(|result| lookups.with_label_values(&[*route, result])),
+            refetches: Per::new(|changed| refetches.with_label_values(&[*route, changed])),
         };
         (routes.iter().map(one).collect(), one(&"none"))
     }

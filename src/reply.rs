@@ -52,6 +52,28 @@ pub enum Way {
     Requested,
     /// From upstream, on a route that is not cached.
     Bypass,
+    /// From the cache, past its freshness (RFC 5861).
+    Stale {
+        /// How long ago it came from upstream.
+        age: Duration,
+        /// How long ago its freshness ended.
+        past: Duration,
+        /// Why it was told all the same.
+        why: StaleWhy,
+    },
+}
+
+/// Why an answer past its freshness was told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StaleWhy {
+    /// It is being refreshed.
+    Revalidating,
+    /// Upstream answered with this status, and it was a failure.
+    Answered(u16),
+    /// Upstream did not answer.
+    Unanswered,
+    /// Nothing could be sent.
+    Unsent,
 }
 
 /// Why the gateway answers in upstream's place.
@@ -257,6 +279,18 @@ fn told(reply: &Reply) -> Response<Full<Bytes>> {
         Way::Collapsed => HeaderValue::from_static("zvgate; fwd=miss; collapsed"),
         Way::Requested => HeaderValue::from_static("zvgate; fwd=request"),
         Way::Bypass => HeaderValue::from_static("zvgate; fwd=bypass"),
+        Way::Stale { age, past, why } => {
+            headers.insert(AGE, HeaderValue::from(age.as_secs()));
+            let ttl = whole_seconds(past);
+            value(&match why {
+                StaleWhy::Revalidating => format!("zvgate; hit; ttl=-{ttl}; detail=stale-while-revalidate"),
+                StaleWhy::Answered(status) => {
+                    format!("zvgate; fwd=stale; fwd-status={status}; ttl=-{ttl}; detail=stale-if-error")
+                }
+                StaleWhy::Unanswered => format!("zvgate; fwd=stale; ttl=-{ttl}; detail=stale-if-error"),
+                StaleWhy::Unsent => format!("zvgate; hit; ttl=-{ttl}; detail=stale-if-error"),
+            })
+        }
     };
     headers.insert(CACHE_STATUS, status);
     response

@@ -59,7 +59,7 @@ pub enum Verdict {
     Exception,
     /// `status` false, or one of the two missing.
     Error,
-    /// A code that asks to come again later.
+    /// A code, or HTTP 429, that asks to come again later.
     Throttled,
     /// HTTP 200 with what is not JSON.
     Garbage,
@@ -86,6 +86,7 @@ impl Reader {
     pub fn read(&self, status: u16, body: &[u8]) -> Verdict {
         match status {
             200 => {}
+            429 => return Verdict::Throttled,
             500..=599 => return Verdict::Http5xx,
             _ => return Verdict::HttpOther,
         }

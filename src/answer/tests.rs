@@ -64,6 +64,7 @@ fn status_and_code_are_read_in_all_their_spellings() {
     assert_eq!(reader().read(503, b"{\"status\":true,\"code\":0}"), Verdict::Http5xx);
     assert_eq!(reader().read(404, b"{\"status\":true,\"code\":0}"), Verdict::HttpOther);
     assert_eq!(reader().read(204, b""), Verdict::HttpOther);
+    assert_eq!(reader().read(429, b""), Verdict::Throttled);
 }
 
 #[test]

@@ -17,6 +17,8 @@ pub enum Landed<F> {
         answer: Arc<Answer>,
         /// How long it is kept, where it is.
         kept: Option<Life>,
+        /// Whether it only says that upstream fails.
+        failure: bool,
     },
     /// Without one.
     Failed(F),

@@ -14,6 +14,10 @@ pub struct Lifetimes {
     pub negative_ttl: Duration,
     /// Of a list whose coupons may change by themselves at any moment.
     pub unsettled_ttl: Duration,
+    /// How long after its freshness a settled success is served while it is refreshed.
+    pub stale_while_revalidate: Duration,
+    /// How long after its freshness a settled success may stand in for a failing upstream.
+    pub stale_if_error: Duration,
     /// Taken off every end.
     pub expiry_margin: Duration,
 }
@@ -40,12 +44,27 @@ pub struct Life {
     fresh_until: Boot,
     /// Until when it may be told at all, whichever clock gets there first.
     end: Option<(Wall, Boot)>,
-    /// How long it was to be told when it came.
+    /// For how long after its freshness it is served while it is refreshed.
+    revalidate: Duration,
+    /// For how long after its freshness it may stand in for a failing upstream.
+    if_error: Duration,
+    /// How long it was fresh when it came.
     pub lasts: Duration,
     /// Whether it says that there is nothing.
     pub negative: bool,
     /// What bounded its life when it came.
     pub bound: Bound,
+}
+
+/// An answer past its freshness that may still be told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stale {
+    /// How long ago its freshness ended.
+    pub past: Duration,
+    /// While it is refreshed.
+    pub revalidate: bool,
+    /// In place of a failing upstream's.
+    pub if_error: bool,
 }
 
 /// What becomes of an answer, and of older ones to the same question.
@@ -55,8 +74,10 @@ pub enum Fate {
     Kept(Life),
     /// It is not kept, but they are over: it says something else by now.
     Supersedes,
-    /// It says nothing about the question: a failure.
+    /// It says nothing about the question.
     Ignored,
+    /// It says that upstream fails: an older one may stand in for it.
+    Failure,
 }
 
 impl Fate {
@@ -66,24 +87,32 @@ impl Fate {
         let (contents, negative) = match verdict {
             Verdict::Success(contents) => (contents, contents.empty),
             Verdict::Exception => (&nothing, true),
-            Verdict::Error | Verdict::Throttled | Verdict::Garbage | Verdict::Http5xx | Verdict::HttpOther => {
-                return Self::Ignored;
-            }
-        };
-        let (ttl, bound) = if negative {
-            (lifetimes.negative_ttl, Bound::Negative)
-        } else if contents.open.iter().any(|end| is_unsettled(*end, received.wall))
-            && lifetimes.unsettled_ttl < lifetimes.ttl
-        {
-            (lifetimes.unsettled_ttl, Bound::Unsettled)
-        } else {
-            (lifetimes.ttl, Bound::Ttl)
+            Verdict::Error | Verdict::Throttled | Verdict::Garbage | Verdict::Http5xx => return Self::Failure,
+            Verdict::HttpOther => return Self::Ignored,
         };
         let end = first_end(&contents.ends, lifetimes.expiry_margin, sent, received);
-        let life = Life { received: received.boot, fresh_until: received.boot + ttl, end, lasts: ttl, negative, bound };
+        let fresh = |ttl: Duration, bound| Life {
+            received: received.boot,
+            fresh_until: received.boot + ttl,
+            end,
+            revalidate: Duration::ZERO,
+            if_error: Duration::ZERO,
+            lasts: ttl,
+            negative,
+            bound,
+        };
+        let settled = fresh(lifetimes.ttl, Bound::Ttl);
+        let life = if negative {
+            fresh(lifetimes.negative_ttl, Bound::Negative)
+        } else if contents.open.iter().any(|end| is_unsettled(*end, received.wall)) {
+            settled.unsettled(lifetimes.unsettled_ttl)
+        } else {
+            let (revalidate, if_error) = (lifetimes.stale_while_revalidate, lifetimes.stale_if_error);
+            Life { revalidate, if_error, ..settled }
+        };
         match life.left(received) {
             None => Self::Supersedes,
-            Some(lasts) if lasts < ttl => Self::Kept(Life { lasts, bound: Bound::EndAt, ..life }),
+            Some(lasts) if lasts < life.lasts => Self::Kept(Life { lasts, bound: Bound::EndAt, ..life }),
             Some(_) => Self::Kept(life),
         }
     }
@@ -98,6 +127,32 @@ impl Life {
             Some((wall, boot)) => fresh.min(wall.after(now.wall)?).min(boot.since(now.boot)),
         };
         (left > Duration::ZERO).then_some(left)
+    }
+
+    /// How the answer may still be told past its freshness; `None` while it is fresh, and from its end on.
+    pub fn stale(&self, now: Now) -> Option<Stale> {
+        let ended = self.end.is_some_and(|(wall, boot)| wall <= now.wall || boot <= now.boot);
+        if ended || now.boot < self.fresh_until {
+            return None;
+        }
+        let past = now.boot.since(self.fresh_until);
+        let stale = Stale { past, revalidate: past < self.revalidate, if_error: past < self.if_error };
+        (stale.revalidate || stale.if_error).then_some(stale)
+    }
+
+    /// The same answer, as one that may change by itself at any moment.
+    pub(super) fn unsettled(self, ttl: Duration) -> Self {
+        let settled = Self { revalidate: Duration::ZERO, if_error: Duration::ZERO, ..self };
+        if ttl >= self.lasts {
+            return settled;
+        }
+        Self { fresh_until: self.received + ttl, lasts: ttl, bound: Bound::Unsettled, ..settled }
+    }
+
+    /// When the answer is of no use any more, not even to be compared with the one that replaces it: it is remembered
+    /// for as long again as it was fresh.
+    pub(super) fn forget_at(&self) -> Boot {
+        self.fresh_until + self.lasts.max(self.revalidate).max(self.if_error)
     }
 
     /// How long ago the answer came.

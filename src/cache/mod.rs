@@ -6,9 +6,11 @@
 
 mod flight;
 mod freshness;
+mod landing;
+mod renewal;
 mod shelf;
+mod stripe;
 
-use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -21,11 +23,13 @@ use prometheus::{IntCounter, IntGauge};
 
 use self::flight::Flight;
 pub use self::flight::{Landed, Waiter};
-pub use self::freshness::{Bound, Fate, Life, Lifetimes};
-use self::shelf::{Kept, Shelf};
+pub use self::freshness::{Bound, Fate, Life, Lifetimes, Stale};
+pub use self::landing::{Landing, Settled};
+use self::shelf::Shelf;
 pub use self::shelf::{Question, Subject};
+use self::stripe::Stripe;
 use crate::answer::Answer;
-use crate::clock::Now;
+use crate::clock::{Boot, Now};
 
 /// Misses of different subjects seldom meet in one of so many stripes; each is a few dozen bytes.
 const STRIPES: usize = 1024;
@@ -39,6 +43,8 @@ pub struct Options {
     pub max_waiters: usize,
     /// How many tenants there are.
     pub tenants: usize,
+    /// How long an answer lives at most that was asked for while upstream settled after a write.
+    pub unsettled_ttl: Duration,
 }
 
 /// What the cache counts.
@@ -67,6 +73,11 @@ impl Demand {
     fn takes(&self, life: &Life, now: Now) -> bool {
         !self.no_cache && self.max_age.is_none_or(|max| life.age(now) <= max)
     }
+
+    /// Whether an answer past its freshness would do: not for who asks for one of a certain age (RFC 9111, 5.2.1.1).
+    pub const fn takes_stale(&self) -> bool {
+        !self.no_cache && self.max_age.is_none()
+    }
 }
 
 /// An answer from the cache.
@@ -78,6 +89,28 @@ pub struct Hit {
     pub life: Life,
     /// How long it is still fresh.
     pub left: Duration,
+}
+
+/// An answer from the cache that is past its freshness.
+#[derive(Clone, Debug)]
+pub struct StaleHit {
+    /// The answer.
+    pub answer: Arc<Answer>,
+    /// Its life.
+    pub life: Life,
+    /// How it may be told.
+    pub stale: Stale,
+}
+
+/// What is found of a question without waiting.
+#[derive(Clone, Debug)]
+pub enum Found {
+    /// A fresh answer.
+    Fresh(Hit),
+    /// One past its freshness, to be told at once, and whether it is this caller's turn to refresh it.
+    Stale(StaleHit, bool),
+    /// Nothing.
+    Nothing,
 }
 
 /// What becomes of a question that the cache could not answer at once.
@@ -93,18 +126,15 @@ pub enum Entry<F: Clone> {
     Crowded,
 }
 
-/// Flights of one stripe's subjects. A flight in here may be joined, and may keep its answer.
-type Stripe<F> = HashMap<Question, Arc<Flight<F>>>;
-
 /// The cache; `F` is what a failed flight tells its waiters.
 #[derive(Debug)]
 pub struct Cache<F> {
     shelves: moka::sync::Cache<Subject, Arc<Shelf>>,
     stripes: Box<[Mutex<Stripe<F>>]>,
     stripe_of: RandomState,
-    /// For each tenant, how often all that was known of it became void.
-    eras: Box<[AtomicU64]>,
+    tenants: Box<[Era]>,
     max_waiters: usize,
+    unsettled_ttl: Duration,
     tally: Tally,
 }
 
@@ -132,19 +162,37 @@ impl<F: Clone> Cache<F> {
             shelves,
             stripes: (0..STRIPES).map(|_| Mutex::default()).collect(),
             stripe_of: RandomState::new(),
-            eras: (0..options.tenants).map(|_| AtomicU64::new(0)).collect(),
+            tenants: (0..options.tenants).map(|_| Era::default()).collect(),
             max_waiters: options.max_waiters,
+            unsettled_ttl: options.unsettled_ttl,
             tally,
         }
     }
 
     /// Answers from the cache, where it can.
-    pub fn look(&self, question: &Question, demand: &Demand, now: Now) -> Option<Hit> {
+    pub fn look(&self, question: &Question, demand: &Demand, now: Now) -> Found {
+        let Some(shelf) = self.shelves.get(&question.subject) else { return Found::Nothing };
+        let valid = |kept: &&shelf::Kept| kept.era == self.era(question.subject.tenant);
+        let Some(kept) = shelf.find(&question.key).filter(valid) else { return Found::Nothing };
+        if let Some(left) = kept.life.left(now) {
+            let hit = || Hit { answer: Arc::clone(&kept.answer), life: kept.life, left };
+            return if demand.takes(&kept.life, now) { Found::Fresh(hit()) } else { Found::Nothing };
+        }
+        match kept.life.stale(now).filter(|stale| stale.revalidate && demand.takes_stale()) {
+            None => Found::Nothing,
+            Some(stale) => {
+                let hit = StaleHit { answer: Arc::clone(&kept.answer), life: kept.life, stale };
+                Found::Stale(hit, kept.renewal.claim(now.boot))
+            }
+        }
+    }
+
+    /// The answer that may stand in for a failing upstream's.
+    pub fn stand_in(&self, question: &Question, now: Now) -> Option<StaleHit> {
         let shelf = self.shelves.get(&question.subject)?;
-        let kept = shelf.find(&question.key)?;
-        let left = kept.life.left(now)?;
-        let usable = demand.takes(&kept.life, now) && kept.era == self.era(question.subject.tenant);
-        usable.then(|| Hit { answer: Arc::clone(&kept.answer), life: kept.life, left })
+        let kept = shelf.find(&question.key).filter(|kept| kept.era == self.era(question.subject.tenant))?;
+        let stale = kept.life.stale(now).filter(|stale| stale.if_error)?;
+        Some(StaleHit { answer: Arc::clone(&kept.answer), life: kept.life, stale })
     }
 
     /// Joins the flight of a question, or begins one. Nobody who demands a new call joins an old one.
@@ -153,38 +201,51 @@ impl<F: Clone> Cache<F> {
         let mut stripe = self.stripe(&question.subject).lock();
         if !demand.no_cache {
             // A flight may have landed since the caller looked.
-            if let Some(hit) = self.look(question, demand, now) {
+            if let Found::Fresh(hit) = self.look(question, demand, now) {
                 return Entry::Hit(hit);
             }
-            if let Some(flight) = stripe.get(question).filter(|flight| flight.era == era) {
+            if let Some(flight) = stripe.flights.get(question).filter(|flight| flight.era == era) {
                 return flight.join(self.max_waiters).map_or(Entry::Crowded, Entry::Joined);
             }
         }
         let flight = Flight::new(era);
         let Some(waiter) = flight.join(self.max_waiters) else { return Entry::Crowded };
-        stripe.insert(question.clone(), Arc::clone(&flight));
-        let landing = Landing {
-            cache: Arc::clone(self),
-            question: question.clone(),
-            flight,
-            renews: demand.no_cache,
-            landed: false,
-        };
-        Entry::Begun(landing, waiter)
+        stripe.flights.insert(question.clone(), Arc::clone(&flight));
+        Entry::Begun(Landing::new(Arc::clone(self), question.clone(), flight, demand.no_cache), waiter)
     }
 
-    /// Ends all that is known of a subject: what is kept goes, and what is being asked will not be kept or joined.
-    pub fn invalidate(&self, subject: &Subject) {
+    /// Ends all that is known of a subject: what is kept goes, and what is being asked will not be kept or joined. What
+    /// is asked for until `settled` lives shortly. Answers how many answers went.
+    pub fn invalidate(&self, subject: &Subject, settled: Boot, now: Boot) -> usize {
         let mut stripe = self.stripe(subject).lock();
-        stripe.retain(|question, _| question.subject != *subject);
-        self.shelves.invalidate(subject);
+        stripe.fence(subject, settled, now);
+        self.shelves.remove(subject).map_or(0, |shelf| shelf.len())
     }
 
     /// Ends all that is known of a tenant.
-    pub fn invalidate_tenant(&self, tenant: usize) {
-        if let Some(era) = self.eras.get(tenant) {
-            era.fetch_add(1, Ordering::SeqCst);
+    pub fn invalidate_tenant(&self, tenant: usize, settled: Boot) {
+        if let Some(era) = self.tenants.get(tenant) {
+            era.settled.fetch_max(millis(settled), Ordering::SeqCst);
+            era.number.fetch_add(1, Ordering::SeqCst);
         }
+    }
+
+    /// Ends all that is known of a tenant, and counts it.
+    pub fn purge_tenant(&self, tenant: usize, settled: Boot) -> usize {
+        let shelves = self.shelves.iter().filter(|(subject, _)| subject.tenant == tenant);
+        let era = self.era(tenant);
+        let count = shelves.map(|(_, shelf)| shelf.iter().filter(|kept| kept.era == era).count()).sum();
+        self.invalidate_tenant(tenant, settled);
+        count
+    }
+
+    /// What is kept for a subject, and may still be told in any way.
+    pub fn inspect(&self, subject: &Subject, now: Now) -> Vec<(Arc<str>, Life)> {
+        let Some(shelf) = self.shelves.get(subject) else { return Vec::new() };
+        let era = self.era(subject.tenant);
+        let live =
+            |kept: &&shelf::Kept| kept.era == era && (kept.life.left(now).is_some() || kept.life.stale(now).is_some());
+        shelf.iter().filter(live).map(|kept| (Arc::clone(&kept.key), kept.life)).collect()
     }
 
     /// Frees what is over, and what was evicted.
@@ -198,7 +259,12 @@ impl<F: Clone> Cache<F> {
     }
 
     fn era(&self, tenant: usize) -> u64 {
-        self.eras.get(tenant).map_or(0, |era| era.load(Ordering::SeqCst))
+        self.tenants.get(tenant).map_or(0, |era| era.number.load(Ordering::SeqCst))
+    }
+
+    /// Whether upstream may still have answered from before a tenant-wide write at that moment.
+    fn tenant_settles(&self, tenant: usize, sent: Boot) -> bool {
+        self.tenants.get(tenant).is_some_and(|era| millis(sent) < era.settled.load(Ordering::SeqCst))
     }
 
     fn stripe(&self, subject: &Subject) -> &Mutex<Stripe<F>> {
@@ -208,91 +274,18 @@ impl<F: Clone> Cache<F> {
     }
 }
 
-/// The duty to end a flight. Dropped without doing so, it tells the waiters, and the next caller begins anew.
-#[derive(Debug)]
-pub struct Landing<F: Clone> {
-    cache: Arc<Cache<F>>,
-    question: Question,
-    flight: Arc<Flight<F>>,
-    /// Whether it was demanded because more than this answer is thought to have changed.
-    renews: bool,
-    landed: bool,
+/// A tenant's state beyond its customers'.
+#[derive(Debug, Default)]
+struct Era {
+    /// How often all that was known of the tenant became void.
+    number: AtomicU64,
+    /// Until when upstream may lag behind a write to nobody knows whom, in milliseconds since boot.
+    settled: AtomicU64,
 }
 
-impl<F: Clone> Landing<F> {
-    /// Hands the answer to all who wait, and keeps it if that is its fate and no write came between.
-    /// Answers the life that it is kept for.
-    pub fn answer(mut self, answer: Arc<Answer>, fate: Fate, now: Now) -> Option<Life> {
-        let kept = self.settle(&answer, fate, now);
-        self.end(Landed::Answer { answer, kept });
-        kept
-    }
-
-    /// Tells all who wait why there is no answer.
-    pub fn fail(mut self, failure: F) {
-        self.cache.stripe(&self.question.subject).lock().remove_if_same(&self.question, &self.flight);
-        self.end(Landed::Failed(failure));
-    }
-
-    fn end(&mut self, outcome: Landed<F>) {
-        self.landed = true;
-        self.flight.land(outcome);
-    }
-
-    fn settle(&self, answer: &Arc<Answer>, fate: Fate, now: Now) -> Option<Life> {
-        let Self { cache, question, flight, .. } = self;
-        let subject = &question.subject;
-        let mut stripe = cache.stripe(subject).lock();
-        let in_time = stripe.remove_if_same(question, flight) && flight.era == cache.era(subject.tenant);
-        if !in_time || fate == Fate::Ignored {
-            return None;
-        }
-        if self.renews {
-            stripe.retain(|other, _| other.subject != *subject);
-            cache.shelves.invalidate(subject);
-        }
-        let shelf = cache.shelves.get(subject);
-        let shelf = shelf.as_deref().unwrap_or(const { &Shelf::EMPTY }).without(&question.key, flight.era, now);
-        let life = if let Fate::Kept(life) = fate { Some(life) } else { None };
-        let shelf = match life {
-            Some(life) => {
-                let (key, answer) = (Arc::clone(&question.key), Arc::clone(answer));
-                shelf.with(Kept { key, answer, life, era: flight.era }, now)
-            }
-            None => shelf,
-        };
-        if shelf.len() == 0 {
-            cache.shelves.invalidate(subject);
-        } else {
-            cache.tally.entries.add(i64::try_from(shelf.len()).unwrap_or(i64::MAX));
-            cache.shelves.insert(subject.clone(), Arc::new(shelf));
-        }
-        life
-    }
-}
-
-impl<F: Clone> Drop for Landing<F> {
-    fn drop(&mut self) {
-        if !self.landed {
-            self.cache.stripe(&self.question.subject).lock().remove_if_same(&self.question, &self.flight);
-            self.flight.land(Landed::Abandoned);
-        }
-    }
-}
-
-trait RemoveIfSame<F> {
-    /// Takes a flight out, unless a newer one has its place or a write took it out; answers whether it was there.
-    fn remove_if_same(&mut self, question: &Question, flight: &Arc<Flight<F>>) -> bool;
-}
-
-impl<F> RemoveIfSame<F> for Stripe<F> {
-    fn remove_if_same(&mut self, question: &Question, flight: &Arc<Flight<F>>) -> bool {
-        let same = self.get(question).is_some_and(|current| Arc::ptr_eq(current, flight));
-        if same {
-            self.remove(question);
-        }
-        same
-    }
+/// Milliseconds since boot, rounded up.
+fn millis(moment: Boot) -> u64 {
+    u64::try_from(moment.as_duration().as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX)
 }
 
 /// Tells moka when a shelf's memory is worth nothing any more. Freshness is not judged by it: its clock is not ours.

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::freshness::Life;
+use super::renewal::Renewal;
 use crate::answer::Answer;
 use crate::clock::Now;
 
@@ -13,7 +14,7 @@ const MAX_ANSWERS: usize = 64;
 /// with its slack.
 const SHELF_OVERHEAD: usize = 400;
 /// Memory that an answer takes beside its key and body: its place on the shelf, and the headers kept with it.
-const ANSWER_OVERHEAD: usize = 260;
+const ANSWER_OVERHEAD: usize = 340;
 
 /// Whom an answer is about: the unit of invalidation.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -52,6 +53,14 @@ pub(super) struct Kept {
     pub(super) life: Life,
     /// The tenant's era in which it was asked for; the answer is void in any other.
     pub(super) era: u64,
+    pub(super) renewal: Arc<Renewal>,
+}
+
+impl Kept {
+    pub(super) fn new(question: &Question, answer: &Arc<Answer>, life: Life, era: u64) -> Self {
+        let (key, answer) = (Arc::clone(&question.key), Arc::clone(answer));
+        Self { key, answer, life, era, renewal: Arc::default() }
+    }
 }
 
 /// All that is kept for one subject; replaced whole, so that readers never wait.
@@ -63,6 +72,10 @@ pub(super) struct Shelf {
 }
 
 impl Shelf {
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Kept> {
+        self.kept.iter()
+    }
+
     pub(super) fn find(&self, key: &str) -> Option<&Kept> {
         self.kept.iter().find(|kept| *kept.key == *key)
     }
@@ -71,7 +84,7 @@ impl Shelf {
 
     /// This shelf without the answer to a question, and without what is dead.
     pub(super) fn without(&self, key: &str, era: u64, now: Now) -> Self {
-        let stays = |kept: &&Kept| *kept.key != *key && kept.era == era && kept.life.left(now).is_some();
+        let stays = |kept: &&Kept| *kept.key != *key && kept.era == era && now.boot < kept.life.forget_at();
         Self::of(self.kept.iter().filter(stays).cloned().collect(), now)
     }
 
@@ -87,7 +100,7 @@ impl Shelf {
 
     fn of(mut kept: Vec<Kept>, now: Now) -> Self {
         kept.shrink_to_fit();
-        let keep_for = kept.iter().filter_map(|kept| kept.life.left(now)).max().unwrap_or_default();
+        let keep_for = kept.iter().map(|kept| kept.life.forget_at().since(now.boot)).max().unwrap_or_default();
         Self { kept, keep_for }
     }
 

@@ -9,13 +9,18 @@ const LIFETIMES: Lifetimes = Lifetimes {
     ttl: Duration::from_secs(3600),
     negative_ttl: Duration::from_secs(3600),
     unsettled_ttl: Duration::from_secs(3600),
+    stale_while_revalidate: Duration::from_secs(60),
+    stale_if_error: Duration::from_secs(600),
     expiry_margin: Duration::ZERO,
 };
 
 fn cache() -> Arc<Cache<()>> {
     let counter = || IntCounter::new("name", "help").unwrap();
     let tally = Tally { entries: IntGauge::new("name", "help").unwrap(), expired: counter(), size: counter() };
-    Arc::new(Cache::new(&Options { max_bytes: 1 << 20, max_waiters: 2, tenants: 1 }, tally))
+    Arc::new(Cache::new(
+        &Options { max_bytes: 1 << 20, max_waiters: 2, tenants: 1, unsettled_ttl: Duration::from_secs(5) },
+        tally,
+    ))
 }
 
 fn now() -> Now {
@@ -37,11 +42,11 @@ fn land(landing: Landing<()>, body: &'static str) -> bool {
     let answer =
         Answer { status: 200, content_type: None, content_encoding: None, retry_after: None, body: body.into() };
     let fate = Fate::of(&Verdict::Success(Contents::default()), &LIFETIMES, now(), now());
-    landing.answer(Arc::new(answer), fate, now()).is_some()
+    landing.answer(Arc::new(answer), fate, now().boot, now()).kept.is_some()
 }
 
 fn told(cache: &Arc<Cache<()>>, question: &Question) -> Option<String> {
-    let hit = cache.look(question, &Demand::default(), now())?;
+    let Found::Fresh(hit) = cache.look(question, &Demand::default(), now()) else { return None };
     Some(String::from_utf8(hit.answer.body.to_vec()).unwrap())
 }
 
@@ -82,13 +87,19 @@ fn only_so_many_wait_and_a_place_that_is_left_is_free() {
 #[test]
 fn what_a_fence_went_through_is_neither_kept_nor_joined() {
     type Fence = fn(&Cache<()>);
-    let fences: [Fence; 2] = [|cache| cache.invalidate(&Subject::customer(0, "1")), |cache| cache.invalidate_tenant(0)];
+    let fences: [Fence; 2] = [
+        |cache| assert!(cache.invalidate(&Subject::customer(0, "1"), now().boot, now().boot) <= 1),
+        |cache| cache.invalidate_tenant(0, now().boot),
+    ];
     for fence in fences {
         let cache = cache();
         assert!(land(begin(&cache, &question("1", "kept")).0, "before"));
         let (old, _old_waiter) = begin(&cache, &question("1", "a"));
         fence(&cache);
         assert_eq!(told(&cache, &question("1", "kept")), None);
+        let (flying, _waiter) = begin(&cache, &question("1", "b"));
+        fence(&cache);
+        assert!(!land(flying, "before"), "nobody asked anew, and it is not kept all the same");
         let (new, _new_waiter) = begin(&cache, &question("1", "a"));
         assert!(!land(old, "before"));
         assert_eq!(told(&cache, &question("1", "a")), None);
@@ -102,7 +113,7 @@ fn a_fence_leaves_other_customers_alone() {
     let cache = cache();
     assert!(land(begin(&cache, &question("2", "a")).0, "kept"));
     let (flying, _waiter) = begin(&cache, &question("3", "a"));
-    cache.invalidate(&Subject::customer(0, "1"));
+    cache.invalidate(&Subject::customer(0, "1"), now().boot, now().boot);
     assert_eq!(told(&cache, &question("2", "a")).as_deref(), Some("kept"));
     assert!(land(flying, "flown"));
 }
@@ -110,14 +121,14 @@ fn a_fence_leaves_other_customers_alone() {
 #[test]
 fn an_answer_that_is_not_kept_ends_an_older_one_unless_it_says_nothing() {
     let old = question("1", "a");
-    for (fate, stays) in [(Fate::Supersedes, None), (Fate::Ignored, Some("old"))] {
+    for (fate, stays) in [(Fate::Supersedes, None), (Fate::Ignored, Some("old")), (Fate::Failure, Some("old"))] {
         let cache = cache();
         assert!(land(begin(&cache, &old).0, "old"));
         let demand = Demand { no_cache: true, ..Demand::default() };
         let Entry::Begun(landing, _waiter) = cache.join(&old, &demand, now()) else { panic!("it begins") };
         let answer =
             Answer { status: 200, content_type: None, content_encoding: None, retry_after: None, body: "".into() };
-        assert_eq!(landing.answer(Arc::new(answer), fate, now()), None);
+        assert_eq!(landing.answer(Arc::new(answer), fate, now().boot, now()).kept, None);
         assert_eq!(told(&cache, &old).as_deref(), stays);
     }
 }
@@ -133,4 +144,65 @@ fn one_customers_questions_are_bounded_and_the_oldest_goes() {
     assert!(told(&cache, &question("1", "199")).is_some() && told(&cache, &question("1", "0")).is_none());
     cache.tidy();
     assert_eq!(cache.tally.entries.get(), 64);
+}
+
+/// What is asked for while upstream may lag behind a write lives shortly, whoever else's write comes meanwhile.
+#[test]
+fn what_is_asked_for_while_upstream_settles_lives_shortly() {
+    type Fence = fn(&Cache<()>, Boot);
+    let fences: [Fence; 2] = [
+        |cache, until| assert_eq!(cache.invalidate(&Subject::customer(0, "1"), until, now().boot), 0),
+        |cache, until| cache.invalidate_tenant(0, until),
+    ];
+    for fence in fences {
+        for (settles, lasts) in [(3, 5), (0, 3600)] {
+            let cache = cache();
+            let sent = now();
+            fence(&cache, sent.boot + Duration::from_secs(settles));
+            let (landing, _waiter) = begin(&cache, &question("1", "a"));
+            let answer =
+                Answer { status: 200, content_type: None, content_encoding: None, retry_after: None, body: "".into() };
+            let fate = Fate::of(&Verdict::Success(Contents::default()), &LIFETIMES, sent, sent);
+            let life = landing.answer(Arc::new(answer), fate, sent.boot, sent).kept.unwrap();
+            assert_eq!(life.lasts, Duration::from_secs(lasts));
+            let later = Now { boot: sent.boot + Duration::from_secs(lasts + 1), ..sent };
+            assert_eq!(life.stale(later).is_some(), settles == 0, "no stale mode while it settles");
+        }
+    }
+}
+
+#[test]
+fn a_refetch_tells_whether_the_old_answer_was_still_true() {
+    let cache = cache();
+    let refetch = |body: &'static str| {
+        let demand = Demand { no_cache: true, ..Demand::default() };
+        let Entry::Begun(landing, _waiter) = cache.join(&question("1", "a"), &demand, now()) else {
+            panic!("it begins")
+        };
+        let answer =
+            Answer { status: 200, content_type: None, content_encoding: None, retry_after: None, body: body.into() };
+        let fate = Fate::of(&Verdict::Success(Contents::default()), &LIFETIMES, now(), now());
+        landing.answer(Arc::new(answer), fate, now().boot, now()).changed
+    };
+    assert_eq!([refetch("a"), refetch("a"), refetch("b")], [None, Some(false), Some(true)]);
+}
+
+#[test]
+fn past_its_freshness_an_answer_is_told_in_its_modes_and_refreshed_by_one() {
+    let cache = cache();
+    let asked = question("1", "a");
+    assert!(land(begin(&cache, &asked).0, "x"));
+    let later = |seconds: u64| Now { boot: now().boot + Duration::from_secs(3600 + seconds), ..now() };
+    let look = |demand: Demand, seconds: u64| cache.look(&asked, &demand, later(seconds));
+    assert!(matches!(look(Demand::default(), 1), Found::Stale(_, true)));
+    assert!(matches!(look(Demand::default(), 1), Found::Stale(_, false)));
+    let aged = Demand { max_age: Some(Duration::from_secs(1 << 20)), ..Demand::default() };
+    assert!(matches!(look(aged, 1), Found::Nothing));
+    assert!(matches!(look(Demand { no_cache: true, ..Demand::default() }, 1), Found::Nothing));
+    assert!(matches!(look(Demand::default(), 61), Found::Nothing));
+    assert!(cache.stand_in(&asked, later(61)).is_some());
+    assert!(cache.stand_in(&asked, later(601)).is_none());
+    assert!(cache.stand_in(&asked, now()).is_none(), "it is fresh");
+    cache.invalidate_tenant(0, now().boot);
+    assert!(cache.stand_in(&asked, later(61)).is_none() && matches!(look(Demand::default(), 2), Found::Nothing));
 }

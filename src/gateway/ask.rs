@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::Gateway;
 use crate::answer::{Answer, Reader, Verdict};
 use crate::clock::{Boot, Now};
-use crate::limit::Limited;
+use crate::limit::{Limited, Turn};
 use crate::metrics::Outcome;
 use crate::route::Route;
 use crate::signer::{Call, SignedRequest};
@@ -48,20 +48,27 @@ pub(super) enum Unanswered {
 }
 
 impl Gateway {
+    /// Makes one call, on a turn that it has or waits for.
     pub(super) async fn ask(
         &self,
         route: &Route,
         call: &Call,
         reader: &Reader,
         allowance: Allowance,
+        turn: Option<Turn>,
     ) -> Result<Asked, Unanswered> {
         let metrics = self.metrics.call(call.tenant.index, route.index);
         let queued = self.clock.boot();
         let pace = self.paces.of(&call.tenant, route, &call.path);
         let wait = allowance.wait.min(allowance.deadline.since(queued));
-        let turn = pace.turn(wait).await;
-        metrics.wait.observe(self.clock.boot().since(queued).as_secs_f64());
-        let turn = turn.map_err(Unanswered::Limited)?;
+        let turn = match turn {
+            Some(turn) => turn,
+            None => {
+                let turn = pace.turn(wait).await;
+                metrics.wait.observe(self.clock.boot().since(queued).as_secs_f64());
+                turn.map_err(Unanswered::Limited)?
+            }
+        };
 
         let left = wait.saturating_sub(self.clock.boot().since(queued));
         let permit = tokio::time::timeout(left, self.upstream.permit(&call.tenant)).await;
@@ -83,12 +90,7 @@ impl Gateway {
     }
 
     /// Signs last: an idle connection that proves closed before anything left costs a signature, not the call.
-    async fn attempt(
-        &self,
-        call: &Call,
-        allowance: Allowance,
-        turn: &crate::limit::Turn,
-    ) -> Result<(Answer, Now), Failure> {
+    async fn attempt(&self, call: &Call, allowance: Allowance, turn: &Turn) -> Result<(Answer, Now), Failure> {
         let mut reuse = allowance.reuse;
         loop {
             let left = allowance.deadline.since(self.clock.boot());

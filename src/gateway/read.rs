@@ -1,46 +1,66 @@
 //! Cached routes: from the cache, from a call under way, or from a new one.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use super::ask::{Allowance, Unanswered};
-use super::{Arrival, Begun, Gateway};
+use super::{Arrival, Awaited, Begun, Gateway};
 use crate::answer::Reader;
-use crate::cache::{Bound, Entry, Fate, Hit, Landed, Landing, Lifetimes, Question, Subject, Waiter};
+use crate::cache::{
+    Bound, Demand, Entry, Fate, Found, Hit, Landed, Landing, Lifetimes, Question, Settled, StaleHit, Subject,
+};
 use crate::clock::{Boot, Now};
-use crate::metrics::{LifeBound, Lookup};
-use crate::reply::{Refusal, Reply, Unavailable, Way};
+use crate::limit::Turn;
+use crate::metrics::{Changed, LifeBound, Lookup};
+use crate::reply::{Refusal, Reply, StaleWhy, Unavailable, Way};
 use crate::route::Route;
 use crate::settings::CachedSettings;
 use crate::signer::Call;
-use crate::upstream::Reuse;
+use crate::upstream::{FailureKind, Reuse};
 
 impl Gateway {
     pub(super) fn read(self: &Arc<Self>, arrival: &Arrival<'_>, cached: &CachedSettings) -> Result<Begun, Refusal> {
         let (question, demand) = (question(arrival, cached), arrival.demand);
         let lookups = &self.metrics.route(arrival.route.index).lookups;
-        let saved = &self.metrics.call(arrival.tenant.index, arrival.route.index).saved;
         let now = self.clock.now();
-        if let Some(hit) = self.cache.look(&question, &demand, now) {
-            return Ok(Begun::Answered(self.hit(arrival, &hit, now)));
+        match self.cache.look(&question, &demand, now) {
+            Found::Fresh(hit) => return Ok(Begun::Answered(self.hit(arrival, &hit, now))),
+            Found::Stale(hit, turn_to_refresh) => {
+                if turn_to_refresh {
+                    self.refresh(arrival, cached, &question, now);
+                }
+                self.metrics.call(arrival.tenant.index, arrival.route.index).saved.inc();
+                return Ok(Begun::Answered(self.stale(arrival.route.index, &hit, StaleWhy::Revalidating, now)));
+            }
+            Found::Nothing => {}
         }
         if demand.only_if_cached {
             lookups.of(Lookup::Miss).inc();
             return Err(Refusal::NotCached);
         }
-        match self.cache.join(&question, &demand, now) {
-            Entry::Hit(hit) => Ok(Begun::Answered(self.hit(arrival, &hit, now))),
+        let (waiter, way) = match self.cache.join(&question, &demand, now) {
+            Entry::Hit(hit) => return Ok(Begun::Answered(self.hit(arrival, &hit, now))),
             Entry::Joined(waiter) => {
                 lookups.of(Lookup::Collapsed).inc();
-                saved.inc();
-                Ok(Begun::Flight(waiter, Some(Way::Collapsed)))
+                self.metrics.call(arrival.tenant.index, arrival.route.index).saved.inc();
+                (waiter, Some(Way::Collapsed))
             }
             Entry::Begun(landing, waiter) => {
                 lookups.of(Lookup::Miss).inc();
-                self.tasks.spawn(Arc::clone(self).fly(Flight::of(arrival, cached), landing));
-                Ok(Begun::Flight(waiter, demand.no_cache.then_some(Way::Requested)))
+                self.tasks.spawn(Arc::clone(self).fly(Flight::of(arrival, cached), landing, None));
+                (waiter, demand.no_cache.then_some(Way::Requested))
             }
-            Entry::Crowded => Err(Refusal::Unavailable(Unavailable::Waiters)),
+            Entry::Crowded => return Err(Refusal::Unavailable(Unavailable::Waiters)),
+        };
+        let stand_in = demand.takes_stale().then_some(question);
+        Ok(Begun::Flight(Awaited { waiter, way, stand_in, route: arrival.route.index }))
+    }
+
+    /// Asks anew for an answer past its freshness, if the pace has a turn that nobody waits for.
+    fn refresh(self: &Arc<Self>, arrival: &Arrival<'_>, cached: &CachedSettings, question: &Question, now: Now) {
+        let Some(turn) = self.paces.of(arrival.tenant, arrival.route, arrival.path).spare_turn() else { return };
+        if let Entry::Begun(landing, _nobody_waits) = self.cache.join(question, &Demand::default(), now) {
+            self.metrics.route(arrival.route.index).lookups.of(Lookup::Refresh).inc();
+            self.tasks.spawn(Arc::clone(self).fly(Flight::of(arrival, cached), landing, Some(turn)));
         }
     }
 
@@ -52,44 +72,74 @@ impl Gateway {
         Reply { answer: Arc::clone(&hit.answer), way }
     }
 
+    fn stale(&self, route: usize, hit: &StaleHit, why: StaleWhy, now: Now) -> Reply {
+        self.metrics.route(route).lookups.of(Lookup::Stale).inc();
+        let way = Way::Stale { age: hit.life.age(now), past: hit.stale.past, why };
+        Reply { answer: Arc::clone(&hit.answer), way }
+    }
+
     /// Waits for a flight, for as long as the caller does.
-    pub(super) async fn wait(
-        &self,
-        waiter: Waiter<Refusal>,
-        way: Option<Way>,
-        deadline: Boot,
-    ) -> Result<Reply, Refusal> {
+    pub(super) async fn wait(&self, awaited: Awaited, deadline: Boot) -> Result<Reply, Refusal> {
+        let Awaited { waiter, way, stand_in, route } = awaited;
         let left = deadline.since(self.clock.boot());
-        match tokio::time::timeout(left, waiter.outcome()).await {
-            Err(_) => Err(Refusal::UpstreamTimeout),
-            Ok(Landed::Failed(refusal)) => Err(refusal),
-            Ok(Landed::Abandoned) => Err(Refusal::Unavailable(Unavailable::Stopping)),
-            Ok(Landed::Answer { answer, kept }) => {
-                Ok(Reply { answer, way: way.unwrap_or(Way::Miss(kept.map(|life| life.lasts))) })
+        let landed = tokio::time::timeout(left, waiter.outcome()).await;
+        let (outcome, failure) = match landed {
+            Err(_) => (Err(Refusal::UpstreamTimeout), Some(StaleWhy::Unanswered)),
+            Ok(Landed::Failed(refusal)) => {
+                let why = if is_unsent(&refusal) { StaleWhy::Unsent } else { StaleWhy::Unanswered };
+                (Err(refusal), Some(why))
             }
-        }
+            Ok(Landed::Abandoned) => (Err(Refusal::Unavailable(Unavailable::Stopping)), Some(StaleWhy::Unsent)),
+            Ok(Landed::Answer { answer, kept, failure }) => {
+                let why = failure.then_some(StaleWhy::Answered(answer.status));
+                (Ok(Reply { answer, way: way.unwrap_or(Way::Miss(kept.map(|life| life.lasts))) }), why)
+            }
+        };
+        let now = self.clock.now();
+        let old = failure.zip(stand_in).and_then(|(why, question)| Some((why, self.cache.stand_in(&question, now)?)));
+        old.map_or(outcome, |(why, hit)| Ok(self.stale(route, &hit, why, now)))
     }
 
     /// The call itself, which outlives every caller who waits for it.
-    async fn fly(self: Arc<Self>, flight: Flight, landing: Landing<Refusal>) {
+    async fn fly(self: Arc<Self>, flight: Flight, landing: Landing<Refusal>, turn: Option<Turn>) {
         let allowance = Allowance {
             wait: self.waits.read,
             answer: self.waits.attempt,
             deadline: self.clock.boot() + self.waits.request,
             reuse: Reuse::Idle,
         };
-        match self.ask(&flight.route, &flight.call, &flight.reader, allowance).await {
+        match self.ask(&flight.route, &flight.call, &flight.reader, allowance, turn).await {
             Ok(asked) => {
-                let lifetimes = Lifetimes { ttl: flight.ttl.unwrap_or(self.lifetimes.ttl), ..self.lifetimes };
+                let lifetimes = flight.lifetimes(&self.lifetimes);
                 let fate = Fate::of(&asked.verdict, &lifetimes, asked.sent, asked.received);
-                if let Some(life) = landing.answer(asked.answer, fate, asked.received) {
-                    self.metrics.cache_ttl.of(bound(life.bound)).observe(life.lasts.as_secs_f64());
-                }
+                let settled = landing.answer(asked.answer, fate, asked.sent.boot, asked.received);
+                self.count_settled(flight.route.index, settled);
             }
             Err(Unanswered::Limited(limited)) => landing.fail(Refusal::UpstreamLimited(limited)),
             Err(Unanswered::Crowded) => landing.fail(Refusal::Unavailable(Unavailable::Inflight)),
             Err(Unanswered::Failed(failure)) => landing.fail(Refusal::of_read(failure)),
         }
+    }
+
+    fn count_settled(&self, route: usize, settled: Settled) {
+        if let Some(life) = settled.kept {
+            self.metrics.cache_ttl.of(bound(life.bound)).observe(life.lasts.as_secs_f64());
+        }
+        if let Some(changed) = settled.changed {
+            let changed = if changed { Changed::Yes } else { Changed::No };
+            self.metrics.route(route).refetches.of(changed).inc();
+        }
+    }
+}
+
+/// Whether a call failed before anything of it left.
+const fn is_unsent(refusal: &Refusal) -> bool {
+    match refusal {
+        Refusal::UpstreamFailed(kind) => {
+            matches!(kind, FailureKind::Resolve | FailureKind::Connect | FailureKind::Tls | FailureKind::ConnectTimeout)
+        }
+        Refusal::UpstreamTimeout => false,
+        _ => true,
     }
 }
 
@@ -98,7 +148,7 @@ struct Flight {
     route: Arc<Route>,
     call: Call,
     reader: Reader,
-    ttl: Option<Duration>,
+    settings: CachedSettings,
 }
 
 impl Flight {
@@ -107,7 +157,18 @@ impl Flight {
             route: Arc::clone(arrival.route),
             call: arrival.call(),
             reader: arrival.reader(&cached.expires),
-            ttl: cached.ttl,
+            settings: cached.clone(),
+        }
+    }
+
+    /// The route's own lifetimes, where it has some.
+    fn lifetimes(&self, base: &Lifetimes) -> Lifetimes {
+        let own = &self.settings;
+        Lifetimes {
+            ttl: own.ttl.unwrap_or(base.ttl),
+            stale_while_revalidate: own.stale_while_revalidate.unwrap_or(base.stale_while_revalidate),
+            stale_if_error: own.stale_if_error.unwrap_or(base.stale_if_error),
+            ..*base
         }
     }
 }

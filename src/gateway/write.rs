@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::ask::{Allowance, Asked, Unanswered};
 use super::incoming::MAX_CUSTOMERS;
 use super::{Arrival, Begun, Facts, Gateway};
-use crate::answer::{self, Reader};
+use crate::answer::{self, Reader, Verdict};
 use crate::cache::Subject;
 use crate::metrics::Invalidation;
 use crate::reply::{Refusal, Reply, Unavailable, Way};
@@ -35,8 +35,9 @@ impl Gateway {
         let (route, call, reader) = (Arc::clone(arrival.route), arrival.call(), arrival.reader(&[]));
         let gateway = Arc::clone(self);
         Begun::Task(
-            self.tasks
-                .spawn(async move { told(gateway.ask(&route, &call, &reader, allowance).await, Refusal::of_read) }),
+            self.tasks.spawn(async move {
+                told(gateway.ask(&route, &call, &reader, allowance, None).await, Refusal::of_read)
+            }),
         )
     }
 
@@ -47,14 +48,15 @@ impl Gateway {
             deadline: self.clock.boot() + self.waits.write_request,
             reuse: Reuse::Own,
         };
-        let asked = self.ask(&write.route, &write.call, &write.reader, allowance).await;
+        let asked = self.ask(&write.route, &write.call, &write.reader, allowance, None).await;
         let mut customers = write.facts.customers.clone();
         match &asked {
             Ok(asked) => {
                 customers.extend(answer::customers(&asked.answer.body, &write.settings.customer_answer));
-                self.end_of(&write, &mut customers);
+                let known = asked.verdict != Verdict::Http5xx;
+                self.end_of(&write, &mut customers, known);
             }
-            Err(Unanswered::Failed(failure)) if failure.left => self.end_of(&write, &mut customers),
+            Err(Unanswered::Failed(failure)) if failure.left => self.end_of(&write, &mut customers, false),
             Err(Unanswered::Failed(_) | Unanswered::Limited(_) | Unanswered::Crowded) => {}
         }
         let outcome = told(asked, Refusal::of_write);
@@ -62,19 +64,22 @@ impl Gateway {
         outcome
     }
 
-    /// From here on no read is answered with what was asked for before.
-    fn end_of(&self, write: &Write, customers: &mut Vec<String>) {
+    /// From here on no read is answered with what was asked for before. `known` tells whether the outcome is.
+    fn end_of(&self, write: &Write, customers: &mut Vec<String>, known: bool) {
+        let now = self.clock.boot();
+        let settings = &self.cache_settings;
+        let settled = now + if known { settings.settle } else { settings.settle_unknown };
         customers.sort_unstable();
         customers.dedup();
         let tenant = &write.call.tenant;
         let countable = (1..=MAX_CUSTOMERS).contains(&customers.len());
         if countable {
             for customer in customers {
-                self.cache.invalidate(&Subject::customer(tenant.index, customer));
+                self.cache.invalidate(&Subject::customer(tenant.index, customer), settled, now);
                 self.metrics.invalidations.of(Invalidation::Write).inc();
             }
         } else if !customers.is_empty() || write.settings.unknown_customer != UnknownCustomer::Ttl {
-            self.cache.invalidate_tenant(tenant.index);
+            self.cache.invalidate_tenant(tenant.index, settled);
             self.metrics.invalidations.of(Invalidation::UnknownCustomer).inc();
             tracing::warn!(
                 tenant = tenant.name,

@@ -119,9 +119,10 @@ proptest! {
         text[place] = byte;
         let text: String = text.into_iter().collect();
         let reference = serde_json::from_str::<Value>(&text);
-        // A number too large for a float is a number all the same.
+        // A number too large for a float is a number all the same; serde_json reads no further.
         let too_large = reference.as_ref().is_err_and(|error| error.to_string().contains("out of range"));
-        prop_assert_eq!(Node::parse(&text, 16).is_ok(), reference.is_ok() || too_large, "{}", text);
+        prop_assume!(!too_large);
+        prop_assert_eq!(Node::parse(&text, 16).is_ok(), reference.is_ok(), "{}", text);
     }
 
     #[test]

@@ -80,6 +80,16 @@ impl Pace {
         }
     }
 
+    /// A turn that nobody waits for, at once or not at all.
+    pub fn spare_turn(self: &Arc<Self>) -> Option<Turn> {
+        if self.settings.rate == 0 {
+            return Some(Turn(None));
+        }
+        let mut queue = self.queue.lock();
+        let claim = if queue.waiting.is_empty() { queue.slots.take(self.clock.boot()) } else { None };
+        claim.map(|claim| Turn(Some((Arc::clone(self), claim))))
+    }
+
     fn limited(&self, retry_after: Duration) -> Limited {
         Limited { quota: self.settings.rate, per: self.settings.per, retry_after }
     }

@@ -5,6 +5,7 @@
 
 mod base_url;
 mod load;
+mod log;
 mod rate;
 mod reader;
 mod routes;
@@ -14,13 +15,13 @@ mod value;
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::PathBuf;
 use std::time::Duration;
 
 use time::UtcOffset;
 
 pub use base_url::BaseUrl;
 pub use load::Sources;
+pub use log::{AccessLog, LogFormat, LogLevel, LogSettings};
 pub use rate::{CallerLimit, PaceSettings};
 use rate::{UPSTREAM_PACE, at_least_one, longer_than_nothing};
 use reader::Table;
@@ -120,9 +121,25 @@ pub struct LimitSettings {
     pub max_waiters: u32,
 }
 
+/// `cache.mode`
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CacheMode {
+    /// Answers are kept.
+    On,
+    /// Every read goes upstream.
+    Off,
+}
+
+impl Choice for CacheMode {
+    const WANTED: &'static str = "\"on\" or \"off\"";
+    const ALL: &'static [(&'static str, Self)] = &[("on", Self::On), ("off", Self::Off)];
+}
+
 /// `cache.*`
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CacheSettings {
+    /// Whether answers are kept.
+    pub mode: CacheMode,
     /// Memory for keys, bodies and overhead.
     pub max_bytes: Size,
     /// How long an answer is fresh.
@@ -131,81 +148,16 @@ pub struct CacheSettings {
     pub negative_ttl: Duration,
     /// The same for a list whose coupons may change by themselves at any moment.
     pub unsettled_ttl: Duration,
+    /// How long after its freshness an answer is still served at once while it is refreshed.
+    pub stale_while_revalidate: Duration,
+    /// How long after its freshness an answer may stand in for a failing upstream.
+    pub stale_if_error: Duration,
     /// Taken off every end.
     pub expiry_margin: Duration,
-}
-
-/// `log.*`
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct LogSettings {
-    /// How lines look.
-    pub format: LogFormat,
-    /// The least severe lines that are written.
-    pub level: LogLevel,
-    /// Which requests are logged.
-    pub access: AccessLog,
-    /// Whether every write is logged.
-    pub writes: bool,
-    /// Where the key of the customer hash is kept; random for each process without it.
-    pub hash_key_file: Option<PathBuf>,
-}
-
-/// `log.format`
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LogFormat {
-    /// Text on a terminal, else JSON.
-    Auto,
-    /// Text.
-    Text,
-    /// One JSON object a line.
-    Json,
-}
-
-impl Choice for LogFormat {
-    const WANTED: &'static str = "\"auto\", \"text\" or \"json\"";
-    const ALL: &'static [(&'static str, Self)] = &[("auto", Self::Auto), ("text", Self::Text), ("json", Self::Json)];
-}
-
-/// `log.level`
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LogLevel {
-    /// What an operator must act on.
-    Error,
-    /// What an operator should know soon.
-    Warn,
-    /// What the gateway does.
-    Info,
-    /// Why it does it.
-    Debug,
-    /// Everything.
-    Trace,
-}
-
-impl Choice for LogLevel {
-    const WANTED: &'static str = "\"error\", \"warn\", \"info\", \"debug\" or \"trace\"";
-    const ALL: &'static [(&'static str, Self)] = &[
-        ("error", Self::Error),
-        ("warn", Self::Warn),
-        ("info", Self::Info),
-        ("debug", Self::Debug),
-        ("trace", Self::Trace),
-    ];
-}
-
-/// `log.access`
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum AccessLog {
-    /// Every request.
-    All,
-    /// Requests that were answered with status 400 or above.
-    Errors,
-    /// None.
-    None,
-}
-
-impl Choice for AccessLog {
-    const WANTED: &'static str = "\"all\", \"errors\" or \"none\"";
-    const ALL: &'static [(&'static str, Self)] = &[("all", Self::All), ("errors", Self::Errors), ("none", Self::None)];
+    /// How long after a write's end upstream may still answer from before.
+    pub settle: Duration,
+    /// The same after a write whose outcome is unknown.
+    pub settle_unknown: Duration,
 }
 
 const fn seconds(number: u64) -> Duration {
@@ -360,27 +312,22 @@ impl LimitSettings {
 impl CacheSettings {
     fn read(mut table: Table<'_>) -> Self {
         let settings = Self {
+            mode: table.with_default("mode", CacheMode::On),
             max_bytes: table.with_default("max_bytes", Size(256 << 20)),
             // Coupons also change behind the gateway's back, and nothing tells it: this is how long that may go unseen.
             ttl: table.with_default("ttl", seconds(30)),
             negative_ttl: table.with_default("negative_ttl", seconds(3)),
             unsettled_ttl: table.with_default("unsettled_ttl", seconds(3)),
+            // Off: it trades a call's wait for an answer that may be older than `ttl` says.
+            stale_while_revalidate: table.with_default("stale_while_revalidate", Duration::ZERO),
+            // A minute-old list beats none while the platform is down.
+            stale_if_error: table.with_default("stale_if_error", seconds(60)),
             // Room for an answer to reach its caller before the coupon ends.
             expiry_margin: table.with_default("expiry_margin", seconds(1)),
-        };
-        table.finish();
-        settings
-    }
-}
-
-impl LogSettings {
-    fn read(mut table: Table<'_>) -> Self {
-        let settings = Self {
-            format: table.with_default("format", LogFormat::Auto),
-            level: table.with_default("level", LogLevel::Info),
-            access: table.with_default("access", AccessLog::Errors),
-            writes: table.with_default("writes", true),
-            hash_key_file: table.optional("hash_key_file"),
+            // Replicas of the platform's own may lag behind a write.
+            settle: table.with_default("settle", seconds(3)),
+            // A request that got no answer may still be carried out later.
+            settle_unknown: table.with_default("settle_unknown", seconds(30)),
         };
         table.finish();
         settings

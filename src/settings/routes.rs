@@ -42,6 +42,10 @@ pub struct CachedSettings {
     pub optional: Vec<String>,
     /// Its own freshness, where it has one.
     pub ttl: Option<Duration>,
+    /// Its own `cache.stale_while_revalidate`, where it has one.
+    pub stale_while_revalidate: Option<Duration>,
+    /// Its own `cache.stale_if_error`, where it has one.
+    pub stale_if_error: Option<Duration>,
 }
 
 /// Keys of `kind = "write"`.
@@ -96,6 +100,8 @@ fn cached() -> CachedSettings {
         expires: texts(&["endAt", "endTime", "validEndDate"]),
         optional: texts(&["useStatus", "cardId"]),
         ttl: None,
+        stale_while_revalidate: None,
+        stale_if_error: None,
     }
 }
 
@@ -164,6 +170,8 @@ fn read_cached(table: &mut Table<'_>) -> CachedSettings {
         expires: table.with_default("expires", base.expires),
         optional: table.with_default("optional", base.optional),
         ttl: table.optional("ttl"),
+        stale_while_revalidate: table.optional("stale_while_revalidate"),
+        stale_if_error: table.optional("stale_if_error"),
     }
 }
 
@@ -207,8 +215,15 @@ impl RouteSettings {
                 line("customer", cached.customer.show());
                 line("expires", cached.expires.show());
                 line("optional", cached.optional.show());
-                if let Some(ttl) = &cached.ttl {
-                    line("ttl", ttl.show());
+                let own = [
+                    ("ttl", cached.ttl),
+                    ("stale_while_revalidate", cached.stale_while_revalidate),
+                    ("stale_if_error", cached.stale_if_error),
+                ];
+                for (key, value) in own {
+                    if let Some(value) = value {
+                        line(key, value.show());
+                    }
                 }
             }
             KindSettings::Write(write) => {

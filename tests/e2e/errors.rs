@@ -173,7 +173,7 @@ async fn a_platform_that_takes_no_connection_is_a_502_in_time() {
     let address = std::net::SocketAddr::try_from(getsockname(&full).unwrap()).unwrap();
     let _waiting = std::net::TcpStream::connect(address).unwrap();
     let gate = Gate::start(&Full(format!("http://{address}")), &[("upstream.connect_timeout", "200ms")]).await;
-    let reply = gate.read("1").await;
+    let reply = gate.post(READ, &[("x-request-timeout-ms", "9000")], BODY).await;
     reply.is_error(502, "upstream_failed");
     assert_eq!(reply.header("proxy-status"), "zvgate; error=connection_timeout");
     gate.post(WRITE, &[], BODY).await.is_error(502, "upstream_failed");

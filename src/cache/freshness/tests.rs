@@ -5,6 +5,8 @@ const LIFETIMES: Lifetimes = Lifetimes {
     ttl: Duration::from_secs(30),
     negative_ttl: Duration::from_secs(3),
     unsettled_ttl: Duration::from_secs(2),
+    stale_while_revalidate: Duration::from_secs(10),
+    stale_if_error: Duration::from_secs(20),
     expiry_margin: Duration::from_secs(1),
 };
 
@@ -43,9 +45,36 @@ fn each_kind_of_answer_has_its_life() {
     assert_eq!(life(&list(&[-5], vec![Some(End::At(wall(-5)))])), (2, Bound::Unsettled));
     assert_eq!(life(&list(&[], vec![Some(End::Never)])), (30, Bound::Ttl));
     assert_eq!(life(&list(&[3], vec![None])), (2, Bound::Unsettled));
-    for failure in [Verdict::Error, Verdict::Throttled, Verdict::Garbage, Verdict::Http5xx, Verdict::HttpOther] {
-        assert_eq!(fate(&failure), Fate::Ignored, "{failure:?}");
+    for failure in [Verdict::Error, Verdict::Throttled, Verdict::Garbage, Verdict::Http5xx] {
+        assert_eq!(fate(&failure), Fate::Failure, "{failure:?}");
     }
+}
+
+#[test]
+fn what_is_no_failure_and_no_answer_changes_nothing() {
+    assert_eq!(fate(&Verdict::HttpOther), Fate::Ignored);
+}
+
+#[test]
+fn only_a_settled_success_is_told_past_its_freshness_and_never_past_its_end() {
+    let kept = |verdict: &Verdict| match fate(verdict) {
+        Fate::Kept(life) => life,
+        other => panic!("{other:?}"),
+    };
+    let modes = |life: &Life, seconds: i64| life.stale(at(seconds)).map(|stale| (stale.revalidate, stale.if_error));
+    let settled = kept(&list(&[], vec![]));
+    let told: Vec<_> = [29, 30, 39, 40, 49, 50].into_iter().map(|seconds| modes(&settled, seconds)).collect();
+    assert_eq!(told, [None, Some((true, true)), Some((true, true)), Some((false, true)), Some((false, true)), None]);
+    let ending = kept(&list(&[36], vec![]));
+    assert_eq!([modes(&ending, 34), modes(&ending, 35)], [Some((true, true)), None]);
+    let stepped = Now { wall: wall(35), boot: at(31).boot };
+    assert_eq!(ending.stale(stepped), None, "the wall clock stepped forward");
+    let stepped = Now { wall: wall(-100), boot: at(35).boot };
+    assert_eq!(ending.stale(stepped), None, "the wall clock stepped back");
+    for short in [Verdict::Exception, list(&[], vec![None])] {
+        assert!((0..60).all(|seconds| modes(&kept(&short), seconds).is_none()), "{short:?}");
+    }
+    assert!((0..60).all(|seconds| modes(&settled.unsettled(Duration::from_secs(90)), seconds).is_none()));
 }
 
 #[test]
@@ -87,13 +116,15 @@ proptest! {
         let verdict = list(&ends, vec![]);
         if let Fate::Kept(life) = Fate::of(&verdict, &LIFETIMES, sent, received) {
             let now = Now { wall: wall(rtt + asked + step + later_step), boot: at(rtt + asked).boot };
-            let told = life.left(now).is_some();
+            let fresh = life.left(now).is_some();
+            let told = fresh || life.stale(now).is_some();
             let ahead_when_sent = ends.iter().filter(|end| **end > 0).min();
             if let Some(end) = ahead_when_sent {
                 prop_assert!(!told || rtt + asked < end - 1, "by the clock at sending");
                 prop_assert!(!told || rtt + asked + step + later_step < end - 1, "by the clock now");
             }
-            prop_assert!(!told || asked < 30, "by its freshness");
+            prop_assert!(!fresh || asked < 30, "by its freshness");
+            prop_assert!(!told || asked < 50, "by its stale modes");
         }
     }
 }
