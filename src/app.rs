@@ -9,7 +9,7 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-use crate::admin::{self, Readiness};
+use crate::admin::{Admin, Readiness};
 use crate::clock::Clock;
 use crate::gateway::{Equipment, Gateway};
 use crate::listener::{self, Bounds, Room, Tally};
@@ -108,8 +108,9 @@ impl App {
         let bounds = Bounds::new(&server);
 
         let (stop_data, stop_admin) = (CancellationToken::new(), CancellationToken::new());
-        let (pages, state) = (Arc::clone(&gateway), Arc::clone(&readiness));
-        let operators = move |request, _| admin::handle(request, Arc::clone(&pages), Arc::clone(&state));
+        let private = server.admin_listen.ip().is_loopback();
+        let pages = Admin::new(Arc::clone(&gateway), Arc::clone(&readiness), private);
+        let operators = move |request, _| pages.clone().handle(request);
         let admin = tokio::spawn(listener::serve(admin, bounds, None, stop_admin.clone(), operators));
 
         let front = Arc::clone(&gateway);

@@ -70,9 +70,9 @@ impl<'a> Envelope<'a> {
         self.root.members().unwrap_or_default()
     }
 
-    /// The member of that name of the envelope itself.
-    pub fn member(&self, name: &str) -> Option<&Node<'a>> {
-        self.root.member(name)
+    /// The whole body.
+    pub const fn root(&self) -> &Node<'a> {
+        &self.root
     }
 
     /// The customer that the first matching pointer names: the text of a string or a number.

@@ -6,6 +6,7 @@ mod account;
 mod ask;
 mod incoming;
 mod read;
+mod upkeep;
 mod write;
 
 use std::convert::Infallible;
@@ -20,6 +21,7 @@ use hyper::body::Incoming;
 use tokio::task::JoinHandle;
 use tokio_util::task::TaskTracker;
 
+pub use self::upkeep::Inspected;
 use crate::answer::Reader;
 use crate::cache::{self, Cache, Demand, Lifetimes, Question, Waiter};
 use crate::clock::{Boot, Clock};
@@ -34,6 +36,8 @@ use crate::signer::{Call, Nonces};
 use crate::tenant::{Tenant, Tenants};
 use crate::upstream::Upstream;
 
+/// Where callers tell of changes that were made elsewhere.
+const INVALIDATE: &str = "/v1/invalidate";
 const X_ZVGATE_TENANT: HeaderName = HeaderName::from_static("x-zvgate-tenant");
 
 /// Everything that a request meets.
@@ -51,6 +55,8 @@ pub struct Gateway {
     upstream_settings: UpstreamSettings,
     waits: Waits,
     max_body: u64,
+    /// Whether only this machine can ask: without callers' keys, only such callers may invalidate.
+    private: bool,
     log: LogSettings,
     pseudonyms: Pseudonyms,
     metrics: Arc<Metrics>,
@@ -185,6 +191,7 @@ impl Gateway {
             },
             cache_settings: settings.cache.clone(),
             max_body: server.max_body.0,
+            private: server.listen.ip().is_loopback(),
             log: settings.log.clone(),
             upstream_settings: settings.upstream.clone(),
             metrics: Arc::new(metrics),
@@ -225,10 +232,14 @@ impl Gateway {
     /// The stages, in order.
     async fn run(self: &Arc<Self>, request: Request<Incoming>, facts: &mut Facts) -> Result<Reply, Refusal> {
         let (head, body) = request.into_parts();
-        let route = self.routes.find(head.uri.path()).ok_or(Refusal::UnknownRoute)?;
-        facts.route = Some(Arc::clone(route));
+        let own = head.uri.path() == INVALIDATE;
+        let route = if own { None } else { Some(self.routes.find(head.uri.path()).ok_or(Refusal::UnknownRoute)?) };
+        facts.route = route.map(Arc::clone);
         if head.method != Method::POST {
             return Err(Refusal::MethodNotAllowed);
+        }
+        if own && !self.private {
+            return Err(Refusal::Forbidden);
         }
         self.caller_gate.admit().map_err(Refusal::CallerLimited)?;
         if !incoming::is_json(&head.headers) {
@@ -236,7 +247,10 @@ impl Gateway {
         }
         let body = incoming::read_body(&head.headers, body, self.max_body, self.waits.body).await?;
         let deadline = self.deadline(&head.headers)?;
-        let begun = self.begin(&head, route, &body, deadline, facts)?;
+        let begun = match route {
+            Some(route) => self.begin(&head, route, &body, deadline, facts)?,
+            None => Begun::Answered(self.invalidate(&head, &body, facts)?),
+        };
         drop((head, body));
         match begun {
             Begun::Answered(reply) => Ok(reply),
@@ -259,7 +273,7 @@ impl Gateway {
         let envelope = Envelope::parse(body).map_err(Refusal::Body)?;
         facts.customers = incoming::customers(&route.kind, headers, &envelope)?;
         let named = headers.get(X_ZVGATE_TENANT).map(http::HeaderValue::as_bytes);
-        let tenant = self.tenants.choose(named, &envelope).map_err(Refusal::UnknownTenant)?;
+        let tenant = self.tenants.choose(named, envelope.root()).map_err(Refusal::UnknownTenant)?;
         facts.tenant = Some(Arc::clone(tenant));
         let arrival = Arrival {
             route,

@@ -52,6 +52,8 @@ pub enum Way {
     Requested,
     /// From upstream, on a route that is not cached.
     Bypass,
+    /// From the gateway itself, about itself.
+    Own,
     /// From the cache, past its freshness (RFC 5861).
     Stale {
         /// How long ago it came from upstream.
@@ -85,6 +87,8 @@ pub enum Refusal {
     BadRequest(&'static str),
     /// No tenant fits.
     UnknownTenant(NoTenant),
+    /// The caller may not do this.
+    Forbidden,
     /// No such route.
     UnknownRoute,
     /// Not a POST.
@@ -143,6 +147,7 @@ impl Refusal {
         match self {
             Self::Body(_) | Self::BadRequest(_) => (StatusCode::BAD_REQUEST, "bad_request", "http_request_error"),
             Self::UnknownTenant(_) => (StatusCode::BAD_REQUEST, "unknown_tenant", "http_request_error"),
+            Self::Forbidden => (StatusCode::FORBIDDEN, "forbidden", "http_request_denied"),
             Self::UnknownRoute => (StatusCode::NOT_FOUND, "unknown_route", "http_request_error"),
             Self::MethodNotAllowed => (StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "http_request_error"),
             Self::TooSlow => (StatusCode::REQUEST_TIMEOUT, "too_slow", "http_request_error"),
@@ -179,6 +184,7 @@ impl Refusal {
             Self::Body(refused) => refused.to_string(),
             Self::BadRequest(what) => (*what).to_owned(),
             Self::UnknownTenant(no_tenant) => no_tenant.to_string(),
+            Self::Forbidden => "only callers on the gateway's own machine may do this".to_owned(),
             Self::UnknownRoute => "this path is not served by the gateway".to_owned(),
             Self::MethodNotAllowed => "only POST is served here".to_owned(),
             Self::TooSlow => "the body did not come in time".to_owned(),
@@ -211,6 +217,7 @@ impl Refusal {
             Self::Body(_)
             | Self::BadRequest(_)
             | Self::UnknownTenant(_)
+            | Self::Forbidden
             | Self::UnknownRoute
             | Self::MethodNotAllowed
             | Self::TooSlow
@@ -279,6 +286,7 @@ fn told(reply: &Reply) -> Response<Full<Bytes>> {
         Way::Collapsed => HeaderValue::from_static("zvgate; fwd=miss; collapsed"),
         Way::Requested => HeaderValue::from_static("zvgate; fwd=request"),
         Way::Bypass => HeaderValue::from_static("zvgate; fwd=bypass"),
+        Way::Own => return response,
         Way::Stale { age, past, why } => {
             headers.insert(AGE, HeaderValue::from(age.as_secs()));
             let ttl = whole_seconds(past);

@@ -3,7 +3,6 @@
 use std::fmt;
 use std::sync::Arc;
 
-use crate::envelope::Envelope;
 use crate::json::Node;
 use crate::secret::Secret;
 use crate::settings::{PaceSettings, TenantSettings};
@@ -82,14 +81,19 @@ impl Tenants {
         &self.all
     }
 
+    /// The one that serves callers who name none.
+    pub fn default(&self) -> Option<&Arc<Tenant>> {
+        self.all.get(self.default?)
+    }
+
     /// The tenant that a request is for: the one its header names, else the one whose identity its body has, else the
     /// default.
     ///
     /// # Errors
     /// Where none fits, or the body's identity is another's.
-    pub fn choose(&self, header: Option<&[u8]>, envelope: &Envelope<'_>) -> Result<&Arc<Tenant>, NoTenant> {
-        let open_id = envelope.member("openId");
-        let grant_code = envelope.member("grantCode");
+    pub fn choose(&self, header: Option<&[u8]>, body: &Node<'_>) -> Result<&Arc<Tenant>, NoTenant> {
+        let open_id = body.member("openId");
+        let grant_code = body.member("grantCode");
         let is = |node: Option<&Node<'_>>, own: &str| node.and_then(Node::text) == Some(own);
         let chosen = match (header, open_id, grant_code) {
             (Some(name), _, _) => {
@@ -99,7 +103,7 @@ impl Tenants {
                 let same = |one: &&Arc<Tenant>| is(open_id, &one.open_id) && is(grant_code, &one.grant_code);
                 self.all.iter().find(same).ok_or(NoTenant::UnknownIdentity)?
             }
-            (None, _, _) => self.default.and_then(|index| self.all.get(index)).ok_or(NoTenant::NoDefault)?,
+            (None, _, _) => self.default().ok_or(NoTenant::NoDefault)?,
         };
         let fits = |node: Option<&Node<'_>>, own: &str| node.is_none() || is(node, own);
         if fits(open_id, &chosen.open_id) && fits(grant_code, &chosen.grant_code) {
@@ -128,8 +132,8 @@ mod tests {
 
     fn choose(tenants: &Tenants, header: Option<&str>, identity: &str) -> Result<String, NoTenant> {
         let body = format!("{{\"params\":{{}}{identity}}}");
-        let envelope = Envelope::parse(body.as_bytes()).unwrap();
-        tenants.choose(header.map(str::as_bytes), &envelope).map(|tenant| tenant.name.clone())
+        let body = Node::parse(&body, 8).unwrap();
+        tenants.choose(header.map(str::as_bytes), &body).map(|tenant| tenant.name.clone())
     }
 
     #[test]

@@ -140,6 +140,13 @@ impl Life {
         (stale.revalidate || stale.if_error).then_some(stale)
     }
 
+    /// How long it may still be told in any way.
+    pub fn told_for(&self, now: Now) -> Duration {
+        let modes = (self.fresh_until + self.revalidate.max(self.if_error)).since(now.boot);
+        let until_end = self.end.map(|(wall, boot)| wall.after(now.wall).unwrap_or_default().min(boot.since(now.boot)));
+        until_end.map_or(modes, |end| end.min(modes))
+    }
+
     /// The same answer, as one that may change by itself at any moment.
     pub(super) fn unsettled(self, ttl: Duration) -> Self {
         let settled = Self { revalidate: Duration::ZERO, if_error: Duration::ZERO, ..self };

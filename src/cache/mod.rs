@@ -232,10 +232,16 @@ impl<F: Clone> Cache<F> {
 
     /// Ends all that is known of a tenant, and counts it.
     pub fn purge_tenant(&self, tenant: usize, settled: Boot) -> usize {
-        let shelves = self.shelves.iter().filter(|(subject, _)| subject.tenant == tenant);
         let era = self.era(tenant);
-        let count = shelves.map(|(_, shelf)| shelf.iter().filter(|kept| kept.era == era).count()).sum();
         self.invalidate_tenant(tenant, settled);
+        let mut count = 0;
+        for (subject, shelf) in self.shelves.iter().filter(|(subject, _)| subject.tenant == tenant) {
+            count += shelf.iter().filter(|kept| kept.era == era).count();
+            // What is kept since is of the new era, and stays.
+            if shelf.iter().all(|kept| kept.era <= era) {
+                self.shelves.invalidate(&*subject);
+            }
+        }
         count
     }
 

@@ -73,6 +73,7 @@ fn cache_use(outcome: &Result<Reply, Refusal>) -> CacheUse {
             Way::Miss(_) | Way::Requested => CacheUse::Miss,
             Way::Collapsed => CacheUse::Collapsed,
             Way::Bypass => CacheUse::Bypass,
+            Way::Own => CacheUse::None,
             Way::Stale { .. } => CacheUse::Stale,
         },
         Err(_) => CacheUse::None,

@@ -33,7 +33,7 @@ async fn every_refusal_has_its_status_and_name_and_sends_nothing() {
     let other = r#"{"openId":"a","grantCode":"b","params":{"customerId":"1"}}"#;
     gate.post(READ, &[], other).await.is_error(400, "unknown_tenant");
     gate.post("/v3/other", &[], BODY).await.is_error(404, "unknown_route");
-    gate.post("/v1/invalidate", &[], "{}").await.is_error(404, "unknown_route");
+    gate.post("/v1/customers", &[], "{}").await.is_error(404, "unknown_route");
     gate.post(READ, &[("content-type", "text/plain")], BODY).await.is_error(415, "unsupported_media_type");
     gate.post(READ, &[], &long).await.is_error(413, "body_too_large");
     let chunked = format!(

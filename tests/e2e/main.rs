@@ -9,5 +9,6 @@ mod fidelity;
 mod pacing;
 mod process;
 mod sandbox;
+mod stale;
 mod upstream;
 mod writes;

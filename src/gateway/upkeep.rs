@@ -1,0 +1,120 @@
+//! What callers and operators do to the cache by hand: invalidate, purge, look.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::request::Parts;
+
+use super::incoming::MAX_CUSTOMERS;
+use super::{Facts, Gateway, X_ZVGATE_TENANT};
+use crate::answer::Answer;
+use crate::cache::{Life, Subject};
+use crate::envelope::{MAX_DEPTH, push_text};
+use crate::json::Node;
+use crate::metrics::Invalidation;
+use crate::reply::{Refusal, Reply, Way};
+use crate::tenant::Tenant;
+
+/// What is kept for a customer.
+#[derive(Debug)]
+pub struct Inspected {
+    /// The question: path and canonical parameters.
+    pub question: String,
+    /// How long ago its answer came.
+    pub age: Duration,
+    /// How long it is still fresh; `None` where it is only told in a stale mode.
+    pub left: Option<Duration>,
+    /// How long it is still told in any mode.
+    pub told_for: Duration,
+}
+
+impl Gateway {
+    /// `POST /v1/invalidate`: for those who learn of a change made elsewhere. It moves the fence as a write does.
+    pub(super) fn invalidate(&self, head: &Parts, body: &[u8], facts: &mut Facts) -> Result<Reply, Refusal> {
+        const WANTED: Refusal = Refusal::BadRequest("the body must be {\"customerIds\":[\"…\"]}, at most 1000");
+        let text = std::str::from_utf8(body).map_err(|_| WANTED)?;
+        let root = Node::parse(text, MAX_DEPTH).map_err(|_| WANTED)?;
+        let Some(Node::Array(ids)) = root.member("customerIds") else { return Err(WANTED) };
+        let customers: Option<Vec<&str>> = ids.iter().map(Node::text).collect();
+        let customers = customers.filter(|ids| ids.len() <= MAX_CUSTOMERS && ids.iter().all(|id| !id.is_empty()));
+        let customers = customers.ok_or(WANTED)?;
+        facts.customers = customers.iter().map(|id| (*id).to_owned()).collect();
+        let named = head.headers.get(X_ZVGATE_TENANT).map(http::HeaderValue::as_bytes);
+        let tenant = self.tenants.choose(named, &root).map_err(Refusal::UnknownTenant)?;
+        facts.tenant = Some(Arc::clone(tenant));
+        let dropped: usize =
+            customers.iter().map(|id| self.end_of_customer(tenant, id, Invalidation::Invalidate)).sum();
+        let answer = Answer {
+            status: 200,
+            content_type: Some(http::HeaderValue::from_static("application/json")),
+            content_encoding: None,
+            retry_after: None,
+            body: Bytes::from(format!("{{\"dropped\":{dropped}}}")),
+        };
+        Ok(Reply { answer: Arc::new(answer), way: Way::Own })
+    }
+
+    fn end_of_customer(&self, tenant: &Tenant, customer: &str, cause: Invalidation) -> usize {
+        let now = self.clock.boot();
+        self.metrics.invalidations.of(cause).inc();
+        self.cache.invalidate(&Subject::customer(tenant.index, customer), now + self.cache_settings.settle, now)
+    }
+
+    /// The tenant of a name, or of none the default one.
+    pub fn tenant(&self, name: Option<&str>) -> Option<&Arc<Tenant>> {
+        match name {
+            Some(name) => self.tenants.all().iter().find(|tenant| tenant.name == name),
+            None => self.tenants.default(),
+        }
+    }
+
+    /// Drops what is kept for a customer; answers how many answers that were.
+    pub fn purge_customer(&self, tenant: &Tenant, customer: &str) -> usize {
+        self.end_of_customer(tenant, customer, Invalidation::Purge)
+    }
+
+    /// Drops what is kept for a tenant, or for all; answers how many answers that were.
+    pub fn purge(&self, tenant: Option<&Tenant>) -> usize {
+        let meant = |one: &&Arc<Tenant>| tenant.is_none_or(|tenant| tenant.index == one.index);
+        let settled = self.clock.boot() + self.cache_settings.settle;
+        let purged = self.tenants.all().iter().filter(meant).map(|one| {
+            self.metrics.invalidations.of(Invalidation::Purge).inc();
+            self.cache.purge_tenant(one.index, settled)
+        });
+        purged.sum()
+    }
+
+    /// What is kept for a customer.
+    pub fn inspect(&self, tenant: &Tenant, customer: &str) -> Vec<Inspected> {
+        let now = self.clock.now();
+        let shown = |(question, life): (Arc<str>, Life)| Inspected {
+            question: question.to_string(),
+            age: life.age(now),
+            left: life.left(now),
+            told_for: life.told_for(now),
+        };
+        self.cache.inspect(&Subject::customer(tenant.index, customer), now).into_iter().map(shown).collect()
+    }
+
+    /// A customer's name as the log may have it.
+    pub fn pseudonym(&self, customer: &str) -> String {
+        self.pseudonyms.of(customer)
+    }
+}
+
+impl Inspected {
+    /// As a JSON object; times in seconds.
+    pub fn to_json(&self) -> String {
+        let mut out = String::from("{\"question\":");
+        push_text(&mut out, &self.question);
+        let left = self.left.unwrap_or_default();
+        out.push_str(&format!(
+            ",\"age\":{:.3},\"fresh_for\":{:.3},\"told_for\":{:.3}}}",
+            self.age.as_secs_f64(),
+            left.as_secs_f64(),
+            self.told_for.as_secs_f64()
+        ));
+        out
+    }
+}

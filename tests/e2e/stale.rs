@@ -1,0 +1,263 @@
+//! Answers past their freshness: told where that is right, and how; and the cache by hand.
+
+use std::time::Duration;
+
+use http::{Method, Request};
+use http_body_util::Full;
+use serde_json::{Value, json};
+
+use crate::support::{Act, Gate, Platform, READ, Reply, Scripted, WRITE, http_text, send};
+
+const CUSTOMER: &str = "383933091455959041";
+const SWR: (&str, &str) = ("cache.stale_while_revalidate", "20s");
+
+fn metric(result: &str) -> String {
+    format!("zvgate_cache_lookups_total{{result=\"{result}\",route=\"{READ}\"}}")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn while_one_call_refreshes_it_a_stale_answer_is_told_at_once() {
+    let platform = Platform::open().await;
+    let gate = Gate::start(&platform, &[SWR]).await;
+    let first = gate.read(CUSTOMER).await;
+    platform.change(CUSTOMER, "use", json!({})).await;
+    platform.faults(json!({ "latency_ms": 300 })).await;
+    gate.hands.advance(Duration::from_secs(33));
+    for _ in 0..5 {
+        let stale = gate.read(CUSTOMER).await;
+        assert!(stale.header("cache-status").starts_with("zvgate; hit; ttl=-"), "{stale:?}");
+        assert!(stale.header("cache-status").ends_with("; detail=stale-while-revalidate"), "{stale:?}");
+        assert_eq!((stale.header("age"), &stale.body), ("33", &first.body));
+    }
+    loop {
+        let reply = gate.read(CUSTOMER).await;
+        if reply.is_hit() && !reply.header("cache-status").contains("detail") {
+            assert!(reply.text().contains("version=1"));
+            break;
+        }
+    }
+    assert_eq!(platform.requests(READ).await, 2, "one refresh, not one for each hit");
+    assert_eq!(gate.metric(&metric("refresh")).await, 1.0);
+    assert!(gate.metric(&metric("stale")).await >= 5.0);
+    let refetched = format!("zvgate_cache_refetch_total{{changed=\"yes\",route=\"{READ}\"}}");
+    assert_eq!(gate.metric(&refetched).await, 1.0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refresh_that_fails_is_spaced_out_and_leaves_the_answer_in_its_bounds() {
+    let platform = Platform::open().await;
+    let gate = Gate::start(&platform, &[SWR, ("cache.stale_if_error", "0s")]).await;
+    gate.read(CUSTOMER).await;
+    platform.faults(json!({ "fault": "http500" })).await;
+    gate.hands.advance(Duration::from_secs(31));
+    for _ in 0..30 {
+        assert!(gate.read(CUSTOMER).await.header("cache-status").contains("stale-while-revalidate"));
+    }
+    assert!(platform.requests(READ).await <= 3, "it does not try for each hit");
+    gate.hands.advance(Duration::from_secs(20));
+    assert_eq!(gate.read(CUSTOMER).await.status, 500, "past its bounds upstream's word passes");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refresh_takes_no_turn_that_a_caller_waits_for() {
+    let platform = Platform::open().await;
+    let words = [SWR, ("limits.upstream.rate", "1"), ("limits.upstream.per", "1h"), ("limits.max_wait", "0s")];
+    let gate = Gate::start(&platform, &words).await;
+    gate.read(CUSTOMER).await;
+    gate.hands.advance(Duration::from_secs(31));
+    assert!(gate.read(CUSTOMER).await.header("cache-status").contains("stale-while-revalidate"));
+    assert_eq!(gate.metric(&metric("refresh")).await, 0.0, "the only turn is used up");
+    assert_eq!(platform.requests(READ).await, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stale_answer_stands_in_for_every_kind_of_failure_and_says_so() {
+    let failing = [
+        (http_text("502 Bad Gateway", "", "x"), "zvgate; fwd=stale; fwd-status=502; ttl=-6; detail=stale-if-error"),
+        (http_text("429 Too Many", "", "x"), "zvgate; fwd=stale; fwd-status=429; ttl=-6; detail=stale-if-error"),
+        (
+            http_text("200 OK", "", r#"{"status":false,"code":1}"#),
+            "zvgate; fwd=stale; fwd-status=200; ttl=-6; detail=stale-if-error",
+        ),
+        (
+            http_text("200 OK", "", r#"{"status":true,"code":110007}"#),
+            "zvgate; fwd=stale; fwd-status=200; ttl=-6; detail=stale-if-error",
+        ),
+        (http_text("200 OK", "", "garbage"), "zvgate; fwd=stale; fwd-status=200; ttl=-6; detail=stale-if-error"),
+        (Vec::new(), "zvgate; fwd=stale; ttl=-6; detail=stale-if-error"),
+    ];
+    for (answer, told) in failing {
+        let good = http_text("200 OK", "", r#"{"status":true,"code":0,"data":[{"useStatus":1}]}"#);
+        let upstream =
+            Scripted::start(move |number, _| Act::Last(if number == 0 { good.clone() } else { answer.clone() })).await;
+        let gate = Gate::start(&upstream, &[]).await;
+        let first = gate.read("1").await;
+        gate.hands.advance(Duration::from_millis(35_500));
+        let stale = gate.read("1").await;
+        assert_eq!((stale.status, stale.header("cache-status"), stale.header("age")), (200, told, "35"));
+        assert_eq!((&stale.body, stale.header("proxy-status")), (&first.body, ""));
+        let demanding = gate.post(READ, &[("cache-control", "no-cache")], r#"{"params":{"customerId":"1"}}"#).await;
+        assert!(!demanding.header("cache-status").contains("stale"), "{demanding:?}");
+        let aged = gate.post(READ, &[("cache-control", "max-age=100")], r#"{"params":{"customerId":"1"}}"#).await;
+        assert!(!aged.header("cache-status").contains("stale"), "{aged:?}");
+        gate.hands.advance(Duration::from_secs(60));
+        assert!(!gate.read("1").await.header("cache-status").contains("stale"), "its bounds are over");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stale_answer_stands_in_where_nothing_can_be_sent() {
+    let platform = Platform::open().await;
+    let words = [("limits.upstream.rate", "1"), ("limits.upstream.per", "1h"), ("limits.max_wait", "0s")];
+    let gate = Gate::start(&platform, &words).await;
+    gate.read("1").await;
+    gate.hands.advance(Duration::from_millis(30_500));
+    let stale = gate.read("1").await;
+    assert_eq!(stale.header("cache-status"), "zvgate; hit; ttl=-1; detail=stale-if-error");
+    gate.read("2").await.is_error(429, "upstream_limited");
+    let gate = Gate::start(&platform, &[]).await;
+    gate.read("1").await;
+    drop(platform);
+    gate.hands.advance(Duration::from_secs(31));
+    assert!(gate.read("1").await.header("cache-status").starts_with("zvgate; hit; ttl=-"));
+    gate.read("2").await.is_error(502, "upstream_failed");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_stale_mode_tells_a_list_at_or_after_its_first_end_or_before_a_write() {
+    for write in [false, true] {
+        let platform = Platform::open().await;
+        let gate =
+            Gate::start(&platform, &[("cache.stale_while_revalidate", "1h"), ("cache.stale_if_error", "1h")]).await;
+        platform.change(CUSTOMER, "issue", json!({ "seconds": 60 })).await;
+        gate.read(CUSTOMER).await;
+        platform.faults(json!({ "fault": "http500", "route": READ })).await;
+        gate.hands.advance(Duration::from_secs(40));
+        assert!(gate.read(CUSTOMER).await.header("cache-status").contains("stale"));
+        if write {
+            gate.post(WRITE, &[], &json!({ "params": { "bizId": "b", "customerId": CUSTOMER } }).to_string()).await;
+        } else {
+            gate.hands.advance(Duration::from_secs(20));
+        }
+        assert_eq!(gate.read(CUSTOMER).await.status, 500);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn after_a_write_what_is_fetched_lives_shortly_for_a_while() {
+    for (answer, settles) in
+        [(Act::success("{}"), 3), (Act::Last(Vec::new()), 30), (Act::Answer(http_text("500 No", "", "x")), 30)]
+    {
+        let answer = std::sync::Mutex::new(Some(answer));
+        let upstream = Scripted::start(move |_, request| {
+            if request.contains(WRITE) {
+                answer.lock().unwrap().take().unwrap()
+            } else {
+                Act::success(r#"[{"useStatus":1}]"#)
+            }
+        })
+        .await;
+        let gate = Gate::start(&upstream, &[("cache.unsettled_ttl", "1s"), ("limits.upstream.rate", "0")]).await;
+        gate.post(WRITE, &[], r#"{"params":{"customerId":"1"}}"#).await;
+        let lasts = async |customer: &str| gate.read(customer).await.header("cache-status").to_owned();
+        assert_eq!(lasts("1").await, "zvgate; fwd=miss; stored; ttl=1");
+        assert_eq!(lasts("2").await, "zvgate; fwd=miss; stored; ttl=30");
+        gate.hands.advance(Duration::from_secs(settles - 1));
+        assert_eq!(lasts("1").await, "zvgate; fwd=miss; stored; ttl=1");
+        gate.hands.advance(Duration::from_secs(2));
+        assert_eq!(lasts("1").await, "zvgate; fwd=miss; stored; ttl=30");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cache_that_is_off_sends_every_read_upstream() {
+    let platform = Platform::open().await;
+    let gate = Gate::start(&platform, &[("cache.mode", "off")]).await;
+    for _ in 0..3 {
+        assert_eq!(gate.read("1").await.header("cache-status"), "zvgate; fwd=bypass");
+    }
+    assert_eq!((platform.requests(READ).await, gate.metric("zvgate_cache_entries").await), (3, 0.0));
+    let only = gate.post(READ, &[("cache-control", "only-if-cached")], r#"{"params":{"customerId":"1"}}"#).await;
+    only.is_error(504, "not_cached");
+}
+
+async fn admin(gate: &Gate, method: Method, path: &str) -> Reply {
+    let request = Request::builder().method(method).uri(path).header("host", "admin").body(Full::default()).unwrap();
+    send(gate.admin, request).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn operators_see_and_purge_what_is_kept() {
+    let platform = Platform::open().await;
+    let gate = Gate::start(&platform, &[("cache.settle", "0s")]).await;
+    let two = [("x-zvgate-tenant", "two")];
+    let body = |customer: &str| json!({ "params": { "customerId": customer } }).to_string();
+    for customer in ["1", "2", "客 3"] {
+        gate.read(customer).await;
+    }
+    gate.post(READ, &[], r#"{"params":{"customerId":"1","useStatus":0}}"#).await;
+    gate.post(READ, &two, &body("1")).await;
+    gate.hands.advance(Duration::from_secs(10));
+    let shown = admin(&gate, Method::GET, "/cache/customers/1").await.json();
+    assert_eq!((&shown["tenant"], shown["answers"].as_array().unwrap().len()), (&json!("one"), 2));
+    let first = &shown["answers"][0];
+    assert_eq!(first["question"], format!("{READ} {{\"params\":{{\"customerId\":1}}}}"));
+    assert!(
+        (9.9..11.0).contains(&first["age"].as_f64().unwrap())
+            && (18.0..20.1).contains(&first["fresh_for"].as_f64().unwrap())
+    );
+    let dropped = async |path: &str| admin(&gate, Method::DELETE, path).await.json()["dropped"].clone();
+    assert_eq!(dropped("/cache/customers/1").await, 2);
+    assert_eq!(dropped("/cache/customers/1").await, 0);
+    assert_eq!(dropped("/cache/customers/%E5%AE%A2%203").await, 1);
+    assert!(!gate.read("1").await.is_hit() && gate.read("2").await.is_hit());
+    assert!(gate.post(READ, &two, &body("1")).await.is_hit());
+    assert_eq!(dropped("/cache?tenant=two").await, 1);
+    assert_eq!(dropped("/cache").await, 2);
+    assert!(!gate.read("2").await.is_hit());
+    assert_eq!(gate.metric("zvgate_cache_invalidations_total{cause=\"purge\"}").await, 6.0);
+    for (method, path, status) in [
+        (Method::GET, "/cache/customers/1?tenant=three", 404),
+        (Method::POST, "/cache/customers/1", 405),
+        (Method::GET, "/cache", 405),
+        (Method::GET, "/cache/customers/", 404),
+    ] {
+        assert_eq!(admin(&gate, method, path).await.status, status, "{path}");
+    }
+    let beyond = Gate::start(&platform, &[("server.admin_listen", "0.0.0.0:0")]).await;
+    let pages = async |method, path| {
+        let request = Request::builder().method(method).uri(path).header("host", "a").body(Full::default()).unwrap();
+        send(std::net::SocketAddr::from(([127, 0, 0, 1], beyond.admin.port())), request).await.status
+    };
+    assert_eq!((pages(Method::GET, "/metrics").await, pages(Method::GET, "/readyz").await), (200, 200));
+    assert_eq!((pages(Method::GET, "/cache/customers/1").await, pages(Method::DELETE, "/cache").await), (404, 404));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn callers_who_learn_of_a_change_invalidate_it() {
+    let platform = Platform::open().await;
+    let gate = Gate::start(&platform, &[]).await;
+    for customer in ["1", "2", "3"] {
+        gate.read(customer).await;
+    }
+    let reply = gate.post("/v1/invalidate", &[], r#"{"customerIds":["1",2,"9"]}"#).await;
+    assert_eq!((reply.status, reply.json()), (200, json!({ "dropped": 2 })));
+    assert_eq!((reply.header("cache-status"), reply.header("x-request-id").len()), ("", 32));
+    for (customer, hit) in [("1", false), ("2", false), ("3", true)] {
+        assert_eq!(gate.read(customer).await.is_hit(), hit, "{customer}");
+    }
+    assert_eq!(gate.metric("zvgate_cache_invalidations_total{cause=\"invalidate\"}").await, 3.0);
+    for bad in ["{}", "[]", r#"{"customerIds":"1"}"#, r#"{"customerIds":[""]}"#, r#"{"customerIds":[null]}"#] {
+        gate.post("/v1/invalidate", &[], bad).await.is_error(400, "bad_request");
+    }
+    let many: Vec<Value> = (0..1001).map(Value::from).collect();
+    gate.post("/v1/invalidate", &[], &json!({ "customerIds": many }).to_string()).await.is_error(400, "bad_request");
+    gate.post("/v1/invalidate", &[("x-zvgate-tenant", "x")], r#"{"customerIds":["1"]}"#)
+        .await
+        .is_error(400, "unknown_tenant");
+    let other = gate.post("/v1/invalidate", &[("x-zvgate-tenant", "two")], r#"{"customerIds":["3"]}"#).await;
+    assert_eq!((other.json(), gate.read("3").await.is_hit()), (json!({ "dropped": 0 }), true));
+    let beyond = Gate::start(&platform, &[("server.listen", "0.0.0.0:0"), ("server.allow_anonymous", "true")]).await;
+    let address = std::net::SocketAddr::from(([127, 0, 0, 1], beyond.address.port()));
+    crate::support::post(address, "/v1/invalidate", &[], r#"{"customerIds":["1"]}"#).await.is_error(403, "forbidden");
+}
