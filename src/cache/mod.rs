@@ -315,3 +315,9 @@ impl moka::Expiry<Subject, Arc<Shelf>> for FreeMemory {
 
 #[cfg(test)]
 mod tests;
+
+#[cfg(test)]
+mod model;
+
+#[cfg(test)]
+mod oracle;

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use crate::support::{Act, Gate, Platform, READ, Scripted};
+use crate::support::{Act, Gate, Platform, READ, Scripted, unix_now, unix_of};
 
 const CUSTOMER: &str = "383933091455959041";
 
@@ -278,16 +278,4 @@ async fn the_cache_stays_within_its_memory_and_frees_what_is_over() {
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     assert!(gate.metric("zvgate_cache_evictions_total{cause=\"expired\"}").await > 10.0);
-}
-
-fn unix_now() -> f64 {
-    #[expect(clippy::disallowed_methods, reason = "a caller has a clock of its own")]
-    let now = std::time::SystemTime::now();
-    now.duration_since(std::time::UNIX_EPOCH).unwrap().as_secs_f64()
-}
-
-/// A date of the platform, by `date`.
-fn unix_of(date: &str) -> i64 {
-    let output = std::process::Command::new("date").args(["-d", &format!("{date} +0800"), "+%s"]).output().unwrap();
-    String::from_utf8(output.stdout).unwrap().trim().parse().unwrap()
 }

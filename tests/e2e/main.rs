@@ -4,6 +4,7 @@
 mod support;
 
 mod caching;
+mod consistency;
 mod errors;
 mod fidelity;
 mod pacing;

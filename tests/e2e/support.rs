@@ -394,3 +394,16 @@ pub(crate) fn raw(address: SocketAddr, bytes: &[u8]) -> String {
 pub(crate) fn envelope(request: &str) -> Value {
     serde_json::from_str(request.split_once("\r\n\r\n").unwrap().1).unwrap()
 }
+
+/// The caller's own clock: seconds since the Unix epoch.
+pub(crate) fn unix_now() -> f64 {
+    #[expect(clippy::disallowed_methods, reason = "a caller has a clock of its own")]
+    let now = std::time::SystemTime::now();
+    now.duration_since(std::time::UNIX_EPOCH).unwrap().as_secs_f64()
+}
+
+/// A date of the platform, by `date`.
+pub(crate) fn unix_of(date: &str) -> i64 {
+    let output = std::process::Command::new("date").args(["-d", &format!("{date} +0800"), "+%s"]).output().unwrap();
+    String::from_utf8(output.stdout).unwrap().trim().parse().unwrap()
+}

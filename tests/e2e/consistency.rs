@@ -1,0 +1,132 @@
+//! Laws 1 and 4 under load.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use serde_json::json;
+
+use crate::support::{Caller, Gate, Platform, READ, REVERSE, WRITE, unix_now, unix_of};
+
+const CUSTOMERS: usize = 20;
+
+fn version(text: &str) -> u64 {
+    let (_, rest) = text.split_once("version=").unwrap_or_else(|| panic!("{text}"));
+    rest.split('"').next().unwrap().parse().unwrap()
+}
+
+/// 200 readers and 5 writers: every read that starts after a write's answer sees that write.
+#[tokio::test(flavor = "multi_thread")]
+async fn no_read_that_starts_after_a_writes_answer_is_older_than_it() {
+    for settle in ["3s", "0s"] {
+        let platform = Platform::open().await;
+        platform.faults(json!({ "jitter_ms": 20 })).await;
+        let words = [
+            ("limits.upstream.rate", "0"),
+            ("cache.settle", settle),
+            ("upstream.max_inflight", "64"),
+            ("limits.max_wait", "15s"),
+        ];
+        let gate = Arc::new(Gate::start(&platform, &words).await);
+        let written: Arc<Vec<AtomicU64>> = Arc::new((0..CUSTOMERS).map(|_| AtomicU64::new(0)).collect());
+        let (reads, hits) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+        let stop = tokio_util::sync::CancellationToken::new();
+        let mut tasks = Vec::new();
+        for writer in 0..5 {
+            let (gate, written, stop) = (Arc::clone(&gate), Arc::clone(&written), stop.clone());
+            tasks.push(tokio::spawn(async move {
+                let mut number = 0;
+                while !stop.is_cancelled() {
+                    // Each writer has its own customers, so that it knows which version it made.
+                    let customer = writer + 5 * (number % (CUSTOMERS / 5));
+                    let biz = format!("{writer}-{number}");
+                    let card = gate.read(&format!("c{customer}")).await.json()["data"][0]["cardId"].clone();
+                    // The customer is told in the request, in the answer alone, or in both.
+                    let params = match number % 2 {
+                        0 => json!({ "bizId": biz, "customerId": format!("c{customer}"), "couponsCardList": [card] }),
+                        _ => json!({ "bizId": biz, "couponsCardList": [card] }),
+                    };
+                    for (path, params) in [(WRITE, params), (REVERSE, json!({ "bizId": biz }))] {
+                        let reply = gate.post(path, &[], &json!({ "params": params }).to_string()).await;
+                        assert_eq!(reply.json()["code"], 0, "{reply:?}");
+                        written[customer].fetch_add(1, Ordering::SeqCst);
+                    }
+                    number += 1;
+                }
+            }));
+        }
+        for reader in 0..200 {
+            let (gate, written, stop) = (Arc::clone(&gate), Arc::clone(&written), stop.clone());
+            let (reads, hits) = (Arc::clone(&reads), Arc::clone(&hits));
+            tasks.push(tokio::spawn(async move {
+                let mut connection = Caller::connect(gate.address).await;
+                while !stop.is_cancelled() {
+                    let customer = (reader * 7 + reads.fetch_add(1, Ordering::Relaxed)) % CUSTOMERS;
+                    let before = written[customer].load(Ordering::SeqCst);
+                    let reply = connection.read(&format!("c{customer}")).await;
+                    let seen = version(&reply.text());
+                    assert!(seen >= before, "c{customer}: {seen} after {before}: {reply:?}");
+                    hits.fetch_add(usize::from(reply.is_hit()), Ordering::Relaxed);
+                }
+            }));
+        }
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        stop.cancel();
+        for task in tasks {
+            task.await.unwrap();
+        }
+        let (reads, hits) = (reads.load(Ordering::Relaxed), hits.load(Ordering::Relaxed));
+        let writes: u64 = written.iter().map(|count| count.load(Ordering::SeqCst)).sum();
+        println!("settle {settle}: {reads} reads, {hits} hits, {writes} writes");
+        assert!(hits > 1000 && writes > 50, "{reads} reads, {hits} hits, {writes} writes: too few to show anything");
+    }
+}
+
+/// Some 2,000 requests a second across the second in which a coupon ends, upstream failing from just before: no answer
+/// that arrives at or after that second has the coupon.
+#[tokio::test(flavor = "multi_thread")]
+async fn no_answer_has_a_coupon_at_or_after_its_end_whatever_upstream_does() {
+    const CUSTOMER: &str = "383933091455959041";
+    let platform = Platform::open().await;
+    let words = [
+        ("cache.stale_while_revalidate", "1h"),
+        ("cache.stale_if_error", "1h"),
+        ("cache.ttl", "2s"),
+        ("limits.upstream.rate", "0"),
+    ];
+    let gate = Arc::new(Gate::start(&platform, &words).await);
+    let issued = platform.change(CUSTOMER, "issue", json!({ "seconds": 5 })).await;
+    let card = issued["cardId"].as_str().unwrap().to_owned();
+    let end = unix_of(issued["endAt"].as_str().unwrap()) as f64;
+    assert!(gate.read(CUSTOMER).await.is_stored_miss());
+    let (told, late) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let callers: Vec<_> = (0..40)
+        .map(|_| {
+            let (gate, card, told, late) = (Arc::clone(&gate), card.clone(), Arc::clone(&told), Arc::clone(&late));
+            tokio::spawn(async move {
+                let mut connection = Caller::connect(gate.address).await;
+                let mut ticks = tokio::time::interval(Duration::from_millis(20));
+                while unix_now() < end + 2.0 {
+                    ticks.tick().await;
+                    let reply = connection.read(CUSTOMER).await;
+                    let arrived = unix_now();
+                    if reply.status == 200 && reply.text().contains(&card) {
+                        assert!(arrived < end, "{} s after its end: {reply:?}", arrived - end);
+                        told.fetch_add(1, Ordering::Relaxed);
+                    }
+                    late.fetch_add(usize::from(arrived >= end), Ordering::Relaxed);
+                }
+            })
+        })
+        .collect();
+    while unix_now() < end - 1.5 {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    platform.faults(json!({ "fault": "http500", "route": READ })).await;
+    for caller in callers {
+        caller.await.unwrap();
+    }
+    let (told, late) = (told.load(Ordering::Relaxed), late.load(Ordering::Relaxed));
+    println!("{told} answers with the coupon before its end, {late} requests at or after it");
+    assert!(told > 500 && late > 500, "{told} {late}: too few to show anything");
+}
