@@ -5,6 +5,8 @@ use std::sync::Arc;
 use super::{Configuration, FAILED, UNUSABLE, complain, fail, runtime, tell};
 use crate::answer::{Reader, Verdict};
 use crate::clock::Clock;
+use crate::envelope::MAX_DEPTH;
+use crate::json::Node;
 use crate::settings::Settings;
 use crate::signer::{Call, Nonces, SignedRequest};
 use crate::tenant::{Tenant, Tenants};
@@ -52,6 +54,12 @@ async fn live(settings: &Settings) -> Result<(), u8> {
     if all_well { Ok(()) } else { Err(FAILED) }
 }
 
+/// The platform's code for what went wrong.
+fn code_of(body: &[u8]) -> Option<String> {
+    let root = Node::parse(std::str::from_utf8(body).ok()?, MAX_DEPTH).ok()?;
+    root.member("code")?.text().map(str::to_owned)
+}
+
 async fn call(
     settings: &Settings,
     upstream: &Upstream,
@@ -72,7 +80,10 @@ async fn call(
     };
     match reader.read(answer.status, &answer.body) {
         Verdict::Success(_) | Verdict::Exception => Ok("signed call accepted".to_owned()),
-        Verdict::Error | Verdict::Throttled => Err("refused: the identity, the key, the clock or the pace".to_owned()),
+        Verdict::Error | Verdict::Throttled => {
+            let code = code_of(&answer.body).unwrap_or_else(|| "none".to_owned());
+            Err(format!("refused with code {code}: it is the identity, the key, this machine's clock, or the pace"))
+        }
         Verdict::Garbage => Err("answered with what is not JSON: is upstream.base_url the platform?".to_owned()),
         Verdict::Http5xx | Verdict::HttpOther => Err(format!("answered with HTTP status {}", answer.status)),
     }

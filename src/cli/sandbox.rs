@@ -74,7 +74,14 @@ async fn serve(arguments: &Arguments) -> Result<(), u8> {
     let options = Options { merchants: vec![merchant], rate: arguments.rate, faults };
     let bound = Sandbox::bind(arguments.listen, options, Clock::system()).await;
     let sandbox = bound.map_err(|error| fail(format!("--listen {}: {error}", arguments.listen)))?;
-    tell(&format!("sandbox on http://{}", sandbox.address().map_err(fail)?));
+    let address = sandbox.address().map_err(fail)?;
+    tell(&format!("sandbox on http://{address}"));
+    if arguments.open_key == EXAMPLE_OPEN_KEY {
+        tell(&format!(
+            "\nIt knows the platform's published example. For a gateway in front of it:\n\n[upstream]\nbase_url = \"http://{address}\"\n\n[tenants.sandbox]\nopen_id = \"{}\"\ngrant_code = \"{}\"\nopen_key = \"{EXAMPLE_OPEN_KEY}\"",
+            arguments.open_id, arguments.grant_code
+        ));
+    }
     let stop = CancellationToken::new();
     tokio::select! {
         () = sandbox.run(stop.clone()) => {}

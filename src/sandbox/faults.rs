@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use clap::ValueEnum as _;
 use serde_json::{Value, json};
 
 /// A fault in an answer.
@@ -86,8 +87,7 @@ impl Faults {
             match name.as_str() {
                 "fault" => {
                     let name = value.as_str().unwrap_or_default();
-                    self.fault =
-                        clap::ValueEnum::from_str(name, false).map_err(|_| format!("fault: unknown: {name:?}"))?;
+                    self.fault = clap::ValueEnum::from_str(name, false).map_err(|_| unknown(name))?;
                 }
                 "every" => self.every = number()?,
                 "times" if value.is_null() => self.times = None,
@@ -113,4 +113,10 @@ impl Faults {
             "clock_skew_s": self.clock_skew,
         })
     }
+}
+
+fn unknown(name: &str) -> String {
+    let known: Vec<_> = Fault::value_variants().iter().filter_map(clap::ValueEnum::to_possible_value).collect();
+    let known: Vec<_> = known.iter().map(|value| value.get_name().to_owned()).collect();
+    format!("fault: unknown: {name:?}; wanted one of {}", known.join(", "))
 }
