@@ -1,6 +1,7 @@
 //! The second listener: for operators.
 
 use std::convert::Infallible;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
@@ -76,8 +77,12 @@ impl Admin {
     ///
     /// # Errors
     /// Never: every failure is an answer.
-    pub async fn handle(self, request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {
-        let (status, content_type, body) = self.page(&request);
+    pub async fn handle(
+        self,
+        request: Request<Incoming>,
+        peer: SocketAddr,
+    ) -> Result<Response<Full<Bytes>>, Infallible> {
+        let (status, content_type, body) = self.page(&request, peer);
         let mut response = Response::new(Full::new(Bytes::from(body)));
         *response.status_mut() = status;
         let headers = response.headers_mut();
@@ -89,7 +94,7 @@ impl Admin {
         Ok(response)
     }
 
-    fn page(&self, request: &Request<Incoming>) -> Page {
+    fn page(&self, request: &Request<Incoming>, peer: SocketAddr) -> Page {
         let (method, path) = (request.method(), request.uri().path());
         let get = [Method::GET, Method::HEAD].contains(method);
         let customer = path.strip_prefix("/cache/customers/").filter(|id| !id.is_empty() && !id.contains('/'));
@@ -102,14 +107,14 @@ impl Admin {
             },
             "/metrics" | "/healthz" | "/readyz" => text(StatusCode::METHOD_NOT_ALLOWED, "only GET is served here"),
             _ if !self.private => not_found(),
-            "/cache" if *method == Method::DELETE => self.purge(request),
+            "/cache" if *method == Method::DELETE => self.purge(request, peer),
             "/cache" => text(StatusCode::METHOD_NOT_ALLOWED, "only DELETE is served here"),
             _ => match customer {
                 None => not_found(),
                 Some(_) if !get && *method != Method::DELETE => {
                     text(StatusCode::METHOD_NOT_ALLOWED, "only GET and DELETE are served here")
                 }
-                Some(id) => self.customer(request, id, get),
+                Some(id) => self.customer(request, id, get, peer),
             },
         }
     }
@@ -125,7 +130,7 @@ impl Admin {
         known.map(Some).ok_or_else(|| text(StatusCode::NOT_FOUND, "?tenant= names no tenant of this gateway"))
     }
 
-    fn customer(&self, request: &Request<Incoming>, id: &str, get: bool) -> Page {
+    fn customer(&self, request: &Request<Incoming>, id: &str, get: bool, peer: SocketAddr) -> Page {
         let tenant = match self.tenant(request) {
             Ok(named) => named.or_else(|| self.gateway.tenant(None)),
             Err(page) => return page,
@@ -145,17 +150,17 @@ impl Admin {
             );
         }
         let dropped = self.gateway.purge_customer(tenant, &id);
-        tracing::info!(tenant = tenant.name, customers = self.gateway.pseudonym(&id), dropped, "purge");
+        tracing::info!(%peer, tenant = tenant.name, customers = self.gateway.pseudonym(&id), dropped, "purge");
         (StatusCode::OK, JSON, format!("{{\"dropped\":{dropped}}}\n"))
     }
 
-    fn purge(&self, request: &Request<Incoming>) -> Page {
+    fn purge(&self, request: &Request<Incoming>, peer: SocketAddr) -> Page {
         let tenant = match self.tenant(request) {
             Ok(tenant) => tenant,
             Err(page) => return page,
         };
         let dropped = self.gateway.purge(tenant.map(Arc::as_ref));
-        tracing::info!(tenant = tenant.map_or("all", |tenant| tenant.name.as_str()), dropped, "purge");
+        tracing::info!(%peer, tenant = tenant.map_or("all", |tenant| tenant.name.as_str()), dropped, "purge");
         (StatusCode::OK, JSON, format!("{{\"dropped\":{dropped}}}\n"))
     }
 }

@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use crate::admin::{Admin, Readiness};
 use crate::clock::Clock;
 use crate::gateway::{Equipment, Gateway};
-use crate::listener::{self, Bounds, Room, Tally};
+use crate::listener::{self, Bounds, Peer, Room, Tally};
 use crate::metrics::Limit;
 use crate::pseudonym::Pseudonyms;
 use crate::settings::{ServerSettings, Settings};
@@ -110,14 +110,14 @@ impl App {
         let (stop_data, stop_admin) = (CancellationToken::new(), CancellationToken::new());
         let private = server.admin_listen.ip().is_loopback();
         let pages = Admin::new(Arc::clone(&gateway), Arc::clone(&readiness), private);
-        let operators = move |request, _| pages.clone().handle(request);
+        let operators = move |request, peer: Peer| pages.clone().handle(request, peer.address);
         let admin = tokio::spawn(listener::serve(admin, bounds, None, stop_admin.clone(), operators));
 
         let front = Arc::clone(&gateway);
-        let callers = move |request, room| {
+        let callers = move |request, peer: Peer| {
             let gateway = Arc::clone(&front);
             async move {
-                match room {
+                match peer.room {
                     Room::Enough => gateway.handle(request).await,
                     Room::None => gateway.turn_away(&request),
                 }

@@ -5,6 +5,7 @@ mod timed;
 use std::convert::Infallible;
 use std::future::Future;
 use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -67,6 +68,15 @@ pub enum Room {
     None,
 }
 
+/// Who asks.
+#[derive(Clone, Copy, Debug)]
+pub struct Peer {
+    /// From where.
+    pub address: SocketAddr,
+    /// Whether there is room for the connection.
+    pub room: Room,
+}
+
 /// What is counted of connections.
 #[derive(Clone, Debug)]
 pub struct Tally {
@@ -102,7 +112,7 @@ pub async fn serve<A, F>(
     answer: A,
 ) -> bool
 where
-    A: Fn(Request<Incoming>, Room) -> F + Clone + Send + 'static,
+    A: Fn(Request<Incoming>, Peer) -> F + Clone + Send + 'static,
     F: Future<Output = Result<Response<Full<Bytes>>, Infallible>> + Send + 'static,
 {
     let connections = GracefulShutdown::new();
@@ -113,8 +123,8 @@ where
             () = stop.cancelled() => break,
             accepted = listener.accept() => accepted,
         };
-        let stream = match accepted {
-            Ok((stream, _)) => stream,
+        let (stream, address) = match accepted {
+            Ok(accepted) => accepted,
             Err(error) => {
                 pause_after(&error).await;
                 continue;
@@ -130,7 +140,7 @@ where
         };
         let (stream, phase) = Timed::new(stream_without_delay(stream), bounds.header_timeout, bounds.idle_timeout);
         let answer = answer.clone();
-        let service = service_fn(move |request| phase.serving(answer(request, room)));
+        let service = service_fn(move |request| phase.serving(answer(request, Peer { address, room })));
         let mut server = http1::Builder::new();
         // Heads and idle time are timed by the stream itself, which can tell one from the other.
         server.header_read_timeout(None).keep_alive(room == Room::Enough).max_buf_size(MAX_HEAD);

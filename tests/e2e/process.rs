@@ -143,6 +143,44 @@ async fn what_does_not_finish_in_time_at_a_stop_is_left() {
     assert_eq!(in_hand.await.unwrap(), "", "its answer would have been a 504, later");
 }
 
+/// Law 1 for real: the wall clock of the process itself steps, forward over a coupon's end, and back.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_step_of_the_processs_own_clock_ends_an_answer_or_costs_a_refetch() {
+    let libraries = run(Command::new("sh").args(["-c", "ls /usr/lib/*/faketime/libfaketimeMT.so.1"])).1;
+    let library = libraries.lines().next().expect("libfaketime, of Debian's package libfaketime").to_owned();
+    let platform = Platform::open().await;
+    let folder = tempfile::tempdir().unwrap();
+    let config = write_config(folder.path(), &platform.url(), "[cache]\nttl = \"1h\"\n");
+    let offset = folder.path().join("offset");
+    let step = |to: &str| std::fs::write(&offset, to).unwrap();
+    step("+0");
+    let mut command = zvgate();
+    command.args(["serve", "--config"]).arg(&config).env("LD_PRELOAD", library).stderr(Stdio::piped());
+    command
+        .env("FAKETIME_TIMESTAMP_FILE", &offset)
+        .env("FAKETIME_NO_CACHE", "1")
+        .env("FAKETIME_DONT_FAKE_MONOTONIC", "1");
+    let mut child = command.spawn().unwrap();
+    let mut line = String::new();
+    BufReader::new(child.stderr.take().unwrap()).read_line(&mut line).unwrap();
+    let _gateway = Running(child);
+    let address = serde_json::from_str::<Value>(&line).unwrap()["listen"].as_str().unwrap().parse().unwrap();
+    let read = async |customer: &str| {
+        post(address, READ, &[], &serde_json::json!({ "params": { "customerId": customer } }).to_string()).await
+    };
+    for customer in ["1", "2"] {
+        platform.change(customer, "issue", serde_json::json!({ "seconds": 120 })).await;
+        assert!(read(customer).await.is_stored_miss());
+        assert!(read(customer).await.is_hit());
+    }
+    step("-100");
+    assert_eq!(read("1").await.status, 200, "a step back may cost a refetch, and tells nothing late");
+    step("+130");
+    for customer in ["1", "2"] {
+        assert!(!read(customer).await.is_hit(), "by its own clock the coupon has ended");
+    }
+}
+
 /// Law 7 in the log: customers by a hash, upstream's message and keys not at all, at the most talkative level.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_log_tells_of_requests_and_writes_without_whom_they_are_about() {
@@ -160,6 +198,11 @@ async fn the_log_tells_of_requests_and_writes_without_whom_they_are_about() {
     drop(platform);
     assert_eq!(post(address, crate::support::WRITE, &headers, &body).await.status, 502);
     post(address, "/nowhere", &[], &body).await;
+    let admin = told["admin_listen"].as_str().unwrap().parse().unwrap();
+    for path in [format!("/cache/customers/{canary}"), "/cache".to_owned()] {
+        let purge = http::Request::delete(path).header("host", "a").body(http_body_util::Full::default()).unwrap();
+        assert_eq!(crate::support::send(admin, purge).await.status, 200);
+    }
     gateway.signal("TERM");
     assert_eq!(gateway.code(), 0);
     let mut text = String::new();
@@ -176,6 +219,9 @@ async fn the_log_tells_of_requests_and_writes_without_whom_they_are_about() {
         (&200.into(), &502.into(), &"upstream_failed".into())
     );
     assert_eq!((&writes[0]["request_id"], &writes[0]["trace_id"]), (&"kept-1".into(), &trace.into()));
+    let purges = of("purge");
+    assert_eq!((purges.len(), &purges[0]["dropped"], &purges[1]["tenant"]), (2, &0.into(), &"all".into()));
+    assert!(purges.iter().all(|line| line["peer"].as_str().unwrap().starts_with("127.0.0.1:")));
     assert_eq!(requests[0]["customers"].as_str().unwrap().len(), 16);
     assert_eq!(requests[0]["customers"], writes[0]["customers"]);
     assert_eq!(
