@@ -59,7 +59,7 @@ pub struct Gateway {
     private: bool,
     log: LogSettings,
     pseudonyms: Pseudonyms,
-    metrics: Arc<Metrics>,
+    metrics: Metrics,
     /// Flights and writes, which outlive their callers.
     tasks: TaskTracker,
 }
@@ -194,7 +194,7 @@ impl Gateway {
             private: server.listen.ip().is_loopback(),
             log: settings.log.clone(),
             upstream_settings: settings.upstream.clone(),
-            metrics: Arc::new(metrics),
+            metrics,
             tasks: TaskTracker::new(),
             clock,
             routes,

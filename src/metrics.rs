@@ -11,7 +11,7 @@ use prometheus::{
     Registry, TextEncoder,
 };
 
-use crate::cache::Tally;
+use crate::cache::{Bound, Tally};
 
 /// From a hit in memory to the longest wait that is configured by default.
 const DURATIONS: &[f64] =
@@ -87,17 +87,16 @@ label! {
     }
 }
 
-label! {
-    /// What bounded a kept answer's life.
-    LifeBound {
-        /// `ttl`.
-        Ttl = "ttl",
-        /// A coupon's end.
-        EndAt = "end_at",
-        /// `cache.negative_ttl`.
-        Negative = "negative",
-        /// `cache.unsettled_ttl`.
-        Unsettled = "unsettled",
+impl Label for Bound {
+    const NAMES: &'static [&'static str] = &["ttl", "end_at", "negative", "unsettled"];
+
+    fn index(self) -> usize {
+        match self {
+            Self::Ttl => 0,
+            Self::EndAt => 1,
+            Self::Negative => 2,
+            Self::Unsettled => 3,
+        }
     }
 }
 
@@ -238,7 +237,7 @@ pub struct Metrics {
     /// Memory of the cache, in bytes.
     pub cache_bytes: IntGauge,
     /// Lives of kept answers, in seconds.
-    pub cache_ttl: Per<LifeBound, Histogram>,
+    pub cache_ttl: Per<Bound, Histogram>,
     /// Invalidations of a customer's, or a tenant's, answers.
     pub invalidations: Per<Invalidation, IntCounter>,
     /// Requests refused by a limit.

@@ -63,7 +63,7 @@ impl<F: Clone> Landing<F> {
         }
         let old = cache.shelves.get(subject);
         let old = old.as_deref().unwrap_or(const { &Shelf::EMPTY });
-        let replaced = old.find(&question.key).filter(|kept| kept.era == flight.era);
+        let replaced = old.find(&question.key, flight.era);
         let changed = replaced.map(|kept| kept.answer.body != answer.body);
         if self.renews {
             stripe.flights.retain(|other, _| other.subject != *subject);

@@ -172,8 +172,8 @@ impl<F: Clone> Cache<F> {
     /// Answers from the cache, where it can.
     pub fn look(&self, question: &Question, demand: &Demand, now: Now) -> Found {
         let Some(shelf) = self.shelves.get(&question.subject) else { return Found::Nothing };
-        let valid = |kept: &&shelf::Kept| kept.era == self.era(question.subject.tenant);
-        let Some(kept) = shelf.find(&question.key).filter(valid) else { return Found::Nothing };
+        let era = self.era(question.subject.tenant);
+        let Some(kept) = shelf.find(&question.key, era) else { return Found::Nothing };
         if let Some(left) = kept.life.left(now) {
             let hit = || Hit { answer: Arc::clone(&kept.answer), life: kept.life, left };
             return if demand.takes(&kept.life, now) { Found::Fresh(hit()) } else { Found::Nothing };
@@ -190,7 +190,7 @@ impl<F: Clone> Cache<F> {
     /// The answer that may stand in for a failing upstream's.
     pub fn stand_in(&self, question: &Question, now: Now) -> Option<StaleHit> {
         let shelf = self.shelves.get(&question.subject)?;
-        let kept = shelf.find(&question.key).filter(|kept| kept.era == self.era(question.subject.tenant))?;
+        let kept = shelf.find(&question.key, self.era(question.subject.tenant))?;
         let stale = kept.life.stale(now).filter(|stale| stale.if_error)?;
         Some(StaleHit { answer: Arc::clone(&kept.answer), life: kept.life, stale })
     }

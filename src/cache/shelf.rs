@@ -76,8 +76,9 @@ impl Shelf {
         self.kept.iter()
     }
 
-    pub(super) fn find(&self, key: &str) -> Option<&Kept> {
-        self.kept.iter().find(|kept| *kept.key == *key)
+    /// The answer to a question, if it is of this era.
+    pub(super) fn find(&self, key: &str, era: u64) -> Option<&Kept> {
+        self.kept.iter().find(|kept| *kept.key == *key && kept.era == era)
     }
 
     pub(super) const EMPTY: Self = Self { kept: Vec::new(), keep_for: Duration::ZERO };

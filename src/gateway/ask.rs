@@ -59,12 +59,11 @@ impl Gateway {
     ) -> Result<Asked, Unanswered> {
         let metrics = self.metrics.call(call.tenant.index, route.index);
         let queued = self.clock.boot();
-        let pace = self.paces.of(&call.tenant, route, &call.path);
         let wait = allowance.wait.min(allowance.deadline.since(queued));
         let turn = match turn {
             Some(turn) => turn,
             None => {
-                let turn = pace.turn(wait).await;
+                let turn = self.paces.of(&call.tenant, route, &call.path).turn(wait).await;
                 metrics.wait.observe(self.clock.boot().since(queued).as_secs_f64());
                 turn.map_err(Unanswered::Limited)?
             }

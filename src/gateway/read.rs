@@ -5,12 +5,10 @@ use std::sync::Arc;
 use super::ask::{Allowance, Unanswered};
 use super::{Arrival, Awaited, Begun, Gateway};
 use crate::answer::Reader;
-use crate::cache::{
-    Bound, Demand, Entry, Fate, Found, Hit, Landed, Landing, Lifetimes, Question, Settled, StaleHit, Subject,
-};
+use crate::cache::{Demand, Entry, Fate, Found, Hit, Landed, Landing, Lifetimes, Question, Settled, StaleHit, Subject};
 use crate::clock::{Boot, Now};
 use crate::limit::Turn;
-use crate::metrics::{Changed, LifeBound, Lookup};
+use crate::metrics::{Changed, Lookup};
 use crate::reply::{Refusal, Reply, StaleWhy, Unavailable, Way};
 use crate::route::Route;
 use crate::settings::CachedSettings;
@@ -123,7 +121,7 @@ impl Gateway {
 
     fn count_settled(&self, route: usize, settled: Settled) {
         if let Some(life) = settled.kept {
-            self.metrics.cache_ttl.of(bound(life.bound)).observe(life.lasts.as_secs_f64());
+            self.metrics.cache_ttl.of(life.bound).observe(life.lasts.as_secs_f64());
         }
         if let Some(changed) = settled.changed {
             let changed = if changed { Changed::Yes } else { Changed::No };
@@ -181,13 +179,4 @@ fn question(arrival: &Arrival<'_>, cached: &CachedSettings) -> Question {
         None => Subject::question(tenant, &key),
     };
     Question { subject, key: key.into() }
-}
-
-const fn bound(bound: Bound) -> LifeBound {
-    match bound {
-        Bound::Ttl => LifeBound::Ttl,
-        Bound::EndAt => LifeBound::EndAt,
-        Bound::Negative => LifeBound::Negative,
-        Bound::Unsettled => LifeBound::Unsettled,
-    }
 }

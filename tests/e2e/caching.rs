@@ -166,6 +166,13 @@ async fn what_is_negative_or_unsettled_lives_shortly_and_errors_not_at_all() {
     assert_eq!(gate.metric(&lookups("hit")).await, 2.0);
     assert_eq!(gate.metric(&lookups("miss")).await, 10.0);
     assert_eq!(gate.metric("zvgate_cache_entries").await, 4.0);
+    for (bound, lives) in [("negative", 2.0), ("unsettled", 1.0), ("ttl", 1.0), ("end_at", 0.0)] {
+        assert_eq!(
+            gate.metric(&format!("zvgate_cache_ttl_seconds_count{{bound=\"{bound}\"}}")).await,
+            lives,
+            "{bound}"
+        );
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
