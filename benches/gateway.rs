@@ -101,6 +101,7 @@ fn miss(criterion: &mut Criterion) {
         open_id: "d14c1559e87b747d577c834b275a4310".to_owned(),
         grant_code: "ba67d4fa46".to_owned(),
         open_key: Secret::new("LyvrkvkxRkG2R6aM55bXpPwjYAbkEXTbVnKwfDYvVHjNwNFAmx".to_owned()),
+        open_key_file: None,
         default: true,
         pace: None,
     }]);

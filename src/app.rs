@@ -7,20 +7,28 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::TcpListener;
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::admin::{Admin, Readiness};
 use crate::clock::Clock;
 use crate::gateway::{Equipment, Gateway};
+use crate::limit::Before;
 use crate::listener::{self, Bounds, Peer, Room, Tally};
 use crate::metrics::Limit;
 use crate::pseudonym::Pseudonyms;
 use crate::settings::{ServerSettings, Settings};
 use crate::signer::Nonces;
+use crate::tenant::{KeyFile, KeyNews};
 use crate::upstream::Upstream;
 
 /// How often memory and connections whose time is over are freed.
 const TIDY_EVERY: Duration = Duration::from_secs(1);
+/// How often the platform's name is looked up.
+const LOOK_UP_EVERY: Duration = Duration::from_secs(5);
+/// How often key files are read, and how soon again where one of them changed.
+const READ_KEYS_EVERY: Duration = Duration::from_millis(500);
+const CONFIRM_KEYS_AFTER: Duration = Duration::from_millis(100);
 
 /// Why the gateway cannot start.
 #[derive(Debug)]
@@ -66,12 +74,12 @@ pub struct App {
 }
 
 impl App {
-    /// Builds the gateway and binds its listeners.
+    /// Builds the gateway and binds its listeners. `before` tells what upstream may remember of earlier calls.
     ///
     /// # Errors
     /// Where the configuration is not enough to serve, or an address is taken.
-    pub async fn bind(settings: &Settings, clock: Clock) -> Result<Self, StartError> {
-        let gateway = Arc::new(build(settings, clock.clone())?);
+    pub async fn bind(settings: &Settings, clock: Clock, before: Before) -> Result<Self, StartError> {
+        let gateway = Arc::new(build(settings, clock.clone(), before)?);
         let listen = async |key, address| {
             TcpListener::bind(address).await.map_err(|error| StartError::Listen(key, address, error))
         };
@@ -129,14 +137,10 @@ impl App {
         let data = tokio::spawn(listener::serve(data, bounds, Some(tally), stop_data.clone(), callers));
         readiness.ready();
 
-        let housekeeper = Arc::clone(&gateway);
-        let housekeeping = tokio::spawn(async move {
-            let mut ticks = tokio::time::interval(TIDY_EVERY);
-            loop {
-                ticks.tick().await;
-                housekeeper.tidy();
-            }
-        });
+        let mut housekeeping = JoinSet::new();
+        housekeeping.spawn(tidy(Arc::clone(&gateway)));
+        housekeeping.spawn(look_up(Arc::clone(&gateway)));
+        housekeeping.spawn(read_keys(Arc::clone(&gateway)));
 
         stop.cancelled().await;
         readiness.draining();
@@ -149,13 +153,44 @@ impl App {
         if !(drained && finished) {
             tracing::warn!("stopped before everything in hand was finished: server.drain_timeout is over");
         }
-        housekeeping.abort();
+        housekeeping.abort_all();
         stop_admin.cancel();
         admin.abort();
     }
 }
 
-fn build(settings: &Settings, clock: Clock) -> Result<Gateway, StartError> {
+async fn tidy(gateway: Arc<Gateway>) {
+    let mut ticks = tokio::time::interval(TIDY_EVERY);
+    loop {
+        ticks.tick().await;
+        gateway.tidy();
+    }
+}
+
+async fn look_up(gateway: Arc<Gateway>) {
+    loop {
+        tokio::time::sleep(LOOK_UP_EVERY).await;
+        gateway.look_up().await;
+    }
+}
+
+async fn read_keys(gateway: Arc<Gateway>) {
+    let mut files = gateway.key_files();
+    while !files.is_empty() {
+        let pending = files.iter().any(KeyFile::is_pending);
+        tokio::time::sleep(if pending { CONFIRM_KEYS_AFTER } else { READ_KEYS_EVERY }).await;
+        // A file system may let its readers wait.
+        let read = tokio::task::spawn_blocking(move || {
+            let news: Vec<KeyNews> = files.iter_mut().map(KeyFile::look).collect();
+            (files, news)
+        });
+        let Ok((read, news)) = read.await else { return };
+        files = read;
+        files.iter().zip(&news).for_each(|(file, news)| gateway.learn_key(file.tenant(), news));
+    }
+}
+
+fn build(settings: &Settings, clock: Clock, before: Before) -> Result<Gateway, StartError> {
     let missing = settings.missing_for_serving();
     let base_url = settings.upstream.base_url.clone().filter(|_| missing.is_empty());
     let base_url = base_url.ok_or(StartError::Missing(missing))?;
@@ -165,5 +200,5 @@ fn build(settings: &Settings, clock: Clock) -> Result<Gateway, StartError> {
     let nonces = Nonces::new().map_err(|error| unusable("nonces", &error))?;
     let pseudonyms = Pseudonyms::new(settings.log.hash_key_file.as_deref())
         .map_err(|error| unusable("log.hash_key_file", &error))?;
-    Ok(Gateway::new(settings, Equipment { clock, upstream, nonces, pseudonyms }))
+    Ok(Gateway::new(settings, Equipment { clock, upstream, nonces, pseudonyms, before }))
 }

@@ -31,6 +31,22 @@ impl Wall {
     }
 }
 
+impl Wall {
+    /// The moment so many milliseconds later, or earlier.
+    pub const fn plus(self, millis: i64) -> Self {
+        Self(self.0.saturating_add(millis))
+    }
+}
+
+/// How many milliseconds of the wall clock had passed when the clock since boot began to count.
+impl Sub<Boot> for Wall {
+    type Output = i64;
+
+    fn sub(self, boot: Boot) -> i64 {
+        self.0.saturating_sub(i64::try_from(boot.0.as_millis()).unwrap_or(i64::MAX))
+    }
+}
+
 impl Sub<Duration> for Wall {
     type Output = Self;
 

@@ -6,6 +6,7 @@ mod account;
 mod ask;
 mod incoming;
 mod read;
+mod signing;
 mod upkeep;
 mod write;
 
@@ -19,25 +20,30 @@ use http::{HeaderMap, HeaderName, Method, Request, Response};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use tokio::task::JoinHandle;
+use tokio_util::sync::DropGuard;
 use tokio_util::task::TaskTracker;
 
 pub use self::upkeep::Inspected;
+use self::write::Again;
 use crate::answer::Reader;
 use crate::cache::{self, Cache, Demand, Lifetimes, Question, Waiter};
 use crate::clock::{Boot, Clock};
 use crate::envelope::Envelope;
-use crate::limit::{CallerGate, Paces};
+use crate::limit::{Before, CallerGate, Paces};
 use crate::metrics::Metrics;
 use crate::pseudonym::Pseudonyms;
 use crate::reply::{self, Refusal, Reply, Unavailable, Way};
 use crate::route::{Route, Routes};
 use crate::settings::{CacheMode, CacheSettings, KindSettings, LogSettings, Settings, UpstreamSettings};
 use crate::signer::{Call, Nonces};
+use crate::skew::Skew;
 use crate::tenant::{Tenant, Tenants};
-use crate::upstream::Upstream;
+use crate::upstream::{Resolved, Upstream};
 
 /// Where callers tell of changes that were made elsewhere.
 const INVALIDATE: &str = "/v1/invalidate";
+/// The number of all callers together, as long as none has a key of its own.
+const ANYBODY: usize = 0;
 const X_ZVGATE_TENANT: HeaderName = HeaderName::from_static("x-zvgate-tenant");
 
 /// Everything that a request meets.
@@ -51,6 +57,7 @@ pub struct Gateway {
     cache_settings: CacheSettings,
     paces: Paces,
     nonces: Nonces,
+    skew: Skew,
     upstream: Upstream,
     upstream_settings: UpstreamSettings,
     waits: Waits,
@@ -86,6 +93,8 @@ pub struct Equipment {
     pub nonces: Nonces,
     /// Customers' names in logs.
     pub pseudonyms: Pseudonyms,
+    /// What upstream may remember of calls before these.
+    pub before: Before,
 }
 
 /// A request that may be answered: everything in it that the caller sent is borrowed, and goes before anybody waits.
@@ -121,8 +130,8 @@ enum Begun {
     Answered(Reply),
     /// A call answers it, its own or another's.
     Flight(Awaited),
-    /// A task of its own answers it.
-    Task(JoinHandle<Result<Reply, Refusal>>),
+    /// A task of its own answers it; some are told when their caller leaves.
+    Task(JoinHandle<Result<Reply, Refusal>>, Option<DropGuard>),
 }
 
 /// A caller's part in a flight.
@@ -155,14 +164,14 @@ impl Facts {
 impl Gateway {
     /// A gateway with nothing in its cache.
     pub fn new(settings: &Settings, equipment: Equipment) -> Self {
-        let Equipment { clock, upstream, nonces, pseudonyms } = equipment;
+        let Equipment { clock, upstream, nonces, pseudonyms, before } = equipment;
         let (server, limits) = (&settings.server, &settings.limits);
         let tenants = Tenants::new(&settings.tenants);
         let route_paces: Vec<_> = settings.routes.iter().map(|route| route.pace).collect();
-        let paces = Paces::new(tenants.all(), &route_paces, limits.upstream, &clock);
+        let paces = Paces::new(tenants.all(), &route_paces, limits.upstream, before, &clock);
         let routes = Routes::new(&settings.routes);
         let names: Vec<_> = tenants.all().iter().map(|tenant| tenant.name.as_str()).collect();
-        let metrics = Metrics::new(&names, &routes.labels(), |tenant, route| paces.rate(tenant, route));
+        let metrics = Metrics::new(&names, &routes.labels());
         let options = cache::Options {
             max_bytes: settings.cache.max_bytes.0,
             max_waiters: usize::try_from(limits.max_waiters).unwrap_or(usize::MAX),
@@ -201,6 +210,7 @@ impl Gateway {
             tenants,
             paces,
             nonces,
+            skew: Skew::new(settings.upstream.follows_clock()),
             upstream,
             pseudonyms,
         }
@@ -255,7 +265,7 @@ impl Gateway {
         match begun {
             Begun::Answered(reply) => Ok(reply),
             Begun::Flight(awaited) => self.wait(awaited, deadline).await,
-            Begun::Task(task) => task.await.unwrap_or(Err(Refusal::Unavailable(Unavailable::Stopping))),
+            Begun::Task(task, _presence) => task.await.unwrap_or(Err(Refusal::Unavailable(Unavailable::Stopping))),
         }
     }
 
@@ -290,12 +300,12 @@ impl Gateway {
                 if arrival.demand.only_if_cached {
                     Err(Refusal::NotCached)
                 } else {
-                    Ok(self.pass(&arrival))
+                    Ok(self.pass(&arrival, Again::Allowed))
                 }
             }
             KindSettings::Cached(cached) => self.read(&arrival, cached),
             KindSettings::Write(write) => Ok(self.write(&arrival, write)),
-            KindSettings::Pass => Ok(self.pass(&arrival)),
+            KindSettings::Pass => Ok(self.pass(&arrival, Again::Never)),
             KindSettings::Off => Err(Refusal::UnknownRoute),
         }
     }
@@ -309,7 +319,22 @@ impl Gateway {
     /// The metrics' page.
     pub fn metrics_page(&self) -> String {
         self.tidy();
+        self.paces.each_allowed(|tenant, route, allowed| self.metrics.call(tenant, route).rate.set(allowed));
+        for tenant in self.tenants.all() {
+            self.metrics.breaker_open(tenant.index).set(self.upstream.circuit(tenant).is_open().into());
+        }
+        let ahead = self.skew.ahead(self.clock.now()).unwrap_or_default();
+        self.metrics.clock_skew.set(f64::from(i32::try_from(ahead).unwrap_or(i32::MAX)) / 1000.0);
         self.metrics.page()
+    }
+
+    /// Looks the platform's name up again.
+    pub async fn look_up(&self) {
+        match self.upstream.look_up().await {
+            Resolved::Same => {}
+            Resolved::Changed => tracing::info!("the open platform's name leads to other addresses now"),
+            Resolved::Failed => tracing::warn!("the open platform's name cannot be looked up; the last addresses stay"),
+        }
     }
 
     /// What is counted.

@@ -6,6 +6,7 @@
 
 pub mod clock;
 pub mod secret;
+pub mod skew;
 
 pub mod json;
 

@@ -1,5 +1,7 @@
 //! What operators see: typed handles, made once; label values are closed sets or names from the configuration.
 
+mod labels;
+
 use std::marker::PhantomData;
 use std::sync::OnceLock;
 use std::time::Duration;
@@ -7,10 +9,11 @@ use std::time::Duration;
 use prometheus::core::Collector;
 use prometheus::process_collector::ProcessCollector;
 use prometheus::{
-    Encoder, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
-    Registry, TextEncoder,
+    Encoder, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec,
+    Opts, Registry, TextEncoder,
 };
 
+pub use self::labels::{CacheUse, Changed, Invalidation, Label, Limit, Lookup, Outcome};
 use crate::cache::{Bound, Tally};
 
 /// From a hit in memory to the longest wait that is configured by default.
@@ -20,149 +23,6 @@ const DURATIONS: &[f64] =
 const LIVES: &[f64] = &[0.5, 1.0, 3.0, 10.0, 30.0, 60.0, 300.0, 1800.0, 3600.0, 86_400.0];
 /// Statuses that HTTP knows, each counted under its own name.
 const STATUSES: std::ops::Range<u16> = 100..600;
-
-/// A closed set of label values.
-pub trait Label: Copy + 'static {
-    /// Every value, in the order of their indices.
-    const NAMES: &'static [&'static str];
-
-    /// The value's place in [`Label::NAMES`].
-    fn index(self) -> usize;
-
-    /// The value's name.
-    fn name(self) -> &'static str {
-        Self::NAMES.get(self.index()).copied().unwrap_or_default()
-    }
-}
-
-macro_rules! label {
-    ($(#[$doc:meta])* $name:ident { $($(#[$variant_doc:meta])* $variant:ident = $text:literal),+ $(,)? }) => {
-        $(#[$doc])*
-        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-        pub enum $name { $($(#[$variant_doc])* $variant),+ }
-
-        impl Label for $name {
-            const NAMES: &'static [&'static str] = &[$($text),+];
-
-            fn index(self) -> usize {
-                self as usize
-            }
-        }
-    };
-}
-
-label! {
-    /// How the cache served a request.
-    CacheUse {
-        /// From the cache.
-        Hit = "hit",
-        /// By its own call.
-        Miss = "miss",
-        /// By another caller's call.
-        Collapsed = "collapsed",
-        /// From the cache, past its freshness.
-        Stale = "stale",
-        /// By a route that is not cached.
-        Bypass = "bypass",
-        /// Not at all: it was refused.
-        None = "none",
-    }
-}
-
-label! {
-    /// What a look-up found.
-    Lookup {
-        /// A fresh answer.
-        Hit = "hit",
-        /// Nothing.
-        Miss = "miss",
-        /// A call under way.
-        Collapsed = "collapsed",
-        /// An answer past its freshness, which was served.
-        Stale = "stale",
-        /// A fresh answer that says there is nothing.
-        NegativeHit = "negative_hit",
-        /// An answer past its freshness, for which a refresh was begun.
-        Refresh = "refresh",
-    }
-}
-
-impl Label for Bound {
-    const NAMES: &'static [&'static str] = &["ttl", "end_at", "negative", "unsettled"];
-
-    fn index(self) -> usize {
-        match self {
-            Self::Ttl => 0,
-            Self::EndAt => 1,
-            Self::Negative => 2,
-            Self::Unsettled => 3,
-        }
-    }
-}
-
-label! {
-    /// Why kept answers were invalidated.
-    Invalidation {
-        /// A write to the customer.
-        Write = "write",
-        /// A write to nobody knows whom.
-        UnknownCustomer = "unknown_customer",
-        /// A caller who learned of a change.
-        Invalidate = "invalidate",
-        /// An operator.
-        Purge = "purge",
-    }
-}
-
-label! {
-    /// Whether the answer that a refetch replaced was still true.
-    Changed {
-        /// It was not.
-        Yes = "yes",
-        /// It was.
-        No = "no",
-    }
-}
-
-label! {
-    /// How an attempt ended.
-    Outcome {
-        /// A success.
-        Ok = "ok",
-        /// A business exception.
-        Exception = "exception",
-        /// A system error in the body.
-        Error = "error",
-        /// Too many calls, or busy.
-        Throttled = "throttled",
-        /// HTTP 5xx.
-        Http5xx = "http_5xx",
-        /// Any other status than 200.
-        HttpOther = "http_other",
-        /// The connection broke.
-        Reset = "reset",
-        /// No answer in time.
-        Timeout = "timeout",
-        /// No connection.
-        Connect = "connect",
-        /// An answer that cannot be used.
-        Garbage = "garbage",
-    }
-}
-
-label! {
-    /// Which limit refused a request.
-    Limit {
-        /// What callers may ask.
-        Caller = "caller",
-        /// Upstream's pace.
-        Upstream = "upstream",
-        /// Connections at once.
-        Connections = "connections",
-        /// Callers sharing one call.
-        Waiters = "waiters",
-    }
-}
 
 /// One metric for each value of a label.
 #[derive(Debug)]
@@ -217,6 +77,8 @@ pub struct CallMetrics {
     pub saved: IntCounter,
     /// How long calls waited for their turn, in seconds.
     pub wait: Histogram,
+    /// Calls that a window allows now; infinitely many where there is no pace.
+    pub rate: Gauge,
 }
 
 /// The caller's name where no caller is configured.
@@ -244,6 +106,9 @@ pub struct Metrics {
     pub limited: Per<Limit, IntCounter>,
     /// Open connections of callers.
     pub connections: IntGauge,
+    breaker_open: Vec<IntGauge>,
+    /// How far the platform's clock is ahead of ours, in seconds.
+    pub clock_skew: Gauge,
 }
 
 /// Registers what is made: names are constants, so that the only failure is a name that stands twice in this file.
@@ -270,8 +135,8 @@ impl Maker {
 }
 
 impl Metrics {
-    /// All metrics, at zero. `tenants` and `routes` give the names in their order; `rate` tells the pace of each pair.
-    pub fn new(tenants: &[&str], routes: &[&str], rate: impl Fn(usize, usize) -> u32) -> Self {
+    /// All metrics, at zero. `tenants` and `routes` give the names in their order.
+    pub fn new(tenants: &[&str], routes: &[&str]) -> Self {
         let make = Maker(Registry::new());
         make.0.register(Box::new(ProcessCollector::for_self())).expect("the process collector has its own names");
         let build: GaugeVec = make.add(GaugeVec::new(
@@ -282,9 +147,13 @@ impl Metrics {
         build.with_label_values(&[env!("CARGO_PKG_VERSION"), revision]).set(1.0);
 
         let (routed, unrouted) = Self::routes(&make, routes);
-        let calls = Self::calls(&make, tenants, routes, rate);
+        let calls = Self::calls(&make, tenants, routes);
         let inflight: IntGaugeVec =
             make.add(IntGaugeVec::new(Opts::new("zvgate_upstream_inflight", "Attempts under way"), &["tenant"]));
+        let breakers: IntGaugeVec = make.add(IntGaugeVec::new(
+            Opts::new("zvgate_breaker_open", "Whether nothing is sent, as the platform does not answer: 0 or 1"),
+            &["tenant"],
+        ));
         let evictions = make.counters("zvgate_cache_evictions_total", "Answers that went, by cause", &["cause"]);
         let lives = make.histograms(
             "zvgate_cache_ttl_seconds",
@@ -310,6 +179,11 @@ impl Metrics {
             invalidations: Per::new(|cause| ended.with_label_values(&[cause])),
             limited: Per::new(|limit| limited.with_label_values(&[limit, ANONYMOUS])),
             connections: make.gauge("zvgate_connections", "Open connections of callers"),
+            breaker_open: tenants.iter().map(|tenant| breakers.with_label_values(&[*tenant])).collect(),
+            clock_skew: make.add(Gauge::new(
+                "zvgate_clock_skew_seconds",
+                "How far the platform's clock is ahead of this machine's; 0 before its first answer",
+            )),
             registry: make.0,
         }
     }
@@ -339,12 +213,7 @@ impl Metrics {
         (routes.iter().map(one).collect(), one(&"none"))
     }
 
-    fn calls(
-        make: &Maker,
-        tenants: &[&str],
-        routes: &[&str],
-        rate: impl Fn(usize, usize) -> u32,
-    ) -> Vec<Vec<CallMetrics>> {
+    fn calls(make: &Maker, tenants: &[&str], routes: &[&str]) -> Vec<Vec<CallMetrics>> {
         const PAIR: &[&str] = &["tenant", "route"];
         let attempts = make.counters(
             "zvgate_upstream_attempts_total",
@@ -358,17 +227,15 @@ impl Metrics {
             make.histograms("zvgate_limit_wait_seconds", "How long calls waited for their turn", PAIR, DURATIONS);
         let rates: GaugeVec =
             make.add(GaugeVec::new(Opts::new("zvgate_upstream_rate", "Calls that a window allows now"), PAIR));
-        let one = |(t, tenant): (usize, &&str), (r, route): (usize, &&str)| {
-            rates.with_label_values(&[*tenant, *route]).set(f64::from(rate(t, r)));
-            CallMetrics {
-                attempts: Per::new(|outcome| attempts.with_label_values(&[*tenant, *route, outcome])),
-                duration: duration.with_label_values(&[*tenant, *route]),
-                saved: saved.with_label_values(&[*tenant, *route]),
-                wait: wait.with_label_values(&[*tenant, *route]),
-            }
+        let one = |tenant: &str, route: &str| CallMetrics {
+            attempts: Per::new(|outcome| attempts.with_label_values(&[tenant, route, outcome])),
+            duration: duration.with_label_values(&[tenant, route]),
+            saved: saved.with_label_values(&[tenant, route]),
+            wait: wait.with_label_values(&[tenant, route]),
+            rate: rates.with_label_values(&[tenant, route]),
         };
-        let of_tenant = |tenant| routes.iter().enumerate().map(|route| one(tenant, route)).collect();
-        tenants.iter().enumerate().map(of_tenant).collect()
+        let of_tenant = |tenant: &&str| routes.iter().map(|route| one(tenant, route)).collect();
+        tenants.iter().map(of_tenant).collect()
     }
 
     /// The metrics of a route.
@@ -384,6 +251,11 @@ impl Metrics {
     /// The attempts of a tenant that are under way.
     pub fn inflight(&self, tenant: usize) -> &IntGauge {
         self.inflight.get(tenant).expect("one was made for each tenant")
+    }
+
+    /// Whether a tenant's breaker is open.
+    pub fn breaker_open(&self, tenant: usize) -> &IntGauge {
+        self.breaker_open.get(tenant).expect("one was made for each tenant")
     }
 
     /// Everything in Prometheus' text format, version 0.0.4.

@@ -13,7 +13,7 @@ use crate::answer::Answer;
 use crate::envelope::{Refused, push_text};
 use crate::limit::Limited;
 use crate::tenant::NoTenant;
-use crate::upstream::{Failure, FailureKind};
+use crate::upstream::{Failure, FailureKind, Shut};
 
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
@@ -122,8 +122,8 @@ pub enum Unavailable {
     Connections,
     /// Callers waiting for the same call.
     Waiters,
-    /// Attempts under way.
-    Inflight,
+    /// Calls upstream.
+    Upstream(Shut),
     /// Anything: the gateway is stopping, or lost a task.
     Stopping,
 }
@@ -135,6 +135,11 @@ impl Refusal {
             FailureKind::Timeout => Self::UpstreamTimeout,
             kind => Self::UpstreamFailed(kind),
         }
+    }
+
+    /// A call that was not sent, as upstream is not to be asked.
+    pub const fn shut(shut: Shut) -> Self {
+        Self::Unavailable(Unavailable::Upstream(shut))
     }
 
     /// A write without an answer: where a byte of it left, nobody knows whether it took effect.
@@ -161,7 +166,7 @@ impl Refusal {
             Self::Unavailable(Unavailable::Connections) => {
                 (StatusCode::SERVICE_UNAVAILABLE, "unavailable", "connection_limit_reached")
             }
-            Self::Unavailable(Unavailable::Waiters | Unavailable::Inflight | Unavailable::Stopping) => {
+            Self::Unavailable(Unavailable::Waiters | Unavailable::Upstream(_) | Unavailable::Stopping) => {
                 (StatusCode::SERVICE_UNAVAILABLE, "unavailable", "destination_unavailable")
             }
             Self::UpstreamTimeout => (StatusCode::GATEWAY_TIMEOUT, "upstream_timeout", "http_response_timeout"),
@@ -197,8 +202,11 @@ impl Refusal {
             Self::UpstreamFailed(kind) => kind.to_string(),
             Self::Unavailable(Unavailable::Connections) => "too many connections".to_owned(),
             Self::Unavailable(Unavailable::Waiters) => "too many callers wait for the same answer".to_owned(),
-            Self::Unavailable(Unavailable::Inflight) => {
+            Self::Unavailable(Unavailable::Upstream(Shut::Crowded)) => {
                 "the open platform is slow to answer all the calls under way; nothing was sent for this one".to_owned()
+            }
+            Self::Unavailable(Unavailable::Upstream(Shut::Open(_))) => {
+                "the open platform does not answer; nothing was sent for this one".to_owned()
             }
             Self::Unavailable(Unavailable::Stopping) => "the gateway is stopping".to_owned(),
             Self::UpstreamTimeout => "no answer of the open platform came in time".to_owned(),
@@ -206,6 +214,15 @@ impl Refusal {
             Self::OutcomeUnknown(kind) => {
                 format!("the write was sent and may have taken effect, but no answer came: {kind}")
             }
+        }
+    }
+
+    /// When to come again.
+    const fn retry_after(&self) -> Duration {
+        match self {
+            Self::CallerLimited(limited) | Self::UpstreamLimited(limited) => limited.retry_after,
+            Self::Unavailable(Unavailable::Upstream(Shut::Open(wait))) => *wait,
+            _ => SOON,
         }
     }
 
@@ -321,7 +338,7 @@ fn refused(refusal: &Refusal, request_id: &str) -> Response<Full<Bytes>> {
     }
     let limit = refusal.limit();
     if limit.is_some() || status == StatusCode::SERVICE_UNAVAILABLE {
-        let pause = whole_seconds(limit.map_or(SOON, |(_, limited)| limited.retry_after));
+        let pause = whole_seconds(refusal.retry_after());
         headers.insert(RETRY_AFTER, HeaderValue::from(pause));
         if let Some((policy, limited)) = limit {
             headers.insert(RATELIMIT_POLICY, value(&policy_text(policy, limited)));

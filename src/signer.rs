@@ -72,7 +72,7 @@ impl SignedRequest {
     pub fn sign(call: &Call, nonces: &Nonces, now: Wall) -> Self {
         let (timestamp, nonce) = (now.unix_seconds().to_string(), nonces.next().to_string());
         let tenant = &call.tenant;
-        let token = token(tenant.open_key.expose(), &tenant.open_id, &tenant.grant_code, &timestamp, &nonce);
+        let token = token(tenant.open_key().expose(), &tenant.open_id, &tenant.grant_code, &timestamp, &nonce);
         let mut body = String::with_capacity(call.members.len() + 256);
         let own = [
             ("openId", &tenant.open_id),

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 use super::freshness::Life;
 use crate::answer::Answer;
@@ -31,19 +31,32 @@ pub enum Landed<F> {
 pub(super) struct Flight<F> {
     outcome: watch::Sender<Option<Landed<F>>>,
     waiting: AtomicUsize,
+    /// Told when the last waiter left.
+    deserted: Notify,
     /// The tenant's era in which it began.
     pub(super) era: u64,
 }
 
 impl<F: Clone> Flight<F> {
     pub(super) fn new(era: u64) -> Arc<Self> {
-        Arc::new(Self { outcome: watch::Sender::new(None), waiting: AtomicUsize::new(0), era })
+        let (outcome, deserted) = (watch::Sender::new(None), Notify::new());
+        Arc::new(Self { outcome, waiting: AtomicUsize::new(0), deserted, era })
     }
 
     /// Waits with the others, unless `limit` do so already.
     pub(super) fn join(self: &Arc<Self>, limit: usize) -> Option<Waiter<F>> {
         let joined = self.waiting.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| (n < limit).then_some(n + 1));
         joined.ok().map(|_| Waiter { outcome: self.outcome.subscribe(), flight: Arc::clone(self) })
+    }
+
+    /// Waits until the last waiter left. Others may have come since.
+    pub(super) async fn deserted(&self) {
+        self.deserted.notified().await;
+    }
+
+    /// Whether nobody waits.
+    pub(super) fn is_deserted(&self) -> bool {
+        self.waiting.load(Ordering::Acquire) == 0
     }
 
     pub(super) fn land(&self, outcome: Landed<F>) {
@@ -75,6 +88,8 @@ impl<F: Clone> Waiter<F> {
 
 impl<F> Drop for Waiter<F> {
     fn drop(&mut self) {
-        self.flight.waiting.fetch_sub(1, Ordering::Relaxed);
+        if self.flight.waiting.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.flight.deserted.notify_one();
+        }
     }
 }

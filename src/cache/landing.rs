@@ -42,6 +42,19 @@ impl<F: Clone> Landing<F> {
         settled
     }
 
+    /// Waits until nobody waits for the answer any more; from then on nobody can begin to.
+    pub async fn deserted(&self) {
+        loop {
+            self.flight.deserted().await;
+            // Who joins does so under this lock.
+            let mut stripe = self.cache.stripe(&self.question.subject).lock();
+            if self.flight.is_deserted() {
+                stripe.take_out(&self.question, &self.flight);
+                return;
+            }
+        }
+    }
+
     /// Tells all who wait why there is no answer.
     pub fn fail(mut self, failure: F) {
         self.cache.stripe(&self.question.subject).lock().take_out(&self.question, &self.flight);

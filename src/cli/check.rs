@@ -71,8 +71,8 @@ async fn call(
     let connection = upstream.connection(Reuse::Own).await.map_err(|failure| failure.kind.to_string())?;
     let signed = SignedRequest::sign(&call, nonces, clock.wall());
     let within = settings.upstream.attempt_timeout;
-    let answer =
-        connection.exchange(&signed, within, || {}, || {}).await.map_err(|failure| failure.kind.to_string())?;
+    let exchanged = connection.exchange(&signed, within, || {}, || {}).await;
+    let answer = exchanged.map_err(|failure| failure.kind.to_string())?.answer;
     let reader = Reader {
         expires: Vec::new(),
         retry_codes: settings.upstream.retry_codes.clone(),

@@ -11,6 +11,7 @@ use super::stop::Stops;
 use super::{fail, logging, runtime, tell};
 use crate::app::{App, StartError};
 use crate::clock::Clock;
+use crate::limit::Before;
 use crate::sandbox::{Faults, Options, Sandbox};
 use crate::settings::{Settings, Sources};
 
@@ -62,13 +63,13 @@ async fn bind_gateway(platform: SocketAddr) -> Result<App, u8> {
     let mut settings = settings(platform)?;
     logging::begin(&settings.log);
     for _ in 0..2 {
-        match App::bind(&settings, Clock::system()).await {
+        match App::bind(&settings, Clock::system(), Before::Nothing).await {
             Err(StartError::Listen("server.listen", ..)) => settings.server.listen = any_port(),
             Err(StartError::Listen(..)) => settings.server.admin_listen = any_port(),
             bound => return bound.map_err(fail),
         }
     }
-    App::bind(&settings, Clock::system()).await.map_err(fail)
+    App::bind(&settings, Clock::system(), Before::Nothing).await.map_err(fail)
 }
 
 fn any_port() -> SocketAddr {

@@ -6,6 +6,7 @@ use super::stop::Stops;
 use super::{Configuration, UNUSABLE, complain, fail, logging, runtime};
 use crate::app::App;
 use crate::clock::Clock;
+use crate::limit::Before;
 use crate::settings::Settings;
 
 pub(super) fn run(configuration: &Configuration) -> Result<(), u8> {
@@ -16,7 +17,7 @@ pub(super) fn run(configuration: &Configuration) -> Result<(), u8> {
 
 async fn serve(settings: &Settings) -> Result<(), u8> {
     let mut stops = Stops::new().map_err(fail)?;
-    let app = App::bind(settings, Clock::system()).await.map_err(|error| {
+    let app = App::bind(settings, Clock::system(), Before::Unknown).await.map_err(|error| {
         complain(&format!("zvgate: {error}"));
         if error.is_configuration() { UNUSABLE } else { super::FAILED }
     })?;

@@ -1,20 +1,33 @@
-//! One call upstream: its turn, its connection, its signature, its attempt.
+//! One call upstream: its turn, its room in flight, its connection, its signature, its attempt; and for reads, once more
+//! where that may help.
 
-use std::sync::Arc;
+use std::future::Future;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use super::Gateway;
 use crate::answer::{Answer, Reader, Verdict};
 use crate::clock::{Boot, Now};
-use crate::limit::{Limited, Turn};
+use crate::limit::{Claimant, Limited, Turn};
 use crate::metrics::Outcome;
 use crate::route::Route;
 use crate::signer::{Call, SignedRequest};
-use crate::upstream::{Failure, FailureKind, Reuse};
+use crate::upstream::{Exchanged, Failure, FailureKind, Health, Reuse, Shut, pause_before};
+
+/// A call that is to be made.
+#[derive(Debug)]
+pub(super) struct Asking<'a> {
+    pub(super) route: &'a Route,
+    pub(super) call: &'a Call,
+    pub(super) reader: &'a Reader,
+    pub(super) allowance: Allowance,
+}
 
 /// What a call may take.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Allowance {
+    /// Who takes it.
+    pub(super) who: Claimant,
     /// For its turn.
     pub(super) wait: Duration,
     /// For its answer, once sent.
@@ -23,6 +36,8 @@ pub(super) struct Allowance {
     pub(super) deadline: Boot,
     /// Whether it may use an idle connection.
     pub(super) reuse: Reuse,
+    /// How often it may be asked again.
+    pub(super) retries: u32,
 }
 
 /// A call that was answered.
@@ -41,69 +56,176 @@ pub(super) struct Asked {
 pub(super) enum Unanswered {
     /// No turn came in time; nothing was sent.
     Limited(Limited),
-    /// All of `upstream.max_inflight` were busy for as long; nothing was sent.
-    Crowded,
+    /// Upstream is not to be asked now; nothing was sent.
+    Shut(Shut),
+    /// Nobody waits for it any more; nothing was sent.
+    Unwanted,
     /// The attempt failed.
     Failed(Failure),
 }
 
 impl Gateway {
-    /// Makes one call, on a turn that it has or waits for.
-    pub(super) async fn ask(
+    /// Makes a call, on a turn that it has or waits for, and again as often as it may be. `unwanted` comes to its end
+    /// when nobody waits for the answer any more: then nothing is sent that has not left yet.
+    pub(super) async fn ask<U: Future<Output = ()>>(
         &self,
-        route: &Route,
-        call: &Call,
-        reader: &Reader,
-        allowance: Allowance,
+        asking: &Asking<'_>,
         turn: Option<Turn>,
+        unwanted: impl Fn() -> U,
     ) -> Result<Asked, Unanswered> {
+        let circuit = self.upstream.circuit(&asking.call.tenant);
+        let mut reuse = asking.allowance.reuse;
+        let mut outcome = self.ask_once(asking, reuse, turn, unwanted()).await;
+        if asking.allowance.retries > 0 && !is_unsent(&outcome) {
+            circuit.first();
+        }
+        let mut retries = 0;
+        loop {
+            if is_lost_to_idle_close(&outcome) && asking.allowance.retries > 0 && reuse == Reuse::Idle {
+                // Upstream did not fail: it closed a connection that we used too late.
+                reuse = Reuse::New;
+            } else if retries < asking.allowance.retries && may_pass(&outcome) && circuit.retry() {
+                let pause = pause_before(retries, fastrand::f64());
+                if asking.allowance.deadline.since(self.clock.boot()) <= pause {
+                    return outcome;
+                }
+                tokio::select! {
+                    () = tokio::time::sleep(pause) => {}
+                    () = unwanted() => return outcome,
+                }
+                retries += 1;
+            } else {
+                return outcome;
+            }
+            let again = self.ask_once(asking, reuse, None, unwanted()).await;
+            if is_unsent(&again) {
+                return outcome;
+            }
+            outcome = again;
+        }
+    }
+
+    /// Makes one attempt.
+    async fn ask_once(
+        &self,
+        asking: &Asking<'_>,
+        reuse: Reuse,
+        turn: Option<Turn>,
+        unwanted: impl Future<Output = ()>,
+    ) -> Result<Asked, Unanswered> {
+        let Asking { route, call, reader, allowance } = asking;
         let metrics = self.metrics.call(call.tenant.index, route.index);
+        let circuit = self.upstream.circuit(&call.tenant);
+        circuit.check().map_err(Unanswered::Shut)?;
         let queued = self.clock.boot();
         let wait = allowance.wait.min(allowance.deadline.since(queued));
         let turn = match turn {
             Some(turn) => turn,
             None => {
-                let turn = self.paces.of(&call.tenant, route, &call.path).turn(wait).await;
+                let pace = self.paces.of(&call.tenant, route, &call.path);
+                let turn = tokio::select! {
+                    turn = pace.turn(allowance.who, wait) => turn,
+                    () = unwanted => return Err(Unanswered::Unwanted),
+                };
                 metrics.wait.observe(self.clock.boot().since(queued).as_secs_f64());
                 turn.map_err(Unanswered::Limited)?
             }
         };
-
         let left = wait.saturating_sub(self.clock.boot().since(queued));
-        let permit = tokio::time::timeout(left, self.upstream.permit(&call.tenant)).await;
-        let _permit = permit.map_err(|_| Unanswered::Crowded)?;
+        let attempt = circuit.begin(left).await.map_err(Unanswered::Shut)?;
         let inflight = self.metrics.inflight(call.tenant.index);
         inflight.inc();
         let started = self.clock.boot();
-        let outcome = self.attempt(call, allowance, &turn).await;
-        let received = self.clock.now();
+        let attempted = async {
+            let (exchanged, sent) = self.attempt(call, allowance, reuse, &turn).await?;
+            let verdict = reader.read(exchanged.answer.status, &exchanged.answer.body);
+            Ok(Asked { answer: Arc::new(exchanged.answer), verdict, sent, received: self.now() })
+        };
+        let outcome = attempt.watch(attempted, health).await;
         inflight.dec();
-        metrics.duration.observe(received.boot.since(started).as_secs_f64());
-
-        let outcome = outcome.map(|(answer, sent)| {
-            let verdict = reader.read(answer.status, &answer.body);
-            Asked { answer: Arc::new(answer), verdict, sent, received }
-        });
+        metrics.duration.observe(self.clock.boot().since(started).as_secs_f64());
         metrics.attempts.of(outcome_of(outcome.as_ref())).inc();
+        if let Some(asked) = outcome.as_ref().ok().filter(|asked| asked.verdict == Verdict::Throttled) {
+            turn.throttled(asked.sent.boot);
+        }
         outcome.map_err(Unanswered::Failed)
     }
 
-    /// Signs last: an idle connection that proves closed before anything left costs a signature, not the call.
-    async fn attempt(&self, call: &Call, allowance: Allowance, turn: &Turn) -> Result<(Answer, Now), Failure> {
-        let mut reuse = allowance.reuse;
+    /// Signs last: an idle connection that proves closed before anything left costs a signature, not the attempt.
+    async fn attempt(
+        &self,
+        call: &Call,
+        allowance: &Allowance,
+        mut reuse: Reuse,
+        turn: &Turn,
+    ) -> Result<(Exchanged, Now), Failure> {
         loop {
             let left = allowance.deadline.since(self.clock.boot());
             let connection = tokio::time::timeout(left, self.upstream.connection(reuse));
-            let late = Failure { kind: FailureKind::ConnectTimeout, left: false, reused: false };
-            let connection = connection.await.map_err(|_| late)??;
+            let connection = connection.await.unwrap_or(Err(Failure::before(FailureKind::ConnectTimeout)))?;
             let sent = self.clock.now();
-            let request = SignedRequest::sign(call, &self.nonces, sent.wall);
+            let request = SignedRequest::sign(call, &self.nonces, self.skew.signing_time(sent));
             let within = allowance.answer.min(allowance.deadline.since(sent.boot));
-            match connection.exchange(&request, within, || turn.sent(), || turn.answered()).await {
+            let begun = OnceLock::new();
+            let answered = || {
+                turn.answered();
+                begun.get_or_init(|| self.clock.now());
+            };
+            match connection.exchange(&request, within, || turn.sent(), answered).await {
                 Err(failure) if failure.is_stale_connection() => reuse = Reuse::New,
-                outcome => return outcome.map(|answer| (answer, sent)),
+                Err(failure) => return Err(failure),
+                Ok(exchanged) => {
+                    let sent = self.skew.later(sent);
+                    if let Some((date, begun)) = exchanged.date.zip(begun.into_inner()) {
+                        self.learn_time(date, sent.boot, begun);
+                    }
+                    return Ok((exchanged, sent));
+                }
             }
         }
+    }
+}
+
+/// Whether nothing of a call left.
+const fn is_unsent(outcome: &Result<Asked, Unanswered>) -> bool {
+    matches!(outcome, Err(Unanswered::Limited(_) | Unanswered::Shut(_) | Unanswered::Unwanted))
+}
+
+const fn is_lost_to_idle_close(outcome: &Result<Asked, Unanswered>) -> bool {
+    matches!(outcome, Err(Unanswered::Failed(failure)) if failure.is_idle_close())
+}
+
+/// Whether a failure may pass by itself.
+fn may_pass(outcome: &Result<Asked, Unanswered>) -> bool {
+    match outcome {
+        Ok(asked) => matches!(asked.verdict, Verdict::Http5xx | Verdict::Throttled),
+        Err(Unanswered::Failed(failure)) => match failure.kind {
+            FailureKind::Resolve
+            | FailureKind::Connect
+            | FailureKind::Tls
+            | FailureKind::ConnectTimeout
+            | FailureKind::Timeout
+            | FailureKind::Reset => true,
+            FailureKind::Oversized | FailureKind::Redirect | FailureKind::NotHttp => false,
+        },
+        Err(Unanswered::Limited(_) | Unanswered::Shut(_) | Unanswered::Unwanted) => false,
+    }
+}
+
+fn health(outcome: &Result<Asked, Failure>) -> Health {
+    match outcome {
+        Ok(asked) if asked.verdict == Verdict::Http5xx => Health::Failing,
+        Ok(_) => Health::Answered,
+        Err(failure) => match failure.kind {
+            FailureKind::Oversized | FailureKind::Redirect => Health::Answered,
+            FailureKind::Resolve
+            | FailureKind::Connect
+            | FailureKind::Tls
+            | FailureKind::ConnectTimeout
+            | FailureKind::Timeout
+            | FailureKind::Reset
+            | FailureKind::NotHttp => Health::Unanswered,
+        },
     }
 }
 

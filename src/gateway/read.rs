@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 
-use super::ask::{Allowance, Unanswered};
-use super::{Arrival, Awaited, Begun, Gateway};
+use super::ask::{Allowance, Asking, Unanswered};
+use super::{ANYBODY, Arrival, Awaited, Begun, Gateway};
 use crate::answer::Reader;
 use crate::cache::{Demand, Entry, Fate, Found, Hit, Landed, Landing, Lifetimes, Question, Settled, StaleHit, Subject};
 use crate::clock::{Boot, Now};
-use crate::limit::Turn;
+use crate::limit::{Claimant, Turn};
 use crate::metrics::{Changed, Lookup};
 use crate::reply::{Refusal, Reply, StaleWhy, Unavailable, Way};
 use crate::route::Route;
@@ -19,7 +19,7 @@ impl Gateway {
     pub(super) fn read(self: &Arc<Self>, arrival: &Arrival<'_>, cached: &CachedSettings) -> Result<Begun, Refusal> {
         let (question, demand) = (question(arrival, cached), arrival.demand);
         let lookups = &self.metrics.route(arrival.route.index).lookups;
-        let now = self.clock.now();
+        let now = self.now();
         match self.cache.look(&question, &demand, now) {
             Found::Fresh(hit) => return Ok(Begun::Answered(self.hit(arrival, &hit, now))),
             Found::Stale(hit, turn_to_refresh) => {
@@ -93,7 +93,7 @@ impl Gateway {
                 (Ok(Reply { answer, way: way.unwrap_or(Way::Miss(kept.map(|life| life.lasts))) }), why)
             }
         };
-        let now = self.clock.now();
+        let now = self.now();
         let old = failure.zip(stand_in).and_then(|(why, question)| Some((why, self.cache.stand_in(&question, now)?)));
         old.map_or(outcome, |(why, hit)| Ok(self.stale(route, &hit, why, now)))
     }
@@ -101,12 +101,16 @@ impl Gateway {
     /// The call itself, which outlives every caller who waits for it.
     async fn fly(self: Arc<Self>, flight: Flight, landing: Landing<Refusal>, turn: Option<Turn>) {
         let allowance = Allowance {
+            who: Claimant { caller: ANYBODY, write: false },
             wait: self.waits.read,
             answer: self.waits.attempt,
             deadline: self.clock.boot() + self.waits.request,
             reuse: Reuse::Idle,
+            // A refresh comes again by itself.
+            retries: if turn.is_some() { 0 } else { self.upstream_settings.retries },
         };
-        match self.ask(&flight.route, &flight.call, &flight.reader, allowance, turn).await {
+        let asking = Asking { route: &flight.route, call: &flight.call, reader: &flight.reader, allowance };
+        match self.ask(&asking, turn, || landing.deserted()).await {
             Ok(asked) => {
                 let lifetimes = flight.lifetimes(&self.lifetimes);
                 let fate = Fate::of(&asked.verdict, &lifetimes, asked.sent, asked.received);
@@ -114,7 +118,8 @@ impl Gateway {
                 self.count_settled(flight.route.index, settled);
             }
             Err(Unanswered::Limited(limited)) => landing.fail(Refusal::UpstreamLimited(limited)),
-            Err(Unanswered::Crowded) => landing.fail(Refusal::Unavailable(Unavailable::Inflight)),
+            Err(Unanswered::Shut(shut)) => landing.fail(Refusal::shut(shut)),
+            Err(Unanswered::Unwanted) => {}
             Err(Unanswered::Failed(failure)) => landing.fail(Refusal::of_read(failure)),
         }
     }

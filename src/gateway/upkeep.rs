@@ -87,7 +87,7 @@ impl Gateway {
 
     /// What is kept for a customer.
     pub fn inspect(&self, tenant: &Tenant, customer: &str) -> Vec<Inspected> {
-        let now = self.clock.now();
+        let now = self.now();
         let shown = |(question, life): (Arc<str>, Life)| Inspected {
             question: question.to_string(),
             age: life.age(now),

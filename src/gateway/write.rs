@@ -2,13 +2,16 @@
 
 use std::sync::Arc;
 
-use super::ask::{Allowance, Asked, Unanswered};
+use super::ask::{Allowance, Asked, Asking, Unanswered};
 use super::incoming::MAX_CUSTOMERS;
-use super::{Arrival, Begun, Facts, Gateway};
+use tokio_util::sync::CancellationToken;
+
+use super::{ANYBODY, Arrival, Begun, Facts, Gateway};
 use crate::answer::{self, Reader, Verdict};
 use crate::cache::Subject;
+use crate::limit::Claimant;
 use crate::metrics::Invalidation;
-use crate::reply::{Refusal, Reply, Unavailable, Way};
+use crate::reply::{Refusal, Reply, Way};
 use crate::route::Route;
 use crate::settings::{UnknownCustomer, WriteSettings};
 use crate::signer::Call;
@@ -24,31 +27,47 @@ impl Gateway {
             settings: settings.clone(),
             facts: arrival.facts.clone(),
         };
-        Begun::Task(self.tasks.spawn(Arc::clone(self).carry_out(write)))
+        Begun::Task(self.tasks.spawn(Arc::clone(self).carry_out(write)), None)
     }
 
     /// Sends a request that is neither kept nor ends anything; in a task of its own too, since a call that is dropped
-    /// half-way would leave its slot and its counts wrong.
-    pub(super) fn pass(self: &Arc<Self>, arrival: &Arrival<'_>) -> Begun {
-        let (wait, answer, deadline) = (self.waits.read, self.waits.attempt, arrival.deadline);
-        let allowance = Allowance { wait, answer, deadline, reuse: Reuse::Idle };
+    /// half-way would leave its slot and its counts wrong. It is not sent once its caller has left.
+    pub(super) fn pass(self: &Arc<Self>, arrival: &Arrival<'_>, again: Again) -> Begun {
+        let (reuse, retries) = match again {
+            Again::Allowed => (Reuse::Idle, self.upstream_settings.retries),
+            // It may be lost with an idle connection, and nobody knows what it does.
+            Again::Never => (Reuse::New, 0),
+        };
+        let allowance = Allowance {
+            who: Claimant { caller: ANYBODY, write: false },
+            wait: self.waits.read,
+            answer: self.waits.attempt,
+            deadline: arrival.deadline,
+            reuse,
+            retries,
+        };
         let (route, call, reader) = (Arc::clone(arrival.route), arrival.call(), arrival.reader(&[]));
         let gateway = Arc::clone(self);
-        Begun::Task(
-            self.tasks.spawn(async move {
-                told(gateway.ask(&route, &call, &reader, allowance, None).await, Refusal::of_read)
-            }),
-        )
+        let left = CancellationToken::new();
+        let presence = left.clone().drop_guard();
+        let task = self.tasks.spawn(async move {
+            let asking = Asking { route: &route, call: &call, reader: &reader, allowance };
+            told(gateway.ask(&asking, None, || left.cancelled()).await, Refusal::of_read)
+        });
+        Begun::Task(task, Some(presence))
     }
 
     async fn carry_out(self: Arc<Self>, write: Write) -> Result<Reply, Refusal> {
         let allowance = Allowance {
+            who: Claimant { caller: ANYBODY, write: true },
             wait: self.waits.write,
             answer: self.waits.write_attempt,
             deadline: self.clock.boot() + self.waits.write_request,
             reuse: Reuse::Own,
+            retries: 0,
         };
-        let asked = self.ask(&write.route, &write.call, &write.reader, allowance, None).await;
+        let asking = Asking { route: &write.route, call: &write.call, reader: &write.reader, allowance };
+        let asked = self.ask(&asking, None, std::future::pending::<()>).await;
         let mut customers = write.facts.customers.clone();
         match &asked {
             Ok(asked) => {
@@ -57,7 +76,7 @@ impl Gateway {
                 self.end_of(&write, &mut customers, known);
             }
             Err(Unanswered::Failed(failure)) if failure.left => self.end_of(&write, &mut customers, false),
-            Err(Unanswered::Failed(_) | Unanswered::Limited(_) | Unanswered::Crowded) => {}
+            Err(Unanswered::Failed(_) | Unanswered::Limited(_) | Unanswered::Shut(_) | Unanswered::Unwanted) => {}
         }
         let outcome = told(asked, Refusal::of_write);
         self.log_write(&outcome, &write.facts, &customers);
@@ -91,6 +110,15 @@ impl Gateway {
     }
 }
 
+/// Whether a request may be sent again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Again {
+    /// As any read.
+    Allowed,
+    /// It is forwarded once.
+    Never,
+}
+
 /// What a write needs of the request that asked for it.
 struct Write {
     route: Arc<Route>,
@@ -104,7 +132,9 @@ fn told(asked: Result<Asked, Unanswered>, failed: impl FnOnce(Failure) -> Refusa
     match asked {
         Ok(asked) => Ok(Reply { answer: asked.answer, way: Way::Bypass }),
         Err(Unanswered::Limited(limited)) => Err(Refusal::UpstreamLimited(limited)),
-        Err(Unanswered::Crowded) => Err(Refusal::Unavailable(Unavailable::Inflight)),
+        Err(Unanswered::Shut(shut)) => Err(Refusal::shut(shut)),
+        // Nobody hears it.
+        Err(Unanswered::Unwanted) => Err(Refusal::UpstreamTimeout),
         Err(Unanswered::Failed(failure)) => Err(failed(failure)),
     }
 }

@@ -1,13 +1,18 @@
 //! How much is let through: what callers may ask, and what upstream may be asked.
 
+mod backoff;
 mod caller;
+mod line;
 mod pace;
+mod paces;
 mod slots;
 
 use std::time::Duration;
 
 pub use self::caller::CallerGate;
-pub use self::pace::{Pace, Paces, Turn};
+pub use self::line::Claimant;
+pub use self::pace::{Pace, Turn};
+pub use self::paces::{Before, Paces};
 pub use self::slots::{Claim, Slots};
 
 /// A refusal: over a limit, and when to come again.

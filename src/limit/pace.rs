@@ -1,21 +1,16 @@
-//! The queue for upstream's pace: first come, first served, each for a bounded time.
+//! The queue for upstream's pace: each waits for its turn, for a bounded time.
 
-use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
-use super::{Claim, Limited, Slots};
+use super::backoff::Backoff;
+use super::line::Line;
+use super::{Claim, Claimant, Limited, Slots};
 use crate::clock::{Boot, Clock};
-use crate::route::Route;
 use crate::settings::PaceSettings;
-use crate::tenant::Tenant;
-
-/// Paths under one wildcard that have a pace of their own, as long as they need one; further ones share one, which is
-/// never too fast.
-const MAX_PATHS: usize = 256;
 
 /// The pace of one tenant and route.
 #[derive(Debug)]
@@ -28,20 +23,65 @@ pub struct Pace {
 #[derive(Debug)]
 struct Queue {
     slots: Slots,
-    waiting: VecDeque<Arc<Notify>>,
+    backoff: Backoff,
+    line: Line<Ticket>,
+}
+
+/// How somebody who waits is woken.
+#[derive(Clone, Debug)]
+struct Ticket(Arc<Notify>);
+
+impl PartialEq for Ticket {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
 }
 
 impl Queue {
-    fn wake_first(&self) {
-        if let Some(first) = self.waiting.front() {
-            first.notify_one();
+    /// Takes a slot, if upstream's pace has one now.
+    fn take(&mut self, rate: usize, now: Boot) -> Result<Option<Claim>, Option<Boot>> {
+        if let Some(pause) = self.backoff.pause(now) {
+            return Err(Some(pause));
+        }
+        if rate == 0 {
+            return Ok(None);
+        }
+        let allowed = self.backoff.allowed(rate, now);
+        let claim = self.slots.take(allowed, now).ok_or_else(|| {
+            let next = self.slots.next_free(allowed);
+            // When the back-off is over, more slots are allowed at once.
+            if allowed < rate {
+                Some(next.map_or(self.backoff.over(), |next| next.min(self.backoff.over())))
+            } else {
+                next
+            }
+        });
+        claim.map(Some)
+    }
+
+    /// The earliest moment at which somebody with `ahead` others before him can get a turn, if they stay.
+    fn earliest(&self, ahead: usize, rate: usize, now: Boot) -> Boot {
+        let from = self.backoff.pause(now).unwrap_or(now);
+        if rate == 0 {
+            return from;
+        }
+        let with = |allowed: usize| self.slots.earliest(ahead, allowed, now);
+        let held_back = with(self.backoff.allowed(rate, now)).max(from);
+        held_back.min(with(rate).max(self.backoff.over()))
+    }
+
+    fn wake_next(&self) {
+        if let Some(next) = self.line.next() {
+            next.0.notify_one();
         }
     }
 }
 
 impl Pace {
-    fn new(settings: PaceSettings, clock: &Clock) -> Arc<Self> {
-        let queue = Queue { slots: Slots::new(&settings, clock.boot()), waiting: VecDeque::new() };
+    /// A pace whose slots are free from `from` on.
+    pub(super) fn new(settings: PaceSettings, from: Boot, clock: &Clock) -> Arc<Self> {
+        let slots = Slots::new(&settings, from);
+        let queue = Queue { slots, backoff: Backoff::new(settings.per), line: Line::default() };
         Arc::new(Self { queue: Mutex::new(queue), clock: clock.clone(), settings })
     }
 
@@ -49,26 +89,18 @@ impl Pace {
     ///
     /// # Errors
     /// At once where no turn can come in time, else when the time is over.
-    pub async fn turn(self: &Arc<Self>, max_wait: Duration) -> Result<Turn, Limited> {
-        if self.settings.rate == 0 {
-            return Ok(Turn(None));
-        }
+    pub async fn turn(self: &Arc<Self>, who: Claimant, max_wait: Duration) -> Result<Turn, Limited> {
         let arrived = self.clock.boot();
-        let ticket = Arc::new(Notify::new());
-        {
-            let mut queue = self.queue.lock();
-            let earliest = queue.slots.earliest(queue.waiting.len(), arrived);
-            if earliest.since(arrived) > max_wait {
-                return Err(self.limited(earliest.since(arrived)));
-            }
-            queue.waiting.push_back(Arc::clone(&ticket));
+        let place = Place::join(self, who);
+        let earliest = place.earliest(arrived);
+        if earliest.since(arrived) > max_wait {
+            return Err(self.limited(earliest.since(arrived)));
         }
-        let place = Place { pace: self, ticket };
         loop {
             let now = self.clock.boot();
             let next = match place.step(now) {
-                Step::Turn(claim) => return Ok(Turn(Some((Arc::clone(self), claim)))),
-                Step::Wait(next) => next,
+                Ok(claim) => return Ok(Turn { pace: Arc::clone(self), claim }),
+                Err(next) => next,
             };
             let left = (arrived + max_wait).since(now);
             if left.is_zero() {
@@ -76,18 +108,45 @@ impl Pace {
             }
             let pause = next.map_or(left, |next| next.since(now).min(left));
             // Either the time has come, or something changed: look again.
-            let _ = tokio::time::timeout(pause, place.ticket.notified()).await;
+            let _ = tokio::time::timeout(pause, place.ticket.0.notified()).await;
         }
     }
 
     /// A turn that nobody waits for, at once or not at all.
     pub fn spare_turn(self: &Arc<Self>) -> Option<Turn> {
-        if self.settings.rate == 0 {
-            return Some(Turn(None));
-        }
         let mut queue = self.queue.lock();
-        let claim = if queue.waiting.is_empty() { queue.slots.take(self.clock.boot()) } else { None };
-        claim.map(|claim| Turn(Some((Arc::clone(self), claim))))
+        if !queue.line.is_empty() {
+            return None;
+        }
+        let claim = queue.take(self.rate(), self.clock.boot()).ok()?;
+        Some(Turn { pace: Arc::clone(self), claim })
+    }
+
+    /// Signatures are made otherwise from now on.
+    pub(super) fn resigned(&self) {
+        let mut queue = self.queue.lock();
+        queue.backoff.resigned(self.clock.boot());
+        queue.wake_next();
+    }
+
+    /// Calls that a window allows now; without a pace, infinitely many.
+    pub(super) fn allowed(&self, now: Boot) -> f64 {
+        let queue = self.queue.lock();
+        match (queue.backoff.pause(now), self.settings.rate) {
+            (Some(_), _) => 0.0,
+            (None, 0) => f64::INFINITY,
+            (None, _) => u32::try_from(queue.backoff.allowed(self.rate(), now)).map_or(f64::INFINITY, f64::from),
+        }
+    }
+
+    /// Whether a new pace in its place would do as well.
+    pub(super) fn is_idle(&self, now: Boot) -> bool {
+        let queue = self.queue.lock();
+        queue.line.is_empty() && queue.slots.are_all_free(now) && queue.backoff.is_over(now)
+    }
+
+    fn rate(&self) -> usize {
+        usize::try_from(self.settings.rate).unwrap_or(usize::MAX)
     }
 
     fn limited(&self, retry_after: Duration) -> Limited {
@@ -95,46 +154,52 @@ impl Pace {
     }
 }
 
-enum Step {
-    Turn(Claim),
-    /// Until then nothing changes by itself; `None`: only the others can change it.
-    Wait(Option<Boot>),
-}
-
 /// A place in the queue, left when dropped.
 struct Place<'a> {
     pace: &'a Pace,
-    ticket: Arc<Notify>,
+    ticket: Ticket,
 }
 
-impl Place<'_> {
-    fn step(&self, now: Boot) -> Step {
+impl<'a> Place<'a> {
+    fn join(pace: &'a Pace, who: Claimant) -> Self {
+        let ticket = Ticket(Arc::new(Notify::new()));
+        pace.queue.lock().line.join(who, ticket.clone());
+        Self { pace, ticket }
+    }
+
+    /// Takes its turn. Else tells until when nothing changes by itself; `None`: only the others can change it.
+    fn step(&self, now: Boot) -> Result<Option<Claim>, Option<Boot>> {
         let mut queue = self.pace.queue.lock();
-        if !queue.waiting.front().is_some_and(|first| Arc::ptr_eq(first, &self.ticket)) {
-            return Step::Wait(None);
+        if queue.line.next() != Some(&self.ticket) {
+            return Err(None);
         }
-        queue.slots.take(now).map_or_else(|| Step::Wait(queue.slots.next_free()), Step::Turn)
+        let claim = queue.take(self.pace.rate(), now)?;
+        queue.line.serve();
+        Ok(claim)
     }
 
     /// The earliest moment at which this place can come to its turn.
     fn earliest(&self, now: Boot) -> Boot {
         let queue = self.pace.queue.lock();
-        let ahead = queue.waiting.iter().position(|ticket| Arc::ptr_eq(ticket, &self.ticket));
-        queue.slots.earliest(ahead.unwrap_or_default(), now)
+        queue.earliest(queue.line.ahead(&self.ticket), self.pace.rate(), now)
     }
 }
 
 impl Drop for Place<'_> {
     fn drop(&mut self) {
         let mut queue = self.pace.queue.lock();
-        queue.waiting.retain(|ticket| !Arc::ptr_eq(ticket, &self.ticket));
-        queue.wake_first();
+        queue.line.leave(&self.ticket);
+        queue.wake_next();
     }
 }
 
 /// Leave to make one call. Its slot cools from what becomes of the call; dropped before the call left, it is free again.
 #[derive(Debug)]
-pub struct Turn(Option<(Arc<Pace>, Claim)>);
+pub struct Turn {
+    pace: Arc<Pace>,
+    /// `None`: there is no pace to keep.
+    claim: Option<Claim>,
+}
 
 impl Turn {
     /// The call's last byte left just now.
@@ -147,11 +212,18 @@ impl Turn {
         self.tell(Slots::answered);
     }
 
+    /// The call, which was sent at `sent`, was throttled.
+    pub fn throttled(&self, sent: Boot) {
+        let mut queue = self.pace.queue.lock();
+        queue.backoff.throttled(sent, self.pace.clock.boot());
+        queue.wake_next();
+    }
+
     fn tell(&self, change: impl FnOnce(&mut Slots, Claim, Boot)) {
-        if let Some((pace, claim)) = &self.0 {
-            let mut queue = pace.queue.lock();
-            change(&mut queue.slots, *claim, pace.clock.boot());
-            queue.wake_first();
+        if let Some(claim) = self.claim {
+            let mut queue = self.pace.queue.lock();
+            change(&mut queue.slots, claim, self.pace.clock.boot());
+            queue.wake_next();
         }
     }
 }
@@ -159,62 +231,5 @@ impl Turn {
 impl Drop for Turn {
     fn drop(&mut self) {
         self.tell(|slots, claim, _| slots.given_up(claim));
-    }
-}
-
-/// The paces of all tenants and routes.
-#[derive(Debug)]
-pub struct Paces {
-    /// By tenant, then by route.
-    all: Vec<Vec<RoutePace>>,
-    clock: Clock,
-}
-
-#[derive(Debug)]
-struct RoutePace {
-    settings: PaceSettings,
-    /// The pace of an exact route, or of the paths beyond the limit under a wildcard.
-    common: Arc<Pace>,
-    paths: Mutex<HashMap<String, Arc<Pace>>>,
-}
-
-impl Paces {
-    /// A route's pace wins over its tenant's, and that over the one for all.
-    pub fn new(tenants: &[Arc<Tenant>], routes: &[Option<PaceSettings>], base: PaceSettings, clock: &Clock) -> Self {
-        let one = |settings| RoutePace { settings, common: Pace::new(settings, clock), paths: Mutex::default() };
-        let of_tenant =
-            |tenant: &Arc<Tenant>| routes.iter().map(|route| one(route.or(tenant.pace).unwrap_or(base))).collect();
-        Self { all: tenants.iter().map(of_tenant).collect(), clock: clock.clone() }
-    }
-
-    /// The pace of a tenant's calls to a path.
-    pub fn of(&self, tenant: &Tenant, route: &Route, path: &str) -> Arc<Pace> {
-        let pace = self.of_route(tenant.index, route.index);
-        if !route.wildcard {
-            return Arc::clone(&pace.common);
-        }
-        let mut paths = pace.paths.lock();
-        if let Some(known) = paths.get(path) {
-            return Arc::clone(known);
-        }
-        if paths.len() >= MAX_PATHS {
-            let now = self.clock.boot();
-            paths.retain(|_, pace| Arc::strong_count(pace) > 1 || !pace.queue.lock().slots.are_all_free(now));
-        }
-        if paths.len() >= MAX_PATHS {
-            return Arc::clone(&pace.common);
-        }
-        let new = Pace::new(pace.settings, &self.clock);
-        paths.insert(path.to_owned(), Arc::clone(&new));
-        new
-    }
-
-    /// Calls that a tenant and route, given by their indices, are allowed in one window; 0: no pace.
-    pub fn rate(&self, tenant: usize, route: usize) -> u32 {
-        self.of_route(tenant, route).settings.rate
-    }
-
-    fn of_route(&self, tenant: usize, route: usize) -> &RoutePace {
-        self.all.get(tenant).and_then(|routes| routes.get(route)).expect("one was made for each tenant and route")
     }
 }

@@ -52,8 +52,11 @@ impl Slots {
         Self { slots, calls: 0, per: pace.per, transit: pace.transit }
     }
 
-    /// Takes a slot for a call, if one is free.
-    pub fn take(&mut self, now: Boot) -> Option<Claim> {
+    /// Takes a slot for a call, if one is free and fewer than `allowed` are in use.
+    pub fn take(&mut self, allowed: usize, now: Boot) -> Option<Claim> {
+        if self.next_free(allowed).is_none_or(|at| at > now) {
+            return None;
+        }
         let index = self.slots.iter().position(|slot| slot.free_at().is_some_and(|at| at <= now))?;
         self.calls += 1;
         *self.slots.get_mut(index)? = Slot { state: State::Held, call: self.calls };
@@ -88,13 +91,20 @@ impl Slots {
         self.slots.iter().all(|slot| matches!(slot.state, State::Free(at) if at <= now))
     }
 
-    /// When the next slot will be free, as far as is known; `None` while every slot waits for its call to leave.
-    pub fn next_free(&self) -> Option<Boot> {
-        self.slots.iter().filter_map(Slot::free_at).min()
+    /// When a slot will be free and fewer than `allowed` in use, as far as is known; `None` while that depends on calls
+    /// that have yet to leave.
+    pub fn next_free(&self, allowed: usize) -> Option<Boot> {
+        if allowed >= self.slots.len() {
+            return self.slots.iter().filter_map(Slot::free_at).min();
+        }
+        let mut free: Vec<Option<Boot>> = self.slots.iter().map(Slot::free_at).collect();
+        free.sort_unstable_by_key(|at| (at.is_none(), *at));
+        free.get(free.len() - allowed).copied()?
     }
 
-    /// The earliest moment at which somebody with `ahead` others before him can get a slot, whatever happens.
-    pub fn earliest(&self, ahead: usize, now: Boot) -> Boot {
+    /// The earliest moment at which somebody with `ahead` others before him can get one of `allowed` slots, whatever
+    /// becomes of the calls under way.
+    pub fn earliest(&self, ahead: usize, allowed: usize, now: Boot) -> Boot {
         let soonest = |slot: &Slot| match slot.state {
             State::Free(at) => at.max(now),
             // It may turn out not to leave at all.
@@ -103,6 +113,7 @@ impl Slots {
         };
         let mut free: Vec<Boot> = self.slots.iter().map(soonest).collect();
         free.sort_unstable();
+        free.drain(..free.len().saturating_sub(allowed));
         let rounds = u32::try_from(ahead / free.len().max(1)).unwrap_or(u32::MAX);
         let first = free.get(ahead % free.len().max(1)).copied().unwrap_or(now);
         first + self.per.saturating_mul(rounds)
@@ -139,52 +150,70 @@ mod tests {
     #[test]
     fn a_slot_cools_from_the_answer_or_from_the_latest_arrival() {
         let mut slots = Slots::new(&pace(1), at(0));
-        let claim = slots.take(at(0)).unwrap();
-        assert_eq!(slots.next_free(), None);
+        let claim = slots.take(1, at(0)).unwrap();
+        assert_eq!(slots.next_free(1), None);
         slots.sent(claim, at(10));
-        assert_eq!(slots.next_free(), Some(at(1510)));
+        assert_eq!(slots.next_free(1), Some(at(1510)));
         slots.answered(claim, at(50));
-        assert_eq!(slots.next_free(), Some(at(1050)));
-        assert_eq!(slots.take(at(1049)), None);
-        let claim = slots.take(at(1050)).unwrap();
+        assert_eq!(slots.next_free(1), Some(at(1050)));
+        assert_eq!(slots.take(1, at(1049)), None);
+        let claim = slots.take(1, at(1050)).unwrap();
         slots.sent(claim, at(1050));
         slots.answered(claim, at(1050 + 4000));
-        assert_eq!(slots.next_free(), Some(at(2550)), "a slow answer does not hold the slot");
+        assert_eq!(slots.next_free(1), Some(at(2550)), "a slow answer does not hold the slot");
     }
 
     #[test]
     fn a_call_that_never_left_gives_its_slot_back() {
         let mut slots = Slots::new(&pace(1), at(0));
-        let claim = slots.take(at(0)).unwrap();
+        let claim = slots.take(1, at(0)).unwrap();
         slots.given_up(claim);
-        assert!(slots.take(at(1)).is_some());
+        assert!(slots.take(1, at(1)).is_some());
     }
 
     #[test]
     fn a_late_answer_does_not_touch_the_slot_of_another_call() {
         let mut slots = Slots::new(&pace(1), at(0));
-        let hung = slots.take(at(0)).unwrap();
+        let hung = slots.take(1, at(0)).unwrap();
         slots.sent(hung, at(0));
-        let next = slots.take(at(1500)).unwrap();
+        let next = slots.take(1, at(1500)).unwrap();
         slots.given_up(hung);
         slots.answered(hung, at(1501));
-        assert_eq!(slots.take(at(9000)), None, "the other call still holds it");
+        assert_eq!(slots.take(1, at(9000)), None, "the other call still holds it");
         slots.sent(next, at(9000));
-        assert_eq!(slots.next_free(), Some(at(10_500)));
+        assert_eq!(slots.next_free(1), Some(at(10_500)));
     }
 
     #[test]
     fn nobody_is_told_of_an_earlier_turn_than_can_be() {
         let mut slots = Slots::new(&pace(2), at(0));
         for _ in 0..2 {
-            let claim = slots.take(at(0)).unwrap();
+            let claim = slots.take(2, at(0)).unwrap();
             slots.sent(claim, at(0));
             slots.answered(claim, at(100));
         }
-        assert_eq!(slots.earliest(0, at(200)), at(1100));
-        assert_eq!(slots.earliest(1, at(200)), at(1100));
-        assert_eq!(slots.earliest(2, at(200)), at(2100));
-        assert_eq!(slots.earliest(5, at(200)), at(3100));
+        assert_eq!(slots.earliest(0, 2, at(200)), at(1100));
+        assert_eq!(slots.earliest(1, 2, at(200)), at(1100));
+        assert_eq!(slots.earliest(2, 2, at(200)), at(2100));
+        assert_eq!(slots.earliest(5, 2, at(200)), at(3100));
+    }
+
+    #[test]
+    fn fewer_calls_may_be_allowed_than_there_are_slots() {
+        let mut slots = Slots::new(&pace(4), at(0));
+        let first = slots.take(4, at(0)).unwrap();
+        let second = slots.take(4, at(0)).unwrap();
+        assert_eq!((slots.take(2, at(0)), slots.next_free(2)), (None, None));
+        slots.sent(first, at(0));
+        slots.sent(second, at(200));
+        assert_eq!(
+            (slots.next_free(2), slots.next_free(1), slots.next_free(0)),
+            (Some(at(1500)), Some(at(1700)), None)
+        );
+        assert_eq!((slots.earliest(0, 2, at(300)), slots.earliest(1, 2, at(300))), (at(1300), at(1300)));
+        assert_eq!((slots.earliest(2, 2, at(300)), slots.earliest(1, 4, at(300))), (at(2300), at(300)));
+        assert!(slots.take(2, at(1500)).is_some());
+        assert_eq!(slots.take(2, at(1500)), None);
     }
 
     proptest! {
@@ -209,7 +238,7 @@ mod tests {
                         }
                         *when > now
                     });
-                    match slots.take(at(now)) {
+                    match slots.take(rate as usize, at(now)) {
                         Some(claim) => break claim,
                         None => now += 1,
                     }

@@ -27,7 +27,7 @@ use rate::{UPSTREAM_PACE, at_least_one, longer_than_nothing};
 use reader::Table;
 pub use reader::{Mistake, Mistakes};
 pub use routes::{CachedSettings, KindSettings, RouteSettings, UnknownCustomer, WriteSettings};
-pub use tenants::TenantSettings;
+pub use tenants::{TenantSettings, read_key};
 use value::Choice;
 pub use value::Size;
 
@@ -98,8 +98,12 @@ pub struct UpstreamSettings {
     pub max_inflight: u32,
     /// How long an idle connection is kept.
     pub pool_idle: Duration,
+    /// How often a read that failed is asked again.
+    pub retries: u32,
     /// Body codes that mean: too many calls, or busy.
     pub retry_codes: Vec<String>,
+    /// Whether calls are signed by the platform's clock, where that can be trusted.
+    pub follow_clock: bool,
     /// Longest response body.
     pub max_response: Size,
     /// The offset that dates in answers are written in.
@@ -280,12 +284,22 @@ impl UpstreamSettings {
             write_timeout: table.checked("write_timeout", seconds(15), longer_than_nothing),
             max_inflight: table.checked("max_inflight", 16, at_least_one),
             pool_idle: table.with_default("pool_idle", seconds(15)),
+            // Each is billed as any other call: two are enough to pass over a short failure.
+            retries: table.with_default("retries", 2),
             retry_codes: table.with_default("retry_codes", vec!["110004".to_owned(), "110007".to_owned()]),
+            follow_clock: table.with_default("follow_clock", true),
             max_response: table.with_default("max_response", Size(8 << 20)),
             utc_offset: table.with_default("utc_offset", CHINA_STANDARD_TIME),
         };
         table.finish();
         settings
+    }
+}
+
+impl UpstreamSettings {
+    /// Whether calls are signed by the platform's clock: only where nobody on the way can tell another one.
+    pub fn follows_clock(&self) -> bool {
+        self.follow_clock && self.base_url.as_ref().is_some_and(BaseUrl::is_private)
     }
 }
 

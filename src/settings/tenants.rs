@@ -1,7 +1,8 @@
 //! `tenants.*`: the merchants.
 
 use std::collections::HashMap;
-use std::path::Path;
+use std::io::Read;
+use std::path::{Path, PathBuf};
 
 use crate::secret::Secret;
 
@@ -19,6 +20,8 @@ pub struct TenantSettings {
     pub grant_code: String,
     /// Its signing key.
     pub open_key: Secret,
+    /// The file that the key was read from, where it was.
+    pub open_key_file: Option<PathBuf>,
     /// Whether it serves callers who name no tenant.
     pub default: bool,
     /// Its own pace, where it has one.
@@ -71,8 +74,8 @@ fn read_one(name: &str, table: &mut Table<'_>, pace: PaceSettings) -> Option<Ten
     let grant_code = table.optional("grant_code");
     let given = (table.has("open_key"), table.has("open_key_file"));
     let key = table.secret("open_key");
-    let file: Option<std::path::PathBuf> = table.optional("open_key_file");
-    let open_key = match (given, key, file) {
+    let file: Option<PathBuf> = table.optional("open_key_file");
+    let open_key = match (given, key, &file) {
         ((true, true), _, _) => {
             table.mistake("open_key", "stands beside open_key_file; wanted one of the two");
             None
@@ -81,8 +84,15 @@ fn read_one(name: &str, table: &mut Table<'_>, pace: PaceSettings) -> Option<Ten
             table.mistake("open_key", "is missing; wanted the signing key here, or open_key_file");
             None
         }
-        (_, Some(key), _) => Some(Secret::new(key)),
-        (_, None, Some(file)) => read_key(table, &file),
+        (_, Some(key), _) => {
+            let checked = check_key(key);
+            checked.map_err(|why| table.mistake("open_key", format!("{why}; wanted the signing key alone"))).ok()
+        }
+        (_, None, Some(file)) => {
+            let key = read_key(file);
+            key.map_err(|why| table.mistake("open_key_file", format!("{why}; wanted one that holds the signing key")))
+                .ok()
+        }
         (_, None, None) => None,
     };
     let default = table.with_default("default", false);
@@ -92,24 +102,37 @@ fn read_one(name: &str, table: &mut Table<'_>, pace: PaceSettings) -> Option<Ten
         open_id: open_id?,
         grant_code: grant_code?,
         open_key: open_key?,
+        open_key_file: file,
         default,
         pace,
     })
 }
 
-fn read_key(table: &Table<'_>, file: &Path) -> Option<Secret> {
-    match std::fs::read_to_string(file) {
-        Ok(text) if !text.trim().is_empty() => Some(Secret::new(text.trim().to_owned())),
-        Ok(_) => {
-            table.mistake("open_key_file", "names an empty file; wanted one that holds the signing key");
-            None
-        }
-        Err(error) => {
-            table.mistake(
-                "open_key_file",
-                format!("names a file that cannot be read ({}); wanted one that holds the signing key", error.kind()),
-            );
-            None
-        }
+/// Longer than any signing key, so that another file named by mistake is not taken in whole.
+const LONGEST_KEY: u64 = 4096;
+
+/// Reads the signing key in a file.
+///
+/// # Errors
+/// Why the file cannot be used, in words that follow its key in the configuration.
+pub fn read_key(file: &Path) -> Result<Secret, String> {
+    let unreadable = |error: std::io::Error| format!("names a file that cannot be read ({})", error.kind());
+    let mut text = String::new();
+    let read = std::fs::File::open(file).and_then(|file| file.take(LONGEST_KEY + 1).read_to_string(&mut text));
+    let length = read.map_err(unreadable)?;
+    if length as u64 > LONGEST_KEY {
+        return Err(format!("names a file of more than {LONGEST_KEY} bytes"));
     }
+    check_key(text.trim().to_owned()).map_err(|why| format!("names a file that {why}"))
+}
+
+fn check_key(key: String) -> Result<Secret, &'static str> {
+    let key = Secret::new(key);
+    if key.expose().is_empty() {
+        return Err("is empty");
+    }
+    if key.expose().contains(char::is_control) {
+        return Err("has line breaks or other control characters in it");
+    }
+    Ok(key)
 }

@@ -1,14 +1,16 @@
-//! Makes connections: addresses, TCP, TLS.
+//! Makes connections: TCP, TLS.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, RootCertStore};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpStream, lookup_host};
+use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
+use super::addresses::Addresses;
 use super::failure::FailureKind;
 use crate::settings::BaseUrl;
 
@@ -19,6 +21,7 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 /// How to reach the platform.
 pub(super) struct Connector {
     base_url: BaseUrl,
+    pub(super) addresses: Addresses,
     timeout: Duration,
     tls: Option<(TlsConnector, ServerName<'static>)>,
 }
@@ -38,28 +41,34 @@ impl std::error::Error for NoConnector {}
 impl Connector {
     pub(super) fn new(base_url: BaseUrl, timeout: Duration) -> Result<Self, NoConnector> {
         let tls = base_url.is_tls().then(|| tls(&base_url)).transpose()?;
-        Ok(Self { base_url, timeout, tls })
+        Ok(Self { addresses: Addresses::new(&base_url), base_url, timeout, tls })
     }
 
     pub(super) const fn base_url(&self) -> &BaseUrl {
         &self.base_url
     }
 
-    /// A new connection, in time.
-    pub(super) async fn connect(&self) -> Result<Box<dyn Stream>, FailureKind> {
+    /// A new connection, in time, and the address that it leads to.
+    pub(super) async fn connect(&self) -> Result<(Box<dyn Stream>, SocketAddr), FailureKind> {
         tokio::time::timeout(self.timeout, self.dial()).await.unwrap_or(Err(FailureKind::ConnectTimeout))
     }
 
-    async fn dial(&self) -> Result<Box<dyn Stream>, FailureKind> {
-        let addresses = lookup_host((self.base_url.host(), self.base_url.port())).await;
-        let mut tcp = Err(FailureKind::Resolve);
-        for address in addresses.map_err(|_| FailureKind::Resolve)? {
-            tcp = TcpStream::connect(address).await.map_err(|_| FailureKind::Connect);
-            if tcp.is_ok() {
-                break;
+    async fn dial(&self) -> Result<(Box<dyn Stream>, SocketAddr), FailureKind> {
+        let addresses = self.addresses.current().await;
+        // An address that does not answer must leave time for the others.
+        let share = self.timeout / u32::try_from(addresses.len()).unwrap_or(u32::MAX).max(1);
+        let mut failure = FailureKind::Resolve;
+        for address in addresses.iter().copied() {
+            match tokio::time::timeout(share, TcpStream::connect(address)).await {
+                Ok(Ok(tcp)) => return Ok((self.secured(tcp).await?, address)),
+                Ok(Err(_)) => failure = FailureKind::Connect,
+                Err(_) => failure = FailureKind::ConnectTimeout,
             }
         }
-        let tcp = tcp?;
+        Err(failure)
+    }
+
+    async fn secured(&self, tcp: TcpStream) -> Result<Box<dyn Stream>, FailureKind> {
         // Requests are written whole; holding the last packet back would only add delay. Failing to set it does no harm.
         let _ = tcp.set_nodelay(true);
         match &self.tls {

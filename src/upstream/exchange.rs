@@ -1,11 +1,13 @@
 //! One request and its answer.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use http::header::{
-    ACCEPT, CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HOST, HeaderName, RETRY_AFTER, USER_AGENT,
+    ACCEPT, AGE, CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, DATE, HOST, HeaderName, RETRY_AFTER,
+    USER_AGENT,
 };
 use http::{HeaderMap, HeaderValue, Method, Request, Response};
 use http_body_util::{BodyExt, Full};
@@ -17,12 +19,22 @@ use super::failure::{Failure, FailureKind};
 use super::pool::{Idle, Pool};
 use super::wire::{Meter, Wire};
 use crate::answer::Answer;
+use crate::clock::Wall;
 use crate::settings::BaseUrl;
 use crate::signer::SignedRequest;
 
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 const AGENT: HeaderValue = HeaderValue::from_static(concat!("zvgate/", env!("CARGO_PKG_VERSION")));
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
+
+/// An answer, and what came with it beside what callers get.
+#[derive(Clone, Debug)]
+pub struct Exchanged {
+    /// The answer.
+    pub answer: Answer,
+    /// The platform's clock as it answered; `None` where it does not tell, or the answer was kept on the way.
+    pub date: Option<Wall>,
+}
 
 /// A connection that is about to carry one request.
 #[derive(Debug)]
@@ -38,7 +50,7 @@ pub struct Connection {
 
 impl Connection {
     pub(super) async fn open(
-        stream: Box<dyn Stream>,
+        (stream, address): (Box<dyn Stream>, SocketAddr),
         home: Option<Arc<Pool>>,
         base_url: &BaseUrl,
         max_response: usize,
@@ -48,7 +60,7 @@ impl Connection {
         let (sender, driver) = handshake.map_err(|_| Failure::before(FailureKind::Connect))?;
         // What goes wrong on the connection also reaches the request that is on it.
         tokio::spawn(async move { driver.await.ok() });
-        Ok(Self { reused: false, ..Self::reused(Idle { sender, meter }, home, base_url, max_response) })
+        Ok(Self { reused: false, ..Self::reused(Idle { sender, meter, address }, home, base_url, max_response) })
     }
 
     pub(super) fn reused(idle: Idle, home: Option<Arc<Pool>>, base_url: &BaseUrl, max_response: usize) -> Self {
@@ -67,16 +79,19 @@ impl Connection {
         within: Duration,
         left: impl Fn(),
         answered: impl Fn(),
-    ) -> Result<Answer, Failure> {
+    ) -> Result<Exchanged, Failure> {
         let before = self.idle.meter.written();
         let meter = Arc::clone(&self.idle.meter);
         let reused = self.reused;
+        let mut answering = false;
         let exchange = async {
             let response = self.send(request, &meter, before, &left).await?;
+            answering = true;
             answered();
             self.receive(response).await
         };
         let outcome = if within.is_zero() {
+            drop(exchange);
             Err(FailureKind::Timeout)
         } else {
             tokio::time::timeout(within, exchange).await.unwrap_or(Err(FailureKind::Timeout))
@@ -86,7 +101,7 @@ impl Connection {
             if any_left {
                 left();
             }
-            Failure { kind, left: any_left, reused }
+            Failure { kind, left: any_left, reused, answering }
         })
     }
 
@@ -121,7 +136,7 @@ impl Connection {
             .body(Full::new(body))
     }
 
-    async fn receive(mut self, response: Response<Incoming>) -> Result<Answer, FailureKind> {
+    async fn receive(mut self, response: Response<Incoming>) -> Result<Exchanged, FailureKind> {
         let (head, body) = response.into_parts();
         if head.status.is_redirection() {
             return Err(FailureKind::Redirect);
@@ -137,14 +152,22 @@ impl Connection {
         }
         // Copied, as a slice of them would keep the connection's whole read buffer.
         let header = |name| HeaderValue::from_bytes(head.headers.get(name)?.as_bytes()).ok();
-        Ok(Answer {
+        let answer = Answer {
             status: head.status.as_u16(),
             content_type: header(CONTENT_TYPE),
             content_encoding: header(CONTENT_ENCODING),
             retry_after: header(RETRY_AFTER),
             body,
-        })
+        };
+        Ok(Exchanged { answer, date: date(&head.headers) })
     }
+}
+
+/// `Date`, unless an `Age` tells that it is that of an earlier answer.
+fn date(headers: &HeaderMap) -> Option<Wall> {
+    let date = headers.get(DATE).filter(|_| !headers.contains_key(AGE))?.to_str().ok()?;
+    let since = httpdate::parse_http_date(date).ok()?.duration_since(SystemTime::UNIX_EPOCH).ok()?;
+    Some(Wall::from_unix_seconds(i64::try_from(since.as_secs()).ok()?))
 }
 
 /// Reads a body into one allocation of its own size.
@@ -179,18 +202,19 @@ fn keep_alive_hint(headers: &HeaderMap) -> Option<Duration> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::clock::Wall;
     use crate::secret::Secret;
     use crate::settings::TenantSettings;
     use crate::signer::{Call, Nonces};
     use crate::tenant::Tenants;
     use tokio::io::AsyncReadExt;
 
+    const NOWHERE: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 0);
+
     /// What the far side sees of a connection whose only request is given up at once, and what is told of it.
     async fn given_up(within: Duration) -> (bool, bool) {
         let (near, mut far) = tokio::io::duplex(1 << 16);
         let url = BaseUrl::parse("http://a").unwrap();
-        let connection = Connection::open(Box::new(near), None, &url, 1 << 20).await.unwrap();
+        let connection = Connection::open((Box::new(near), NOWHERE), None, &url, 1 << 20).await.unwrap();
         let failure = connection.exchange(&signed(), within, || {}, || {}).await.unwrap_err();
         let mut seen = Vec::new();
         far.read_to_end(&mut seen).await.unwrap();
@@ -204,6 +228,7 @@ mod tests {
             open_id: "i".to_owned(),
             grant_code: "g".to_owned(),
             open_key: Secret::new("k".to_owned()),
+            open_key_file: None,
             default: true,
             pace: None,
         }]);
@@ -227,11 +252,24 @@ mod tests {
     async fn an_idle_connection_that_closed_costs_nothing_that_left() {
         let (near, far) = tokio::io::duplex(1 << 16);
         let url = BaseUrl::parse("http://a").unwrap();
-        let fresh = Connection::open(Box::new(near), None, &url, 1 << 20).await.unwrap();
+        let fresh = Connection::open((Box::new(near), NOWHERE), None, &url, 1 << 20).await.unwrap();
         let idle = Connection::reused(fresh.idle, None, &url, 1 << 20);
         drop(far);
         let failure = idle.exchange(&signed(), Duration::from_secs(5), || {}, || {}).await.unwrap_err();
         assert!(failure.is_stale_connection(), "{failure:?}");
+    }
+
+    #[test]
+    fn a_date_is_read_where_it_is_that_of_this_answer() {
+        let told = HeaderValue::from_static("Wed, 21 Oct 2015 07:28:00 GMT");
+        let mut headers = HeaderMap::from_iter([(DATE, told)]);
+        assert_eq!(date(&headers), Some(Wall::from_unix_seconds(1_445_412_480)));
+        headers.insert(AGE, HeaderValue::from_static("0"));
+        assert_eq!(date(&headers), None);
+        for bad in ["", "yesterday", "Wed, 21 Oct 1915 07:28:00 GMT"] {
+            let headers = HeaderMap::from_iter([(DATE, HeaderValue::from_static(bad))]);
+            assert_eq!(date(&headers), None, "{bad}");
+        }
     }
 
     #[test]

@@ -11,17 +11,24 @@ pub struct Failure {
     pub left: bool,
     /// Whether it went wrong on a connection that had been idle before.
     pub reused: bool,
+    /// Whether an answer had begun.
+    pub answering: bool,
 }
 
 impl Failure {
     /// A failure before anything left.
-    pub(super) const fn before(kind: FailureKind) -> Self {
-        Self { kind, left: false, reused: false }
+    pub const fn before(kind: FailureKind) -> Self {
+        Self { kind, left: false, reused: false, answering: false }
     }
 
     /// Whether an idle connection turned out to be closed before anything left: another one is all it takes.
-    pub fn is_stale_connection(&self) -> bool {
-        self.reused && !self.left && self.kind == FailureKind::Reset
+    pub const fn is_stale_connection(&self) -> bool {
+        self.is_idle_close() && !self.left
+    }
+
+    /// Whether an idle connection was closed just when it was used.
+    pub const fn is_idle_close(&self) -> bool {
+        self.reused && !self.answering && matches!(self.kind, FailureKind::Reset)
     }
 }
 

@@ -1,20 +1,27 @@
 //! The way to the platform: HTTP/1.1, one attempt at a time on a connection, and only for what is signed.
 
+mod addresses;
+mod breaker;
+mod circuit;
 mod connect;
 mod exchange;
 mod failure;
 mod pool;
+mod recent;
+mod retry;
 mod wire;
 
 use std::sync::Arc;
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-
+pub use self::addresses::Resolved;
+pub use self::breaker::Health;
+pub use self::circuit::{Attempt, Circuit, Shut};
 use self::connect::Connector;
 pub use self::connect::NoConnector;
-pub use self::exchange::Connection;
+pub use self::exchange::{Connection, Exchanged};
 pub use self::failure::{Failure, FailureKind};
 use self::pool::Pool;
+pub use self::retry::pause_before;
 use crate::clock::Clock;
 use crate::settings::{BaseUrl, UpstreamSettings};
 use crate::tenant::Tenant;
@@ -35,8 +42,8 @@ pub struct Upstream {
     connector: Connector,
     pool: Arc<Pool>,
     max_response: usize,
-    /// Attempts of each tenant at once.
-    inflight: Vec<Arc<Semaphore>>,
+    /// One for each tenant.
+    circuits: Vec<Arc<Circuit>>,
 }
 
 impl Upstream {
@@ -50,19 +57,18 @@ impl Upstream {
         tenants: usize,
         clock: &Clock,
     ) -> Result<Self, NoConnector> {
-        let max_inflight = usize::try_from(settings.max_inflight).unwrap_or(Semaphore::MAX_PERMITS);
         let connector = Connector::new(base_url, settings.connect_timeout)?;
         Ok(Self {
             connector,
             pool: Arc::new(Pool::new(settings.pool_idle, clock.clone())),
             max_response: settings.max_response.bytes(),
-            inflight: (0..tenants).map(|_| Arc::new(Semaphore::new(max_inflight))).collect(),
+            circuits: (0..tenants).map(|_| Arc::new(Circuit::new(settings.max_inflight, clock))).collect(),
         })
     }
 
-    /// Waits until the tenant has fewer attempts under way than `upstream.max_inflight`.
-    pub async fn permit(&self, tenant: &Tenant) -> Option<OwnedSemaphorePermit> {
-        Arc::clone(self.inflight.get(tenant.index)?).acquire_owned().await.ok()
+    /// A tenant's circuit.
+    pub fn circuit(&self, tenant: &Tenant) -> &Arc<Circuit> {
+        self.circuits.get(tenant.index).expect("one was made for each tenant")
     }
 
     /// A connection to make one attempt on.
@@ -70,7 +76,8 @@ impl Upstream {
     /// # Errors
     /// Where none can be made in `upstream.connect_timeout`.
     pub async fn connection(&self, reuse: Reuse) -> Result<Connection, Failure> {
-        let idle = if reuse == Reuse::Idle { self.pool.take() } else { None };
+        let is_wanted = |address| self.connector.addresses.contain(address);
+        let idle = if reuse == Reuse::Idle { self.pool.take(is_wanted) } else { None };
         let home = (reuse != Reuse::Own).then(|| Arc::clone(&self.pool));
         if let Some(idle) = idle {
             return Ok(Connection::reused(idle, home, self.connector.base_url(), self.max_response));
@@ -79,8 +86,13 @@ impl Upstream {
         Connection::open(stream, home, self.connector.base_url(), self.max_response).await
     }
 
-    /// Closes connections that have been idle for too long.
+    /// Looks the platform's name up again. Connections to addresses that are gone are used no more.
+    pub async fn look_up(&self) -> Resolved {
+        self.connector.addresses.look_up().await
+    }
+
+    /// Closes connections that have been idle for too long, or lead elsewhere by now.
     pub fn tidy(&self) {
-        self.pool.tidy();
+        self.pool.tidy(|address| self.connector.addresses.contain(address));
     }
 }

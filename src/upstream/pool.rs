@@ -1,5 +1,6 @@
 //! Idle connections.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,6 +22,8 @@ const HINT_MARGIN: Duration = Duration::from_secs(1);
 pub(super) struct Idle {
     pub(super) sender: SendRequest<Full<Bytes>>,
     pub(super) meter: Arc<Meter>,
+    /// Where it leads.
+    pub(super) address: SocketAddr,
 }
 
 /// Idle connections, the last one used first.
@@ -36,12 +39,12 @@ impl Pool {
         Self { idle: Mutex::default(), keep, clock }
     }
 
-    /// The connection that was used last, if it is still good.
-    pub(super) fn take(&self) -> Option<Idle> {
+    /// The connection that was used last, if it is still good and leads where `is_wanted`.
+    pub(super) fn take(&self, is_wanted: impl Fn(SocketAddr) -> bool) -> Option<Idle> {
         let now = self.clock.boot();
         let mut idle = self.idle.lock();
         while let Some((until, connection)) = idle.pop() {
-            if now < until && connection.sender.is_ready() {
+            if now < until && connection.sender.is_ready() && is_wanted(connection.address) {
                 return Some(connection);
             }
         }
@@ -60,8 +63,10 @@ impl Pool {
         }
     }
 
-    pub(super) fn tidy(&self) {
+    /// Closes what is over, broken, or leads elsewhere.
+    pub(super) fn tidy(&self, is_wanted: impl Fn(SocketAddr) -> bool) {
         let now = self.clock.boot();
-        self.idle.lock().retain(|(until, connection)| now < *until && !connection.sender.is_closed());
+        let good = |idle: &Idle| !idle.sender.is_closed() && is_wanted(idle.address);
+        self.idle.lock().retain(|(until, connection)| now < *until && good(connection));
     }
 }

@@ -147,18 +147,19 @@ async fn what_is_negative_or_unsettled_lives_shortly_and_errors_not_at_all() {
         }
     })
     .await;
-    let words = [("cache.negative_ttl", "4s"), ("cache.unsettled_ttl", "5s"), ("limits.upstream.rate", "0")];
+    let words = [("cache.negative_ttl", "4s"), ("cache.unsettled_ttl", "5s"), ("upstream.retries", "0")];
     let gate = Gate::start(&upstream, &words).await;
     for (customer, life) in [("empty", 4), ("exception", 4), ("unsettled", 5), ("settled", 30)] {
         let status = format!("zvgate; fwd=miss; stored; ttl={life}");
         assert_eq!(gate.read(customer).await.header("cache-status"), status, "{customer}");
         assert!(gate.read(customer).await.is_hit(), "{customer}");
     }
-    for customer in ["error", "throttled", "garbage"] {
+    for customer in ["error", "garbage", "throttled"] {
         for _ in 0..2 {
             let reply = gate.read(customer).await;
             assert_eq!((reply.status, reply.header("cache-status")), (200, "zvgate; fwd=miss"), "{customer}");
             assert_eq!(reply.header("proxy-status"), "", "upstream's word is not the gateway's");
+            gate.hands.advance(Duration::from_secs(1));
         }
     }
     let lookups = |result: &str| format!("zvgate_cache_lookups_total{{result=\"{result}\",route=\"{READ}\"}}");

@@ -143,7 +143,7 @@ async fn a_caller_who_does_not_read_is_closed() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_house_upstream_is_a_503() {
     let upstream = Scripted::start(|_, _| Act::Hang).await;
-    let words = [("upstream.max_inflight", "1"), ("limits.max_wait", "200ms"), ("upstream.attempt_timeout", "3s")];
+    let words = [("upstream.max_inflight", "1"), ("limits.max_wait", "200ms"), ("upstream.retries", "0")];
     let gate = std::sync::Arc::new(Gate::start(&upstream, &words).await);
     let hung = std::sync::Arc::clone(&gate);
     let hung = tokio::spawn(async move { hung.read("1").await });
@@ -207,7 +207,7 @@ async fn an_upstream_that_gives_no_answer_is_a_502() {
         ("oversized, unannounced", format!("HTTP/1.1 200 OK\r\n\r\n{}", "x".repeat(3000)).into_bytes()),
     ] {
         let upstream = Scripted::start(move |_, _| Act::Last(bytes.clone())).await;
-        let gate = Gate::start(&upstream, &[("upstream.max_response", "2KiB")]).await;
+        let gate = Gate::start(&upstream, &[("upstream.max_response", "2KiB"), ("upstream.retries", "0")]).await;
         for _ in 0..2 {
             gate.read("1").await.is_error(502, "upstream_failed");
         }
@@ -260,7 +260,7 @@ async fn what_upstream_itself_says_passes_through_with_its_status() {
         Act::Answer(http_text(["503 Busy", "404 Not Found", "200 OK"][number % 3], headers, "upstream's own words"))
     })
     .await;
-    let gate = Gate::start(&upstream, &[("limits.upstream.rate", "0")]).await;
+    let gate = Gate::start(&upstream, &[("upstream.retries", "0")]).await;
     for status in [503, 404, 200] {
         let reply = gate.read("1").await;
         assert_eq!((reply.status, reply.text().as_str()), (status, "upstream's own words"));

@@ -21,6 +21,7 @@ fn signed(customer: &str) -> String {
         open_id: open_id.to_owned(),
         grant_code: grant_code.to_owned(),
         open_key: Secret::new(open_key.to_owned()),
+        open_key_file: None,
         default: true,
         pace: None,
     }]);

@@ -90,7 +90,7 @@ async fn a_stale_answer_stands_in_for_every_kind_of_failure_and_says_so() {
         let good = http_text("200 OK", "", r#"{"status":true,"code":0,"data":[{"useStatus":1}]}"#);
         let upstream =
             Scripted::start(move |number, _| Act::Last(if number == 0 { good.clone() } else { answer.clone() })).await;
-        let gate = Gate::start(&upstream, &[]).await;
+        let gate = Gate::start(&upstream, &[("upstream.retries", "0")]).await;
         let first = gate.read("1").await;
         gate.hands.advance(Duration::from_millis(35_500));
         let stale = gate.read("1").await;

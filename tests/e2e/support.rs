@@ -16,6 +16,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use zvgate::app::App;
 use zvgate::clock::{Clock, Hands};
+use zvgate::limit::Before;
 use zvgate::sandbox::{Faults, Merchant, Options, Sandbox};
 use zvgate::secret::Secret;
 use zvgate::settings::{Settings, Sources};
@@ -264,7 +265,7 @@ impl Gate {
 
     async fn run(settings: &Settings) -> Self {
         let (clock, hands) = Clock::shifted();
-        let app = App::bind(settings, clock).await.unwrap();
+        let app = App::bind(settings, clock, Before::Nothing).await.unwrap();
         let (address, admin) = (app.address().unwrap(), app.admin_address().unwrap());
         let stop = CancellationToken::new();
         let done = tokio::spawn(app.run(stop.clone()));

@@ -1,7 +1,14 @@
 //! The merchants: who signs.
 
+mod key_file;
+
 use std::fmt;
+use std::path::PathBuf;
 use std::sync::Arc;
+
+use parking_lot::RwLock;
+
+pub use self::key_file::{KeyFile, KeyNews};
 
 use crate::json::Node;
 use crate::secret::Secret;
@@ -18,10 +25,23 @@ pub struct Tenant {
     pub open_id: String,
     /// The grant that goes with it.
     pub grant_code: String,
-    /// Its signing key.
-    pub open_key: Secret,
+    /// Its signing key, which may change.
+    open_key: RwLock<Secret>,
+    /// The file that its key comes from, where it comes from one.
+    open_key_file: Option<PathBuf>,
     /// Its own pace, where it has one.
     pub pace: Option<PaceSettings>,
+}
+
+impl Tenant {
+    /// Its signing key.
+    pub fn open_key(&self) -> impl std::ops::Deref<Target = Secret> + '_ {
+        self.open_key.read()
+    }
+
+    fn change_key(&self, key: Secret) {
+        *self.open_key.write() = key;
+    }
 }
 
 /// Why no tenant fits; never answered from another one instead.
@@ -68,7 +88,8 @@ impl Tenants {
                     name: one.name.clone(),
                     open_id: one.open_id.clone(),
                     grant_code: one.grant_code.clone(),
-                    open_key: one.open_key.clone(),
+                    open_key: RwLock::new(one.open_key.clone()),
+                    open_key_file: one.open_key_file.clone(),
                     pace: one.pace,
                 })
             })
@@ -124,6 +145,7 @@ mod tests {
             open_id: format!("id{index}"),
             grant_code: format!("grant{index}"),
             open_key: Secret::new("key".to_owned()),
+            open_key_file: None,
             default: *default,
             pace: None,
         };

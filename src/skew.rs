@@ -1,0 +1,192 @@
+//! The platform's clock, as its answers' `Date` tells it (RFC 9110, section 6.6.1).
+//!
+//! It is kept against the clock since boot, which never steps: where our own wall clock is corrected, by NTP or by hand,
+//! nothing has to be learned anew.
+
+use std::sync::atomic::{AtomicI64, Ordering};
+
+use parking_lot::Mutex;
+
+use crate::clock::{Boot, Now, Wall};
+
+/// Readings that are remembered; the middle one counts, so that a single odd one does not.
+const READINGS: usize = 3;
+/// Differences up to this are noise: `Date` has whole seconds, and a round trip is not half and half.
+const NOISE: i64 = 2_000;
+/// No clock is followed further than this: the platform refuses what is further off from its own anyway.
+const FURTHEST: i64 = 300_000;
+/// A difference that an operator should know of.
+const NOTABLE: u64 = 30_000;
+/// Where the platform's clock is not known.
+const UNKNOWN: i64 = i64::MIN;
+
+/// The platform's clock, as far as it is known. All milliseconds.
+#[derive(Debug)]
+pub struct Skew {
+    /// The platform's wall clock less our clock since boot.
+    base: AtomicI64,
+    readings: Mutex<Readings>,
+    /// Whether calls are signed by it.
+    follow: bool,
+}
+
+#[derive(Debug, Default)]
+struct Readings {
+    last: Vec<i64>,
+    /// What was last told as a change.
+    told: Option<i64>,
+    /// Whether a notable difference was told.
+    notable: bool,
+}
+
+/// What a reading changed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Learned {
+    /// Whether calls are signed by another time from now on.
+    pub changed: bool,
+    /// How many milliseconds the platform is ahead, where that became notable just now.
+    pub notable: Option<i64>,
+}
+
+impl Skew {
+    /// Nothing is known yet. `follow`: whether calls are to be signed by the platform's clock.
+    pub const fn new(follow: bool) -> Self {
+        let readings = Readings { last: Vec::new(), told: None, notable: false };
+        Self { base: AtomicI64::new(UNKNOWN), readings: Mutex::new(readings), follow }
+    }
+
+    /// Learns from the `Date` of an answer to a request that left at `sent` and was answered at `answered`.
+    pub fn learn(&self, date: Wall, sent: Boot, answered: Now) -> Learned {
+        // `Date` is half a second old on average, and was written half a round trip before it was read.
+        let half = answered.boot.since(sent) / 2;
+        let reading = date.plus(500) - (answered.boot - half);
+        let mut readings = self.readings.lock();
+        if readings.last.len() == READINGS {
+            readings.last.remove(0);
+        }
+        readings.last.push(reading);
+        let mut sorted = readings.last.clone();
+        sorted.sort_unstable();
+        let base = sorted.get((sorted.len() - 1) / 2).copied().unwrap_or(reading);
+        self.base.store(base, Ordering::Relaxed);
+
+        let told = *readings.told.get_or_insert(answered.wall - answered.boot);
+        let changed = self.follow && (base - told).abs() > NOISE;
+        if changed {
+            readings.told = Some(base);
+        }
+        let ahead = self.ahead(answered).unwrap_or_default();
+        let notable = ahead.unsigned_abs() > NOTABLE;
+        let known = std::mem::replace(&mut readings.notable, notable);
+        Learned { changed, notable: (notable && !known).then_some(ahead) }
+    }
+
+    /// How many milliseconds the platform is ahead of our wall clock.
+    pub fn ahead(&self, now: Now) -> Option<i64> {
+        let base = self.base.load(Ordering::Relaxed);
+        (base != UNKNOWN).then(|| base.saturating_sub(now.wall - now.boot))
+    }
+
+    /// The time to sign by: the platform's, where it is followed and differs by more than noise.
+    pub fn signing_time(&self, now: Now) -> Wall {
+        if self.follow { now.wall.plus(self.difference(now)) } else { now.wall }
+    }
+
+    /// The time to judge ends by: the later of our wall clock and the platform's.
+    pub fn later(&self, now: Now) -> Now {
+        Now { wall: now.wall.plus(self.difference(now).max(0)), ..now }
+    }
+
+    fn difference(&self, now: Now) -> i64 {
+        let ahead = self.ahead(now).unwrap_or_default();
+        if ahead.abs() > NOISE { ahead.clamp(-FURTHEST, FURTHEST) } else { 0 }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    /// Our clocks, `seconds` after a start at which the wall clock stood at 1,000,000 s.
+    fn ours(seconds: u64) -> Now {
+        let wall = Wall::from_unix_seconds(1_000_000).plus(i64::try_from(seconds * 1000).unwrap());
+        Now { wall, boot: Boot::from_duration(Duration::from_secs(50 + seconds)) }
+    }
+
+    /// An answer at `seconds` on our clock whose `Date` is `ahead` seconds later, after a round trip of 100 ms.
+    fn learn(skew: &Skew, seconds: u64, ahead: i64) -> Learned {
+        let now = ours(seconds);
+        let date = Wall::from_unix_seconds(now.wall.unix_seconds() + ahead);
+        skew.learn(date, now.boot - Duration::from_millis(100), now)
+    }
+
+    #[test]
+    fn nothing_is_followed_that_may_be_noise() {
+        let skew = Skew::new(true);
+        assert_eq!((skew.ahead(ours(0)), skew.signing_time(ours(0))), (None, ours(0).wall));
+        for ahead in [-2, 1, 2] {
+            assert_eq!(learn(&skew, 1, ahead), Learned::default());
+            assert_eq!((skew.signing_time(ours(1)), skew.later(ours(1))), (ours(1).wall, ours(1)), "{ahead}");
+        }
+    }
+
+    #[test]
+    fn a_reading_is_corrected_by_half_the_round_trip_and_half_a_second() {
+        let skew = Skew::new(true);
+        let now = ours(10);
+        skew.learn(now.wall.plus(60_000), now.boot - Duration::from_secs(4), now);
+        assert_eq!(skew.ahead(now), Some(62_500));
+    }
+
+    #[test]
+    fn the_middle_of_three_readings_counts() {
+        let skew = Skew::new(true);
+        for ahead in [100, 100, 100, -250] {
+            learn(&skew, 1, ahead);
+        }
+        assert_eq!(skew.ahead(ours(1)), Some(100_550), "one odd reading changes nothing");
+        assert!(learn(&skew, 1, -250).changed);
+        assert_eq!(skew.signing_time(ours(1)), ours(1).wall.plus(-249_450), "two do");
+    }
+
+    #[test]
+    fn ends_are_judged_by_the_later_clock_and_no_clock_is_followed_too_far() {
+        let (ahead, behind) = (Skew::new(true), Skew::new(true));
+        learn(&ahead, 1, 400);
+        learn(&behind, 1, -400);
+        assert_eq!(ahead.later(ours(1)).wall, ours(1).wall.plus(300_000));
+        assert_eq!(behind.later(ours(1)), ours(1));
+        assert_eq!(behind.signing_time(ours(1)), ours(1).wall.plus(-300_000));
+    }
+
+    #[test]
+    fn a_step_of_our_own_clock_needs_no_new_reading() {
+        let skew = Skew::new(true);
+        learn(&skew, 1, 0);
+        let stepped = Now { wall: ours(2).wall.plus(-100_000), ..ours(2) };
+        assert_eq!(skew.signing_time(stepped), stepped.wall.plus(100_550));
+        assert_eq!(skew.later(stepped).wall, stepped.wall.plus(100_550));
+    }
+
+    #[test]
+    fn who_does_not_follow_signs_by_his_own_clock_and_judges_by_the_later() {
+        let skew = Skew::new(false);
+        assert_eq!(learn(&skew, 1, 100), Learned { changed: false, notable: Some(100_550) });
+        assert_eq!((skew.signing_time(ours(1)), skew.later(ours(1)).wall), (ours(1).wall, ours(1).wall.plus(100_550)));
+    }
+
+    #[test]
+    fn changes_and_notable_differences_are_told_once() {
+        let skew = Skew::new(true);
+        assert_eq!(learn(&skew, 1, 10), Learned { changed: true, notable: None });
+        assert_eq!(learn(&skew, 2, 11), Learned::default());
+        learn(&skew, 3, 40);
+        assert_eq!(learn(&skew, 4, 40), Learned { changed: true, notable: Some(40_550) });
+        assert_eq!(learn(&skew, 5, 40), Learned::default());
+        learn(&skew, 6, 0);
+        learn(&skew, 7, 0);
+        learn(&skew, 8, 40);
+        assert_eq!(learn(&skew, 9, 40).notable, Some(40_550), "again once it was over");
+    }
+}

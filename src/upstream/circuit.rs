@@ -1,0 +1,138 @@
+//! What is kept of a tenant's dealings with upstream: attempts under way, whether it is worth asking, and retries.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use super::breaker::{Admission, Breaker, HUNG, Health};
+use super::retry::RetryBudget;
+use crate::clock::{Boot, Clock};
+
+/// The circuit of one tenant.
+#[derive(Debug)]
+pub struct Circuit {
+    max_inflight: usize,
+    inflight: Arc<Semaphore>,
+    /// Attempts under way that take longer than [`HUNG`].
+    hung: AtomicUsize,
+    breaker: Mutex<Breaker>,
+    retries: RetryBudget,
+    clock: Clock,
+}
+
+/// Why nothing may be sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shut {
+    /// The breaker is open, for so long.
+    Open(Duration),
+    /// As many attempts as are allowed are under way, and stay so.
+    Crowded,
+}
+
+impl Circuit {
+    pub(super) fn new(max_inflight: u32, clock: &Clock) -> Self {
+        let max_inflight = usize::try_from(max_inflight).unwrap_or(Semaphore::MAX_PERMITS).min(Semaphore::MAX_PERMITS);
+        Self {
+            max_inflight,
+            inflight: Arc::new(Semaphore::new(max_inflight)),
+            hung: AtomicUsize::new(0),
+            breaker: Mutex::new(Breaker::new()),
+            retries: RetryBudget::new(),
+            clock: clock.clone(),
+        }
+    }
+
+    /// Whether an attempt could be made now.
+    ///
+    /// # Errors
+    /// Where the breaker is open, or every attempt under way hangs.
+    pub fn check(&self) -> Result<(), Shut> {
+        if let Some(wait) = self.breaker.lock().refusal(self.clock.boot()) {
+            return Err(Shut::Open(wait));
+        }
+        if self.hung.load(Ordering::Relaxed) >= self.max_inflight { Err(Shut::Crowded) } else { Ok(()) }
+    }
+
+    /// Begins an attempt, as soon as fewer than `upstream.max_inflight` are under way, and in `within`.
+    ///
+    /// # Errors
+    /// Where that takes too long, or the breaker opened meanwhile.
+    pub async fn begin(self: &Arc<Self>, within: Duration) -> Result<Attempt, Shut> {
+        let permit = tokio::time::timeout(within, Arc::clone(&self.inflight).acquire_owned()).await;
+        let permit = permit.ok().and_then(Result::ok).ok_or(Shut::Crowded)?;
+        let admission = self.breaker.lock().admit(self.clock.boot()).map_err(Shut::Open)?;
+        Ok(Attempt { circuit: Arc::clone(self), admission, told: false, hung: false, _permit: permit })
+    }
+
+    /// Whether the breaker is not closed.
+    pub fn is_open(&self) -> bool {
+        self.breaker.lock().is_open()
+    }
+
+    /// A first attempt of a read is made.
+    pub fn first(&self) {
+        self.retries.first(self.clock.boot());
+    }
+
+    /// Takes leave for a retry, if the tenant has some left.
+    pub fn retry(&self) -> bool {
+        self.retries.retry(self.clock.boot())
+    }
+
+    fn now(&self) -> Boot {
+        self.clock.boot()
+    }
+}
+
+/// An attempt under way. Dropped before it is told how it ended, it tells nothing of upstream.
+#[derive(Debug)]
+pub struct Attempt {
+    circuit: Arc<Circuit>,
+    admission: Admission,
+    told: bool,
+    hung: bool,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Attempt {
+    /// Runs the attempt to its end; `health` tells how that speaks of upstream. One that hangs is told of as unanswered
+    /// at once, so that the next ones need not wait for it.
+    pub async fn watch<T>(mut self, attempt: impl Future<Output = T>, health: impl FnOnce(&T) -> Health) -> T {
+        let mut attempt = std::pin::pin!(attempt);
+        let outcome = tokio::time::timeout(HUNG, attempt.as_mut()).await;
+        let outcome = match outcome {
+            Ok(outcome) => outcome,
+            Err(_) => {
+                self.tell(Health::Unanswered);
+                self.hung = true;
+                self.circuit.hung.fetch_add(1, Ordering::Relaxed);
+                attempt.await
+            }
+        };
+        self.tell(health(&outcome));
+        outcome
+    }
+
+    fn tell(&mut self, health: Health) {
+        if !std::mem::replace(&mut self.told, true) {
+            let now = self.circuit.now();
+            self.circuit.breaker.lock().ended(self.admission, health, fastrand::f64(), now);
+        }
+    }
+}
+
+impl Drop for Attempt {
+    fn drop(&mut self) {
+        if !self.told {
+            let now = self.circuit.now();
+            self.circuit.breaker.lock().given_up(self.admission, now);
+        }
+        if self.hung {
+            self.circuit.hung.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+}
