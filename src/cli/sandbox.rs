@@ -61,7 +61,7 @@ async fn serve(arguments: &Arguments) -> Result<(), u8> {
     let merchant = Merchant {
         open_id: arguments.open_id.clone(),
         grant_code: arguments.grant_code.clone(),
-        open_key: Secret::new(arguments.open_key.clone()),
+        open_keys: vec![Secret::new(arguments.open_key.clone())],
     };
     let faults = Faults {
         fault: arguments.fault,
@@ -95,6 +95,6 @@ pub(super) fn example() -> Merchant {
     Merchant {
         open_id: EXAMPLE_OPEN_ID.to_owned(),
         grant_code: EXAMPLE_GRANT_CODE.to_owned(),
-        open_key: Secret::new(EXAMPLE_OPEN_KEY.to_owned()),
+        open_keys: vec![Secret::new(EXAMPLE_OPEN_KEY.to_owned())],
     }
 }

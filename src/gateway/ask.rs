@@ -12,7 +12,7 @@ use crate::limit::{Claimant, Limited, Turn};
 use crate::metrics::Outcome;
 use crate::route::Route;
 use crate::signer::{Call, SignedRequest};
-use crate::upstream::{Exchanged, Failure, FailureKind, Health, Reuse, Shut, pause_before};
+use crate::upstream::{Attempt, Circuit, Exchanged, Failure, FailureKind, Health, Reuse, Shut, pause_before};
 
 /// A call that is to be made.
 #[derive(Debug)]
@@ -116,23 +116,13 @@ impl Gateway {
         let Asking { route, call, reader, allowance } = asking;
         let metrics = self.metrics.call(call.tenant.index, route.index);
         let circuit = self.upstream.circuit(&call.tenant);
-        circuit.check().map_err(Unanswered::Shut)?;
-        let queued = self.clock.boot();
-        let wait = allowance.wait.min(allowance.deadline.since(queued));
-        let turn = match turn {
-            Some(turn) => turn,
-            None => {
-                let pace = self.paces.of(&call.tenant, route, &call.path);
-                let turn = tokio::select! {
-                    turn = pace.turn(allowance.who, wait) => turn,
-                    () = unwanted => return Err(Unanswered::Unwanted),
-                };
-                metrics.wait.observe(self.clock.boot().since(queued).as_secs_f64());
-                turn.map_err(Unanswered::Limited)?
-            }
+        let (turn, attempt) = match turn {
+            Some(turn) => (turn, circuit.begin(Duration::ZERO).await.map_err(Unanswered::Shut)?),
+            None => tokio::select! {
+                leave = self.leave(asking, circuit) => leave?,
+                () = unwanted => return Err(Unanswered::Unwanted),
+            },
         };
-        let left = wait.saturating_sub(self.clock.boot().since(queued));
-        let attempt = circuit.begin(left).await.map_err(Unanswered::Shut)?;
         let inflight = self.metrics.inflight(call.tenant.index);
         inflight.inc();
         let started = self.clock.boot();
@@ -149,6 +139,20 @@ impl Gateway {
             turn.throttled(asked.sent.boot);
         }
         outcome.map_err(Unanswered::Failed)
+    }
+
+    /// Waits for leave to make an attempt: a turn, and room in flight.
+    async fn leave(&self, asking: &Asking<'_>, circuit: &Arc<Circuit>) -> Result<(Turn, Attempt), Unanswered> {
+        let Asking { route, call, allowance, .. } = asking;
+        circuit.check().map_err(Unanswered::Shut)?;
+        let queued = self.clock.boot();
+        let wait = allowance.wait.min(allowance.deadline.since(queued));
+        let turn = self.paces.of(&call.tenant, route, &call.path).turn(allowance.who, wait).await;
+        let waited = self.clock.boot().since(queued);
+        self.metrics.call(call.tenant.index, route.index).wait.observe(waited.as_secs_f64());
+        let turn = turn.map_err(Unanswered::Limited)?;
+        let attempt = circuit.begin(wait.saturating_sub(waited)).await.map_err(Unanswered::Shut)?;
+        Ok((turn, attempt))
     }
 
     /// Signs last: an idle connection that proves closed before anything left costs a signature, not the attempt.
@@ -212,10 +216,12 @@ fn may_pass(outcome: &Result<Asked, Unanswered>) -> bool {
     }
 }
 
-fn health(outcome: &Result<Asked, Failure>) -> Health {
-    match outcome {
+/// How an attempt speaks of upstream, if it does.
+fn health(outcome: &Result<Asked, Failure>) -> Option<Health> {
+    Some(match outcome {
         Ok(asked) if asked.verdict == Verdict::Http5xx => Health::Failing,
         Ok(_) => Health::Answered,
+        Err(failure) if failure.is_idle_close() => return None,
         Err(failure) => match failure.kind {
             FailureKind::Oversized | FailureKind::Redirect => Health::Answered,
             FailureKind::Resolve
@@ -226,7 +232,7 @@ fn health(outcome: &Result<Asked, Failure>) -> Health {
             | FailureKind::Reset
             | FailureKind::NotHttp => Health::Unanswered,
         },
-    }
+    })
 }
 
 fn outcome_of(outcome: Result<&Asked, &Failure>) -> Outcome {

@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use super::coupons::Change;
 use super::gatekeeper::Refused;
 use super::{Body, Faults, Platform};
+use crate::secret::Secret;
 
 /// How long a coupon lasts that is issued without a word about it.
 const USUAL_LIFE: u64 = 30 * 24 * 3600;
@@ -77,6 +78,7 @@ impl Platform {
                 *self.faults.lock() = Faults::default();
                 Ok(self.faults.lock().shown())
             }
+            (&Method::POST, ["keys"]) => self.change_keys(&wanted),
             (&Method::POST, ["customers", id, change]) => self.change(id, change, &wanted),
             _ => Err((StatusCode::NOT_FOUND, PAGES.to_owned())),
         };
@@ -92,6 +94,16 @@ impl Platform {
         changed.update(wanted).map_err(|error| (StatusCode::BAD_REQUEST, error))?;
         *faults = changed;
         Ok(faults.shown())
+    }
+
+    fn change_keys(&self, wanted: &Value) -> Result<Value, (StatusCode, String)> {
+        const WANTED: &str = "wanted {\"openId\":\"…\",\"openKeys\":[\"…\"]} of a known merchant";
+        let keys = wanted.get("openKeys").and_then(Value::as_array);
+        let keys: Option<Vec<Secret>> =
+            keys.and_then(|keys| keys.iter().map(|key| Some(Secret::new(key.as_str()?.to_owned()))).collect());
+        let open_id = wanted.get("openId").and_then(Value::as_str);
+        let changed = open_id.zip(keys).is_some_and(|(id, keys)| self.gatekeeper.lock().change_keys(id, &keys));
+        if changed { Ok(json!({})) } else { Err((StatusCode::BAD_REQUEST, WANTED.to_owned())) }
     }
 
     fn change(&self, customer: &str, change: &str, wanted: &Value) -> Result<Value, (StatusCode, String)> {
@@ -110,4 +122,4 @@ impl Platform {
 }
 
 const PAGES: &str =
-    "wanted GET stats, GET last, GET|POST|DELETE faults, or POST customers/{id}/{issue|use|freeze|give}";
+    "wanted GET stats, GET last, GET|POST|DELETE faults, POST keys, or POST customers/{id}/{issue|use|freeze|give}";

@@ -26,8 +26,8 @@ pub struct Merchant {
     pub open_id: String,
     /// The grant that goes with it.
     pub grant_code: String,
-    /// Its signing key.
-    pub open_key: Secret,
+    /// Its signing keys: more than one while it changes them.
+    pub open_keys: Vec<Secret>,
 }
 
 /// Why a request is refused, as the platform would: with HTTP 200.
@@ -98,7 +98,9 @@ impl Gatekeeper {
             return Err(Refused::Malformed);
         }
         let signed = format!("grantCode={grant_code}&nonce={nonce}&openId={open_id}&timestamp={timestamp}");
-        if unescaped(token).as_deref() != Some(&STANDARD.encode(hmac_sha1(merchant.open_key.expose(), &signed))) {
+        let token_of = |key: &Secret| STANDARD.encode(hmac_sha1(key.expose(), &signed));
+        let given = unescaped(token);
+        if !merchant.open_keys.iter().any(|key| given.as_ref() == Some(&token_of(key))) {
             return Err(Refused::Signature);
         }
         self.forget(now.boot);
@@ -107,6 +109,12 @@ impl Gatekeeper {
         }
         self.used_in_order.push_back((now.boot, token.to_owned()));
         self.count(open_id, path, now.boot)
+    }
+
+    /// Gives a merchant other keys; answers whether there is such a merchant.
+    pub(super) fn change_keys(&mut self, open_id: &str, keys: &[Secret]) -> bool {
+        let merchant = self.merchants.iter_mut().find(|merchant| merchant.open_id == open_id);
+        merchant.map(|merchant| merchant.open_keys = keys.to_vec()).is_some()
     }
 
     fn count(&mut self, open_id: &str, path: &str, now: Boot) -> Result<(), Refused> {
@@ -167,7 +175,7 @@ mod tests {
         let merchant = Merchant {
             open_id: "d14c1559e87b747d577c834b275a4310".to_owned(),
             grant_code: "ba67d4fa46".to_owned(),
-            open_key: Secret::new("LyvrkvkxRkG2R6aM55bXpPwjYAbkEXTbVnKwfDYvVHjNwNFAmx".to_owned()),
+            open_keys: vec![Secret::new("LyvrkvkxRkG2R6aM55bXpPwjYAbkEXTbVnKwfDYvVHjNwNFAmx".to_owned())],
         };
         Gatekeeper::new(vec![merchant], 10)
     }

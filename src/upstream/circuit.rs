@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
 use super::breaker::{Admission, Breaker, HUNG, Health};
 use super::retry::RetryBudget;
@@ -19,6 +19,8 @@ pub struct Circuit {
     inflight: Arc<Semaphore>,
     /// Attempts under way that take longer than [`HUNG`].
     hung: AtomicUsize,
+    /// Told when all attempts that are allowed hang.
+    all_hang: Notify,
     breaker: Mutex<Breaker>,
     retries: RetryBudget,
     clock: Clock,
@@ -40,6 +42,7 @@ impl Circuit {
             max_inflight,
             inflight: Arc::new(Semaphore::new(max_inflight)),
             hung: AtomicUsize::new(0),
+            all_hang: Notify::new(),
             breaker: Mutex::new(Breaker::new()),
             retries: RetryBudget::new(),
             clock: clock.clone(),
@@ -54,15 +57,26 @@ impl Circuit {
         if let Some(wait) = self.breaker.lock().refusal(self.clock.boot()) {
             return Err(Shut::Open(wait));
         }
-        if self.hung.load(Ordering::Relaxed) >= self.max_inflight { Err(Shut::Crowded) } else { Ok(()) }
+        if self.all_hang() { Err(Shut::Crowded) } else { Ok(()) }
+    }
+
+    fn all_hang(&self) -> bool {
+        self.hung.load(Ordering::SeqCst) >= self.max_inflight
     }
 
     /// Begins an attempt, as soon as fewer than `upstream.max_inflight` are under way, and in `within`.
     ///
     /// # Errors
-    /// Where that takes too long, or the breaker opened meanwhile.
+    /// Where that takes too long, all of them hang, or the breaker opened meanwhile.
     pub async fn begin(self: &Arc<Self>, within: Duration) -> Result<Attempt, Shut> {
-        let permit = tokio::time::timeout(within, Arc::clone(&self.inflight).acquire_owned()).await;
+        let all_hang = self.all_hang.notified();
+        if self.all_hang() {
+            return Err(Shut::Crowded);
+        }
+        let permit = tokio::select! {
+            permit = tokio::time::timeout(within, Arc::clone(&self.inflight).acquire_owned()) => permit,
+            () = all_hang => return Err(Shut::Crowded),
+        };
         let permit = permit.ok().and_then(Result::ok).ok_or(Shut::Crowded)?;
         let admission = self.breaker.lock().admit(self.clock.boot()).map_err(Shut::Open)?;
         Ok(Attempt { circuit: Arc::clone(self), admission, told: false, hung: false, _permit: permit })
@@ -99,9 +113,9 @@ pub struct Attempt {
 }
 
 impl Attempt {
-    /// Runs the attempt to its end; `health` tells how that speaks of upstream. One that hangs is told of as unanswered
+    /// Runs the attempt to its end; `health` tells how that speaks of upstream, if it does. One that hangs is told of as unanswered
     /// at once, so that the next ones need not wait for it.
-    pub async fn watch<T>(mut self, attempt: impl Future<Output = T>, health: impl FnOnce(&T) -> Health) -> T {
+    pub async fn watch<T>(mut self, attempt: impl Future<Output = T>, health: impl FnOnce(&T) -> Option<Health>) -> T {
         let mut attempt = std::pin::pin!(attempt);
         let outcome = tokio::time::timeout(HUNG, attempt.as_mut()).await;
         let outcome = match outcome {
@@ -109,11 +123,16 @@ impl Attempt {
             Err(_) => {
                 self.tell(Health::Unanswered);
                 self.hung = true;
-                self.circuit.hung.fetch_add(1, Ordering::Relaxed);
+                self.circuit.hung.fetch_add(1, Ordering::SeqCst);
+                if self.circuit.all_hang() {
+                    self.circuit.all_hang.notify_waiters();
+                }
                 attempt.await
             }
         };
-        self.tell(health(&outcome));
+        if let Some(health) = health(&outcome) {
+            self.tell(health);
+        }
         outcome
     }
 
@@ -132,7 +151,7 @@ impl Drop for Attempt {
             self.circuit.breaker.lock().given_up(self.admission, now);
         }
         if self.hung {
-            self.circuit.hung.fetch_sub(1, Ordering::Relaxed);
+            self.circuit.hung.fetch_sub(1, Ordering::SeqCst);
         }
     }
 }

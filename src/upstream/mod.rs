@@ -12,6 +12,7 @@ mod retry;
 mod wire;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 pub use self::addresses::Resolved;
 pub use self::breaker::Health;
@@ -25,6 +26,9 @@ pub use self::retry::pause_before;
 use crate::clock::Clock;
 use crate::settings::{BaseUrl, UpstreamSettings};
 use crate::tenant::Tenant;
+
+/// How long an idle connection may take to be ready, which is a matter of its task's next step.
+const READY_WITHIN: Duration = Duration::from_millis(100);
 
 /// Which connection an attempt may have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,10 +81,13 @@ impl Upstream {
     /// Where none can be made in `upstream.connect_timeout`.
     pub async fn connection(&self, reuse: Reuse) -> Result<Connection, Failure> {
         let is_wanted = |address| self.connector.addresses.contain(address);
-        let idle = if reuse == Reuse::Idle { self.pool.take(is_wanted) } else { None };
         let home = (reuse != Reuse::Own).then(|| Arc::clone(&self.pool));
-        if let Some(idle) = idle {
-            return Ok(Connection::reused(idle, home, self.connector.base_url(), self.max_response));
+        while reuse == Reuse::Idle
+            && let Some(mut idle) = self.pool.take(is_wanted)
+        {
+            if tokio::time::timeout(READY_WITHIN, idle.sender.ready()).await.is_ok_and(|ready| ready.is_ok()) {
+                return Ok(Connection::reused(idle, home, self.connector.base_url(), self.max_response));
+            }
         }
         let stream = self.connector.connect().await.map_err(Failure::before)?;
         Connection::open(stream, home, self.connector.base_url(), self.max_response).await

@@ -39,12 +39,13 @@ impl Pool {
         Self { idle: Mutex::default(), keep, clock }
     }
 
-    /// The connection that was used last, if it is still good and leads where `is_wanted`.
+    /// The connection that was used last and is still good and leads where `is_wanted`. It may have to be waited for: its
+    /// last answer may have been read before its task knew.
     pub(super) fn take(&self, is_wanted: impl Fn(SocketAddr) -> bool) -> Option<Idle> {
         let now = self.clock.boot();
         let mut idle = self.idle.lock();
         while let Some((until, connection)) = idle.pop() {
-            if now < until && connection.sender.is_ready() && is_wanted(connection.address) {
+            if now < until && !connection.sender.is_closed() && is_wanted(connection.address) {
                 return Some(connection);
             }
         }

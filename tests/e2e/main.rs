@@ -3,13 +3,16 @@
 
 mod support;
 
+mod breaker;
 mod caching;
 mod consistency;
 mod errors;
 mod fidelity;
 mod pacing;
 mod process;
+mod retries;
 mod sandbox;
+mod signing;
 mod stale;
 mod upstream;
 mod writes;

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use crate::support::{Caller, Gate, Platform, READ, Reply};
+use crate::support::{Caller, Gate, Platform, READ, Reply, WRITE};
 
 /// Sends `rate` requests a second, each about another customer, for so many seconds.
 async fn flood(gate: &Arc<Gate>, rate: u32, seconds: u32) -> Vec<Reply> {
@@ -28,12 +28,22 @@ async fn ten_times_the_pace_makes_the_platform_refuse_nothing() {
     let platform = Platform::strict().await;
     platform.faults(json!({ "jitter_ms": 400 })).await;
     let gate = Arc::new(Gate::start(&platform, &[]).await);
-    let replies = flood(&gate, 100, 10).await;
+    let clock = zvgate::clock::Clock::system();
+    let started = clock.boot();
+    let replies = flood(&gate, 100, 60).await;
+    let took = clock.boot().since(started);
     assert_eq!(platform.stats().await["refused"], json!({}), "the platform refused a call");
     let (served, refused): (Vec<_>, Vec<_>) = replies.iter().partition(|reply| reply.status == 200);
     assert!(served.iter().all(|reply| reply.text().contains("\"code\":0")));
     assert_eq!(served.len() as u64, platform.requests(READ).await);
-    assert!(served.len() > 40, "{} calls in 10 s", served.len());
+    // A slot is busy from its call's beginning until `per` after its answer: so much of all slots' time was used.
+    let metric = |name: &str| format!("zvgate_upstream_duration_seconds_{name}{{route=\"{READ}\",tenant=\"one\"}}");
+    let busy = gate.metric(&metric("sum")).await + gate.metric(&metric("count")).await;
+    let share = busy / (10.0 * took.as_secs_f64());
+    assert!(share >= 0.9, "{} calls, {share:.3} of what the slots can give", served.len());
+    let late = format!("zvgate_limit_wait_seconds_bucket{{route=\"{READ}\",tenant=\"one\",le=\"5\"}}");
+    let waited = format!("zvgate_limit_wait_seconds_count{{route=\"{READ}\",tenant=\"one\"}}");
+    assert_eq!(gate.metric(&late).await, gate.metric(&waited).await);
     for reply in &refused {
         reply.is_error(429, "upstream_limited");
         assert_eq!(reply.header("ratelimit-policy"), "\"upstream\";q=10;w=1");
@@ -44,6 +54,55 @@ async fn ten_times_the_pace_makes_the_platform_refuse_nothing() {
         gate.metric("zvgate_limited_total{caller=\"anonymous\",limit=\"upstream\"}").await,
         refused.len() as f64
     );
+}
+
+/// Another process may have called just before: all slots cool for one `per` first.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_process_begins_with_its_slots_cooling() {
+    let platform = Platform::strict().await;
+    let words = [("limits.upstream.per", "1h"), ("limits.max_wait", "0s")];
+    let gate = Gate::cold(&platform, &words).await;
+    let refused = gate.read("1").await;
+    refused.is_error(429, "upstream_limited");
+    assert_eq!(refused.header("retry-after"), "3600");
+    gate.hands.advance(Duration::from_secs(3600));
+    assert_eq!(gate.read("1").await.status, 200);
+}
+
+/// The route that is throttled pauses, longer each time, and has half as many calls in a window until a quiet minute.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_is_throttled_all_the_same_backs_off() {
+    let platform = Platform::open().await;
+    let words = [("limits.max_wait", "0s"), ("upstream.retries", "0"), ("upstream.follow_clock", "false")];
+    let gate = Gate::start(&platform, &words).await;
+    let rate = |route: &str, tenant: &str| format!("zvgate_upstream_rate{{route=\"{route}\",tenant=\"{tenant}\"}}");
+    platform.faults(json!({ "fault": "throttle", "times": 2 })).await;
+    for (pause, rest) in [(1, 5.0), (2, 2.0)] {
+        assert!(gate.read("1").await.text().contains("110004"));
+        assert_eq!(gate.metric(&rate(READ, "one")).await, 0.0);
+        let refused = gate.read("1").await;
+        refused.is_error(429, "upstream_limited");
+        assert_eq!(refused.header("retry-after"), pause.to_string());
+        gate.hands.advance(Duration::from_secs(pause));
+        assert_eq!(gate.metric(&rate(READ, "one")).await, rest);
+    }
+    assert_eq!((gate.read("1").await.status, gate.read("2").await.status), (200, 200));
+    gate.read("3").await.is_error(429, "upstream_limited");
+    for (route, tenant) in [(READ, "two"), (WRITE, "one")] {
+        assert_eq!(gate.metric(&rate(route, tenant)).await, 10.0);
+    }
+    gate.hands.advance(Duration::from_secs(60));
+    assert_eq!(gate.metric(&rate(READ, "one")).await, 10.0);
+}
+
+/// A read that was throttled waits for the pause and is asked again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_throttled_read_is_asked_again_after_the_pause() {
+    let platform = Platform::open().await;
+    let gate = Gate::start(&platform, &[("limits.upstream.per", "200ms")]).await;
+    platform.faults(json!({ "fault": "throttle", "times": 2 })).await;
+    assert!(gate.read("1").await.is_stored_miss());
+    assert_eq!(platform.requests(READ).await, 3);
 }
 
 #[tokio::test(flavor = "multi_thread")]

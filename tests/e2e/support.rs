@@ -61,7 +61,7 @@ impl Platform {
         let merchants = MERCHANTS.map(|(open_id, grant_code, open_key)| Merchant {
             open_id: open_id.to_owned(),
             grant_code: grant_code.to_owned(),
-            open_key: Secret::new(open_key.to_owned()),
+            open_keys: vec![Secret::new(open_key.to_owned())],
         });
         let options = Options { merchants: merchants.into(), rate, faults: Faults::default() };
         let sandbox = Sandbox::bind(loopback(), options, clock).await.unwrap();
@@ -96,6 +96,12 @@ impl Platform {
         changed
     }
 
+    /// The keys that the first merchant may sign with from now on.
+    pub(crate) async fn keys(&self, keys: &[&str]) {
+        let wanted = json!({ "openId": MERCHANTS[0].0, "openKeys": keys });
+        assert_eq!(self.page(Method::POST, "keys", &wanted.to_string()).await, json!({}));
+    }
+
     async fn page(&self, method: Method, page: &str, body: &str) -> Value {
         let request = Request::builder().method(method).uri(format!("/_sandbox/{page}")).header("host", "sandbox");
         let reply = send(self.address, request.body(Full::new(Bytes::from(body.to_owned()))).unwrap()).await;
@@ -115,6 +121,8 @@ pub(crate) enum Act {
     Answer(Vec<u8>),
     /// Answers these bytes and closes the connection.
     Last(Vec<u8>),
+    /// Answers nothing, and closes the connection.
+    Close,
     /// Answers nothing, and holds the connection.
     Hang,
 }
@@ -199,6 +207,7 @@ async fn follow(
                 stream.write_all(&bytes).await.unwrap();
                 return;
             }
+            Act::Close => return,
             Act::Hang => std::future::pending().await,
         }
     }
@@ -228,7 +237,9 @@ pub(crate) fn settings(upstream: &impl Upstream, words: Words<'_>, file: Option<
     for (name, (open_id, grant_code, open_key)) in ["one", "two"].into_iter().zip(MERCHANTS) {
         set(&format!("tenants.{name}.open_id"), open_id);
         set(&format!("tenants.{name}.grant_code"), grant_code);
-        set(&format!("tenants.{name}.open_key"), open_key);
+        if !words.iter().any(|(key, _)| *key == format!("tenants.{name}.open_key_file")) {
+            set(&format!("tenants.{name}.open_key"), open_key);
+        }
     }
     set("tenants.one.default", "true");
     for (key, value) in words {
@@ -256,16 +267,21 @@ pub(crate) struct Gate {
 
 impl Gate {
     pub(crate) async fn start(upstream: &impl Upstream, words: Words<'_>) -> Self {
-        Self::run(&settings(upstream, words, None)).await
+        Self::run(&settings(upstream, words, None), Before::Nothing).await
+    }
+
+    /// One that begins as a process does.
+    pub(crate) async fn cold(upstream: &impl Upstream, words: Words<'_>) -> Self {
+        Self::run(&settings(upstream, words, None), Before::Unknown).await
     }
 
     pub(crate) async fn with_file(upstream: &impl Upstream, words: Words<'_>, file: &str) -> Self {
-        Self::run(&settings(upstream, words, Some(file))).await
+        Self::run(&settings(upstream, words, Some(file)), Before::Nothing).await
     }
 
-    async fn run(settings: &Settings) -> Self {
+    async fn run(settings: &Settings, before: Before) -> Self {
         let (clock, hands) = Clock::shifted();
-        let app = App::bind(settings, clock, Before::Nothing).await.unwrap();
+        let app = App::bind(settings, clock, before).await.unwrap();
         let (address, admin) = (app.address().unwrap(), app.admin_address().unwrap());
         let stop = CancellationToken::new();
         let done = tokio::spawn(app.run(stop.clone()));

@@ -1,0 +1,158 @@
+//! A platform that does not answer: callers hear it at once, and it is left alone.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use serde_json::json;
+
+use crate::support::{Act, Gate, Platform, READ, Scripted, WRITE};
+
+const BODY: &str = r#"{"params":{"customerId":"1"}}"#;
+const OPEN: &str = "zvgate_breaker_open{tenant=\"one\"}";
+
+/// An upstream that hangs until it is told to answer.
+async fn switched() -> (Scripted, Arc<AtomicBool>) {
+    let answers = Arc::new(AtomicBool::new(false));
+    let switch = Arc::clone(&answers);
+    let upstream =
+        Scripted::start(
+            move |_, _| {
+                if switch.load(Ordering::SeqCst) { Act::success(r#"[{"useStatus":1}]"#) } else { Act::Hang }
+            },
+        )
+        .await;
+    (upstream, answers)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn five_unanswered_attempts_open_it_for_one_tenant_and_a_probe_closes_it() {
+    let (upstream, answers) = switched().await;
+    let words = [("upstream.attempt_timeout", "100ms"), ("upstream.retries", "0")];
+    let gate = Arc::new(Gate::start(&upstream, &words).await);
+    for customer in 0..5 {
+        assert_eq!(gate.metric(OPEN).await, 0.0);
+        gate.read(&customer.to_string()).await.is_error(504, "upstream_timeout");
+    }
+    assert_eq!(gate.metric(OPEN).await, 1.0);
+    let refused = gate.read("1").await;
+    refused.is_error(503, "unavailable");
+    assert_eq!(
+        (refused.header("retry-after"), refused.header("proxy-status")),
+        ("1", "zvgate; error=destination_unavailable")
+    );
+    gate.post(WRITE, &[], BODY).await.is_error(503, "unavailable");
+    assert_eq!(upstream.seen().len(), 5, "nothing was sent");
+    gate.post(READ, &[("x-zvgate-tenant", "two")], BODY).await.is_error(504, "upstream_timeout");
+    assert_eq!(gate.metric("zvgate_breaker_open{tenant=\"two\"}").await, 0.0);
+
+    gate.hands.advance(Duration::from_secs(1));
+    let probes: Vec<_> = (0..8)
+        .map(|customer| {
+            let gate = Arc::clone(&gate);
+            tokio::spawn(async move { gate.read(&format!("probe-{customer}")).await.status })
+        })
+        .collect();
+    let mut statuses = Vec::new();
+    for probe in probes {
+        statuses.push(probe.await.unwrap());
+    }
+    statuses.sort_unstable();
+    assert_eq!(statuses, [[503; 7].as_slice(), &[504]].concat(), "one probes");
+    assert_eq!((upstream.seen().len(), gate.metric(OPEN).await), (7, 1.0));
+
+    answers.store(true, Ordering::SeqCst);
+    gate.read("1").await.is_error(503, "unavailable");
+    gate.hands.advance(Duration::from_secs(2));
+    assert_eq!(gate.read("1").await.status, 200);
+    assert_eq!((gate.metric(OPEN).await, gate.read("2").await.status), (0.0, 200));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn while_it_is_open_what_is_stale_is_told() {
+    let (upstream, answers) = switched().await;
+    let words = [("upstream.attempt_timeout", "100ms"), ("upstream.retries", "0")];
+    let gate = Gate::start(&upstream, &words).await;
+    answers.store(true, Ordering::SeqCst);
+    gate.read("kept").await;
+    answers.store(false, Ordering::SeqCst);
+    gate.hands.advance(Duration::from_secs(31));
+    for customer in 0..5 {
+        gate.read(&customer.to_string()).await;
+    }
+    let stale = gate.read("kept").await;
+    assert_eq!((stale.status, stale.header("cache-status")), (200, "zvgate; hit; ttl=-2; detail=stale-if-error"));
+    assert_eq!(upstream.seen().len(), 6);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn half_of_ten_attempts_failing_open_it_and_words_in_a_body_never() {
+    let platform = Platform::open().await;
+    let words = [("upstream.retries", "0"), ("limits.upstream.rate", "0")];
+    let gate = Gate::start(&platform, &words).await;
+    for fault in ["error", "garbage", "redirect"] {
+        platform.faults(json!({ "fault": fault })).await;
+        for customer in 0..12 {
+            gate.read(&customer.to_string()).await;
+        }
+        assert_eq!(gate.metric(OPEN).await, 0.0, "{fault}");
+    }
+    gate.hands.advance(Duration::from_secs(31));
+    platform.faults(json!({ "fault": "http500", "every": 2 })).await;
+    for customer in 0..10 {
+        assert_eq!(gate.metric(OPEN).await, 0.0);
+        gate.read(&customer.to_string()).await;
+    }
+    assert_eq!(gate.metric(OPEN).await, 1.0);
+}
+
+/// The attempts are still under way when the breaker opens, and come to their own ends.
+#[tokio::test(flavor = "multi_thread")]
+async fn attempts_that_hang_count_before_they_time_out() {
+    let platform = Platform::open().await;
+    platform.faults(json!({ "latency_ms": 4000 })).await;
+    let gate = Arc::new(Gate::start(&platform, &[]).await);
+    let slow: Vec<_> = (0..5)
+        .map(|customer| {
+            let gate = Arc::clone(&gate);
+            tokio::spawn(async move { gate.read(&customer.to_string()).await.status })
+        })
+        .collect();
+    while gate.metric(OPEN).await == 0.0 {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(gate.metric("zvgate_upstream_inflight{tenant=\"one\"}").await, 5.0);
+    gate.read("late").await.is_error(503, "unavailable");
+    for one in slow {
+        assert_eq!(one.await.unwrap(), 200, "an answer in time is an answer");
+    }
+    assert_eq!(platform.requests(READ).await, 5);
+}
+
+/// Were it not at once, it would be a 504 at the end of the request's time.
+#[tokio::test(flavor = "multi_thread")]
+async fn where_every_attempt_hangs_callers_hear_it_at_once() {
+    let (upstream, _) = switched().await;
+    let words = [
+        ("upstream.max_inflight", "2"),
+        ("upstream.attempt_timeout", "1h"),
+        ("limits.max_wait", "1h"),
+        ("server.request_timeout", "20s"),
+    ];
+    let gate = Arc::new(Gate::start(&upstream, &words).await);
+    let hung: Vec<_> = (0..2)
+        .map(|customer| {
+            let gate = Arc::clone(&gate);
+            tokio::spawn(async move { gate.read(&customer.to_string()).await })
+        })
+        .collect();
+    loop {
+        let reply = gate.post(READ, &[("x-request-timeout-ms", "500")], r#"{"params":{"customerId":"3"}}"#).await;
+        if reply.status == 503 {
+            break;
+        }
+        reply.is_error(504, "upstream_timeout");
+    }
+    assert_eq!((gate.metric(OPEN).await, upstream.seen().len()), (0.0, 2));
+    hung.iter().for_each(tokio::task::JoinHandle::abort);
+}

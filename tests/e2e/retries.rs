@@ -1,0 +1,162 @@
+//! What is asked again, and what never is.
+
+use std::collections::HashSet;
+use std::time::Duration;
+
+use serde_json::json;
+
+use crate::support::{Act, Gate, Platform, READ, Reply, Scripted, WRITE, envelope, http_text};
+
+const EMPTY: &str = r#"{"status":true,"code":0,"data":[]}"#;
+
+fn is_success(reply: &Reply) -> bool {
+    reply.status == 200 && reply.text().contains("\"code\":0")
+}
+
+/// Every second call fails: each read that meets it is asked once more, as long as there is a budget for that.
+#[tokio::test(flavor = "multi_thread")]
+async fn reads_pass_over_failures_within_their_budget() {
+    for fault in ["http500", "http503", "reset", "truncate", "hang", "throttle"] {
+        let platform = Platform::open().await;
+        let words = [("upstream.attempt_timeout", "300ms"), ("limits.upstream.per", "50ms")];
+        let gate = Gate::start(&platform, &words).await;
+        platform.faults(json!({ "fault": fault, "every": 2 })).await;
+        for round in 0..2 {
+            for customer in 0..4 {
+                let reply = gate.read(&format!("{round}-{customer}")).await;
+                assert!(is_success(&reply), "{fault} {round} {customer}: {reply:?}");
+            }
+            assert!(!is_success(&gate.read("over").await), "{fault}: three retries in ten seconds");
+            assert_eq!(platform.requests(READ).await, 8 * (round + 1), "{fault}");
+            gate.hands.advance(Duration::from_secs(31));
+        }
+        assert_eq!(platform.stats().await["refused"], json!({}), "{fault}: no signature is used twice");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_busy_gateway_may_ask_one_in_five_again() {
+    let platform = Platform::open().await;
+    let gate = Gate::start(&platform, &[("limits.upstream.rate", "0")]).await;
+    for customer in 0..50 {
+        assert!(is_success(&gate.read(&customer.to_string()).await));
+    }
+    platform.faults(json!({ "fault": "http500", "every": 4 })).await;
+    let mut failed = 0;
+    for customer in 50..90 {
+        failed += u32::from(!is_success(&gate.read(&customer.to_string()).await));
+    }
+    assert!(platform.requests(READ).await <= 90 + 90 / 5);
+    assert_eq!(failed, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_write_is_sent_twice_and_no_pass() {
+    for fault in ["http500", "reset", "truncate", "hang", "throttle"] {
+        let platform = Platform::open().await;
+        let words = [("upstream.attempt_timeout", "200ms"), ("upstream.write_timeout", "200ms")];
+        let gate = Gate::with_file(&platform, &words, "[[routes]]\npath = \"/v3/pass\"\nkind = \"pass\"\n").await;
+        platform.faults(json!({ "fault": fault })).await;
+        for path in [WRITE, "/v3/pass"] {
+            let reply = gate.post(path, &[], r#"{"params":{"bizId":"1","customerId":"1"}}"#).await;
+            assert!(!is_success(&reply), "{fault}: {reply:?}");
+            assert_eq!(platform.requests(path).await, 1, "{fault} {path}");
+        }
+    }
+}
+
+/// With the cache switched off a read is still a read.
+#[tokio::test(flavor = "multi_thread")]
+async fn reads_are_asked_again_without_the_cache_too() {
+    let platform = Platform::open().await;
+    let gate = Gate::start(&platform, &[("cache.mode", "off")]).await;
+    platform.faults(json!({ "fault": "reset", "times": 2 })).await;
+    assert!(is_success(&gate.read("1").await));
+    assert_eq!(platform.requests(READ).await, 3);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_will_not_pass_is_not_asked_again() {
+    let answers = [
+        http_text("200 OK", "", "not json"),
+        http_text("200 OK", "", r#"{"status":false,"code":100001}"#),
+        http_text("200 OK", "", r#"{"status":true,"code":200001}"#),
+        http_text("404 Not Found", "", "x"),
+        http_text("302 Found", "Location: /\r\n", ""),
+    ];
+    for answer in answers {
+        let bytes = answer.clone();
+        let upstream = Scripted::start(move |_, _| Act::Answer(bytes.clone())).await;
+        let gate = Gate::start(&upstream, &[]).await;
+        gate.read("1").await;
+        assert_eq!(upstream.seen().len(), 1, "{}", String::from_utf8_lossy(&answer));
+    }
+    let upstream = Scripted::start(|_, _| Act::Close).await;
+    let gate = Gate::start(&upstream, &[("upstream.retries", "0")]).await;
+    gate.read("1").await.is_error(502, "upstream_failed");
+    assert_eq!(upstream.seen().len(), 1, "upstream.retries");
+}
+
+/// The server reads a request on a connection that was idle and closes it: a byte had left, and no read is lost, though
+/// there is no budget for so many retries.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_that_closes_just_when_it_is_used_loses_no_read() {
+    let upstream =
+        Scripted::start(
+            |number, _| {
+                if number % 2 == 0 { Act::Answer(http_text("200 OK", "", EMPTY)) } else { Act::Close }
+            },
+        )
+        .await;
+    let gate = Gate::start(&upstream, &[("limits.upstream.rate", "0")]).await;
+    for customer in 0..20 {
+        let reply = gate.read(&customer.to_string()).await;
+        assert!(is_success(&reply), "{customer}: {reply:?}");
+    }
+    let seen = upstream.seen();
+    let tokens: HashSet<String> = seen.iter().map(|request| envelope(request)["token"].to_string()).collect();
+    assert_eq!((seen.len(), tokens.len()), (39, 39), "each is signed afresh");
+}
+
+/// Who waits no longer has nothing more sent in his name.
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_asked_again_that_nobody_waits_for() {
+    let upstream = Scripted::start(|_, _| Act::Hang).await;
+    let words = [("upstream.attempt_timeout", "200ms"), ("upstream.retries", "9")];
+    let gate = Gate::start(&upstream, &words).await;
+    let reply = gate.post(READ, &[("x-request-timeout-ms", "100")], r#"{"params":{"customerId":"1"}}"#).await;
+    reply.is_error(504, "upstream_timeout");
+    let timeouts = format!("zvgate_upstream_attempts_total{{outcome=\"timeout\",route=\"{READ}\",tenant=\"one\"}}");
+    while gate.metric(&timeouts).await < 1.0 {
+        tokio::task::yield_now().await;
+    }
+    gate.read("2").await.is_error(504, "upstream_timeout");
+    let about_one = upstream.seen().iter().filter(|request| request.contains("\"1\"")).count();
+    assert_eq!(about_one, 1);
+}
+
+/// A caller who leaves the queue frees his place: the call behind his is made in his turn.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_call_that_nobody_waits_for_leaves_the_queue() {
+    let upstream = Scripted::start(|_, _| Act::success("[]")).await;
+    let file = "[[routes]]\npath = \"/v3/pass\"\nkind = \"pass\"\npace = { rate = 1, per = \"600ms\" }\n";
+    let words = [("limits.upstream.rate", "1"), ("limits.upstream.per", "600ms")];
+    let gate = Gate::with_file(&upstream, &words, file).await;
+    for path in [READ, "/v3/pass"] {
+        let body = |customer: &str| format!(r#"{{"params":{{"customerId":"{customer}"}}}}"#);
+        gate.post(path, &[], &body("first")).await;
+        let left = gate.post(path, &[("x-request-timeout-ms", "50")], &body("left")).await;
+        assert!(left.status == 504 || left.status == 429, "{left:?}");
+        let request = format!(
+            "POST {path} HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: 35\r\n\r\n{}",
+            body("gone")
+        );
+        let mut gone = std::net::TcpStream::connect(gate.address).unwrap();
+        std::io::Write::write_all(&mut gone, request.as_bytes()).unwrap();
+        drop(gone);
+        assert!(is_success(&gate.post(path, &[], &body("last")).await));
+        let asked: Vec<_> = upstream.seen().iter().map(|request| envelope(request)["params"].to_string()).collect();
+        assert!(asked.iter().all(|params| params.contains("first") || params.contains("last")), "{asked:?}");
+    }
+    assert_eq!(upstream.seen().len(), 4);
+}

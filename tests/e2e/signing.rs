@@ -1,0 +1,178 @@
+//! What signatures are made by, while it changes: the platform's clock, and the merchant's key.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use hmac::{Hmac, KeyInit, Mac};
+use serde_json::{Value, json};
+use sha1::Sha1;
+
+use crate::support::{Gate, MERCHANTS, Platform, READ, Reply, Words};
+
+const NEW_KEY: &str = "the-key-that-comes-after";
+
+fn is_success(reply: &Reply) -> bool {
+    reply.status == 200 && reply.text().contains("\"code\":0")
+}
+
+/// Reads without end, by some callers at once, until the flag falls; answers how many were no success.
+fn load(gate: &Arc<Gate>, callers: u32, on: &Arc<AtomicBool>) -> Vec<tokio::task::JoinHandle<u32>> {
+    let one = |caller| {
+        let (gate, on) = (Arc::clone(gate), Arc::clone(on));
+        tokio::spawn(async move {
+            let (mut number, mut failed) = (0, 0);
+            while on.load(Ordering::SeqCst) {
+                number += 1;
+                failed += u32::from(!is_success(&gate.read(&format!("{caller}-{number}")).await));
+            }
+            failed
+        })
+    };
+    (0..callers).map(one).collect()
+}
+
+async fn finish(load: Vec<tokio::task::JoinHandle<u32>>, on: &AtomicBool) -> u32 {
+    on.store(false, Ordering::SeqCst);
+    let mut failed = 0;
+    for one in load {
+        failed += one.await.unwrap();
+    }
+    failed
+}
+
+/// Waits for so many more requests.
+async fn pass(platform: &Platform, more: u64) {
+    let until = platform.requests(READ).await + more;
+    while platform.requests(READ).await < until {
+        tokio::task::yield_now().await;
+    }
+}
+
+const WORDS: Words<'static> = &[("limits.upstream.rate", "0"), ("upstream.retries", "0")];
+
+/// The platform takes what is within 300 s of its own clock: a step of ours and one of its, away from each other.
+#[tokio::test(flavor = "multi_thread")]
+async fn calls_recover_when_the_clocks_step_apart_under_load() {
+    for skew in [250, -250, 380, -380] {
+        let platform = Platform::open().await;
+        let gate = Arc::new(Gate::start(&platform, WORDS).await);
+        let on = Arc::new(AtomicBool::new(true));
+        let load = load(&gate, 2, &on);
+        pass(&platform, 20).await;
+        gate.hands.step_wall(if skew > 0 { -100_000 } else { 100_000 });
+        pass(&platform, 5).await;
+        platform.faults(json!({ "clock_skew_s": skew })).await;
+        pass(&platform, 50).await;
+        let failed = finish(load, &on).await;
+        let refused = platform.stats().await["refused"].clone();
+        assert!(refused["clock"].as_u64().unwrap_or(0) <= 5, "{skew}: {refused}");
+        assert_eq!(u64::from(failed), refused["clock"].as_u64().unwrap_or(0), "{skew}: {refused}");
+        let ahead = gate.metric("zvgate_clock_skew_seconds").await;
+        let told = f64::from(skew + if skew > 0 { 100 } else { -100 });
+        assert!((ahead - told).abs() < 2.0, "{ahead}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gateway_that_does_not_follow_the_clock_signs_by_its_own_and_tells_the_difference() {
+    let platform = Platform::open().await;
+    platform.faults(json!({ "clock_skew_s": 400 })).await;
+    let words = [WORDS, &[("upstream.follow_clock", "false")]].concat();
+    let gate = Gate::start(&platform, &words).await;
+    for customer in 0..5 {
+        assert!(gate.read(&customer.to_string()).await.text().contains("110002"));
+    }
+    assert!((gate.metric("zvgate_clock_skew_seconds").await - 400.0).abs() < 2.0);
+}
+
+/// A coupon ends by the platform's clock where that is ahead of ours.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_coupon_ends_by_the_later_clock() {
+    for follow in ["true", "false"] {
+        let platform = Platform::open().await;
+        platform.faults(json!({ "clock_skew_s": 100 })).await;
+        platform.change("1", "issue", json!({ "seconds": 60 })).await;
+        let gate = Gate::start(&platform, &[("cache.ttl", "1h"), ("upstream.follow_clock", follow)]).await;
+        assert!(gate.read("1").await.is_stored_miss());
+        gate.hands.advance(Duration::from_secs(57));
+        assert!(gate.read("1").await.is_hit());
+        gate.hands.advance(Duration::from_secs(3));
+        assert!(gate.read("1").await.header("cache-status").starts_with("zvgate; fwd=miss"));
+    }
+}
+
+/// Whether a request that the platform saw was signed with a key.
+fn is_signed_with(request: &Value, key: &str) -> bool {
+    let body: Value = serde_json::from_str(request["request"].as_str().unwrap()).unwrap();
+    let text = |name: &str| body[name].as_str().unwrap();
+    let joined = format!(
+        "grantCode={}&nonce={}&openId={}&timestamp={}",
+        text("grantCode"),
+        text("nonce"),
+        text("openId"),
+        text("timestamp")
+    );
+    let mut mac = Hmac::<Sha1>::new_from_slice(key.as_bytes()).unwrap();
+    mac.update(joined.as_bytes());
+    let token = STANDARD.encode(mac.finalize().into_bytes());
+    percent_encoding::percent_decode_str(text("token")).decode_utf8().unwrap() == token
+}
+
+fn replace(path: &Path, key: &str) {
+    let next = path.with_extension("next");
+    std::fs::write(&next, key).unwrap();
+    std::fs::rename(next, path).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_rotates_under_load_without_a_failed_call() {
+    let (platform, folder) = (Platform::open().await, tempfile::tempdir().unwrap());
+    let path = folder.path().join("key");
+    let old = MERCHANTS[0].2;
+    std::fs::write(&path, old).unwrap();
+    let words = [WORDS, &[("tenants.one.open_key_file", path.to_str().unwrap())]].concat();
+    let gate = Arc::new(Gate::start(&platform, &words).await);
+    let on = Arc::new(AtomicBool::new(true));
+    let load = load(&gate, 2, &on);
+    pass(&platform, 20).await;
+    platform.keys(&[old, NEW_KEY]).await;
+    replace(&path, NEW_KEY);
+    while !is_signed_with(&platform.last().await, NEW_KEY) {
+        pass(&platform, 1).await;
+    }
+    platform.keys(&[NEW_KEY]).await;
+    pass(&platform, 20).await;
+    std::fs::write(&path, "").unwrap();
+    pass(&platform, 20).await;
+    assert_eq!(finish(load, &on).await, 0);
+    assert_eq!(platform.stats().await["refused"], json!({}));
+}
+
+/// The platform and the file change at once: the few calls that are refused meanwhile do not hold the route back.
+#[tokio::test(flavor = "multi_thread")]
+async fn calls_recover_when_a_key_changes_without_notice() {
+    let (platform, folder) = (Platform::open().await, tempfile::tempdir().unwrap());
+    let path = folder.path().join("key");
+    std::fs::write(&path, MERCHANTS[0].2).unwrap();
+    let words = [("tenants.one.open_key_file", path.to_str().unwrap()), ("limits.max_wait", "10s")];
+    let gate = Arc::new(Gate::start(&platform, &words).await);
+    let on = Arc::new(AtomicBool::new(true));
+    let load = load(&gate, 2, &on);
+    pass(&platform, 20).await;
+    platform.keys(&[NEW_KEY]).await;
+    replace(&path, NEW_KEY);
+    while !is_signed_with(&platform.last().await, NEW_KEY) {
+        pass(&platform, 1).await;
+    }
+    let rate = format!("zvgate_upstream_rate{{route=\"{READ}\",tenant=\"one\"}}");
+    assert_eq!(gate.metric(&rate).await, 10.0, "what looked like throttling is forgotten");
+    pass(&platform, 20).await;
+    finish(load, &on).await;
+    let refused = platform.stats().await["refused"].clone();
+    assert!(refused["signature"].as_u64().unwrap_or(0) <= 5, "{refused}");
+    assert_eq!(refused["too_many"], Value::Null);
+}
