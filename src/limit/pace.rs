@@ -233,3 +233,67 @@ impl Drop for Turn {
         self.tell(|slots, claim, _| slots.given_up(claim));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PACE: PaceSettings = PaceSettings { rate: 1, per: Duration::from_millis(40), transit: Duration::ZERO };
+    const PATIENCE: Duration = Duration::from_secs(60);
+
+    const fn of(caller: usize, write: bool) -> Claimant {
+        Claimant { caller, write }
+    }
+
+    /// On one thread, those who wait come in the order in which they were spawned.
+    #[tokio::test]
+    async fn those_who_wait_are_woken_in_the_order_of_their_turns() {
+        let clock = Clock::system();
+        let pace = Pace::new(PACE, clock.boot(), &clock);
+        let first = pace.turn(of(0, false), PATIENCE).await.unwrap();
+        let served = Arc::new(Mutex::new(Vec::new()));
+        let mut waiting = tokio::task::JoinSet::new();
+        for (name, who) in [(1, of(1, false)), (2, of(1, false)), (3, of(2, false)), (4, of(1, true)), (5, of(1, true))]
+        {
+            let (pace, served) = (Arc::clone(&pace), Arc::clone(&served));
+            waiting.spawn(async move {
+                let turn = pace.turn(who, PATIENCE).await.unwrap();
+                served.lock().push(name);
+                turn.sent();
+                turn.answered();
+            });
+        }
+        tokio::task::yield_now().await;
+        assert!(pace.spare_turn().is_none(), "a refresh comes last");
+        first.sent();
+        first.answered();
+        drop(first);
+        waiting.join_all().await;
+        assert_eq!(*served.lock(), [4, 1, 5, 3, 2]);
+    }
+
+    #[tokio::test]
+    async fn who_cannot_come_to_his_turn_in_time_is_told_at_once_and_leaves_no_place() {
+        let clock = Clock::system();
+        let hour = PaceSettings { per: Duration::from_secs(3600), ..PACE };
+        let pace = Pace::new(hour, clock.boot(), &clock);
+        let first = pace.turn(of(0, false), PATIENCE).await.unwrap();
+        first.sent();
+        let limited = pace.turn(of(0, false), PATIENCE).await.unwrap_err();
+        assert!(limited.retry_after > Duration::from_secs(3590), "{limited:?}");
+        assert!(pace.queue.lock().line.is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_pause_holds_back_a_route_without_a_pace_too() {
+        let (clock, hands) = Clock::shifted();
+        let pace = Pace::new(PaceSettings { rate: 0, ..PACE }, clock.boot(), &clock);
+        let turn = pace.turn(of(0, false), Duration::ZERO).await.unwrap();
+        assert_eq!(pace.allowed(clock.boot()), f64::INFINITY);
+        turn.throttled(clock.boot());
+        assert_eq!(pace.allowed(clock.boot()), 0.0);
+        assert!(pace.turn(of(0, false), Duration::ZERO).await.is_err() && pace.spare_turn().is_none());
+        hands.advance(PACE.per);
+        assert!(pace.turn(of(0, false), Duration::ZERO).await.is_ok());
+    }
+}

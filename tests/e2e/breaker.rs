@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use crate::support::{Act, Gate, Platform, READ, Scripted, WRITE};
+use crate::scripted::{Act, Scripted};
+use crate::support::{Gate, Platform, READ, WRITE};
 
 const BODY: &str = r#"{"params":{"customerId":"1"}}"#;
 const OPEN: &str = "zvgate_breaker_open{tenant=\"one\"}";
@@ -146,6 +147,9 @@ async fn where_every_attempt_hangs_callers_hear_it_at_once() {
             tokio::spawn(async move { gate.read(&customer.to_string()).await })
         })
         .collect();
+    while upstream.seen().len() < 2 {
+        tokio::task::yield_now().await;
+    }
     loop {
         let reply = gate.post(READ, &[("x-request-timeout-ms", "500")], r#"{"params":{"customerId":"3"}}"#).await;
         if reply.status == 503 {

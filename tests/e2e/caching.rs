@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use crate::support::{Act, Gate, Platform, READ, Scripted, unix_now, unix_of};
+use crate::scripted::{Act, Scripted};
+use crate::support::{Gate, Platform, READ, unix_now, unix_of};
 
 const CUSTOMER: &str = "383933091455959041";
 

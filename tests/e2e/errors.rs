@@ -4,7 +4,8 @@ use http::{Method, Request};
 use http_body_util::Full;
 use serde_json::json;
 
-use crate::support::{Act, Caller, Gate, Platform, READ, Scripted, WRITE, http_text, raw, send};
+use crate::scripted::{Act, Scripted, http_text};
+use crate::support::{Caller, Gate, Platform, READ, WRITE, raw, send};
 
 const BODY: &str = r#"{"params":{"customerId":"1"}}"#;
 

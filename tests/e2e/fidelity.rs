@@ -1,6 +1,7 @@
 //! Law 6: what goes up and what comes down are the bytes that came.
 
-use crate::support::{Act, Gate, MERCHANTS, Platform, READ, Scripted, envelope};
+use crate::scripted::{Act, Scripted};
+use crate::support::{Gate, MERCHANTS, Platform, READ, envelope};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn params_reach_the_platform_byte_for_byte() {

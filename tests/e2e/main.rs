@@ -1,8 +1,11 @@
 //! The gateway as its callers, its operators and the platform see it: over sockets.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a failed step is a failed test")]
 
+mod program;
+mod scripted;
 mod support;
 
+mod addresses;
 mod breaker;
 mod caching;
 mod consistency;

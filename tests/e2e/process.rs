@@ -2,63 +2,12 @@
 
 use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Command, Stdio};
 
 use serde_json::Value;
 
+use crate::program::{Running, run, serve, write_config, zvgate};
 use crate::support::{MERCHANTS, Platform, READ, Upstream, post};
-
-fn zvgate() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_zvgate"));
-    command.env_clear();
-    command
-}
-
-fn run(command: &mut Command) -> (i32, String, String) {
-    let Output { status, stdout, stderr } = command.output().unwrap();
-    let text = |bytes| String::from_utf8(bytes).unwrap();
-    (status.code().unwrap(), text(stdout), text(stderr))
-}
-
-/// A process that is ended with the test, by its own id.
-struct Running(Child);
-
-impl Running {
-    fn signal(&self, signal: &str) {
-        let sent = Command::new("kill").args([format!("-{signal}"), self.0.id().to_string()]).status().unwrap();
-        assert!(sent.success());
-    }
-
-    fn code(&mut self) -> i32 {
-        self.0.wait().unwrap().code().unwrap()
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        self.0.kill().ok();
-        self.0.wait().ok();
-    }
-}
-
-fn write_config(folder: &Path, upstream: &str, more: &str) -> std::path::PathBuf {
-    let (open_id, grant_code, open_key) = MERCHANTS[0];
-    let path = folder.join("zvgate.toml");
-    let text = format!(
-        "[server]\nlisten = \"127.0.0.1:0\"\nadmin_listen = \"127.0.0.1:0\"\n[upstream]\nbase_url = \"{upstream}\"\n[tenants.a]\nopen_id = \"{open_id}\"\ngrant_code = \"{grant_code}\"\nopen_key = \"{open_key}\"\n{more}"
-    );
-    std::fs::write(&path, text).unwrap();
-    path
-}
-
-/// Starts `serve`; answers the process and where it listens, told by its first log line.
-fn serve(config: &Path) -> (Running, BufReader<std::process::ChildStderr>, Value) {
-    let mut child = zvgate().args(["serve", "--config"]).arg(config).stderr(Stdio::piped()).spawn().unwrap();
-    let mut log = BufReader::new(child.stderr.take().unwrap());
-    let mut line = String::new();
-    log.read_line(&mut line).unwrap();
-    (Running(child), log, serde_json::from_str(&line).unwrap_or_else(|_| panic!("{line}")))
-}
 
 #[test]
 fn without_a_command_help_is_printed() {
@@ -95,6 +44,22 @@ async fn a_gateway_process_serves_and_stops_at_sigterm_and_sigint() {
         assert_eq!(gateway.code(), 0);
         assert!(std::net::TcpStream::connect(address).is_err());
     }
+}
+
+/// Far apart clocks are something to look at before the platform refuses every signature.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_platform_whose_clock_is_far_off_is_told_of() {
+    let platform = Platform::open().await;
+    platform.faults(serde_json::json!({ "clock_skew_s": -45 })).await;
+    let folder = tempfile::tempdir().unwrap();
+    let (_gateway, mut log, told) = serve(&write_config(folder.path(), &platform.url(), ""));
+    let address = told["listen"].as_str().unwrap().parse().unwrap();
+    assert_eq!(post(address, READ, &[], r#"{"params":{"customerId":"1"}}"#).await.status, 200);
+    let mut line = String::new();
+    log.read_line(&mut line).unwrap();
+    let line: Value = serde_json::from_str(&line).unwrap();
+    assert_eq!(line["level"], "WARN", "{line}");
+    assert!((-47..=-43).contains(&line["ahead_s"].as_i64().unwrap()), "{line}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

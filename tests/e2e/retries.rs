@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use crate::support::{Act, Gate, Platform, READ, Reply, Scripted, WRITE, envelope, http_text};
+use crate::scripted::{Act, Scripted, http_text};
+use crate::support::{Gate, Platform, READ, Reply, WRITE, envelope};
 
 const EMPTY: &str = r#"{"status":true,"code":0,"data":[]}"#;
 

@@ -6,7 +6,8 @@ use http::{Method, Request};
 use http_body_util::Full;
 use serde_json::{Value, json};
 
-use crate::support::{Act, Gate, Platform, READ, Reply, Scripted, WRITE, http_text, send};
+use crate::scripted::{Act, Scripted, http_text};
+use crate::support::{Gate, Platform, READ, Reply, WRITE, send};
 
 const CUSTOMER: &str = "383933091455959041";
 const SWR: (&str, &str) = ("cache.stale_while_revalidate", "20s");

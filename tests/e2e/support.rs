@@ -11,8 +11,7 @@ use http::{HeaderMap, Method, Request};
 use http_body_util::{BodyExt, Full};
 use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpStream;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use zvgate::app::App;
 use zvgate::clock::{Clock, Hands};
@@ -31,7 +30,7 @@ pub(crate) const MERCHANTS: [(&str, &str, &str); 2] = [
     ("fake-open-id-for-test-only-0001", "fake-grant-code-0001", "fake-open-key-for-test-only-0001"),
 ];
 
-fn loopback() -> SocketAddr {
+pub(crate) fn loopback() -> SocketAddr {
     SocketAddr::from((Ipv4Addr::LOCALHOST, 0))
 }
 
@@ -113,112 +112,6 @@ impl Upstream for Platform {
     fn url(&self) -> String {
         format!("http://{}", self.address)
     }
-}
-
-/// What a scripted upstream does with a request.
-pub(crate) enum Act {
-    /// Answers these bytes and keeps the connection.
-    Answer(Vec<u8>),
-    /// Answers these bytes and closes the connection.
-    Last(Vec<u8>),
-    /// Answers nothing, and closes the connection.
-    Close,
-    /// Answers nothing, and holds the connection.
-    Hang,
-}
-
-impl Act {
-    /// A success with these coupons.
-    pub(crate) fn success(data: &str) -> Self {
-        Self::json(&format!(r#"{{"status":true,"code":0,"message":"","data":{data}}}"#))
-    }
-
-    pub(crate) fn json(body: &str) -> Self {
-        Self::Answer(http_text("200 OK", "Content-Type: application/json\r\n", body))
-    }
-}
-
-pub(crate) fn http_text(status: &str, headers: &str, body: &str) -> Vec<u8> {
-    format!("HTTP/1.1 {status}\r\n{headers}Content-Length: {}\r\n\r\n{body}", body.len()).into_bytes()
-}
-
-/// An upstream that does as it is told, and remembers every request.
-pub(crate) struct Scripted {
-    pub(crate) address: SocketAddr,
-    pub(crate) requests: Arc<std::sync::Mutex<Vec<String>>>,
-    _stop: DropGuard,
-}
-
-impl Scripted {
-    /// `script` is told the number of the request, from 0 on, and its text.
-    pub(crate) async fn start(script: impl Fn(usize, &str) -> Act + Send + Sync + 'static) -> Self {
-        let listener = TcpListener::bind(loopback()).await.unwrap();
-        let address = listener.local_addr().unwrap();
-        let requests = Arc::new(std::sync::Mutex::new(Vec::new()));
-        let script = Arc::new(script);
-        let stop = CancellationToken::new();
-        let (seen, token) = (Arc::clone(&requests), stop.clone());
-        tokio::spawn(stop.clone().run_until_cancelled_owned(async move {
-            loop {
-                let (stream, _) = listener.accept().await.unwrap();
-                let one = follow(stream, Arc::clone(&seen), Arc::clone(&script));
-                tokio::spawn(token.clone().run_until_cancelled_owned(one));
-            }
-        }));
-        Self { address, requests, _stop: stop.drop_guard() }
-    }
-
-    pub(crate) fn seen(&self) -> Vec<String> {
-        self.requests.lock().unwrap().clone()
-    }
-}
-
-impl Upstream for Scripted {
-    fn url(&self) -> String {
-        format!("http://{}", self.address)
-    }
-}
-
-async fn follow(
-    mut stream: TcpStream,
-    seen: Arc<std::sync::Mutex<Vec<String>>>,
-    script: Arc<impl Fn(usize, &str) -> Act>,
-) {
-    let mut buffer = Vec::new();
-    loop {
-        let request = loop {
-            if let Some(length) = whole_request(&buffer) {
-                break String::from_utf8(buffer.drain(..length).collect()).unwrap();
-            }
-            let mut part = [0; 4096];
-            match stream.read(&mut part).await {
-                Ok(read) if read > 0 => buffer.extend_from_slice(&part[..read]),
-                _ => return,
-            }
-        };
-        let number = {
-            let mut seen = seen.lock().unwrap();
-            seen.push(request.clone());
-            seen.len() - 1
-        };
-        match script(number, &request) {
-            Act::Answer(bytes) => stream.write_all(&bytes).await.unwrap(),
-            Act::Last(bytes) => {
-                stream.write_all(&bytes).await.unwrap();
-                return;
-            }
-            Act::Close => return,
-            Act::Hang => std::future::pending().await,
-        }
-    }
-}
-
-fn whole_request(buffer: &[u8]) -> Option<usize> {
-    let text = String::from_utf8_lossy(buffer);
-    let head = text.find("\r\n\r\n")? + 4;
-    let length = text.lines().find_map(|line| line.to_ascii_lowercase().strip_prefix("content-length: ")?.parse().ok());
-    let whole = head + length.unwrap_or(0);
-    (buffer.len() >= whole).then_some(whole)
 }
 
 /// Settings in the words of the configuration, such as `("cache.ttl", "5s")`.

@@ -8,7 +8,8 @@ use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 
-use crate::support::{Act, Gate, Platform, Scripted, Upstream, http_text};
+use crate::scripted::{Act, Scripted, http_text};
+use crate::support::{Gate, Platform, Upstream};
 
 const EMPTY: &str = r#"{"status":true,"code":0,"data":[]}"#;
 

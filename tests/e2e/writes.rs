@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use serde_json::json;
 
-use crate::support::{Act, Gate, Platform, READ, REVERSE, Scripted, WRITE};
+use crate::scripted::{Act, Scripted};
+use crate::support::{Gate, Platform, READ, REVERSE, WRITE};
 
 /// The first card of a customer that can be redeemed.
 async fn card(gate: &Gate, customer: &str) -> String {
