@@ -215,11 +215,12 @@ impl<F: Clone> Cache<F> {
     }
 
     /// Ends all that is known of a subject: what is kept goes, and what is being asked will not be kept or joined. What
-    /// is asked for until `settled` lives shortly. Answers how many answers went.
-    pub fn invalidate(&self, subject: &Subject, settled: Boot, now: Boot) -> usize {
+    /// is asked for until `settled` lives shortly. Answers how many answers went that could still be told.
+    pub fn invalidate(&self, subject: &Subject, settled: Boot, now: Now) -> usize {
+        let era = self.era(subject.tenant);
         let mut stripe = self.stripe(subject).lock();
-        stripe.fence(subject, settled, now);
-        self.shelves.remove(subject).map_or(0, |shelf| shelf.len())
+        stripe.fence(subject, settled, now.boot);
+        self.shelves.remove(subject).map_or(0, |shelf| shelf.tellable(era, now).count())
     }
 
     /// Ends all that is known of a tenant.
@@ -230,13 +231,13 @@ impl<F: Clone> Cache<F> {
         }
     }
 
-    /// Ends all that is known of a tenant, and counts it.
-    pub fn purge_tenant(&self, tenant: usize, settled: Boot) -> usize {
+    /// Ends all that is known of a tenant; answers how many answers went that could still be told.
+    pub fn purge_tenant(&self, tenant: usize, settled: Boot, now: Now) -> usize {
         let era = self.era(tenant);
         self.invalidate_tenant(tenant, settled);
         let mut count = 0;
         for (subject, shelf) in self.shelves.iter().filter(|(subject, _)| subject.tenant == tenant) {
-            count += shelf.iter().filter(|kept| kept.era == era).count();
+            count += shelf.tellable(era, now).count();
             // What is kept since is of the new era, and stays.
             if shelf.iter().all(|kept| kept.era <= era) {
                 self.shelves.invalidate(&*subject);
@@ -248,10 +249,8 @@ impl<F: Clone> Cache<F> {
     /// What is kept for a subject, and may still be told in any way.
     pub fn inspect(&self, subject: &Subject, now: Now) -> Vec<(Arc<str>, Life)> {
         let Some(shelf) = self.shelves.get(subject) else { return Vec::new() };
-        let era = self.era(subject.tenant);
-        let live =
-            |kept: &&shelf::Kept| kept.era == era && (kept.life.left(now).is_some() || kept.life.stale(now).is_some());
-        shelf.iter().filter(live).map(|kept| (Arc::clone(&kept.key), kept.life)).collect()
+        let tellable = shelf.tellable(self.era(subject.tenant), now);
+        tellable.map(|kept| (Arc::clone(&kept.key), kept.life)).collect()
     }
 
     /// Frees what is over, and what was evicted.

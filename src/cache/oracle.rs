@@ -172,7 +172,7 @@ impl World {
             Event::Land(..) => {}
             Event::Write(customer) => {
                 let settled = Boot::from_duration(seconds(self.boot + SETTLE));
-                self.cache.invalidate(&question(customer).subject, settled, self.now().boot);
+                self.cache.invalidate(&question(customer).subject, settled, self.now());
                 self.fence(customer);
             }
             Event::WriteToNobodyKnowsWhom => {

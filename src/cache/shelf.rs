@@ -76,6 +76,12 @@ impl Shelf {
         self.kept.iter()
     }
 
+    /// The answers of this era that may still be told in any way.
+    pub(super) fn tellable(&self, era: u64, now: Now) -> impl Iterator<Item = &Kept> {
+        let lives = move |life: &Life| life.left(now).is_some() || life.stale(now).is_some();
+        self.kept.iter().filter(move |kept| kept.era == era && lives(&kept.life))
+    }
+
     /// The answer to a question, if it is of this era.
     pub(super) fn find(&self, key: &str, era: u64) -> Option<&Kept> {
         self.kept.iter().find(|kept| *kept.key == *key && kept.era == era)

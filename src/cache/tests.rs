@@ -88,7 +88,7 @@ fn only_so_many_wait_and_a_place_that_is_left_is_free() {
 fn what_a_fence_went_through_is_neither_kept_nor_joined() {
     type Fence = fn(&Cache<()>);
     let fences: [Fence; 2] = [
-        |cache| assert!(cache.invalidate(&Subject::customer(0, "1"), now().boot, now().boot) <= 1),
+        |cache| assert!(cache.invalidate(&Subject::customer(0, "1"), now().boot, now()) <= 1),
         |cache| cache.invalidate_tenant(0, now().boot),
     ];
     for fence in fences {
@@ -113,7 +113,7 @@ fn a_fence_leaves_other_customers_alone() {
     let cache = cache();
     assert!(land(begin(&cache, &question("2", "a")).0, "kept"));
     let (flying, _waiter) = begin(&cache, &question("3", "a"));
-    cache.invalidate(&Subject::customer(0, "1"), now().boot, now().boot);
+    cache.invalidate(&Subject::customer(0, "1"), now().boot, now());
     assert_eq!(told(&cache, &question("2", "a")).as_deref(), Some("kept"));
     assert!(land(flying, "flown"));
 }
@@ -151,7 +151,7 @@ fn one_customers_questions_are_bounded_and_the_oldest_goes() {
 fn what_is_asked_for_while_upstream_settles_lives_shortly() {
     type Fence = fn(&Cache<()>, Boot);
     let fences: [Fence; 2] = [
-        |cache, until| assert_eq!(cache.invalidate(&Subject::customer(0, "1"), until, now().boot), 0),
+        |cache, until| assert_eq!(cache.invalidate(&Subject::customer(0, "1"), until, now()), 0),
         |cache, until| cache.invalidate_tenant(0, until),
     ];
     for fence in fences {

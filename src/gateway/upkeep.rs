@@ -56,9 +56,9 @@ impl Gateway {
     }
 
     fn end_of_customer(&self, tenant: &Tenant, customer: &str, cause: Invalidation) -> usize {
-        let now = self.clock.boot();
+        let now = self.now();
         self.metrics.invalidations.of(cause).inc();
-        self.cache.invalidate(&Subject::customer(tenant.index, customer), now + self.cache_settings.settle, now)
+        self.cache.invalidate(&Subject::customer(tenant.index, customer), now.boot + self.cache_settings.settle, now)
     }
 
     /// The tenant of a name, or of none the default one.
@@ -77,10 +77,11 @@ impl Gateway {
     /// Drops what is kept for a tenant, or for all; answers how many answers that were.
     pub fn purge(&self, tenant: Option<&Tenant>) -> usize {
         let meant = |one: &&Arc<Tenant>| tenant.is_none_or(|tenant| tenant.index == one.index);
-        let settled = self.clock.boot() + self.cache_settings.settle;
+        let now = self.now();
+        let settled = now.boot + self.cache_settings.settle;
         let purged = self.tenants.all().iter().filter(meant).map(|one| {
             self.metrics.invalidations.of(Invalidation::Purge).inc();
-            self.cache.purge_tenant(one.index, settled)
+            self.cache.purge_tenant(one.index, settled, now)
         });
         purged.sum()
     }

@@ -85,9 +85,9 @@ impl Gateway {
 
     /// From here on no read is answered with what was asked for before. `known` tells whether the outcome is.
     fn end_of(&self, write: &Write, customers: &mut Vec<String>, known: bool) {
-        let now = self.clock.boot();
+        let now = self.now();
         let settings = &self.cache_settings;
-        let settled = now + if known { settings.settle } else { settings.settle_unknown };
+        let settled = now.boot + if known { settings.settle } else { settings.settle_unknown };
         customers.sort_unstable();
         customers.dedup();
         let tenant = &write.call.tenant;

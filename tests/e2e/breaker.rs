@@ -107,6 +107,35 @@ async fn half_of_ten_attempts_failing_open_it_and_words_in_a_body_never() {
     assert_eq!(gate.metric(OPEN).await, 1.0);
 }
 
+/// One merchant's calls hang: the other's go on at their pace.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_works_goes_on_beside_what_hangs() {
+    let broken = crate::support::MERCHANTS[1].0;
+    let upstream =
+        Scripted::start(move |_, request| if request.contains(broken) { Act::Hang } else { Act::success("[]") }).await;
+    let gate = Arc::new(Gate::start(&upstream, &[("limits.upstream.rate", "0"), ("upstream.max_inflight", "4")]).await);
+    let hanging: Vec<_> = (0..8)
+        .map(|customer| {
+            let gate = Arc::clone(&gate);
+            let body = json!({ "params": { "customerId": customer.to_string() } }).to_string();
+            tokio::spawn(async move { gate.post(READ, &[("x-zvgate-tenant", "two")], &body).await.status })
+        })
+        .collect();
+    while upstream.seen().len() < 4 {
+        tokio::task::yield_now().await;
+    }
+    let mut served = 0;
+    while hanging.iter().any(|one| !one.is_finished()) {
+        served += 1;
+        assert_eq!(gate.read(&served.to_string()).await.status, 200);
+    }
+    assert!(served > 10);
+    for one in hanging {
+        let status = one.await.unwrap();
+        assert!(status == 503 || status == 504, "{status}");
+    }
+}
+
 /// The attempts are still under way when the breaker opens, and come to their own ends.
 #[tokio::test(flavor = "multi_thread")]
 async fn attempts_that_hang_count_before_they_time_out() {

@@ -237,6 +237,35 @@ async fn an_upstream_that_hangs_is_a_504_in_time() {
     }
 }
 
+/// Each byte comes in time, and the answer never ends.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upstream_that_trickles_is_a_504_in_time() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                let head = b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n";
+                let mut sent = tokio::io::AsyncWriteExt::write_all(&mut stream, head).await;
+                while sent.is_ok() {
+                    sent = tokio::io::AsyncWriteExt::write_all(&mut stream, b" ").await;
+                    tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+                }
+            });
+        }
+    });
+    struct Trickling(String);
+    impl crate::support::Upstream for Trickling {
+        fn url(&self) -> String {
+            self.0.clone()
+        }
+    }
+    let words = [("server.request_timeout", "500ms"), ("server.write_request_timeout", "500ms")];
+    let gate = Gate::start(&Trickling(url), &words).await;
+    gate.read("1").await.is_error(504, "upstream_timeout");
+    gate.post(WRITE, &[], BODY).await.is_error(504, "outcome_unknown");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_write_without_an_answer_has_an_unknown_outcome_once_a_byte_left() {
     let upstream = Scripted::start(|_, _| Act::Last(Vec::new())).await;

@@ -215,8 +215,11 @@ async fn operators_see_and_purge_what_is_kept() {
     assert!(gate.post(READ, &two, &body("1")).await.is_hit());
     assert_eq!(dropped("/cache?tenant=two").await, 1);
     assert_eq!(dropped("/cache").await, 2);
+    gate.read("4").await;
+    gate.hands.advance(Duration::from_secs(91));
+    assert_eq!(dropped("/cache/customers/4").await, 0, "what could not be told any more is not counted");
     assert!(!gate.read("2").await.is_hit());
-    assert_eq!(gate.metric("zvgate_cache_invalidations_total{cause=\"purge\"}").await, 6.0);
+    assert_eq!(gate.metric("zvgate_cache_invalidations_total{cause=\"purge\"}").await, 7.0);
     for (method, path, status) in [
         (Method::GET, "/cache/customers/1?tenant=three", 404),
         (Method::POST, "/cache/customers/1", 405),
