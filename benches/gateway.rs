@@ -17,7 +17,7 @@ use zvgate::reply::{self, Refusal, Reply, Way};
 use zvgate::secret::Secret;
 use zvgate::settings::TenantSettings;
 use zvgate::signer::{Call, Nonces, SignedRequest};
-use zvgate::tenant::Tenants;
+use zvgate::tenant::{Identities, Tenants};
 
 const BODY: &[u8] = br#"{"params":{"customerId":"383933091455959041","useStatus":"","cardId":""}}"#;
 const CUSTOMERS: u64 = 10_000;
@@ -96,15 +96,18 @@ fn hit(criterion: &mut Criterion) {
 }
 
 fn miss(criterion: &mut Criterion) {
-    let tenants = Tenants::new(&[TenantSettings {
-        name: "bench".to_owned(),
-        open_id: "d14c1559e87b747d577c834b275a4310".to_owned(),
-        grant_code: "ba67d4fa46".to_owned(),
-        open_key: Secret::new("LyvrkvkxRkG2R6aM55bXpPwjYAbkEXTbVnKwfDYvVHjNwNFAmx".to_owned()),
-        open_key_file: None,
-        default: true,
-        pace: None,
-    }]);
+    let tenants = Tenants::new(
+        &[TenantSettings {
+            name: "bench".to_owned(),
+            open_id: "d14c1559e87b747d577c834b275a4310".to_owned(),
+            grant_code: "ba67d4fa46".to_owned(),
+            open_key: Secret::new("LyvrkvkxRkG2R6aM55bXpPwjYAbkEXTbVnKwfDYvVHjNwNFAmx".to_owned()),
+            open_key_file: None,
+            default: true,
+            pace: None,
+        }],
+        &mut Identities::default(),
+    );
     let tenant = tenants.all().first().map(Arc::clone).expect("one tenant");
     let members = r#""params":{"customerId":"383933091455959041","useStatus":"","cardId":""}"#.into();
     let call = Call { tenant, path: "/v3/crm/coupon/getCustomerCoupons".into(), members };

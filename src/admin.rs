@@ -120,7 +120,7 @@ impl Admin {
     }
 
     /// The tenant that `?tenant=` names; `Ok(None)` where it is not given.
-    fn tenant(&self, request: &Request<Incoming>) -> Result<Option<&Arc<Tenant>>, Page> {
+    fn tenant(&self, request: &Request<Incoming>) -> Result<Option<Arc<Tenant>>, Page> {
         let query = request.uri().query().unwrap_or_default();
         let Some(name) = query.split('&').find_map(|pair| pair.strip_prefix("tenant=")).filter(|name| !name.is_empty())
         else {
@@ -142,14 +142,14 @@ impl Admin {
             return text(StatusCode::BAD_REQUEST, "the customer's id must be UTF-8");
         };
         if get {
-            let entries: Vec<String> = self.gateway.inspect(tenant, &id).iter().map(Inspected::to_json).collect();
+            let entries: Vec<String> = self.gateway.inspect(&tenant, &id).iter().map(Inspected::to_json).collect();
             return (
                 StatusCode::OK,
                 JSON,
                 format!("{{\"tenant\":\"{}\",\"answers\":[{}]}}\n", tenant.name, entries.join(",")),
             );
         }
-        let dropped = self.gateway.purge_customer(tenant, &id);
+        let dropped = self.gateway.purge_customer(&tenant, &id);
         tracing::info!(%peer, tenant = tenant.name, customers = self.gateway.pseudonym(&id), dropped, "purge");
         (StatusCode::OK, JSON, format!("{{\"dropped\":{dropped}}}\n"))
     }
@@ -159,8 +159,8 @@ impl Admin {
             Ok(tenant) => tenant,
             Err(page) => return page,
         };
-        let dropped = self.gateway.purge(tenant.map(Arc::as_ref));
-        tracing::info!(%peer, tenant = tenant.map_or("all", |tenant| tenant.name.as_str()), dropped, "purge");
+        let dropped = self.gateway.purge(tenant.as_deref());
+        tracing::info!(%peer, tenant = tenant.as_ref().map_or("all", |tenant| tenant.name.as_str()), dropped, "purge");
         (StatusCode::OK, JSON, format!("{{\"dropped\":{dropped}}}\n"))
     }
 }

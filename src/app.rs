@@ -15,7 +15,6 @@ use crate::clock::Clock;
 use crate::gateway::{Equipment, Gateway};
 use crate::limit::Before;
 use crate::listener::{self, Bounds, Peer, Room, Tally};
-use crate::metrics::Limit;
 use crate::pseudonym::Pseudonyms;
 use crate::settings::{ServerSettings, Settings};
 use crate::signer::Nonces;
@@ -132,7 +131,7 @@ impl App {
             }
         };
         let metrics = gateway.metrics();
-        let dropped = metrics.limited.of(Limit::Connections).clone();
+        let dropped = metrics.connections_dropped.clone();
         let tally = Tally { open: metrics.connections.clone(), dropped };
         let data = tokio::spawn(listener::serve(data, bounds, Some(tally), stop_data.clone(), callers));
         readiness.ready();
@@ -195,8 +194,8 @@ fn build(settings: &Settings, clock: Clock, before: Before) -> Result<Gateway, S
     let base_url = settings.upstream.base_url.clone().filter(|_| missing.is_empty());
     let base_url = base_url.ok_or(StartError::Missing(missing))?;
     let unusable = |key: &str, error: &dyn fmt::Display| StartError::Unusable(format!("{key}: {error}"));
-    let upstream = Upstream::new(base_url, &settings.upstream, settings.tenants.len(), &clock)
-        .map_err(|error| StartError::Unusable(error.to_string()))?;
+    let upstream =
+        Upstream::new(base_url, &settings.upstream, &clock).map_err(|error| StartError::Unusable(error.to_string()))?;
     let nonces = Nonces::new().map_err(|error| unusable("nonces", &error))?;
     let pseudonyms = Pseudonyms::new(settings.log.hash_key_file.as_deref())
         .map_err(|error| unusable("log.hash_key_file", &error))?;

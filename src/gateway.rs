@@ -5,6 +5,7 @@
 mod account;
 mod ask;
 mod incoming;
+mod policy;
 mod read;
 mod signing;
 mod upkeep;
@@ -14,6 +15,7 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use bytes::Bytes;
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, Method, Request, Response};
@@ -23,21 +25,21 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::DropGuard;
 use tokio_util::task::TaskTracker;
 
+use self::policy::Policy;
 pub use self::upkeep::Inspected;
 use self::write::Again;
-use crate::answer::Reader;
-use crate::cache::{self, Cache, Demand, Lifetimes, Question, Waiter};
+use crate::cache::{Cache, Demand, Question, Waiter};
 use crate::clock::{Boot, Clock};
 use crate::envelope::Envelope;
-use crate::limit::{Before, CallerGate, Paces};
+use crate::limit::{Before, Pace, Paces};
 use crate::metrics::Metrics;
 use crate::pseudonym::Pseudonyms;
 use crate::reply::{self, Refusal, Reply, Unavailable, Way};
-use crate::route::{Route, Routes};
-use crate::settings::{CacheMode, CacheSettings, KindSettings, LogSettings, Settings, UpstreamSettings};
+use crate::route::Route;
+use crate::settings::{CacheMode, KindSettings, Settings};
 use crate::signer::{Call, Nonces};
 use crate::skew::Skew;
-use crate::tenant::{Tenant, Tenants};
+use crate::tenant::{Identities, Tenant};
 use crate::upstream::{Resolved, Upstream};
 
 /// Where callers tell of changes that were made elsewhere.
@@ -49,38 +51,16 @@ const X_ZVGATE_TENANT: HeaderName = HeaderName::from_static("x-zvgate-tenant");
 /// Everything that a request meets.
 pub struct Gateway {
     clock: Clock,
-    routes: Routes,
-    tenants: Tenants,
-    caller_gate: CallerGate,
+    policy: ArcSwap<Policy>,
     cache: Arc<Cache<Refusal>>,
-    lifetimes: Lifetimes,
-    cache_settings: CacheSettings,
     paces: Paces,
     nonces: Nonces,
     skew: Skew,
     upstream: Upstream,
-    upstream_settings: UpstreamSettings,
-    waits: Waits,
-    max_body: u64,
-    /// Whether only this machine can ask: without callers' keys, only such callers may invalidate.
-    private: bool,
-    log: LogSettings,
     pseudonyms: Pseudonyms,
     metrics: Metrics,
     /// Flights and writes, which outlive their callers.
     tasks: TaskTracker,
-}
-
-/// How long things may take.
-#[derive(Clone, Copy, Debug)]
-struct Waits {
-    body: Duration,
-    request: Duration,
-    write_request: Duration,
-    read: Duration,
-    write: Duration,
-    attempt: Duration,
-    write_attempt: Duration,
 }
 
 /// What a gateway is made from beside its settings.
@@ -99,13 +79,13 @@ pub struct Equipment {
 
 /// A request that may be answered: everything in it that the caller sent is borrowed, and goes before anybody waits.
 struct Arrival<'a> {
+    policy: &'a Arc<Policy>,
     route: &'a Arc<Route>,
     path: &'a str,
     envelope: &'a Envelope<'a>,
     tenant: &'a Arc<Tenant>,
     demand: Demand,
     deadline: Boot,
-    upstream: &'a UpstreamSettings,
     facts: &'a Facts,
 }
 
@@ -115,12 +95,9 @@ impl Arrival<'_> {
         Call { tenant: Arc::clone(self.tenant), path, members }
     }
 
-    fn reader(&self, expires: &[String]) -> Reader {
-        Reader {
-            expires: expires.to_vec(),
-            retry_codes: self.upstream.retry_codes.clone(),
-            utc_offset: self.upstream.utc_offset,
-        }
+    /// The pace of the call.
+    fn pace(&self, paces: &Paces) -> Arc<Pace> {
+        paces.of(self.tenant, self.route, self.path, self.policy.pace(self.tenant, self.route))
     }
 }
 
@@ -165,52 +142,17 @@ impl Gateway {
     /// A gateway with nothing in its cache.
     pub fn new(settings: &Settings, equipment: Equipment) -> Self {
         let Equipment { clock, upstream, nonces, pseudonyms, before } = equipment;
-        let (server, limits) = (&settings.server, &settings.limits);
-        let tenants = Tenants::new(&settings.tenants);
-        let route_paces: Vec<_> = settings.routes.iter().map(|route| route.pace).collect();
-        let paces = Paces::new(tenants.all(), &route_paces, limits.upstream, before, &clock);
-        let routes = Routes::new(&settings.routes);
-        let names: Vec<_> = tenants.all().iter().map(|tenant| tenant.name.as_str()).collect();
-        let metrics = Metrics::new(&names, &routes.labels());
-        let options = cache::Options {
-            max_bytes: settings.cache.max_bytes.0,
-            max_waiters: usize::try_from(limits.max_waiters).unwrap_or(usize::MAX),
-            tenants: names.len(),
-            unsettled_ttl: settings.cache.unsettled_ttl,
-        };
+        let (metrics, mut identities) = (Metrics::new(), Identities::default());
+        let policy = Policy::new(settings, &mut identities, &metrics, &clock);
         Self {
-            caller_gate: CallerGate::new(limits.caller.as_ref(), &clock),
-            cache: Arc::new(Cache::new(&options, metrics.cache.clone())),
-            lifetimes: Lifetimes {
-                ttl: settings.cache.ttl,
-                negative_ttl: settings.cache.negative_ttl,
-                unsettled_ttl: settings.cache.unsettled_ttl,
-                stale_while_revalidate: settings.cache.stale_while_revalidate,
-                stale_if_error: settings.cache.stale_if_error,
-                expiry_margin: settings.cache.expiry_margin,
-            },
-            waits: Waits {
-                body: server.body_timeout,
-                request: server.request_timeout,
-                write_request: server.write_request_timeout,
-                read: limits.max_wait,
-                write: limits.max_wait_write,
-                attempt: settings.upstream.attempt_timeout,
-                write_attempt: settings.upstream.write_timeout,
-            },
-            cache_settings: settings.cache.clone(),
-            max_body: server.max_body.0,
-            private: server.listen.ip().is_loopback(),
-            log: settings.log.clone(),
-            upstream_settings: settings.upstream.clone(),
+            cache: Arc::new(Cache::new(&policy.cache_options(&identities), metrics.cache.clone())),
+            policy: ArcSwap::from_pointee(policy),
+            paces: Paces::new(before, &clock),
+            skew: Skew::new(settings.upstream.follows_clock()),
             metrics,
             tasks: TaskTracker::new(),
             clock,
-            routes,
-            tenants,
-            paces,
             nonces,
-            skew: Skew::new(settings.upstream.follows_clock()),
             upstream,
             pseudonyms,
         }
@@ -222,9 +164,10 @@ impl Gateway {
     /// Never: every failure is an answer.
     pub async fn handle(self: Arc<Self>, request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {
         let started = self.clock.boot();
+        let policy = self.policy.load_full();
         let mut facts = Facts::of(request.headers());
-        let outcome = self.run(request, &mut facts).await;
-        self.account(&outcome, &facts, started);
+        let outcome = self.run(&policy, request, &mut facts).await;
+        self.account(&policy, &outcome, &facts, started);
         Ok(reply::response(&outcome, &facts.id))
     }
 
@@ -235,36 +178,41 @@ impl Gateway {
     pub fn turn_away(&self, request: &Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {
         let facts = Facts::of(request.headers());
         let outcome = Err(Refusal::Unavailable(Unavailable::Connections));
-        self.account(&outcome, &facts, self.clock.boot());
+        self.account(&self.policy.load(), &outcome, &facts, self.clock.boot());
         Ok(reply::response(&outcome, &facts.id))
     }
 
     /// The stages, in order.
-    async fn run(self: &Arc<Self>, request: Request<Incoming>, facts: &mut Facts) -> Result<Reply, Refusal> {
+    async fn run(
+        self: &Arc<Self>,
+        policy: &Arc<Policy>,
+        request: Request<Incoming>,
+        facts: &mut Facts,
+    ) -> Result<Reply, Refusal> {
         let (head, body) = request.into_parts();
         let own = head.uri.path() == INVALIDATE;
-        let route = if own { None } else { Some(self.routes.find(head.uri.path()).ok_or(Refusal::UnknownRoute)?) };
+        let route = if own { None } else { Some(policy.routes.find(head.uri.path()).ok_or(Refusal::UnknownRoute)?) };
         facts.route = route.map(Arc::clone);
         if head.method != Method::POST {
             return Err(Refusal::MethodNotAllowed);
         }
-        if own && !self.private {
+        if own && !policy.private {
             return Err(Refusal::Forbidden);
         }
-        self.caller_gate.admit().map_err(Refusal::CallerLimited)?;
+        policy.caller_gate.admit().map_err(Refusal::CallerLimited)?;
         if !incoming::is_json(&head.headers) {
             return Err(Refusal::UnsupportedMediaType);
         }
-        let body = incoming::read_body(&head.headers, body, self.max_body, self.waits.body).await?;
-        let deadline = self.deadline(&head.headers)?;
+        let body = incoming::read_body(&head.headers, body, policy.max_body, policy.waits.body).await?;
+        let deadline = self.deadline(&head.headers, policy.waits.request)?;
         let begun = match route {
-            Some(route) => self.begin(&head, route, &body, deadline, facts)?,
-            None => Begun::Answered(self.invalidate(&head, &body, facts)?),
+            Some(route) => self.begin(policy, &head, route, &body, deadline, facts)?,
+            None => Begun::Answered(self.invalidate(policy, &head, &body, facts)?),
         };
         drop((head, body));
         match begun {
             Begun::Answered(reply) => Ok(reply),
-            Begun::Flight(awaited) => self.wait(awaited, deadline).await,
+            Begun::Flight(awaited) => self.wait(policy, awaited, deadline).await,
             Begun::Task(task, _presence) => task.await.unwrap_or(Err(Refusal::Unavailable(Unavailable::Stopping))),
         }
     }
@@ -273,6 +221,7 @@ impl Gateway {
     /// not be held for as long as upstream takes.
     fn begin(
         self: &Arc<Self>,
+        policy: &Arc<Policy>,
         head: &Parts,
         route: &Arc<Route>,
         body: &[u8],
@@ -283,20 +232,20 @@ impl Gateway {
         let envelope = Envelope::parse(body).map_err(Refusal::Body)?;
         facts.customers = incoming::customers(&route.kind, headers, &envelope)?;
         let named = headers.get(X_ZVGATE_TENANT).map(http::HeaderValue::as_bytes);
-        let tenant = self.tenants.choose(named, envelope.root()).map_err(Refusal::UnknownTenant)?;
+        let tenant = policy.tenants.choose(named, envelope.root()).map_err(Refusal::UnknownTenant)?;
         facts.tenant = Some(Arc::clone(tenant));
         let arrival = Arrival {
+            policy,
             route,
             path: head.uri.path(),
             envelope: &envelope,
             tenant,
             demand: incoming::demand(headers),
             deadline,
-            upstream: &self.upstream_settings,
             facts,
         };
         match &route.kind {
-            KindSettings::Cached(_) if self.cache_settings.mode == CacheMode::Off => {
+            KindSettings::Cached(_) if policy.cache.mode == CacheMode::Off => {
                 if arrival.demand.only_if_cached {
                     Err(Refusal::NotCached)
                 } else {
@@ -311,17 +260,22 @@ impl Gateway {
     }
 
     /// Until when a read must be answered: the caller may ask for less time, not for more.
-    fn deadline(&self, headers: &HeaderMap) -> Result<Boot, Refusal> {
-        let patience = incoming::patience(headers)?.unwrap_or(self.waits.request);
-        Ok(self.clock.boot() + patience.min(self.waits.request))
+    fn deadline(&self, headers: &HeaderMap, longest: Duration) -> Result<Boot, Refusal> {
+        let patience = incoming::patience(headers)?.unwrap_or(longest);
+        Ok(self.clock.boot() + patience.min(longest))
     }
 
     /// The metrics' page.
     pub fn metrics_page(&self) -> String {
         self.tidy();
-        self.paces.each_allowed(|tenant, route, allowed| self.metrics.call(tenant, route).rate.set(allowed));
-        for tenant in self.tenants.all() {
-            self.metrics.breaker_open(tenant.index).set(self.upstream.circuit(tenant).is_open().into());
+        let policy = self.policy.load();
+        for tenant in policy.tenants.all() {
+            let open = self.upstream.circuit(tenant).is_open();
+            policy.handles.tenant(tenant.index).breaker_open.set(open.into());
+            for route in policy.routes.all() {
+                let allowed = self.paces.allowed(tenant, route, policy.pace(tenant, route));
+                policy.handles.call(tenant.index, route.index).rate.set(allowed);
+            }
         }
         let ahead = self.skew.ahead(self.clock.now()).unwrap_or_default();
         self.metrics.clock_skew.set(f64::from(i32::try_from(ahead).unwrap_or(i32::MAX)) / 1000.0);

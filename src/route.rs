@@ -10,6 +10,8 @@ use crate::settings::{KindSettings, PaceSettings, RouteSettings};
 pub struct Route {
     /// Its place among all routes: the index into whatever is kept for each.
     pub index: usize,
+    /// Its path, or the beginning of paths, as configured.
+    pub pattern: Arc<str>,
     /// Its name in metrics: the path, or `other` under a wildcard.
     pub label: String,
     /// What is done with its requests.
@@ -23,7 +25,7 @@ pub struct Route {
 /// All routes.
 #[derive(Debug)]
 pub struct Routes {
-    labels: Vec<String>,
+    all: Vec<Arc<Route>>,
     exact: HashMap<String, Arc<Route>>,
     /// Beginnings of paths, the longest first.
     prefixes: Vec<(String, Arc<Route>)>,
@@ -32,13 +34,19 @@ pub struct Routes {
 impl Routes {
     /// The routes as configured.
     pub fn new(settings: &[RouteSettings]) -> Self {
-        let mut routes = Self { labels: Vec::new(), exact: HashMap::new(), prefixes: Vec::new() };
+        let mut routes = Self { all: Vec::new(), exact: HashMap::new(), prefixes: Vec::new() };
         for (index, one) in settings.iter().enumerate() {
             let prefix = one.path.strip_suffix("**");
             let label = if prefix.is_some() { "other".to_owned() } else { one.path.clone() };
-            routes.labels.push(label.clone());
-            let route =
-                Arc::new(Route { index, label, kind: one.kind.clone(), pace: one.pace, wildcard: prefix.is_some() });
+            let route = Arc::new(Route {
+                index,
+                pattern: one.path.as_str().into(),
+                label,
+                kind: one.kind.clone(),
+                pace: one.pace,
+                wildcard: prefix.is_some(),
+            });
+            routes.all.push(Arc::clone(&route));
             match prefix {
                 Some(prefix) => routes.prefixes.push((prefix.to_owned(), route)),
                 None => {
@@ -50,9 +58,9 @@ impl Routes {
         routes
     }
 
-    /// The routes' names in metrics, by index.
-    pub fn labels(&self) -> Vec<&str> {
-        self.labels.iter().map(String::as_str).collect()
+    /// All of them, by index.
+    pub fn all(&self) -> &[Arc<Route>] {
+        &self.all
     }
 
     /// The route that serves a path: an exact one, else the longest wildcard; none where that one is off.

@@ -84,7 +84,7 @@ impl<F: Clone> Landing<F> {
         let rest = if self.renews { Shelf::default() } else { old.without(&question.key, flight.era, now) };
         let lags = stripe.settles(subject, sent) || cache.tenant_settles(subject.tenant, sent);
         let kept = match fate {
-            Fate::Kept(life) if lags => Some(life.unsettled(cache.unsettled_ttl)),
+            Fate::Kept(life) if lags => Some(life.unsettled(cache.unsettled_ttl())),
             Fate::Kept(life) => Some(life),
             Fate::Supersedes | Fate::Ignored | Fate::Failure => None,
         };

@@ -13,9 +13,10 @@ mod stripe;
 
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use arc_swap::ArcSwap;
 use moka::notification::RemovalCause;
 use moka::policy::EvictionPolicy;
 use parking_lot::Mutex;
@@ -132,9 +133,10 @@ pub struct Cache<F> {
     shelves: moka::sync::Cache<Subject, Arc<Shelf>>,
     stripes: Box<[Mutex<Stripe<F>>]>,
     stripe_of: RandomState,
-    tenants: Box<[Era]>,
-    max_waiters: usize,
-    unsettled_ttl: Duration,
+    tenants: ArcSwap<Vec<Arc<Era>>>,
+    max_waiters: AtomicUsize,
+    /// In milliseconds.
+    unsettled_ttl: AtomicU64,
     tally: Tally,
 }
 
@@ -158,15 +160,33 @@ impl<F: Clone> Cache<F> {
                 }
             })
             .build();
-        Self {
+        let cache = Self {
             shelves,
             stripes: (0..STRIPES).map(|_| Mutex::default()).collect(),
             stripe_of: RandomState::new(),
-            tenants: (0..options.tenants).map(|_| Era::default()).collect(),
-            max_waiters: options.max_waiters,
-            unsettled_ttl: options.unsettled_ttl,
+            tenants: ArcSwap::default(),
+            max_waiters: AtomicUsize::default(),
+            unsettled_ttl: AtomicU64::default(),
             tally,
-        }
+        };
+        cache.adopt(options);
+        cache
+    }
+
+    /// Takes other options over, but for the memory, and forgets nothing. Tenants only become more.
+    pub fn adopt(&self, options: &Options) {
+        self.max_waiters.store(options.max_waiters, Ordering::Relaxed);
+        let unsettled_ttl = u64::try_from(options.unsettled_ttl.as_millis()).unwrap_or(u64::MAX);
+        self.unsettled_ttl.store(unsettled_ttl, Ordering::Relaxed);
+        self.tenants.rcu(|known| {
+            let mut tenants = Vec::clone(known);
+            tenants.resize_with(options.tenants.max(known.len()), Arc::default);
+            tenants
+        });
+    }
+
+    fn unsettled_ttl(&self) -> Duration {
+        Duration::from_millis(self.unsettled_ttl.load(Ordering::Relaxed))
     }
 
     /// Answers from the cache, where it can.
@@ -198,6 +218,7 @@ impl<F: Clone> Cache<F> {
     /// Joins the flight of a question, or begins one. Nobody who demands a new call joins an old one.
     pub fn join(self: &Arc<Self>, question: &Question, demand: &Demand, now: Now) -> Entry<F> {
         let era = self.era(question.subject.tenant);
+        let max_waiters = self.max_waiters.load(Ordering::Relaxed);
         let mut stripe = self.stripe(&question.subject).lock();
         if !demand.no_cache {
             // A flight may have landed since the caller looked.
@@ -205,11 +226,11 @@ impl<F: Clone> Cache<F> {
                 return Entry::Hit(hit);
             }
             if let Some(flight) = stripe.flights.get(question).filter(|flight| flight.era == era) {
-                return flight.join(self.max_waiters).map_or(Entry::Crowded, Entry::Joined);
+                return flight.join(max_waiters).map_or(Entry::Crowded, Entry::Joined);
             }
         }
         let flight = Flight::new(era);
-        let Some(waiter) = flight.join(self.max_waiters) else { return Entry::Crowded };
+        let Some(waiter) = flight.join(max_waiters) else { return Entry::Crowded };
         stripe.flights.insert(question.clone(), Arc::clone(&flight));
         Entry::Begun(Landing::new(Arc::clone(self), question.clone(), flight, demand.no_cache), waiter)
     }
@@ -225,7 +246,7 @@ impl<F: Clone> Cache<F> {
 
     /// Ends all that is known of a tenant.
     pub fn invalidate_tenant(&self, tenant: usize, settled: Boot) {
-        if let Some(era) = self.tenants.get(tenant) {
+        if let Some(era) = self.tenants.load().get(tenant) {
             era.settled.fetch_max(millis(settled), Ordering::SeqCst);
             era.number.fetch_add(1, Ordering::SeqCst);
         }
@@ -264,12 +285,12 @@ impl<F: Clone> Cache<F> {
     }
 
     fn era(&self, tenant: usize) -> u64 {
-        self.tenants.get(tenant).map_or(0, |era| era.number.load(Ordering::SeqCst))
+        self.tenants.load().get(tenant).map_or(0, |era| era.number.load(Ordering::SeqCst))
     }
 
     /// Whether upstream may still have answered from before a tenant-wide write at that moment.
     fn tenant_settles(&self, tenant: usize, sent: Boot) -> bool {
-        self.tenants.get(tenant).is_some_and(|era| millis(sent) < era.settled.load(Ordering::SeqCst))
+        self.tenants.load().get(tenant).is_some_and(|era| millis(sent) < era.settled.load(Ordering::SeqCst))
     }
 
     fn stripe(&self, subject: &Subject) -> &Mutex<Stripe<F>> {

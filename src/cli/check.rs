@@ -9,7 +9,7 @@ use crate::envelope::MAX_DEPTH;
 use crate::json::Node;
 use crate::settings::Settings;
 use crate::signer::{Call, Nonces, SignedRequest};
-use crate::tenant::{Tenant, Tenants};
+use crate::tenant::{Identities, Tenant, Tenants};
 use crate::upstream::{Reuse, Upstream};
 
 /// Where the live call goes: the interface that the gateway is for.
@@ -41,9 +41,9 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), u8> {
 
 async fn live(settings: &Settings) -> Result<(), u8> {
     let clock = Clock::system();
-    let tenants = Tenants::new(&settings.tenants);
+    let tenants = Tenants::new(&settings.tenants, &mut Identities::default());
     let base_url = settings.upstream.base_url.clone().ok_or(UNUSABLE)?;
-    let upstream = Upstream::new(base_url, &settings.upstream, tenants.all().len(), &clock).map_err(fail)?;
+    let upstream = Upstream::new(base_url, &settings.upstream, &clock).map_err(fail)?;
     let nonces = Nonces::new().map_err(fail)?;
     let mut all_well = true;
     for tenant in tenants.all() {

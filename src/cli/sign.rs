@@ -5,7 +5,7 @@ use crate::clock::Clock;
 use crate::envelope::{Envelope, MAX_DEPTH};
 use crate::json::Node;
 use crate::signer::{Call, Nonces, SignedRequest};
-use crate::tenant::Tenants;
+use crate::tenant::{Identities, Tenants};
 
 #[derive(clap::Args)]
 pub(super) struct Arguments {
@@ -28,7 +28,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), u8> {
     if settings.tenants.is_empty() {
         return Err(unusable(format!("the configuration lacks {}", settings.missing_for_serving().join(", "))));
     }
-    let tenants = Tenants::new(&settings.tenants);
+    let tenants = Tenants::new(&settings.tenants, &mut Identities::default());
     if !Node::parse(&arguments.params, MAX_DEPTH).is_ok_and(|params| params.members().is_some()) {
         return Err(unusable(format!("--params: found {:?}; wanted a JSON object", arguments.params)));
     }

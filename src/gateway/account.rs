@@ -1,6 +1,7 @@
 //! What operators learn of a request: counts, times, and a line in the log.
 
-use super::{Facts, Gateway};
+use super::policy::Policy;
+use super::{ANYBODY, Facts, Gateway};
 use crate::clock::Boot;
 use crate::metrics::{CacheUse, Label, Limit};
 use crate::reply::{self, Refusal, Reply, Unavailable, Way};
@@ -10,16 +11,16 @@ use crate::settings::AccessLog;
 const SHOWN_CUSTOMERS: usize = 10;
 
 impl Gateway {
-    pub(super) fn account(&self, outcome: &Result<Reply, Refusal>, facts: &Facts, started: Boot) {
+    pub(super) fn account(&self, policy: &Policy, outcome: &Result<Reply, Refusal>, facts: &Facts, started: Boot) {
         let took = self.clock.boot().since(started);
         let (status, cache) = (reply::status(outcome), cache_use(outcome));
         let route = facts.route.as_ref();
-        let metrics = route.map_or(&self.metrics.unrouted, |route| self.metrics.route(route.index));
-        metrics.request(status, cache, took);
+        let handles = &policy.handles;
+        handles.request(route.map(|route| route.index), ANYBODY, status, cache, took);
         if let Some(limit) = outcome.as_ref().err().and_then(limit_of) {
-            self.metrics.limited.of(limit).inc();
+            handles.caller(ANYBODY).limited.of(limit).inc();
         }
-        let logged = match self.log.access {
+        let logged = match policy.log.access {
             AccessLog::All => true,
             AccessLog::Errors => status >= 400,
             AccessLog::None => false,
@@ -41,8 +42,14 @@ impl Gateway {
     }
 
     /// One line for a write, whatever came of it.
-    pub(super) fn log_write(&self, outcome: &Result<Reply, Refusal>, facts: &Facts, customers: &[String]) {
-        if self.log.writes {
+    pub(super) fn log_write(
+        &self,
+        policy: &Policy,
+        outcome: &Result<Reply, Refusal>,
+        facts: &Facts,
+        customers: &[String],
+    ) {
+        if policy.log.writes {
             tracing::info!(
                 route = facts.route.as_ref().map(|route| route.label.as_str()),
                 tenant = facts.tenant.as_ref().map(|tenant| tenant.name.as_str()),

@@ -6,6 +6,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use super::Gateway;
+use super::policy::Policy;
 use crate::answer::{Answer, Reader, Verdict};
 use crate::clock::{Boot, Now};
 use crate::limit::{Claimant, Limited, Turn};
@@ -15,8 +16,8 @@ use crate::signer::{Call, SignedRequest};
 use crate::upstream::{Attempt, Circuit, Exchanged, Failure, FailureKind, Health, Reuse, Shut, pause_before};
 
 /// A call that is to be made.
-#[derive(Debug)]
 pub(super) struct Asking<'a> {
+    pub(super) policy: &'a Policy,
     pub(super) route: &'a Route,
     pub(super) call: &'a Call,
     pub(super) reader: &'a Reader,
@@ -113,17 +114,17 @@ impl Gateway {
         turn: Option<Turn>,
         unwanted: impl Future<Output = ()>,
     ) -> Result<Asked, Unanswered> {
-        let Asking { route, call, reader, allowance } = asking;
-        let metrics = self.metrics.call(call.tenant.index, route.index);
+        let Asking { policy, route, call, reader, allowance } = asking;
+        let metrics = policy.handles.call(call.tenant.index, route.index);
         let circuit = self.upstream.circuit(&call.tenant);
         let (turn, attempt) = match turn {
             Some(turn) => (turn, circuit.begin(Duration::ZERO).await.map_err(Unanswered::Shut)?),
             None => tokio::select! {
-                leave = self.leave(asking, circuit) => leave?,
+                leave = self.leave(asking, &circuit) => leave?,
                 () = unwanted => return Err(Unanswered::Unwanted),
             },
         };
-        let inflight = self.metrics.inflight(call.tenant.index);
+        let inflight = &policy.handles.tenant(call.tenant.index).inflight;
         inflight.inc();
         let started = self.clock.boot();
         let attempted = async {
@@ -143,13 +144,14 @@ impl Gateway {
 
     /// Waits for leave to make an attempt: a turn, and room in flight.
     async fn leave(&self, asking: &Asking<'_>, circuit: &Arc<Circuit>) -> Result<(Turn, Attempt), Unanswered> {
-        let Asking { route, call, allowance, .. } = asking;
+        let Asking { policy, route, call, allowance, .. } = asking;
         circuit.check().map_err(Unanswered::Shut)?;
         let queued = self.clock.boot();
         let wait = allowance.wait.min(allowance.deadline.since(queued));
-        let turn = self.paces.of(&call.tenant, route, &call.path).turn(allowance.who, wait).await;
+        let pace = self.paces.of(&call.tenant, route, &call.path, policy.pace(&call.tenant, route));
+        let turn = pace.turn(allowance.who, wait).await;
         let waited = self.clock.boot().since(queued);
-        self.metrics.call(call.tenant.index, route.index).wait.observe(waited.as_secs_f64());
+        policy.handles.call(call.tenant.index, route.index).wait.observe(waited.as_secs_f64());
         let turn = turn.map_err(Unanswered::Limited)?;
         let attempt = circuit.begin(wait.saturating_sub(waited)).await.map_err(Unanswered::Shut)?;
         Ok((turn, attempt))

@@ -3,12 +3,13 @@
 use std::sync::Arc;
 
 use super::ask::{Allowance, Asking, Unanswered};
+use super::policy::Policy;
 use super::{ANYBODY, Arrival, Awaited, Begun, Gateway};
 use crate::answer::Reader;
 use crate::cache::{Demand, Entry, Fate, Found, Hit, Landed, Landing, Lifetimes, Question, Settled, StaleHit, Subject};
 use crate::clock::{Boot, Now};
 use crate::limit::{Claimant, Turn};
-use crate::metrics::{Changed, Lookup};
+use crate::metrics::{Changed, Handles, Lookup};
 use crate::reply::{Refusal, Reply, StaleWhy, Unavailable, Way};
 use crate::route::Route;
 use crate::settings::CachedSettings;
@@ -18,16 +19,18 @@ use crate::upstream::{FailureKind, Reuse};
 impl Gateway {
     pub(super) fn read(self: &Arc<Self>, arrival: &Arrival<'_>, cached: &CachedSettings) -> Result<Begun, Refusal> {
         let (question, demand) = (question(arrival, cached), arrival.demand);
-        let lookups = &self.metrics.route(arrival.route.index).lookups;
+        let handles = &arrival.policy.handles;
+        let lookups = &handles.route(arrival.route.index).lookups;
+        let saved = &handles.call(arrival.tenant.index, arrival.route.index).saved;
         let now = self.now();
         match self.cache.look(&question, &demand, now) {
-            Found::Fresh(hit) => return Ok(Begun::Answered(self.hit(arrival, &hit, now))),
+            Found::Fresh(hit) => return Ok(Begun::Answered(told_again(arrival, &hit, now))),
             Found::Stale(hit, turn_to_refresh) => {
                 if turn_to_refresh {
                     self.refresh(arrival, cached, &question, now);
                 }
-                self.metrics.call(arrival.tenant.index, arrival.route.index).saved.inc();
-                return Ok(Begun::Answered(self.stale(arrival.route.index, &hit, StaleWhy::Revalidating, now)));
+                saved.inc();
+                return Ok(Begun::Answered(stale(handles, arrival.route.index, &hit, StaleWhy::Revalidating, now)));
             }
             Found::Nothing => {}
         }
@@ -36,10 +39,10 @@ impl Gateway {
             return Err(Refusal::NotCached);
         }
         let (waiter, way) = match self.cache.join(&question, &demand, now) {
-            Entry::Hit(hit) => return Ok(Begun::Answered(self.hit(arrival, &hit, now))),
+            Entry::Hit(hit) => return Ok(Begun::Answered(told_again(arrival, &hit, now))),
             Entry::Joined(waiter) => {
                 lookups.of(Lookup::Collapsed).inc();
-                self.metrics.call(arrival.tenant.index, arrival.route.index).saved.inc();
+                saved.inc();
                 (waiter, Some(Way::Collapsed))
             }
             Entry::Begun(landing, waiter) => {
@@ -55,29 +58,15 @@ impl Gateway {
 
     /// Asks anew for an answer past its freshness, if the pace has a turn that nobody waits for.
     fn refresh(self: &Arc<Self>, arrival: &Arrival<'_>, cached: &CachedSettings, question: &Question, now: Now) {
-        let Some(turn) = self.paces.of(arrival.tenant, arrival.route, arrival.path).spare_turn() else { return };
+        let Some(turn) = arrival.pace(&self.paces).spare_turn() else { return };
         if let Entry::Begun(landing, _nobody_waits) = self.cache.join(question, &Demand::default(), now) {
-            self.metrics.route(arrival.route.index).lookups.of(Lookup::Refresh).inc();
+            arrival.policy.handles.route(arrival.route.index).lookups.of(Lookup::Refresh).inc();
             self.tasks.spawn(Arc::clone(self).fly(Flight::of(arrival, cached), landing, Some(turn)));
         }
     }
 
-    fn hit(&self, arrival: &Arrival<'_>, hit: &Hit, now: Now) -> Reply {
-        let found = if hit.life.negative { Lookup::NegativeHit } else { Lookup::Hit };
-        self.metrics.route(arrival.route.index).lookups.of(found).inc();
-        self.metrics.call(arrival.tenant.index, arrival.route.index).saved.inc();
-        let way = Way::Hit { age: hit.life.age(now), left: hit.left };
-        Reply { answer: Arc::clone(&hit.answer), way }
-    }
-
-    fn stale(&self, route: usize, hit: &StaleHit, why: StaleWhy, now: Now) -> Reply {
-        self.metrics.route(route).lookups.of(Lookup::Stale).inc();
-        let way = Way::Stale { age: hit.life.age(now), past: hit.stale.past, why };
-        Reply { answer: Arc::clone(&hit.answer), way }
-    }
-
     /// Waits for a flight, for as long as the caller does.
-    pub(super) async fn wait(&self, awaited: Awaited, deadline: Boot) -> Result<Reply, Refusal> {
+    pub(super) async fn wait(&self, policy: &Policy, awaited: Awaited, deadline: Boot) -> Result<Reply, Refusal> {
         let Awaited { waiter, way, stand_in, route } = awaited;
         let left = deadline.since(self.clock.boot());
         let landed = tokio::time::timeout(left, waiter.outcome()).await;
@@ -95,27 +84,29 @@ impl Gateway {
         };
         let now = self.now();
         let old = failure.zip(stand_in).and_then(|(why, question)| Some((why, self.cache.stand_in(&question, now)?)));
-        old.map_or(outcome, |(why, hit)| Ok(self.stale(route, &hit, why, now)))
+        old.map_or(outcome, |(why, hit)| Ok(stale(&policy.handles, route, &hit, why, now)))
     }
 
     /// The call itself, which outlives every caller who waits for it.
     async fn fly(self: Arc<Self>, flight: Flight, landing: Landing<Refusal>, turn: Option<Turn>) {
+        let Flight { policy, route, call, reader, .. } = &flight;
+        let waits = policy.waits;
         let allowance = Allowance {
             who: Claimant { caller: ANYBODY, write: false },
-            wait: self.waits.read,
-            answer: self.waits.attempt,
-            deadline: self.clock.boot() + self.waits.request,
+            wait: waits.read,
+            answer: waits.attempt,
+            deadline: self.clock.boot() + waits.request,
             reuse: Reuse::Idle,
             // A refresh comes again by itself.
-            retries: if turn.is_some() { 0 } else { self.upstream_settings.retries },
+            retries: if turn.is_some() { 0 } else { policy.upstream.retries },
         };
-        let asking = Asking { route: &flight.route, call: &flight.call, reader: &flight.reader, allowance };
+        let asking = Asking { policy, route, call, reader, allowance };
         match self.ask(&asking, turn, || landing.deserted()).await {
             Ok(asked) => {
-                let lifetimes = flight.lifetimes(&self.lifetimes);
+                let lifetimes = flight.lifetimes();
                 let fate = Fate::of(&asked.verdict, &lifetimes, asked.sent, asked.received);
                 let settled = landing.answer(asked.answer, fate, asked.sent.boot, asked.received);
-                self.count_settled(flight.route.index, settled);
+                self.count_settled(&policy.handles, route.index, settled);
             }
             Err(Unanswered::Limited(limited)) => landing.fail(Refusal::UpstreamLimited(limited)),
             Err(Unanswered::Shut(shut)) => landing.fail(Refusal::shut(shut)),
@@ -124,15 +115,32 @@ impl Gateway {
         }
     }
 
-    fn count_settled(&self, route: usize, settled: Settled) {
+    fn count_settled(&self, handles: &Handles, route: usize, settled: Settled) {
         if let Some(life) = settled.kept {
             self.metrics.cache_ttl.of(life.bound).observe(life.lasts.as_secs_f64());
         }
         if let Some(changed) = settled.changed {
             let changed = if changed { Changed::Yes } else { Changed::No };
-            self.metrics.route(route).refetches.of(changed).inc();
+            handles.route(route).refetches.of(changed).inc();
         }
     }
+}
+
+/// An answer from the cache.
+fn told_again(arrival: &Arrival<'_>, hit: &Hit, now: Now) -> Reply {
+    let found = if hit.life.negative { Lookup::NegativeHit } else { Lookup::Hit };
+    let handles = &arrival.policy.handles;
+    handles.route(arrival.route.index).lookups.of(found).inc();
+    handles.call(arrival.tenant.index, arrival.route.index).saved.inc();
+    let way = Way::Hit { age: hit.life.age(now), left: hit.left };
+    Reply { answer: Arc::clone(&hit.answer), way }
+}
+
+/// An answer from the cache that is past its freshness.
+fn stale(handles: &Handles, route: usize, hit: &StaleHit, why: StaleWhy, now: Now) -> Reply {
+    handles.route(route).lookups.of(Lookup::Stale).inc();
+    let way = Way::Stale { age: hit.life.age(now), past: hit.stale.past, why };
+    Reply { answer: Arc::clone(&hit.answer), way }
 }
 
 /// Whether a call failed before anything of it left.
@@ -148,6 +156,7 @@ const fn is_unsent(refusal: &Refusal) -> bool {
 
 /// What a flight needs of the request that began it.
 struct Flight {
+    policy: Arc<Policy>,
     route: Arc<Route>,
     call: Call,
     reader: Reader,
@@ -157,16 +166,17 @@ struct Flight {
 impl Flight {
     fn of(arrival: &Arrival<'_>, cached: &CachedSettings) -> Self {
         Self {
+            policy: Arc::clone(arrival.policy),
             route: Arc::clone(arrival.route),
             call: arrival.call(),
-            reader: arrival.reader(&cached.expires),
+            reader: arrival.policy.reader(&cached.expires),
             settings: cached.clone(),
         }
     }
 
     /// The route's own lifetimes, where it has some.
-    fn lifetimes(&self, base: &Lifetimes) -> Lifetimes {
-        let own = &self.settings;
+    fn lifetimes(&self) -> Lifetimes {
+        let (base, own) = (&self.policy.lifetimes, &self.settings);
         Lifetimes {
             ttl: own.ttl.unwrap_or(base.ttl),
             stale_while_revalidate: own.stale_while_revalidate.unwrap_or(base.stale_while_revalidate),

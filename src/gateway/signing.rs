@@ -23,13 +23,13 @@ impl Gateway {
         }
         if learned.changed {
             tracing::info!("calls are signed by another time from now on, as the platform's clock tells");
-            self.tenants.all().iter().for_each(|tenant| self.paces.resigned(tenant));
+            self.policy.load().tenants.all().iter().for_each(|tenant| self.paces.resigned(tenant));
         }
     }
 
     /// The files that tenants' keys come from.
     pub fn key_files(&self) -> Vec<KeyFile> {
-        self.tenants.all().iter().filter_map(KeyFile::of).collect()
+        self.policy.load().tenants.all().iter().filter_map(KeyFile::of).collect()
     }
 
     /// Tells what was found in a tenant's key file.

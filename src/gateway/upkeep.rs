@@ -7,6 +7,7 @@ use bytes::Bytes;
 use http::request::Parts;
 
 use super::incoming::MAX_CUSTOMERS;
+use super::policy::Policy;
 use super::{Facts, Gateway, X_ZVGATE_TENANT};
 use crate::answer::Answer;
 use crate::cache::{Life, Subject};
@@ -31,7 +32,13 @@ pub struct Inspected {
 
 impl Gateway {
     /// `POST /v1/invalidate`: for those who learn of a change made elsewhere. It moves the fence as a write does.
-    pub(super) fn invalidate(&self, head: &Parts, body: &[u8], facts: &mut Facts) -> Result<Reply, Refusal> {
+    pub(super) fn invalidate(
+        &self,
+        policy: &Policy,
+        head: &Parts,
+        body: &[u8],
+        facts: &mut Facts,
+    ) -> Result<Reply, Refusal> {
         const WANTED: Refusal = Refusal::BadRequest("the body must be {\"customerIds\":[\"…\"]}, at most 1000");
         let text = std::str::from_utf8(body).map_err(|_| WANTED)?;
         let root = Node::parse(text, MAX_DEPTH).map_err(|_| WANTED)?;
@@ -41,7 +48,7 @@ impl Gateway {
         let customers = customers.ok_or(WANTED)?;
         facts.customers = customers.iter().map(|id| (*id).to_owned()).collect();
         let named = head.headers.get(X_ZVGATE_TENANT).map(http::HeaderValue::as_bytes);
-        let tenant = self.tenants.choose(named, &root).map_err(Refusal::UnknownTenant)?;
+        let tenant = policy.tenants.choose(named, &root).map_err(Refusal::UnknownTenant)?;
         facts.tenant = Some(Arc::clone(tenant));
         let dropped: usize =
             customers.iter().map(|id| self.end_of_customer(tenant, id, Invalidation::Invalidate)).sum();
@@ -58,15 +65,18 @@ impl Gateway {
     fn end_of_customer(&self, tenant: &Tenant, customer: &str, cause: Invalidation) -> usize {
         let now = self.now();
         self.metrics.invalidations.of(cause).inc();
-        self.cache.invalidate(&Subject::customer(tenant.index, customer), now.boot + self.cache_settings.settle, now)
+        self.cache.invalidate(
+            &Subject::customer(tenant.index, customer),
+            now.boot + self.policy.load().cache.settle,
+            now,
+        )
     }
 
     /// The tenant of a name, or of none the default one.
-    pub fn tenant(&self, name: Option<&str>) -> Option<&Arc<Tenant>> {
-        match name {
-            Some(name) => self.tenants.all().iter().find(|tenant| tenant.name == name),
-            None => self.tenants.default(),
-        }
+    pub fn tenant(&self, name: Option<&str>) -> Option<Arc<Tenant>> {
+        let policy = self.policy.load();
+        let tenants = &policy.tenants;
+        name.map_or_else(|| tenants.default(), |name| tenants.all().iter().find(|tenant| tenant.name == name)).cloned()
     }
 
     /// Drops what is kept for a customer; answers how many answers that were.
@@ -78,8 +88,9 @@ impl Gateway {
     pub fn purge(&self, tenant: Option<&Tenant>) -> usize {
         let meant = |one: &&Arc<Tenant>| tenant.is_none_or(|tenant| tenant.index == one.index);
         let now = self.now();
-        let settled = now.boot + self.cache_settings.settle;
-        let purged = self.tenants.all().iter().filter(meant).map(|one| {
+        let policy = self.policy.load();
+        let settled = now.boot + policy.cache.settle;
+        let purged = policy.tenants.all().iter().filter(meant).map(|one| {
             self.metrics.invalidations.of(Invalidation::Purge).inc();
             self.cache.purge_tenant(one.index, settled, now)
         });

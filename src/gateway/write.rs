@@ -6,6 +6,7 @@ use super::ask::{Allowance, Asked, Asking, Unanswered};
 use super::incoming::MAX_CUSTOMERS;
 use tokio_util::sync::CancellationToken;
 
+use super::policy::Policy;
 use super::{ANYBODY, Arrival, Begun, Facts, Gateway};
 use crate::answer::{self, Reader, Verdict};
 use crate::cache::Subject;
@@ -21,9 +22,10 @@ impl Gateway {
     /// Sends a write in a task of its own, which runs to its end even when its caller leaves.
     pub(super) fn write(self: &Arc<Self>, arrival: &Arrival<'_>, settings: &WriteSettings) -> Begun {
         let write = Write {
+            policy: Arc::clone(arrival.policy),
             route: Arc::clone(arrival.route),
             call: arrival.call(),
-            reader: arrival.reader(&[]),
+            reader: arrival.policy.reader(&[]),
             settings: settings.clone(),
             facts: arrival.facts.clone(),
         };
@@ -34,39 +36,40 @@ impl Gateway {
     /// half-way would leave its slot and its counts wrong. It is not sent once its caller has left.
     pub(super) fn pass(self: &Arc<Self>, arrival: &Arrival<'_>, again: Again) -> Begun {
         let (reuse, retries) = match again {
-            Again::Allowed => (Reuse::Idle, self.upstream_settings.retries),
+            Again::Allowed => (Reuse::Idle, arrival.policy.upstream.retries),
             // It may be lost with an idle connection, and nobody knows what it does.
             Again::Never => (Reuse::New, 0),
         };
         let allowance = Allowance {
             who: Claimant { caller: ANYBODY, write: false },
-            wait: self.waits.read,
-            answer: self.waits.attempt,
+            wait: arrival.policy.waits.read,
+            answer: arrival.policy.waits.attempt,
             deadline: arrival.deadline,
             reuse,
             retries,
         };
-        let (route, call, reader) = (Arc::clone(arrival.route), arrival.call(), arrival.reader(&[]));
-        let gateway = Arc::clone(self);
+        let (route, call, reader) = (Arc::clone(arrival.route), arrival.call(), arrival.policy.reader(&[]));
+        let (gateway, policy) = (Arc::clone(self), Arc::clone(arrival.policy));
         let left = CancellationToken::new();
         let presence = left.clone().drop_guard();
         let task = self.tasks.spawn(async move {
-            let asking = Asking { route: &route, call: &call, reader: &reader, allowance };
+            let asking = Asking { policy: &policy, route: &route, call: &call, reader: &reader, allowance };
             told(gateway.ask(&asking, None, || left.cancelled()).await, Refusal::of_read)
         });
         Begun::Task(task, Some(presence))
     }
 
     async fn carry_out(self: Arc<Self>, write: Write) -> Result<Reply, Refusal> {
+        let Write { policy, route, call, reader, .. } = &write;
         let allowance = Allowance {
             who: Claimant { caller: ANYBODY, write: true },
-            wait: self.waits.write,
-            answer: self.waits.write_attempt,
-            deadline: self.clock.boot() + self.waits.write_request,
+            wait: policy.waits.write,
+            answer: policy.waits.write_attempt,
+            deadline: self.clock.boot() + policy.waits.write_request,
             reuse: Reuse::Own,
             retries: 0,
         };
-        let asking = Asking { route: &write.route, call: &write.call, reader: &write.reader, allowance };
+        let asking = Asking { policy, route, call, reader, allowance };
         let asked = self.ask(&asking, None, std::future::pending::<()>).await;
         let mut customers = write.facts.customers.clone();
         match &asked {
@@ -79,14 +82,14 @@ impl Gateway {
             Err(Unanswered::Failed(_) | Unanswered::Limited(_) | Unanswered::Shut(_) | Unanswered::Unwanted) => {}
         }
         let outcome = told(asked, Refusal::of_write);
-        self.log_write(&outcome, &write.facts, &customers);
+        self.log_write(policy, &outcome, &write.facts, &customers);
         outcome
     }
 
     /// From here on no read is answered with what was asked for before. `known` tells whether the outcome is.
     fn end_of(&self, write: &Write, customers: &mut Vec<String>, known: bool) {
         let now = self.now();
-        let settings = &self.cache_settings;
+        let settings = &write.policy.cache;
         let settled = now.boot + if known { settings.settle } else { settings.settle_unknown };
         customers.sort_unstable();
         customers.dedup();
@@ -121,6 +124,7 @@ pub(super) enum Again {
 
 /// What a write needs of the request that asked for it.
 struct Write {
+    policy: Arc<Policy>,
     route: Arc<Route>,
     call: Call,
     reader: Reader,

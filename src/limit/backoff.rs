@@ -49,6 +49,11 @@ impl Backoff {
         self.pause = now + doubled.min(LONGEST_PAUSE.max(self.per));
     }
 
+    /// Windows are as long as this from now on.
+    pub(super) const fn adopt(&mut self, per: Duration) {
+        self.per = per;
+    }
+
     /// Signatures are made otherwise from now on: what looked like throttling may have been refused signatures, and so may
     /// what looks so for a while.
     pub(super) fn resigned(&mut self, now: Boot) {

@@ -17,11 +17,11 @@ use crate::settings::PaceSettings;
 pub struct Pace {
     queue: Mutex<Queue>,
     clock: Clock,
-    settings: PaceSettings,
 }
 
 #[derive(Debug)]
 struct Queue {
+    settings: PaceSettings,
     slots: Slots,
     backoff: Backoff,
     line: Line<Ticket>,
@@ -38,11 +38,20 @@ impl PartialEq for Ticket {
 }
 
 impl Queue {
+    fn rate(&self) -> usize {
+        usize::try_from(self.settings.rate).unwrap_or(usize::MAX)
+    }
+
+    fn limited(&self, retry_after: Duration) -> Limited {
+        Limited { quota: self.settings.rate, per: self.settings.per, retry_after }
+    }
+
     /// Takes a slot, if upstream's pace has one now.
-    fn take(&mut self, rate: usize, now: Boot) -> Result<Option<Claim>, Option<Boot>> {
+    fn take(&mut self, now: Boot) -> Result<Option<Claim>, Option<Boot>> {
         if let Some(pause) = self.backoff.pause(now) {
             return Err(Some(pause));
         }
+        let rate = self.rate();
         if rate == 0 {
             return Ok(None);
         }
@@ -60,7 +69,8 @@ impl Queue {
     }
 
     /// The earliest moment at which somebody with `ahead` others before him can get a turn, if they stay.
-    fn earliest(&self, ahead: usize, rate: usize, now: Boot) -> Boot {
+    fn earliest(&self, ahead: usize, now: Boot) -> Boot {
+        let rate = self.rate();
         let from = self.backoff.pause(now).unwrap_or(now);
         if rate == 0 {
             return from;
@@ -78,11 +88,22 @@ impl Queue {
 }
 
 impl Pace {
-    /// A pace whose slots are free from `from` on.
-    pub(super) fn new(settings: PaceSettings, from: Boot, clock: &Clock) -> Arc<Self> {
-        let slots = Slots::new(&settings, from);
-        let queue = Queue { slots, backoff: Backoff::new(settings.per), line: Line::default() };
-        Arc::new(Self { queue: Mutex::new(queue), clock: clock.clone(), settings })
+    /// A pace; `counted` is when upstream may last have counted a call that nobody here knows of.
+    pub(super) fn new(settings: PaceSettings, counted: Option<Boot>, clock: &Clock) -> Arc<Self> {
+        let (slots, backoff) = (Slots::new(&settings, counted), Backoff::new(settings.per));
+        let queue = Queue { settings, slots, backoff, line: Line::default() };
+        Arc::new(Self { queue: Mutex::new(queue), clock: clock.clone() })
+    }
+
+    /// Keeps another pace from now on, and forgets nothing.
+    pub(super) fn adopt(&self, settings: PaceSettings) {
+        let mut queue = self.queue.lock();
+        if queue.settings != settings {
+            queue.settings = settings;
+            queue.slots.adopt(&settings);
+            queue.backoff.adopt(settings.per);
+            queue.wake_next();
+        }
     }
 
     /// Waits for a turn, `max_wait` at most. Leaving the queue frees the place.
@@ -92,9 +113,9 @@ impl Pace {
     pub async fn turn(self: &Arc<Self>, who: Claimant, max_wait: Duration) -> Result<Turn, Limited> {
         let arrived = self.clock.boot();
         let place = Place::join(self, who);
-        let earliest = place.earliest(arrived);
-        if earliest.since(arrived) > max_wait {
-            return Err(self.limited(earliest.since(arrived)));
+        let limited = place.limited(arrived);
+        if limited.retry_after > max_wait {
+            return Err(limited);
         }
         loop {
             let now = self.clock.boot();
@@ -104,7 +125,7 @@ impl Pace {
             };
             let left = (arrived + max_wait).since(now);
             if left.is_zero() {
-                return Err(self.limited(place.earliest(now).since(now)));
+                return Err(place.limited(now));
             }
             let pause = next.map_or(left, |next| next.since(now).min(left));
             // Either the time has come, or something changed: look again.
@@ -118,7 +139,7 @@ impl Pace {
         if !queue.line.is_empty() {
             return None;
         }
-        let claim = queue.take(self.rate(), self.clock.boot()).ok()?;
+        let claim = queue.take(self.clock.boot()).ok()?;
         Some(Turn { pace: Arc::clone(self), claim })
     }
 
@@ -132,10 +153,10 @@ impl Pace {
     /// Calls that a window allows now; without a pace, infinitely many.
     pub(super) fn allowed(&self, now: Boot) -> f64 {
         let queue = self.queue.lock();
-        match (queue.backoff.pause(now), self.settings.rate) {
+        match (queue.backoff.pause(now), queue.rate()) {
             (Some(_), _) => 0.0,
             (None, 0) => f64::INFINITY,
-            (None, _) => u32::try_from(queue.backoff.allowed(self.rate(), now)).map_or(f64::INFINITY, f64::from),
+            (None, rate) => u32::try_from(queue.backoff.allowed(rate, now)).map_or(f64::INFINITY, f64::from),
         }
     }
 
@@ -143,14 +164,6 @@ impl Pace {
     pub(super) fn is_idle(&self, now: Boot) -> bool {
         let queue = self.queue.lock();
         queue.line.is_empty() && queue.slots.are_all_free(now) && queue.backoff.is_over(now)
-    }
-
-    fn rate(&self) -> usize {
-        usize::try_from(self.settings.rate).unwrap_or(usize::MAX)
-    }
-
-    fn limited(&self, retry_after: Duration) -> Limited {
-        Limited { quota: self.settings.rate, per: self.settings.per, retry_after }
     }
 }
 
@@ -173,15 +186,15 @@ impl<'a> Place<'a> {
         if queue.line.next() != Some(&self.ticket) {
             return Err(None);
         }
-        let claim = queue.take(self.pace.rate(), now)?;
+        let claim = queue.take(now)?;
         queue.line.serve();
         Ok(claim)
     }
 
-    /// The earliest moment at which this place can come to its turn.
-    fn earliest(&self, now: Boot) -> Boot {
+    /// How long until this place can come to its turn at the earliest.
+    fn limited(&self, now: Boot) -> Limited {
         let queue = self.pace.queue.lock();
-        queue.earliest(queue.line.ahead(&self.ticket), self.pace.rate(), now)
+        queue.limited(queue.earliest(queue.line.ahead(&self.ticket), now).since(now))
     }
 }
 
@@ -249,7 +262,7 @@ mod tests {
     #[tokio::test]
     async fn those_who_wait_are_woken_in_the_order_of_their_turns() {
         let clock = Clock::system();
-        let pace = Pace::new(PACE, clock.boot(), &clock);
+        let pace = Pace::new(PACE, None, &clock);
         let first = pace.turn(of(0, false), PATIENCE).await.unwrap();
         let served = Arc::new(Mutex::new(Vec::new()));
         let mut waiting = tokio::task::JoinSet::new();
@@ -276,7 +289,7 @@ mod tests {
     async fn who_cannot_come_to_his_turn_in_time_is_told_at_once_and_leaves_no_place() {
         let clock = Clock::system();
         let hour = PaceSettings { per: Duration::from_secs(3600), ..PACE };
-        let pace = Pace::new(hour, clock.boot(), &clock);
+        let pace = Pace::new(hour, None, &clock);
         let first = pace.turn(of(0, false), PATIENCE).await.unwrap();
         first.sent();
         let limited = pace.turn(of(0, false), PATIENCE).await.unwrap_err();
@@ -285,9 +298,24 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn another_pace_holds_for_those_who_wait_already() {
+        let clock = Clock::system();
+        let pace = Pace::new(PaceSettings { per: Duration::from_secs(3600), ..PACE }, None, &clock);
+        let first = pace.turn(of(0, false), PATIENCE).await.unwrap();
+        let other = Arc::clone(&pace);
+        let waiting = tokio::spawn(async move { other.turn(of(0, false), PATIENCE).await.is_ok() });
+        tokio::task::yield_now().await;
+        pace.adopt(PaceSettings { rate: 2, ..PACE });
+        assert!(waiting.await.unwrap());
+        first.sent();
+        pace.adopt(PaceSettings { rate: 0, ..PACE });
+        assert!(pace.spare_turn().is_some());
+    }
+
+    #[tokio::test]
     async fn a_pause_holds_back_a_route_without_a_pace_too() {
         let (clock, hands) = Clock::shifted();
-        let pace = Pace::new(PaceSettings { rate: 0, ..PACE }, clock.boot(), &clock);
+        let pace = Pace::new(PaceSettings { rate: 0, ..PACE }, None, &clock);
         let turn = pace.turn(of(0, false), Duration::ZERO).await.unwrap();
         assert_eq!(pace.allowed(clock.boot()), f64::INFINITY);
         turn.throttled(clock.boot());

@@ -24,95 +24,100 @@ pub enum Before {
     Nothing,
 }
 
-/// The paces of all tenants and routes.
+/// The paces, each for a merchant and a path: what upstream counts. They outlive every change of configuration.
 #[derive(Debug)]
 pub struct Paces {
-    /// By tenant, then by route.
-    all: Vec<Vec<RoutePace>>,
+    /// By the merchant's number and the path.
+    all: Mutex<HashMap<usize, HashMap<Arc<str>, Entry>>>,
+    /// When a call may last have been counted that nobody here knows of.
+    counted: Option<Boot>,
     clock: Clock,
 }
 
 #[derive(Debug)]
-struct RoutePace {
-    settings: PaceSettings,
-    /// When its slots are free first.
-    from: Boot,
-    /// The pace of an exact route, or of the paths beyond the limit under a wildcard.
-    common: Arc<Pace>,
-    paths: Mutex<HashMap<String, Arc<Pace>>>,
+struct Entry {
+    pace: Arc<Pace>,
+    /// The pattern of the route that it belongs to.
+    pattern: Arc<str>,
 }
 
-impl RoutePace {
-    fn new(settings: PaceSettings, before: Before, clock: &Clock) -> Self {
-        let from = match before {
-            Before::Unknown => clock.boot() + settings.per,
-            Before::Nothing => clock.boot(),
-        };
-        Self { settings, from, common: Pace::new(settings, from, clock), paths: Mutex::default() }
-    }
-
-    fn of_path(&self, path: &str, clock: &Clock) -> Arc<Pace> {
-        let mut paths = self.paths.lock();
-        if let Some(known) = paths.get(path) {
-            return Arc::clone(known);
-        }
-        if paths.len() >= MAX_PATHS {
-            let now = clock.boot();
-            paths.retain(|_, pace| Arc::strong_count(pace) > 1 || !pace.is_idle(now));
-        }
-        if paths.len() >= MAX_PATHS {
-            return Arc::clone(&self.common);
-        }
-        let new = Pace::new(self.settings, self.from, clock);
-        paths.insert(path.to_owned(), Arc::clone(&new));
-        new
-    }
-
-    fn for_each(&self, mut act: impl FnMut(&Pace)) {
-        act(&self.common);
-        self.paths.lock().values().for_each(|pace| act(pace));
+impl Entry {
+    fn is_idle(&self, now: Boot) -> bool {
+        Arc::strong_count(&self.pace) == 1 && self.pace.is_idle(now)
     }
 }
 
 impl Paces {
-    /// A route's pace wins over its tenant's, and that over the one for all.
-    pub fn new(
-        tenants: &[Arc<Tenant>],
-        routes: &[Option<PaceSettings>],
-        base: PaceSettings,
-        before: Before,
-        clock: &Clock,
-    ) -> Self {
-        let one = |settings| RoutePace::new(settings, before, clock);
-        let of_tenant =
-            |tenant: &Arc<Tenant>| routes.iter().map(|route| one(route.or(tenant.pace).unwrap_or(base))).collect();
-        Self { all: tenants.iter().map(of_tenant).collect(), clock: clock.clone() }
+    /// No pace yet.
+    pub fn new(before: Before, clock: &Clock) -> Self {
+        let counted = match before {
+            Before::Unknown => Some(clock.boot()),
+            Before::Nothing => None,
+        };
+        Self { all: Mutex::default(), counted, clock: clock.clone() }
     }
 
-    /// The pace of a tenant's calls to a path.
-    pub fn of(&self, tenant: &Tenant, route: &Route, path: &str) -> Arc<Pace> {
-        let pace = self.all.get(tenant.index).and_then(|routes| routes.get(route.index));
-        let pace = pace.expect("one was made for each tenant and route");
-        if route.wildcard { pace.of_path(path, &self.clock) } else { Arc::clone(&pace.common) }
+    /// The pace of a tenant's calls to a path, made by `settings` where there is none.
+    pub fn of(&self, tenant: &Tenant, route: &Route, path: &str, settings: PaceSettings) -> Arc<Pace> {
+        let mut all = self.all.lock();
+        let paths = all.entry(tenant.index).or_default();
+        if let Some(known) = paths.get(path) {
+            return Arc::clone(&known.pace);
+        }
+        let of_route = |entry: &Entry| entry.pattern == route.pattern;
+        if route.wildcard && paths.values().filter(|entry| of_route(entry)).count() >= MAX_PATHS {
+            let now = self.clock.boot();
+            paths.retain(|_, entry| !of_route(entry) || !entry.is_idle(now));
+            if paths.values().filter(|entry| of_route(entry)).count() >= MAX_PATHS {
+                return self.added(paths, Arc::clone(&route.pattern), route, settings);
+            }
+        }
+        self.added(paths, path.into(), route, settings)
+    }
+
+    fn added(
+        &self,
+        paths: &mut HashMap<Arc<str>, Entry>,
+        path: Arc<str>,
+        route: &Route,
+        settings: PaceSettings,
+    ) -> Arc<Pace> {
+        let new =
+            || Entry { pace: Pace::new(settings, self.counted, &self.clock), pattern: Arc::clone(&route.pattern) };
+        Arc::clone(&paths.entry(path).or_insert_with(new).pace)
+    }
+
+    /// Holds every pace to what is configured now: `settings` tells, for a merchant's number and a path, the pace and the
+    /// pattern of its route. Paces of what is not served any more go once they are idle.
+    pub fn adopt(&self, settings: impl Fn(usize, &str) -> Option<(PaceSettings, Arc<str>)>) {
+        let now = self.clock.boot();
+        for (tenant, paths) in self.all.lock().iter_mut() {
+            paths.retain(|path, entry| match settings(*tenant, path) {
+                Some((pace, pattern)) => {
+                    entry.pace.adopt(pace);
+                    entry.pattern = pattern;
+                    true
+                }
+                None => !entry.is_idle(now),
+            });
+        }
     }
 
     /// A tenant's signatures are made otherwise from now on: what upstream refused of them was no throttling.
     pub fn resigned(&self, tenant: &Tenant) {
-        for route in self.all.get(tenant.index).into_iter().flatten() {
-            route.for_each(Pace::resigned);
-        }
+        let all = self.all.lock();
+        all.get(&tenant.index).into_iter().flat_map(HashMap::values).for_each(|entry| entry.pace.resigned());
     }
 
-    /// Calls that each tenant and route, given by their indices, are allowed in one window now, under a wildcard those of
-    /// its slowest path; infinitely many where there is no pace.
-    pub fn each_allowed(&self, mut tell: impl FnMut(usize, usize, f64)) {
+    /// Calls that a tenant and route are allowed in one window now, under a wildcard those of its slowest path; infinitely
+    /// many where there is no pace.
+    pub fn allowed(&self, tenant: &Tenant, route: &Route, settings: PaceSettings) -> f64 {
         let now = self.clock.boot();
-        for (tenant, routes) in self.all.iter().enumerate() {
-            for (route, pace) in routes.iter().enumerate() {
-                let mut allowed = f64::INFINITY;
-                pace.for_each(|one| allowed = allowed.min(one.allowed(now)));
-                tell(tenant, route, allowed);
-            }
-        }
+        let usual = if settings.rate == 0 { f64::INFINITY } else { f64::from(settings.rate) };
+        let all = self.all.lock();
+        let paths = all.get(&tenant.index).into_iter().flat_map(HashMap::values);
+        paths
+            .filter(|entry| entry.pattern == route.pattern)
+            .fold(usual, |least, entry| least.min(entry.pace.allowed(now)))
     }
 }

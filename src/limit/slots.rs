@@ -13,11 +13,11 @@ use crate::settings::PaceSettings;
 /// What a slot is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
-    /// Free from this moment on.
-    Free(Boot),
+    /// Nothing; its last call, if it had one, was counted no later than this.
+    Idle(Option<Boot>),
     /// Its call has not left yet.
     Held,
-    /// Its call left; the slot is free at this moment if no answer comes before.
+    /// Its call left, and is counted no later than this.
     Sent(Boot),
 }
 
@@ -38,6 +38,7 @@ pub struct Claim {
 /// The slots of one tenant and route.
 #[derive(Debug)]
 pub struct Slots {
+    /// At least as many as may be in use at once.
     slots: Vec<Slot>,
     calls: u64,
     per: Duration,
@@ -45,11 +46,23 @@ pub struct Slots {
 }
 
 impl Slots {
-    /// All slots, free from `from` on.
-    pub fn new(pace: &PaceSettings, from: Boot) -> Self {
-        let count = usize::try_from(pace.rate).unwrap_or(usize::MAX);
-        let slots = vec![Slot { state: State::Free(from), call: 0 }; count];
-        Self { slots, calls: 0, per: pace.per, transit: pace.transit }
+    /// All slots; `counted` is when upstream may last have counted a call that nobody here knows of.
+    pub fn new(pace: &PaceSettings, counted: Option<Boot>) -> Self {
+        let mut slots = Self { slots: Vec::new(), calls: 0, per: pace.per, transit: pace.transit };
+        slots.grow(pace.rate, counted);
+        slots
+    }
+
+    /// Keeps another pace from now on. What was counted stays remembered, and slots that are too many are never in use
+    /// together.
+    pub fn adopt(&mut self, pace: &PaceSettings) {
+        (self.per, self.transit) = (pace.per, pace.transit);
+        self.grow(pace.rate, None);
+    }
+
+    fn grow(&mut self, rate: u32, counted: Option<Boot>) {
+        let count = usize::try_from(rate).unwrap_or(usize::MAX).max(self.slots.len());
+        self.slots.resize(count, Slot { state: State::Idle(counted), call: 0 });
     }
 
     /// Takes a slot for a call, if one is free and fewer than `allowed` are in use.
@@ -57,7 +70,7 @@ impl Slots {
         if self.next_free(allowed).is_none_or(|at| at > now) {
             return None;
         }
-        let index = self.slots.iter().position(|slot| slot.free_at().is_some_and(|at| at <= now))?;
+        let index = self.slots.iter().position(|slot| slot.free_at(self.per).is_some_and(|at| at <= now))?;
         self.calls += 1;
         *self.slots.get_mut(index)? = Slot { state: State::Held, call: self.calls };
         Some(Claim { index, call: self.calls })
@@ -65,39 +78,39 @@ impl Slots {
 
     /// The call's last byte left.
     pub fn sent(&mut self, claim: Claim, now: Boot) {
-        let free = now + self.transit + self.per;
+        let counted = now + self.transit;
         if let Some(slot) = self.claimed(claim) {
-            slot.state = State::Sent(free);
+            slot.state = State::Sent(counted);
         }
     }
 
     /// The call was answered.
     pub fn answered(&mut self, claim: Claim, now: Boot) {
-        let cooled = now + self.per;
         if let Some(slot) = self.claimed(claim) {
-            slot.state = State::Free(slot.free_at().map_or(cooled, |at| at.min(cooled)));
+            slot.state = State::Idle(Some(slot.counted().map_or(now, |counted| counted.min(now))));
         }
     }
 
     /// The call was given up. Where it never left, the slot is free at once.
     pub fn given_up(&mut self, claim: Claim) {
         if let Some(slot) = self.claimed(claim) {
-            slot.state = State::Free(slot.free_at().unwrap_or(Boot::from_duration(Duration::ZERO)));
+            slot.state = State::Idle(slot.counted());
         }
     }
 
     /// Whether no call is remembered: slots as new would do as well.
     pub fn are_all_free(&self, now: Boot) -> bool {
-        self.slots.iter().all(|slot| matches!(slot.state, State::Free(at) if at <= now))
+        let is_free = |slot: &Slot| slot.free_at(self.per).is_some_and(|at| at <= now);
+        self.slots.iter().all(|slot| !matches!(slot.state, State::Sent(_)) && is_free(slot))
     }
 
     /// When a slot will be free and fewer than `allowed` in use, as far as is known; `None` while that depends on calls
     /// that have yet to leave.
     pub fn next_free(&self, allowed: usize) -> Option<Boot> {
         if allowed >= self.slots.len() {
-            return self.slots.iter().filter_map(Slot::free_at).min();
+            return self.slots.iter().filter_map(|slot| slot.free_at(self.per)).min();
         }
-        let mut free: Vec<Option<Boot>> = self.slots.iter().map(Slot::free_at).collect();
+        let mut free: Vec<Option<Boot>> = self.slots.iter().map(|slot| slot.free_at(self.per)).collect();
         free.sort_unstable_by_key(|at| (at.is_none(), *at));
         free.get(free.len() - allowed).copied()?
     }
@@ -106,10 +119,11 @@ impl Slots {
     /// becomes of the calls under way.
     pub fn earliest(&self, ahead: usize, allowed: usize, now: Boot) -> Boot {
         let soonest = |slot: &Slot| match slot.state {
-            State::Free(at) => at.max(now),
+            // It may be answered just now.
+            State::Sent(counted) => counted.min(now) + self.per,
             // It may turn out not to leave at all.
             State::Held => now,
-            State::Sent(at) => at.min(now + self.per).max(now),
+            State::Idle(_) => slot.free_at(self.per).unwrap_or(now).max(now),
         };
         let mut free: Vec<Boot> = self.slots.iter().map(soonest).collect();
         free.sort_unstable();
@@ -125,11 +139,22 @@ impl Slots {
 }
 
 impl Slot {
-    /// When the slot can carry its next call. One that was sent and never answered needs no end to be called over.
-    fn free_at(&self) -> Option<Boot> {
+    /// When its last call was counted at the latest; `None` where there was none, or it has yet to leave.
+    fn counted(&self) -> Option<Boot> {
         match self.state {
-            State::Free(at) | State::Sent(at) => Some(at),
+            State::Idle(counted) => counted,
             State::Held => None,
+            State::Sent(counted) => Some(counted),
+        }
+    }
+
+    /// When the slot can carry its next call; `None` while its call has yet to leave. One that was sent and never answered
+    /// needs no end to be called over.
+    fn free_at(&self, per: Duration) -> Option<Boot> {
+        match self.state {
+            State::Held => None,
+            State::Idle(None) => Some(Boot::from_duration(Duration::ZERO)),
+            State::Idle(Some(counted)) | State::Sent(counted) => Some(counted + per),
         }
     }
 }
@@ -149,7 +174,7 @@ mod tests {
 
     #[test]
     fn a_slot_cools_from_the_answer_or_from_the_latest_arrival() {
-        let mut slots = Slots::new(&pace(1), at(0));
+        let mut slots = Slots::new(&pace(1), None);
         let claim = slots.take(1, at(0)).unwrap();
         assert_eq!(slots.next_free(1), None);
         slots.sent(claim, at(10));
@@ -165,7 +190,7 @@ mod tests {
 
     #[test]
     fn a_call_that_never_left_gives_its_slot_back() {
-        let mut slots = Slots::new(&pace(1), at(0));
+        let mut slots = Slots::new(&pace(1), None);
         let claim = slots.take(1, at(0)).unwrap();
         slots.given_up(claim);
         assert!(slots.take(1, at(1)).is_some());
@@ -173,7 +198,7 @@ mod tests {
 
     #[test]
     fn a_late_answer_does_not_touch_the_slot_of_another_call() {
-        let mut slots = Slots::new(&pace(1), at(0));
+        let mut slots = Slots::new(&pace(1), None);
         let hung = slots.take(1, at(0)).unwrap();
         slots.sent(hung, at(0));
         let next = slots.take(1, at(1500)).unwrap();
@@ -186,7 +211,7 @@ mod tests {
 
     #[test]
     fn nobody_is_told_of_an_earlier_turn_than_can_be() {
-        let mut slots = Slots::new(&pace(2), at(0));
+        let mut slots = Slots::new(&pace(2), None);
         for _ in 0..2 {
             let claim = slots.take(2, at(0)).unwrap();
             slots.sent(claim, at(0));
@@ -200,7 +225,7 @@ mod tests {
 
     #[test]
     fn fewer_calls_may_be_allowed_than_there_are_slots() {
-        let mut slots = Slots::new(&pace(4), at(0));
+        let mut slots = Slots::new(&pace(4), None);
         let first = slots.take(4, at(0)).unwrap();
         let second = slots.take(4, at(0)).unwrap();
         assert_eq!((slots.take(2, at(0)), slots.next_free(2)), (None, None));
@@ -216,6 +241,23 @@ mod tests {
         assert_eq!(slots.take(2, at(1500)), None);
     }
 
+    #[test]
+    fn another_pace_forgets_nothing() {
+        let mut slots = Slots::new(&pace(3), Some(at(500)));
+        assert_eq!((slots.take(3, at(1499)), slots.next_free(3)), (None, Some(at(1500))));
+        for _ in 0..2 {
+            let claim = slots.take(3, at(1500)).unwrap();
+            slots.sent(claim, at(1500));
+            slots.answered(claim, at(1500));
+        }
+        slots.adopt(&PaceSettings { per: Duration::from_secs(9), ..pace(2) });
+        assert_eq!((slots.take(2, at(10_499)), slots.next_free(2)), (None, Some(at(10_500))), "two were counted");
+        slots.adopt(&PaceSettings { per: Duration::from_secs(9), ..pace(4) });
+        assert!(slots.take(4, at(1600)).is_some(), "one more may be");
+        assert_eq!(slots.take(4, at(9499)), None, "a stranger's call may have been counted");
+        assert!(slots.take(4, at(9500)).is_some());
+    }
+
     proptest! {
         /// The law itself: whenever upstream counts each call between its leaving and the latest moment allowed, no
         /// window of `per` holds more than `rate`.
@@ -225,7 +267,7 @@ mod tests {
             calls in proptest::collection::vec((0u64..400, 0u64..30, 0u64..2500, 0.0f64..=1.0, any::<bool>()), 1..120),
         ) {
             let pace = pace(rate);
-            let mut slots = Slots::new(&pace, at(0));
+            let mut slots = Slots::new(&pace, None);
             let mut now = 0;
             let mut counted = Vec::new();
             let mut open: Vec<(u64, Claim)> = Vec::new();

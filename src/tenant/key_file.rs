@@ -82,19 +82,22 @@ impl KeyFile {
 mod tests {
     use super::*;
     use crate::settings::TenantSettings;
-    use crate::tenant::Tenants;
+    use crate::tenant::{Identities, Tenants};
     use std::os::unix::fs::symlink;
 
     fn tenant(path: PathBuf) -> Arc<Tenant> {
-        let tenants = Tenants::new(&[TenantSettings {
-            name: "a".to_owned(),
-            open_id: "i".to_owned(),
-            grant_code: "g".to_owned(),
-            open_key: Secret::new("old".to_owned()),
-            open_key_file: Some(path),
-            default: true,
-            pace: None,
-        }]);
+        let tenants = Tenants::new(
+            &[TenantSettings {
+                name: "a".to_owned(),
+                open_id: "i".to_owned(),
+                grant_code: "g".to_owned(),
+                open_key: Secret::new("old".to_owned()),
+                open_key_file: Some(path),
+                default: true,
+                pace: None,
+            }],
+            &mut Identities::default(),
+        );
         Arc::clone(&tenants.all()[0])
     }
 

@@ -17,7 +17,7 @@ use crate::settings::{PaceSettings, TenantSettings};
 /// One merchant and its credentials.
 #[derive(Debug)]
 pub struct Tenant {
-    /// Its place among all tenants: the index into whatever is kept for each.
+    /// The number of its identity: the index into whatever is kept for each.
     pub index: usize,
     /// Its name here.
     pub name: String,
@@ -68,6 +68,27 @@ impl fmt::Display for NoTenant {
     }
 }
 
+/// Numbers for identities. One keeps its number for as long as the process runs, under whatever name, and nobody else ever
+/// gets it: what is kept for a merchant stays that merchant's when the configuration changes.
+#[derive(Debug, Default)]
+pub struct Identities(Vec<(String, String)>);
+
+impl Identities {
+    /// The number of an identity, a new one where it is new.
+    fn number(&mut self, open_id: &str, grant_code: &str) -> usize {
+        let known = self.0.iter().position(|(id, grant)| id == open_id && grant == grant_code);
+        known.unwrap_or_else(|| {
+            self.0.push((open_id.to_owned(), grant_code.to_owned()));
+            self.0.len() - 1
+        })
+    }
+
+    /// How many numbers were given.
+    pub fn count(&self) -> usize {
+        self.0.len()
+    }
+}
+
 /// All tenants.
 #[derive(Debug)]
 pub struct Tenants {
@@ -77,14 +98,13 @@ pub struct Tenants {
 
 impl Tenants {
     /// The tenants as configured; a sole one is the default.
-    pub fn new(settings: &[TenantSettings]) -> Self {
+    pub fn new(settings: &[TenantSettings], identities: &mut Identities) -> Self {
         let default = settings.iter().position(|tenant| tenant.default).or((settings.len() == 1).then_some(0));
         let all = settings
             .iter()
-            .enumerate()
-            .map(|(index, one)| {
+            .map(|one| {
                 Arc::new(Tenant {
-                    index,
+                    index: identities.number(&one.open_id, &one.grant_code),
                     name: one.name.clone(),
                     open_id: one.open_id.clone(),
                     grant_code: one.grant_code.clone(),
@@ -97,7 +117,7 @@ impl Tenants {
         Self { all, default }
     }
 
-    /// All of them, by index.
+    /// All of them.
     pub fn all(&self) -> &[Arc<Tenant>] {
         &self.all
     }
@@ -149,7 +169,7 @@ mod tests {
             default: *default,
             pace: None,
         };
-        Tenants::new(&defaults.iter().enumerate().map(one).collect::<Vec<_>>())
+        Tenants::new(&defaults.iter().enumerate().map(one).collect::<Vec<_>>(), &mut Identities::default())
     }
 
     fn choose(tenants: &Tenants, header: Option<&str>, identity: &str) -> Result<String, NoTenant> {
@@ -167,6 +187,26 @@ mod tests {
         assert_eq!(choose(&tenants(&[false]), None, ""), Ok("t0".to_owned()));
         assert_eq!(choose(&tenants(&[false, false]), None, ""), Err(NoTenant::NoDefault));
         assert_eq!(choose(&two, Some("t2"), ""), Err(NoTenant::UnknownName));
+    }
+
+    #[test]
+    fn an_identity_keeps_its_number_and_a_name_does_not() {
+        let mut identities = Identities::default();
+        let one = |name: &str, id: &str| TenantSettings {
+            name: name.to_owned(),
+            open_id: id.to_owned(),
+            grant_code: "g".to_owned(),
+            open_key: Secret::new("k".to_owned()),
+            open_key_file: None,
+            default: false,
+            pace: None,
+        };
+        let mut numbers = |settings: &[TenantSettings]| {
+            Tenants::new(settings, &mut identities).all().iter().map(|tenant| tenant.index).collect::<Vec<_>>()
+        };
+        assert_eq!(numbers(&[one("a", "1"), one("b", "2")]), [0, 1]);
+        assert_eq!(numbers(&[one("b", "2"), one("a", "3"), one("c", "1")]), [1, 2, 0]);
+        assert_eq!(identities.count(), 3);
     }
 
     #[test]

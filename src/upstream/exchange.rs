@@ -205,7 +205,7 @@ mod tests {
     use crate::secret::Secret;
     use crate::settings::TenantSettings;
     use crate::signer::{Call, Nonces};
-    use crate::tenant::Tenants;
+    use crate::tenant::{Identities, Tenants};
     use tokio::io::AsyncReadExt;
 
     const NOWHERE: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 0);
@@ -223,15 +223,18 @@ mod tests {
     }
 
     fn signed() -> SignedRequest {
-        let tenants = Tenants::new(&[TenantSettings {
-            name: "a".to_owned(),
-            open_id: "i".to_owned(),
-            grant_code: "g".to_owned(),
-            open_key: Secret::new("k".to_owned()),
-            open_key_file: None,
-            default: true,
-            pace: None,
-        }]);
+        let tenants = Tenants::new(
+            &[TenantSettings {
+                name: "a".to_owned(),
+                open_id: "i".to_owned(),
+                grant_code: "g".to_owned(),
+                open_key: Secret::new("k".to_owned()),
+                open_key_file: None,
+                default: true,
+                pace: None,
+            }],
+            &mut Identities::default(),
+        );
         let call = Call { tenant: Arc::clone(&tenants.all()[0]), path: "/".into(), members: "\"params\":{}".into() };
         SignedRequest::sign(&call, &Nonces::new().unwrap(), Wall::from_unix_seconds(0))
     }

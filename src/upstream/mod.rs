@@ -14,6 +14,8 @@ mod wire;
 use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::RwLock;
+
 pub use self::addresses::Resolved;
 pub use self::breaker::Health;
 pub use self::circuit::{Attempt, Circuit, Shut};
@@ -46,8 +48,10 @@ pub struct Upstream {
     connector: Connector,
     pool: Arc<Pool>,
     max_response: usize,
-    /// One for each tenant.
-    circuits: Vec<Arc<Circuit>>,
+    /// One for each tenant, made when it is first asked for.
+    circuits: RwLock<Vec<Arc<Circuit>>>,
+    max_inflight: u32,
+    clock: Clock,
 }
 
 impl Upstream {
@@ -55,24 +59,28 @@ impl Upstream {
     ///
     /// # Errors
     /// Where TLS is wanted and cannot be had.
-    pub fn new(
-        base_url: BaseUrl,
-        settings: &UpstreamSettings,
-        tenants: usize,
-        clock: &Clock,
-    ) -> Result<Self, NoConnector> {
+    pub fn new(base_url: BaseUrl, settings: &UpstreamSettings, clock: &Clock) -> Result<Self, NoConnector> {
         let connector = Connector::new(base_url, settings.connect_timeout)?;
         Ok(Self {
             connector,
             pool: Arc::new(Pool::new(settings.pool_idle, clock.clone())),
             max_response: settings.max_response.bytes(),
-            circuits: (0..tenants).map(|_| Arc::new(Circuit::new(settings.max_inflight, clock))).collect(),
+            circuits: RwLock::default(),
+            max_inflight: settings.max_inflight,
+            clock: clock.clone(),
         })
     }
 
     /// A tenant's circuit.
-    pub fn circuit(&self, tenant: &Tenant) -> &Arc<Circuit> {
-        self.circuits.get(tenant.index).expect("one was made for each tenant")
+    pub fn circuit(&self, tenant: &Tenant) -> Arc<Circuit> {
+        if let Some(known) = self.circuits.read().get(tenant.index) {
+            return Arc::clone(known);
+        }
+        let mut circuits = self.circuits.write();
+        while circuits.len() <= tenant.index {
+            circuits.push(Arc::new(Circuit::new(self.max_inflight, &self.clock)));
+        }
+        circuits.get(tenant.index).map(Arc::clone).expect("one was made for each number up to the tenant's")
     }
 
     /// A connection to make one attempt on.

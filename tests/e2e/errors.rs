@@ -260,7 +260,7 @@ async fn an_upstream_that_trickles_is_a_504_in_time() {
             self.0.clone()
         }
     }
-    let words = [("server.request_timeout", "500ms"), ("server.write_request_timeout", "500ms")];
+    let words = [("server.request_timeout", "2s"), ("server.write_request_timeout", "2s")];
     let gate = Gate::start(&Trickling(url), &words).await;
     gate.read("1").await.is_error(504, "upstream_timeout");
     gate.post(WRITE, &[], BODY).await.is_error(504, "outcome_unknown");

@@ -9,22 +9,25 @@ use zvgate::clock::Clock;
 use zvgate::secret::Secret;
 use zvgate::settings::TenantSettings;
 use zvgate::signer::{Call, Nonces, SignedRequest};
-use zvgate::tenant::Tenants;
+use zvgate::tenant::{Identities, Tenants};
 
 use crate::support::{MERCHANTS, Platform, READ, Reply, raw, send};
 
 /// A body that the platform takes.
 fn signed(customer: &str) -> String {
     let (open_id, grant_code, open_key) = MERCHANTS[0];
-    let tenants = Tenants::new(&[TenantSettings {
-        name: "a".to_owned(),
-        open_id: open_id.to_owned(),
-        grant_code: grant_code.to_owned(),
-        open_key: Secret::new(open_key.to_owned()),
-        open_key_file: None,
-        default: true,
-        pace: None,
-    }]);
+    let tenants = Tenants::new(
+        &[TenantSettings {
+            name: "a".to_owned(),
+            open_id: open_id.to_owned(),
+            grant_code: grant_code.to_owned(),
+            open_key: Secret::new(open_key.to_owned()),
+            open_key_file: None,
+            default: true,
+            pace: None,
+        }],
+        &mut Identities::default(),
+    );
     let members = format!("\"params\":{{\"customerId\":\"{customer}\"}}").into();
     let call = Call { tenant: Arc::clone(&tenants.all()[0]), path: READ.into(), members };
     let signed = SignedRequest::sign(&call, &Nonces::new().unwrap(), Clock::system().wall());

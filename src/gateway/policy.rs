@@ -1,0 +1,110 @@
+//! Everything that a configuration decides about requests, as one value: it is swapped whole, and a request keeps the one
+//! that it came under.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::answer::Reader;
+use crate::cache::{self, Lifetimes};
+use crate::clock::Clock;
+use crate::limit::CallerGate;
+use crate::metrics::{Handles, Metrics};
+use crate::route::{Route, Routes};
+use crate::settings::{CacheSettings, LogSettings, PaceSettings, Settings, UpstreamSettings};
+use crate::tenant::{Identities, Tenant, Tenants};
+
+/// What is decided.
+pub(super) struct Policy {
+    pub(super) routes: Routes,
+    pub(super) tenants: Tenants,
+    pub(super) caller_gate: Arc<CallerGate>,
+    pub(super) lifetimes: Lifetimes,
+    pub(super) cache: CacheSettings,
+    pub(super) upstream: UpstreamSettings,
+    pub(super) waits: Waits,
+    pub(super) max_body: u64,
+    /// Whether only this machine can ask: without callers' keys, only such callers may invalidate.
+    pub(super) private: bool,
+    pub(super) log: LogSettings,
+    pub(super) handles: Handles,
+    max_waiters: usize,
+    pace: PaceSettings,
+}
+
+/// How long things may take.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Waits {
+    pub(super) body: Duration,
+    pub(super) request: Duration,
+    pub(super) write_request: Duration,
+    pub(super) read: Duration,
+    pub(super) write: Duration,
+    pub(super) attempt: Duration,
+    pub(super) write_attempt: Duration,
+}
+
+impl Policy {
+    pub(super) fn new(settings: &Settings, identities: &mut Identities, metrics: &Metrics, clock: &Clock) -> Self {
+        let (server, limits, cache) = (&settings.server, &settings.limits, &settings.cache);
+        let tenants = Tenants::new(&settings.tenants, identities);
+        let routes = Routes::new(&settings.routes);
+        let labels: Vec<&str> = routes.all().iter().map(|route| route.label.as_str()).collect();
+        let names: Vec<(usize, &str)> =
+            tenants.all().iter().map(|tenant| (tenant.index, tenant.name.as_str())).collect();
+        let handles = metrics.handles(&labels, &[], &names);
+        Self {
+            caller_gate: Arc::new(CallerGate::new(limits.caller.as_ref(), clock)),
+            lifetimes: Lifetimes {
+                ttl: cache.ttl,
+                negative_ttl: cache.negative_ttl,
+                unsettled_ttl: cache.unsettled_ttl,
+                stale_while_revalidate: cache.stale_while_revalidate,
+                stale_if_error: cache.stale_if_error,
+                expiry_margin: cache.expiry_margin,
+            },
+            waits: Waits {
+                body: server.body_timeout,
+                request: server.request_timeout,
+                write_request: server.write_request_timeout,
+                read: limits.max_wait,
+                write: limits.max_wait_write,
+                attempt: settings.upstream.attempt_timeout,
+                write_attempt: settings.upstream.write_timeout,
+            },
+            cache: cache.clone(),
+            max_body: server.max_body.0,
+            private: server.listen.ip().is_loopback(),
+            log: settings.log.clone(),
+            upstream: settings.upstream.clone(),
+            max_waiters: usize::try_from(limits.max_waiters).unwrap_or(usize::MAX),
+            pace: limits.upstream,
+            handles,
+            routes,
+            tenants,
+        }
+    }
+
+    /// What the cache is made with, or takes over.
+    pub(super) fn cache_options(&self, identities: &Identities) -> cache::Options {
+        cache::Options {
+            max_bytes: self.cache.max_bytes.0,
+            max_waiters: self.max_waiters,
+            tenants: identities.count(),
+            unsettled_ttl: self.cache.unsettled_ttl,
+        }
+    }
+
+    /// The pace of a tenant's calls on a route: the route's wins over the tenant's, and that over the one for all.
+    pub(super) fn pace(&self, tenant: &Tenant, route: &Route) -> PaceSettings {
+        route.pace.or(tenant.pace).unwrap_or(self.pace)
+    }
+
+    /// How answers are read whose coupons end by these members.
+    pub(super) fn reader(&self, expires: &[String]) -> Reader {
+        Reader {
+            expires: expires.to_vec(),
+            retry_codes: self.upstream.retry_codes.clone(),
+            utc_offset: self.upstream.utc_offset,
+        }
+    }
+}

@@ -1,0 +1,180 @@
+//! Typed handles for the names of a configuration: made once for each, so that counting looks nothing up.
+
+use std::marker::PhantomData;
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use prometheus::{Gauge, Histogram, IntCounter, IntCounterVec, IntGauge};
+
+use super::Vecs;
+use super::labels::{CacheUse, Changed, Label, Limit, Lookup, Outcome};
+
+/// The name of callers who have none.
+pub const ANONYMOUS: &str = "anonymous";
+/// Statuses that HTTP knows, each counted under its own name.
+const STATUSES: std::ops::Range<u16> = 100..600;
+
+/// One metric for each value of a label.
+#[derive(Debug)]
+pub struct Per<L, M>(Vec<M>, PhantomData<L>);
+
+impl<L: Label, M> Per<L, M> {
+    pub(super) fn new(make: impl FnMut(&'static str) -> M) -> Self {
+        Self(L::NAMES.iter().copied().map(make).collect(), PhantomData)
+    }
+
+    /// The metric of a value.
+    pub fn of(&self, label: L) -> &M {
+        self.0.get(label.index()).expect("one was made for each value of the label")
+    }
+}
+
+/// Answered requests of a caller on a route, by status.
+#[derive(Debug, Default)]
+struct Requests(OnceLock<Box<[OnceLock<IntCounter>]>>);
+
+impl Requests {
+    fn count(&self, counters: &IntCounterVec, route: &str, caller: &str, status: u16) {
+        let by_status = self.0.get_or_init(|| STATUSES.map(|_| OnceLock::new()).collect());
+        let make = || counters.with_label_values(&[route, caller, &status.to_string()]);
+        match by_status.get(usize::from(status.wrapping_sub(STATUSES.start))) {
+            Some(counter) => counter.get_or_init(make).inc(),
+            None => counters.with_label_values(&[route, caller, "other"]).inc(),
+        }
+    }
+}
+
+/// What is counted for a route.
+#[derive(Debug)]
+pub struct RouteMetrics {
+    route: String,
+    requests_by: IntCounterVec,
+    /// By caller.
+    requests: Vec<Requests>,
+    /// How long answers took, in seconds.
+    pub duration: Per<CacheUse, Histogram>,
+    /// Look-ups in the cache.
+    pub lookups: Per<Lookup, IntCounter>,
+    /// Refetches, by whether the answer that they replaced was still true.
+    pub refetches: Per<Changed, IntCounter>,
+}
+
+/// What is counted for a caller.
+#[derive(Debug)]
+pub struct CallerMetrics {
+    name: String,
+    /// Requests refused by a limit.
+    pub limited: Per<Limit, IntCounter>,
+}
+
+/// What is counted for a tenant.
+#[derive(Debug)]
+pub struct TenantMetrics {
+    /// Attempts under way.
+    pub inflight: IntGauge,
+    /// Whether nothing is sent.
+    pub breaker_open: IntGauge,
+    /// By route.
+    calls: Vec<CallMetrics>,
+}
+
+/// What is counted for a tenant's calls to a route.
+#[derive(Debug)]
+pub struct CallMetrics {
+    /// Attempts by how they ended.
+    pub attempts: Per<Outcome, IntCounter>,
+    /// How long attempts took, in seconds, from signing to the end of the answer.
+    pub duration: Histogram,
+    /// Requests that needed no call of their own.
+    pub saved: IntCounter,
+    /// How long calls waited for their turn, in seconds.
+    pub wait: Histogram,
+    /// Calls that a window allows now; infinitely many where there is no pace.
+    pub rate: Gauge,
+}
+
+/// The handles for the names of a configuration.
+#[derive(Debug)]
+pub struct Handles {
+    routes: Vec<RouteMetrics>,
+    /// Requests that were refused before they had a route.
+    unrouted: RouteMetrics,
+    callers: Vec<CallerMetrics>,
+    /// By the tenants' numbers.
+    tenants: Vec<Option<TenantMetrics>>,
+}
+
+impl Handles {
+    /// Handles for routes and callers in their order, anonymous ones being the first caller, and for tenants by number.
+    pub(super) fn new(vecs: &Vecs, routes: &[&str], callers: &[&str], tenants: &[(usize, &str)]) -> Self {
+        // What is no more has no state.
+        vecs.rate.reset();
+        vecs.breaker_open.reset();
+        let callers: Vec<&str> = std::iter::once(ANONYMOUS).chain(callers.iter().copied()).collect();
+        let route = |route: &str| RouteMetrics {
+            route: route.to_owned(),
+            requests_by: vecs.requests.clone(),
+            requests: callers.iter().map(|_| Requests::default()).collect(),
+            duration: Per::new(|cache| vecs.duration.with_label_values(&[route, cache])),
+            lookups: Per::new(|result| vecs.lookups.with_label_values(&[route, result])),
+            refetches: Per::new(|changed| vecs.refetches.with_label_values(&[route, changed])),
+        };
+        let call = |tenant: &str, route: &str| CallMetrics {
+            attempts: Per::new(|outcome| vecs.attempts.with_label_values(&[tenant, route, outcome])),
+            duration: vecs.upstream_duration.with_label_values(&[tenant, route]),
+            saved: vecs.saved.with_label_values(&[tenant, route]),
+            wait: vecs.wait.with_label_values(&[tenant, route]),
+            rate: vecs.rate.with_label_values(&[tenant, route]),
+        };
+        let caller = |name: &&str| CallerMetrics {
+            name: (*name).to_owned(),
+            limited: Per::new(|limit| vecs.limited.with_label_values(&[limit, name])),
+        };
+        let count = tenants.iter().map(|(number, _)| number + 1).max().unwrap_or_default();
+        let mut by_number: Vec<Option<TenantMetrics>> = (0..count).map(|_| None).collect();
+        for (number, tenant) in tenants {
+            if let Some(place) = by_number.get_mut(*number) {
+                *place = Some(TenantMetrics {
+                    inflight: vecs.inflight.with_label_values(&[*tenant]),
+                    breaker_open: vecs.breaker_open.with_label_values(&[*tenant]),
+                    calls: routes.iter().map(|route| call(tenant, route)).collect(),
+                });
+            }
+        }
+        Self {
+            routes: routes.iter().map(|name| route(name)).collect(),
+            unrouted: route("none"),
+            callers: callers.iter().map(caller).collect(),
+            tenants: by_number,
+        }
+    }
+
+    /// Counts an answered request.
+    pub fn request(&self, route: Option<usize>, caller: usize, status: u16, cache: CacheUse, took: Duration) {
+        let route = route.map_or(&self.unrouted, |index| self.route(index));
+        if let Some(requests) = route.requests.get(caller) {
+            requests.count(&route.requests_by, &route.route, &self.caller(caller).name, status);
+        }
+        route.duration.of(cache).observe(took.as_secs_f64());
+    }
+
+    /// The metrics of a route.
+    pub fn route(&self, index: usize) -> &RouteMetrics {
+        self.routes.get(index).unwrap_or(&self.unrouted)
+    }
+
+    /// The metrics of a caller.
+    pub fn caller(&self, index: usize) -> &CallerMetrics {
+        self.callers.get(index).expect("one was made for each caller")
+    }
+
+    /// The metrics of a tenant.
+    pub fn tenant(&self, number: usize) -> &TenantMetrics {
+        self.tenants.get(number).and_then(Option::as_ref).expect("one was made for each tenant")
+    }
+
+    /// The metrics of a tenant's calls to a route.
+    pub fn call(&self, tenant: usize, route: usize) -> &CallMetrics {
+        self.tenant(tenant).calls.get(route).expect("one was made for each tenant and route")
+    }
+}
