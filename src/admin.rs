@@ -6,14 +6,16 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use bytes::Bytes;
-use http::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE};
+use http::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HOST, ORIGIN, WWW_AUTHENTICATE};
 use http::{HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use percent_encoding::percent_decode_str;
 
-use crate::gateway::{Gateway, Inspected};
+use crate::gateway::{Gateway, Inspected, bearer, is_own};
 use crate::metrics::Metrics;
+use crate::secret::KeyHash;
+use crate::settings::ServerSettings;
 use crate::tenant::Tenant;
 
 /// Whether requests are served: not yet, or not much longer.
@@ -49,8 +51,53 @@ impl Readiness {
 pub struct Admin {
     gateway: Arc<Gateway>,
     readiness: Arc<Readiness>,
-    /// Whether what shows or changes customers' answers is served.
+    access: Arc<Access>,
+}
+
+/// Who may see and change what is kept, and see the configuration.
+#[derive(Debug)]
+pub struct Access {
+    /// Whoever has one of these keys; without any, whoever is on this machine.
+    keys: Vec<KeyHash>,
+    /// Whether only this machine can ask.
     private: bool,
+    /// Names that may be used for this host.
+    hosts: Vec<String>,
+}
+
+impl Access {
+    /// As configured.
+    pub fn new(settings: &ServerSettings) -> Self {
+        Self {
+            keys: settings.admin_keys.clone(),
+            private: settings.admin_listen.ip().is_loopback(),
+            hosts: settings.hosts.clone(),
+        }
+    }
+
+    /// Lets a request through to what is not for everybody.
+    fn check(&self, request: &Request<Incoming>) -> Result<(), Page> {
+        if !self.keys.is_empty() {
+            let hash = bearer(request.headers()).map(KeyHash::of);
+            let known = self.keys.iter().fold(false, |found, key| found | (hash.as_ref() == Some(key)));
+            return if known { Ok(()) } else { Err(text(StatusCode::UNAUTHORIZED, "the operators' key is needed")) };
+        }
+        if !self.private {
+            return Err(not_found());
+        }
+        // A web page must not reach what is on this machine.
+        let host = request.headers().get(HOST).map(|host| std::str::from_utf8(host.as_bytes()).unwrap_or_default());
+        if host.is_some_and(|host| !is_own(host, &self.hosts)) {
+            return Err(text(
+                StatusCode::MISDIRECTED_REQUEST,
+                "Host must be an IP address, localhost, or one of server.hosts",
+            ));
+        }
+        if request.headers().contains_key(ORIGIN) {
+            return Err(text(StatusCode::FORBIDDEN, "web pages may not ask"));
+        }
+        Ok(())
+    }
 }
 
 /// A page: its status, type and text.
@@ -58,19 +105,20 @@ type Page = (StatusCode, &'static str, String);
 
 const TEXT: &str = "text/plain; charset=utf-8";
 const JSON: &str = "application/json";
+const TOML: &str = "application/toml";
 
 fn text(status: StatusCode, text: &str) -> Page {
     (status, TEXT, format!("{text}\n"))
 }
 
 fn not_found() -> Page {
-    text(StatusCode::NOT_FOUND, "no such page: /metrics, /healthz, /readyz, /cache, /cache/customers/{id}")
+    text(StatusCode::NOT_FOUND, "no such page: /metrics, /healthz, /readyz, /config, /cache, /cache/customers/{id}")
 }
 
 impl Admin {
-    /// The pages of a gateway; `private` tells that only this machine can ask for them.
-    pub fn new(gateway: Arc<Gateway>, readiness: Arc<Readiness>, private: bool) -> Self {
-        Self { gateway, readiness, private }
+    /// The pages of a gateway.
+    pub fn new(gateway: Arc<Gateway>, readiness: Arc<Readiness>, access: Access) -> Self {
+        Self { gateway, readiness, access: Arc::new(access) }
     }
 
     /// Answers an operator's request.
@@ -88,6 +136,9 @@ impl Admin {
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
         headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        if status == StatusCode::UNAUTHORIZED {
+            headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"zvgate\""));
+        }
         if status == StatusCode::METHOD_NOT_ALLOWED {
             headers.insert(ALLOW, HeaderValue::from_static(allowed(request.uri().path())));
         }
@@ -97,7 +148,6 @@ impl Admin {
     fn page(&self, request: &Request<Incoming>, peer: SocketAddr) -> Page {
         let (method, path) = (request.method(), request.uri().path());
         let get = [Method::GET, Method::HEAD].contains(method);
-        let customer = path.strip_prefix("/cache/customers/").filter(|id| !id.is_empty() && !id.contains('/'));
         match path {
             "/metrics" if get => (StatusCode::OK, Metrics::CONTENT_TYPE, self.gateway.metrics_page()),
             "/healthz" if get => text(StatusCode::OK, "ok"),
@@ -106,7 +156,18 @@ impl Admin {
                 Some(reason) => text(StatusCode::SERVICE_UNAVAILABLE, reason),
             },
             "/metrics" | "/healthz" | "/readyz" => text(StatusCode::METHOD_NOT_ALLOWED, "only GET is served here"),
-            _ if !self.private => not_found(),
+            _ => self.access.check(request).map_or_else(|page| page, |()| self.inner_page(request, peer)),
+        }
+    }
+
+    /// What is not for everybody.
+    fn inner_page(&self, request: &Request<Incoming>, peer: SocketAddr) -> Page {
+        let (method, path) = (request.method(), request.uri().path());
+        let get = [Method::GET, Method::HEAD].contains(method);
+        let customer = path.strip_prefix("/cache/customers/").filter(|id| !id.is_empty() && !id.contains('/'));
+        match path {
+            "/config" if get => (StatusCode::OK, TOML, self.gateway.configuration()),
+            "/config" => text(StatusCode::METHOD_NOT_ALLOWED, "only GET is served here"),
             "/cache" if *method == Method::DELETE => self.purge(request, peer),
             "/cache" => text(StatusCode::METHOD_NOT_ALLOWED, "only DELETE is served here"),
             _ => match customer {

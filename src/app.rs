@@ -10,7 +10,7 @@ use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::admin::{Admin, Readiness};
+use crate::admin::{Access, Admin, Readiness};
 use crate::clock::Clock;
 use crate::gateway::{Equipment, Gateway};
 use crate::limit::Before;
@@ -115,8 +115,7 @@ impl App {
         let bounds = Bounds::new(&server);
 
         let (stop_data, stop_admin) = (CancellationToken::new(), CancellationToken::new());
-        let private = server.admin_listen.ip().is_loopback();
-        let pages = Admin::new(Arc::clone(&gateway), Arc::clone(&readiness), private);
+        let pages = Admin::new(Arc::clone(&gateway), Arc::clone(&readiness), Access::new(&server));
         let operators = move |request, peer: Peer| pages.clone().handle(request, peer.address);
         let admin = tokio::spawn(listener::serve(admin, bounds, None, stop_admin.clone(), operators));
 

@@ -27,6 +27,8 @@ pub enum Refused {
     NoParams,
     /// An object has a member name twice.
     Twice(String),
+    /// `params` has a member that the route does not take.
+    Unexpected(String),
 }
 
 impl fmt::Display for Refused {
@@ -39,6 +41,7 @@ impl fmt::Display for Refused {
             Self::NotAnObject => f.write_str("the body must be a JSON object: {\"params\": {…}}"),
             Self::NoParams => f.write_str("the body must have a member \"params\" that is an object"),
             Self::Twice(name) => write!(f, "an object has the member {name:?} twice"),
+            Self::Unexpected(name) => write!(f, "params has the member {name:?}, which this route does not take"),
         }
     }
 }
@@ -73,6 +76,16 @@ impl<'a> Envelope<'a> {
     /// The whole body.
     pub const fn root(&self) -> &Node<'a> {
         &self.root
+    }
+
+    /// Holds `params` to the members that a route takes.
+    ///
+    /// # Errors
+    /// Where it has another.
+    pub fn check_params(&self, taken: &[String]) -> Result<(), Refused> {
+        let params = self.root.member("params").and_then(Node::members).unwrap_or_default();
+        let other = params.iter().find(|param| !taken.iter().any(|name| *name == param.name));
+        other.map_or(Ok(()), |param| Err(Refused::Unexpected(param.name.to_string())))
     }
 
     /// The customer that the first matching pointer names: the text of a string or a number.

@@ -4,6 +4,7 @@
 
 mod account;
 mod ask;
+mod door;
 mod incoming;
 mod policy;
 mod read;
@@ -25,18 +26,20 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::DropGuard;
 use tokio_util::task::TaskTracker;
 
+pub use self::door::{bearer, is_own};
 use self::policy::Policy;
 pub use self::upkeep::Inspected;
 use self::write::Again;
 use crate::cache::{Cache, Demand, Question, Waiter};
+use crate::caller::Caller;
 use crate::clock::{Boot, Clock};
 use crate::envelope::Envelope;
 use crate::limit::{Before, Pace, Paces};
 use crate::metrics::Metrics;
 use crate::pseudonym::Pseudonyms;
-use crate::reply::{self, Refusal, Reply, Unavailable, Way};
+use crate::reply::{self, Denied, Refusal, Reply, Unavailable, Way};
 use crate::route::Route;
-use crate::settings::{CacheMode, KindSettings, Settings};
+use crate::settings::{CacheMode, CachedSettings, KindSettings, Settings};
 use crate::signer::{Call, Nonces};
 use crate::skew::Skew;
 use crate::tenant::{Identities, Tenant};
@@ -44,8 +47,6 @@ use crate::upstream::{Resolved, Upstream};
 
 /// Where callers tell of changes that were made elsewhere.
 const INVALIDATE: &str = "/v1/invalidate";
-/// The number of all callers together, as long as none has a key of its own.
-const ANYBODY: usize = 0;
 const X_ZVGATE_TENANT: HeaderName = HeaderName::from_static("x-zvgate-tenant");
 
 /// Everything that a request meets.
@@ -77,9 +78,19 @@ pub struct Equipment {
     pub before: Before,
 }
 
+/// A request whose head was let in.
+#[derive(Clone, Copy)]
+struct Entrance<'a> {
+    policy: &'a Arc<Policy>,
+    caller: &'a Arc<Caller>,
+    route: &'a Arc<Route>,
+    deadline: Boot,
+}
+
 /// A request that may be answered: everything in it that the caller sent is borrowed, and goes before anybody waits.
 struct Arrival<'a> {
     policy: &'a Arc<Policy>,
+    caller: &'a Arc<Caller>,
     route: &'a Arc<Route>,
     path: &'a str,
     envelope: &'a Envelope<'a>,
@@ -127,6 +138,7 @@ struct Facts {
     id: String,
     trace: Option<String>,
     route: Option<Arc<Route>>,
+    caller: Option<Arc<Caller>>,
     tenant: Option<Arc<Tenant>>,
     customers: Vec<String>,
 }
@@ -143,7 +155,7 @@ impl Gateway {
     pub fn new(settings: &Settings, equipment: Equipment) -> Self {
         let Equipment { clock, upstream, nonces, pseudonyms, before } = equipment;
         let (metrics, mut identities) = (Metrics::new(), Identities::default());
-        let policy = Policy::new(settings, &mut identities, &metrics, &clock);
+        let policy = Policy::new(settings, None, &mut identities, &metrics, &clock);
         Self {
             cache: Arc::new(Cache::new(&policy.cache_options(&identities), metrics.cache.clone())),
             policy: ArcSwap::from_pointee(policy),
@@ -196,18 +208,22 @@ impl Gateway {
         if head.method != Method::POST {
             return Err(Refusal::MethodNotAllowed);
         }
-        if own && !policy.private {
-            return Err(Refusal::Forbidden);
+        let caller = door::caller(policy, &head)?;
+        facts.caller = Some(Arc::clone(caller));
+        match route {
+            Some(route) if !caller.may_use_route(route) => return Err(Refusal::Forbidden(Denied::Route)),
+            None if !caller.invalidate => return Err(Refusal::Forbidden(Denied::Invalidate)),
+            Some(_) | None => {}
         }
-        policy.caller_gate.admit().map_err(Refusal::CallerLimited)?;
+        policy.admit(caller).map_err(Refusal::CallerLimited)?;
         if !incoming::is_json(&head.headers) {
             return Err(Refusal::UnsupportedMediaType);
         }
         let body = incoming::read_body(&head.headers, body, policy.max_body, policy.waits.body).await?;
         let deadline = self.deadline(&head.headers, policy.waits.request)?;
         let begun = match route {
-            Some(route) => self.begin(policy, &head, route, &body, deadline, facts)?,
-            None => Begun::Answered(self.invalidate(policy, &head, &body, facts)?),
+            Some(route) => self.begin(Entrance { policy, caller, route, deadline }, &head, &body, facts)?,
+            None => Begun::Answered(self.invalidate(policy, &head, caller, &body, facts)?),
         };
         drop((head, body));
         match begun {
@@ -221,21 +237,27 @@ impl Gateway {
     /// not be held for as long as upstream takes.
     fn begin(
         self: &Arc<Self>,
-        policy: &Arc<Policy>,
+        entrance: Entrance<'_>,
         head: &Parts,
-        route: &Arc<Route>,
         body: &[u8],
-        deadline: Boot,
         facts: &mut Facts,
     ) -> Result<Begun, Refusal> {
+        let Entrance { policy, caller, route, deadline } = entrance;
         let headers = &head.headers;
         let envelope = Envelope::parse(body).map_err(Refusal::Body)?;
+        if let KindSettings::Cached(CachedSettings { params: Some(taken), .. }) = &route.kind {
+            envelope.check_params(taken).map_err(Refusal::Body)?;
+        }
         facts.customers = incoming::customers(&route.kind, headers, &envelope)?;
         let named = headers.get(X_ZVGATE_TENANT).map(http::HeaderValue::as_bytes);
         let tenant = policy.tenants.choose(named, envelope.root()).map_err(Refusal::UnknownTenant)?;
         facts.tenant = Some(Arc::clone(tenant));
+        if !caller.may_use_tenant(tenant) {
+            return Err(Refusal::Forbidden(Denied::Tenant));
+        }
         let arrival = Arrival {
             policy,
+            caller,
             route,
             path: head.uri.path(),
             envelope: &envelope,

@@ -20,6 +20,8 @@ pub mod tenant;
 
 pub mod answer;
 
+pub mod caller;
+
 pub mod cache;
 
 pub mod limit;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{AGE, ALLOW, CONTENT_ENCODING, CONTENT_TYPE, HeaderName, RETRY_AFTER};
+use http::header::{AGE, ALLOW, CONTENT_ENCODING, CONTENT_TYPE, HeaderName, RETRY_AFTER, WWW_AUTHENTICATE};
 use http::{HeaderValue, Response, StatusCode};
 use http_body_util::Full;
 
@@ -87,8 +87,12 @@ pub enum Refusal {
     BadRequest(&'static str),
     /// No tenant fits.
     UnknownTenant(NoTenant),
+    /// The caller has no key, or an unknown one.
+    Unauthenticated,
     /// The caller may not do this.
-    Forbidden,
+    Forbidden(Denied),
+    /// The request is for a host that is not this one.
+    WrongHost,
     /// No such route.
     UnknownRoute,
     /// Not a POST.
@@ -113,6 +117,19 @@ pub enum Refusal {
     NotCached,
     /// A write left, and no answer came.
     OutcomeUnknown(FailureKind),
+}
+
+/// What a caller may not do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Denied {
+    /// Use this route.
+    Route,
+    /// Use this tenant.
+    Tenant,
+    /// Tell of changes made elsewhere.
+    Invalidate,
+    /// Ask from a web page.
+    Page,
 }
 
 /// What there is no room for.
@@ -152,7 +169,9 @@ impl Refusal {
         match self {
             Self::Body(_) | Self::BadRequest(_) => (StatusCode::BAD_REQUEST, "bad_request", "http_request_error"),
             Self::UnknownTenant(_) => (StatusCode::BAD_REQUEST, "unknown_tenant", "http_request_error"),
-            Self::Forbidden => (StatusCode::FORBIDDEN, "forbidden", "http_request_denied"),
+            Self::Unauthenticated => (StatusCode::UNAUTHORIZED, "unauthenticated", "http_request_denied"),
+            Self::Forbidden(_) => (StatusCode::FORBIDDEN, "forbidden", "http_request_denied"),
+            Self::WrongHost => (StatusCode::MISDIRECTED_REQUEST, "wrong_host", "http_request_denied"),
             Self::UnknownRoute => (StatusCode::NOT_FOUND, "unknown_route", "http_request_error"),
             Self::MethodNotAllowed => (StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "http_request_error"),
             Self::TooSlow => (StatusCode::REQUEST_TIMEOUT, "too_slow", "http_request_error"),
@@ -189,7 +208,18 @@ impl Refusal {
             Self::Body(refused) => refused.to_string(),
             Self::BadRequest(what) => (*what).to_owned(),
             Self::UnknownTenant(no_tenant) => no_tenant.to_string(),
-            Self::Forbidden => "only callers on the gateway's own machine may do this".to_owned(),
+            Self::Unauthenticated => {
+                "a caller's key is needed, as Authorization: Bearer KEY; none came, or an unknown one".to_owned()
+            }
+            Self::Forbidden(Denied::Route) => "this caller may not use this route".to_owned(),
+            Self::Forbidden(Denied::Tenant) => "this caller may not use this tenant".to_owned(),
+            Self::Forbidden(Denied::Invalidate) => {
+                "only a caller with callers.NAME.invalidate, or without callers on loopback, may do this".to_owned()
+            }
+            Self::Forbidden(Denied::Page) => "web pages may not ask: the request has an Origin".to_owned(),
+            Self::WrongHost => {
+                "Host must be an IP address, localhost, or one of server.hosts, unless callers have keys".to_owned()
+            }
             Self::UnknownRoute => "this path is not served by the gateway".to_owned(),
             Self::MethodNotAllowed => "only POST is served here".to_owned(),
             Self::TooSlow => "the body did not come in time".to_owned(),
@@ -234,7 +264,9 @@ impl Refusal {
             Self::Body(_)
             | Self::BadRequest(_)
             | Self::UnknownTenant(_)
-            | Self::Forbidden
+            | Self::Unauthenticated
+            | Self::Forbidden(_)
+            | Self::WrongHost
             | Self::UnknownRoute
             | Self::MethodNotAllowed
             | Self::TooSlow
@@ -335,6 +367,9 @@ fn refused(refusal: &Refusal, request_id: &str) -> Response<Full<Bytes>> {
     headers.insert(PROXY_STATUS, value(&format!("zvgate; error={error_type}")));
     if status == StatusCode::METHOD_NOT_ALLOWED {
         headers.insert(ALLOW, HeaderValue::from_static("POST"));
+    }
+    if status == StatusCode::UNAUTHORIZED {
+        headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"zvgate\""));
     }
     let limit = refusal.limit();
     if limit.is_some() || status == StatusCode::SERVICE_UNAVAILABLE {

@@ -1,7 +1,9 @@
-//! A value that never prints.
+//! Values that never print.
 
 use std::fmt;
 
+use sha2::{Digest, Sha256};
+use subtle::ConstantTimeEq;
 use zeroize::Zeroizing;
 
 /// A signing key. It has no `Display`, its `Debug` shows nothing of it, and its memory is wiped when it goes.
@@ -26,9 +28,67 @@ impl fmt::Debug for Secret {
     }
 }
 
+/// The SHA-256 of a caller's key, all that is known of it here. Its `Debug` shows nothing of it.
+#[derive(Clone, Eq)]
+pub struct KeyHash([u8; 32]);
+
+impl KeyHash {
+    /// The hash of a key.
+    pub fn of(key: &[u8]) -> Self {
+        Self(Sha256::digest(key).into())
+    }
+
+    /// Reads 64 digits in hex.
+    pub fn parse(text: &str) -> Option<Self> {
+        if text.len() != 64 {
+            return None;
+        }
+        let mut hash = [0; 32];
+        for (byte, digits) in hash.iter_mut().zip(text.as_bytes().chunks(2)) {
+            let digits = std::str::from_utf8(digits).ok().filter(|digits| !digits.starts_with('+'))?;
+            *byte = u8::from_str_radix(digits, 16).ok()?;
+        }
+        Some(Self(hash))
+    }
+}
+
+/// In constant time.
+impl PartialEq for KeyHash {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.ct_eq(&other.0).into()
+    }
+}
+
+impl std::hash::Hash for KeyHash {
+    fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
+        self.0.hash(state);
+    }
+}
+
+impl fmt::Debug for KeyHash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("KeyHash(***)")
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_hash_is_read_from_hex_and_nothing_else() {
+        // FIPS 180-4, "abc".
+        let abc = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+        assert!(KeyHash::parse(abc) == Some(KeyHash::of(b"abc")));
+        assert!(KeyHash::parse(&abc.to_uppercase()) == Some(KeyHash::of(b"abc")));
+        assert!(KeyHash::of(b"abc") != KeyHash::of(b"abd"));
+        for bad in
+            ["", "ba78", &abc.replace('b', "x"), &abc.replacen("ba", "+a", 1), &format!("{abc}00"), &"é".repeat(32)]
+        {
+            assert!(KeyHash::parse(bad).is_none(), "{bad}");
+        }
+        assert_eq!(format!("{:?}", KeyHash::of(b"abc")), "KeyHash(***)");
+    }
 
     #[test]
     fn debug_shows_nothing_of_a_secret() {

@@ -27,12 +27,21 @@ fn mistakes(text: &str) -> String {
     load(text, &[]).expect_err("a mistake")
 }
 
+/// A caller; without `may` it may use all.
+fn caller(name: &str, may: &str) -> String {
+    let hash = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+    let may = if may.is_empty() { "tenants = [\"*\"]\nroutes = [\"*\"]" } else { may };
+    format!("[callers.{name:?}]\nkey_sha256 = \"{hash}\"\n{may}\n")
+}
+
 /// The reference with every key that is commented out switched on.
 fn everything() -> String {
     let is_key = |line: &str| {
         let name = line.split([' ', '=']).next().unwrap_or_default();
         line.starts_with('[')
-            || (line.contains(" = ") && !name.is_empty() && name.bytes().all(|b| b.is_ascii_lowercase() || b == b'_'))
+            || (line.contains(" = ")
+                && !name.is_empty()
+                && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_'))
     };
     let on = |line: &str| line.strip_prefix("# ").filter(|rest| is_key(rest)).unwrap_or(line).to_owned();
     REFERENCE.lines().map(|line| on(line) + "\n").collect()
@@ -61,6 +70,10 @@ fn the_reference_names_every_key() {
         ("log", ""),
         ("limits.upstream", ""),
         ("limits.caller", "rate = 1\n"),
+        (
+            "callers.a",
+            "key_sha256 = \"ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad\"\ntenants = [\"*\"]\nroutes = [\"*\"]\n",
+        ),
         ("tenants.a", "open_id = \"i\"\ngrant_code = \"g\"\nopen_key = \"k\"\n"),
         ("[routes]", "path = \"/a\"\nkind = \"cached\"\n"),
         ("[routes]", "path = \"/a\"\nkind = \"write\"\n"),
@@ -86,6 +99,10 @@ fn every_key_of_the_reference_can_be_used() {
         "tenants.shop.open_key = \"***\"",
         "tenants.shop.pace.rate = 10",
         "limits.caller.burst = 2000",
+        "callers.orders.key_sha256 = \"***\"",
+        "callers.orders.limit.burst = 200",
+        "server.admin_key_sha256 = \"***\"",
+        "server.hosts = [\"zvgate.internal\"]",
         "log.hash_key_file = \"/run/secrets/zvgate/log-hash\"",
         "ttl = \"10s\"",
         "unknown_customer = \"tenant\"",
@@ -93,7 +110,9 @@ fn every_key_of_the_reference_can_be_used() {
     ] {
         assert!(shown.contains(line), "{line}\n{shown}");
     }
-    assert!(!shown.contains("LyvrkvkxRkG2R6aM"), "a key is never shown");
+    for secret in ["LyvrkvkxRkG2R6aM", "ba7816bf", "cb8379ac"] {
+        assert!(!shown.contains(secret), "a key or its hash is never shown");
+    }
 }
 
 #[test]
@@ -151,7 +170,16 @@ fn every_mistake_names_its_place_its_value_and_what_would_be_right() {
         ("[server]\nheader_timeout = 5", "server.header_timeout", "found 5; wanted a duration such as"),
         ("[server]\nidle_timeout = \"0s\"", "server.idle_timeout", "wanted a duration longer than nothing"),
         ("[server]\nallow_anonymous = 1", "server.allow_anonymous", "found 1; wanted true or false"),
-        ("[server]\nhosts = [\"a\"]", "server.hosts", "unknown key, found a list: [found \"a\"]; known here:"),
+        (
+            "[server]\nhosts = [\"a:80\"]",
+            "server.hosts",
+            "found a list: [found \"a:80\"]; wanted names of this gateway",
+        ),
+        (
+            "[server]\nadmin_key_sha256 = \"canary\"",
+            "server.admin_key_sha256",
+            "not shown; wanted the SHA-256 of a key in hex",
+        ),
         ("[server]\nlsten = \"a\"", "server.lsten", "did you mean server.listen?"),
         (
             "[upstream]\nbase_url = \"ftp://a\"",
@@ -176,6 +204,25 @@ fn every_mistake_names_its_place_its_value_and_what_would_be_right() {
         ("[log]\naccess = \"some\"", "log.access", "found \"some\"; wanted \"all\", \"errors\" or \"none\""),
         ("server = 5", "server", "wanted a table of keys"),
         ("routes = 5", "routes", "each begun by [[routes]]"),
+        (
+            "[callers.a]\ntenants = [\"*\"]\nroutes = [\"*\"]",
+            "callers.a.key_sha256",
+            "is missing; wanted the SHA-256 of its key",
+        ),
+        (&caller("A B", ""), "callers.A B", "is not a name"),
+        (
+            &caller("a", "tenants = [\"nobody\"]\nroutes = [\"*\"]"),
+            "callers.a.tenants",
+            "names a tenant that is not configured",
+        ),
+        (
+            &caller("a", "tenants = [\"*\"]\nroutes = [\"/v9/a\"]"),
+            "callers.a.routes",
+            "names a path that no route serves",
+        ),
+        (&caller("a", "tenants = [\"*\"]"), "callers.a.routes", "is missing; wanted the paths that it may use"),
+        (&caller("a", "routes = [\"*\"]"), "callers.a.tenants", "is missing; wanted the tenants that it may use"),
+        (&(caller("a", "") + &caller("b", "")), "callers.b.key_sha256", "holds a key of callers.a too"),
         ("[[routes]]\nkind = \"pass\"", "routes[0].path", "is missing"),
         ("[[routes]]\npath = \"/a\"", "routes[0].kind", "is missing; wanted \"cached\", \"write\""),
         ("[[routes]]\npath = \"/a/../b\"\nkind = \"pass\"", "routes[0].path", "wanted a path such as"),
@@ -195,6 +242,7 @@ fn every_mistake_names_its_place_its_value_and_what_would_be_right() {
             "cannot be read",
         ),
     ] {
+        let text: &str = text;
         let shown = mistakes(text);
         assert!(shown.starts_with(&format!("FILE: {key}: ")), "{text}\n{shown}");
         assert!(shown.contains(told), "{text}\n{shown}");
@@ -250,6 +298,10 @@ fn no_secret_is_in_a_mistake() {
         "tenants = [\"canary\"]",
         "[tenants]\na = \"canary\"",
         "[tenants.a.pace]\nrate = \"canary\"",
+        "[callers.a]\nkey_sha256 = \"canary\"\ntenants = [\"canary\"]\nroutes = [\"canary\"]\ninvalidate = \"canary\"",
+        "[callers.a]\nkey = \"canary\"",
+        "[callers.a.limit]\nrate = \"canary\"",
+        "callers = \"canary\"",
     ] {
         let shown = mistakes(text).replace("tenants.a.open_key.canary", "");
         assert!(!shown.contains("canary"), "{text}\n{shown}");

@@ -9,6 +9,7 @@ const ROOMS: &[&[&str]] = &[
     &["settings", "skew"],
     &["route", "envelope"],
     &["tenant", "answer"],
+    &["caller"],
     &["cache", "limit", "signer"],
     &["upstream", "metrics", "pseudonym"],
     &["reply"],

@@ -1,12 +1,14 @@
 //! What operators learn of a request: counts, times, and a line in the log.
 
 use super::policy::Policy;
-use super::{ANYBODY, Facts, Gateway};
+use super::{Facts, Gateway};
 use crate::clock::Boot;
 use crate::metrics::{CacheUse, Label, Limit};
 use crate::reply::{self, Refusal, Reply, Unavailable, Way};
 use crate::settings::AccessLog;
 
+/// The index of callers who are not known.
+const ANONYMOUS: usize = 0;
 /// Customers whose names stand in one line of the log; of further ones, only how many there are.
 const SHOWN_CUSTOMERS: usize = 10;
 
@@ -16,9 +18,11 @@ impl Gateway {
         let (status, cache) = (reply::status(outcome), cache_use(outcome));
         let route = facts.route.as_ref();
         let handles = &policy.handles;
-        handles.request(route.map(|route| route.index), ANYBODY, status, cache, took);
+        let caller = facts.caller.as_ref();
+        let number = caller.map_or(ANONYMOUS, |caller| caller.index);
+        handles.request(route.map(|route| route.index), number, status, cache, took);
         if let Some(limit) = outcome.as_ref().err().and_then(limit_of) {
-            handles.caller(ANYBODY).limited.of(limit).inc();
+            handles.caller(number).limited.of(limit).inc();
         }
         let logged = match policy.log.access {
             AccessLog::All => true,
@@ -28,6 +32,7 @@ impl Gateway {
         if logged {
             tracing::info!(
                 route = route.map_or("none", |route| route.label.as_str()),
+                caller = caller.and_then(|caller| caller.name.as_deref()),
                 tenant = facts.tenant.as_ref().map(|tenant| tenant.name.as_str()),
                 customers = self.shown(&facts.customers),
                 status,
@@ -52,6 +57,7 @@ impl Gateway {
         if policy.log.writes {
             tracing::info!(
                 route = facts.route.as_ref().map(|route| route.label.as_str()),
+                caller = facts.caller.as_ref().and_then(|caller| caller.name.as_deref()),
                 tenant = facts.tenant.as_ref().map(|tenant| tenant.name.as_str()),
                 customers = self.shown(customers),
                 status = reply::status(outcome),

@@ -6,29 +6,58 @@ use std::time::Duration;
 
 use crate::answer::Reader;
 use crate::cache::{self, Lifetimes};
+use crate::caller::{Caller, Callers};
 use crate::clock::Clock;
-use crate::limit::CallerGate;
+use crate::limit::{CallerGate, Limited};
 use crate::metrics::{Handles, Metrics};
 use crate::route::{Route, Routes};
-use crate::settings::{CacheSettings, LogSettings, PaceSettings, Settings, UpstreamSettings};
+use crate::settings::{CacheSettings, CallerLimit, LogSettings, PaceSettings, Settings, UpstreamSettings};
 use crate::tenant::{Identities, Tenant, Tenants};
 
 /// What is decided.
 pub(super) struct Policy {
     pub(super) routes: Routes,
     pub(super) tenants: Tenants,
-    pub(super) caller_gate: Arc<CallerGate>,
+    pub(super) callers: Callers,
+    /// By the callers' indices.
+    gates: Vec<Gate>,
     pub(super) lifetimes: Lifetimes,
     pub(super) cache: CacheSettings,
     pub(super) upstream: UpstreamSettings,
     pub(super) waits: Waits,
     pub(super) max_body: u64,
-    /// Whether only this machine can ask: without callers' keys, only such callers may invalidate.
-    pub(super) private: bool,
+    /// Names that anonymous callers may use for this host.
+    pub(super) hosts: Vec<String>,
     pub(super) log: LogSettings,
     pub(super) handles: Handles,
+    /// The configuration as it is shown.
+    pub(super) effective: String,
     max_waiters: usize,
     pace: PaceSettings,
+}
+
+/// A caller's gate, and whose and what it is.
+struct Gate {
+    name: Option<String>,
+    limit: Option<CallerLimit>,
+    gate: Arc<CallerGate>,
+}
+
+/// The gates of all callers, anonymous ones being the first. One whose limit stays the same goes on as it is; a new limit
+/// begins with nothing to spend where there was another gate before, so that no change lets a burst through.
+fn gates(settings: &Settings, before: Option<&Policy>, clock: &Clock) -> Vec<Gate> {
+    let anonymous = (None, settings.limits.caller);
+    let named = settings.callers.iter().map(|caller| (Some(caller.name.clone()), caller.limit));
+    let gate = |(name, limit): (Option<String>, Option<CallerLimit>)| {
+        let old = before.and_then(|before| before.gates.iter().find(|gate| gate.name == name));
+        let gate = match old {
+            Some(old) if old.limit == limit => Arc::clone(&old.gate),
+            Some(_) => Arc::new(CallerGate::spent(limit.as_ref(), clock)),
+            None => Arc::new(CallerGate::new(limit.as_ref(), clock)),
+        };
+        Gate { name, limit, gate }
+    };
+    std::iter::once(anonymous).chain(named).map(gate).collect()
 }
 
 /// How long things may take.
@@ -44,16 +73,26 @@ pub(super) struct Waits {
 }
 
 impl Policy {
-    pub(super) fn new(settings: &Settings, identities: &mut Identities, metrics: &Metrics, clock: &Clock) -> Self {
+    /// What is decided by `settings`. What callers used up of their limits under `before` stays used up.
+    pub(super) fn new(
+        settings: &Settings,
+        before: Option<&Self>,
+        identities: &mut Identities,
+        metrics: &Metrics,
+        clock: &Clock,
+    ) -> Self {
         let (server, limits, cache) = (&settings.server, &settings.limits, &settings.cache);
         let tenants = Tenants::new(&settings.tenants, identities);
         let routes = Routes::new(&settings.routes);
         let labels: Vec<&str> = routes.all().iter().map(|route| route.label.as_str()).collect();
         let names: Vec<(usize, &str)> =
             tenants.all().iter().map(|tenant| (tenant.index, tenant.name.as_str())).collect();
-        let handles = metrics.handles(&labels, &[], &names);
+        let callers = Callers::new(&settings.callers, server.listen.ip().is_loopback());
+        let caller_names: Vec<&str> = settings.callers.iter().map(|caller| caller.name.as_str()).collect();
+        let handles = metrics.handles(&labels, &caller_names, &names);
         Self {
-            caller_gate: Arc::new(CallerGate::new(limits.caller.as_ref(), clock)),
+            gates: gates(settings, before, clock),
+            callers,
             lifetimes: Lifetimes {
                 ttl: cache.ttl,
                 negative_ttl: cache.negative_ttl,
@@ -73,8 +112,9 @@ impl Policy {
             },
             cache: cache.clone(),
             max_body: server.max_body.0,
-            private: server.listen.ip().is_loopback(),
+            hosts: server.hosts.clone(),
             log: settings.log.clone(),
+            effective: settings.effective(),
             upstream: settings.upstream.clone(),
             max_waiters: usize::try_from(limits.max_waiters).unwrap_or(usize::MAX),
             pace: limits.upstream,
@@ -82,6 +122,11 @@ impl Policy {
             routes,
             tenants,
         }
+    }
+
+    /// Lets a caller's request through, if its limit does.
+    pub(super) fn admit(&self, caller: &Caller) -> Result<(), Limited> {
+        self.gates.get(caller.index).map_or(Ok(()), |gate| gate.gate.admit())
     }
 
     /// What the cache is made with, or takes over.

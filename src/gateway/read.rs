@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::ask::{Allowance, Asking, Unanswered};
 use super::policy::Policy;
-use super::{ANYBODY, Arrival, Awaited, Begun, Gateway};
+use super::{Arrival, Awaited, Begun, Gateway};
 use crate::answer::Reader;
 use crate::cache::{Demand, Entry, Fate, Found, Hit, Landed, Landing, Lifetimes, Question, Settled, StaleHit, Subject};
 use crate::clock::{Boot, Now};
@@ -92,7 +92,7 @@ impl Gateway {
         let Flight { policy, route, call, reader, .. } = &flight;
         let waits = policy.waits;
         let allowance = Allowance {
-            who: Claimant { caller: ANYBODY, write: false },
+            who: Claimant { caller: flight.caller, write: false },
             wait: waits.read,
             answer: waits.attempt,
             deadline: self.clock.boot() + waits.request,
@@ -157,6 +157,7 @@ const fn is_unsent(refusal: &Refusal) -> bool {
 /// What a flight needs of the request that began it.
 struct Flight {
     policy: Arc<Policy>,
+    caller: usize,
     route: Arc<Route>,
     call: Call,
     reader: Reader,
@@ -167,6 +168,7 @@ impl Flight {
     fn of(arrival: &Arrival<'_>, cached: &CachedSettings) -> Self {
         Self {
             policy: Arc::clone(arrival.policy),
+            caller: arrival.caller.index,
             route: Arc::clone(arrival.route),
             call: arrival.call(),
             reader: arrival.policy.reader(&cached.expires),

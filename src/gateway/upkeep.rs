@@ -11,10 +11,11 @@ use super::policy::Policy;
 use super::{Facts, Gateway, X_ZVGATE_TENANT};
 use crate::answer::Answer;
 use crate::cache::{Life, Subject};
+use crate::caller::Caller;
 use crate::envelope::{MAX_DEPTH, push_text};
 use crate::json::Node;
 use crate::metrics::Invalidation;
-use crate::reply::{Refusal, Reply, Way};
+use crate::reply::{Denied, Refusal, Reply, Way};
 use crate::tenant::Tenant;
 
 /// What is kept for a customer.
@@ -36,6 +37,7 @@ impl Gateway {
         &self,
         policy: &Policy,
         head: &Parts,
+        caller: &Caller,
         body: &[u8],
         facts: &mut Facts,
     ) -> Result<Reply, Refusal> {
@@ -50,6 +52,9 @@ impl Gateway {
         let named = head.headers.get(X_ZVGATE_TENANT).map(http::HeaderValue::as_bytes);
         let tenant = policy.tenants.choose(named, &root).map_err(Refusal::UnknownTenant)?;
         facts.tenant = Some(Arc::clone(tenant));
+        if !caller.may_use_tenant(tenant) {
+            return Err(Refusal::Forbidden(Denied::Tenant));
+        }
         let dropped: usize =
             customers.iter().map(|id| self.end_of_customer(tenant, id, Invalidation::Invalidate)).sum();
         let answer = Answer {
@@ -107,6 +112,11 @@ impl Gateway {
             told_for: life.told_for(now),
         };
         self.cache.inspect(&Subject::customer(tenant.index, customer), now).into_iter().map(shown).collect()
+    }
+
+    /// The effective configuration, secrets and hashes masked.
+    pub fn configuration(&self) -> String {
+        self.policy.load().effective.clone()
     }
 
     /// A customer's name as the log may have it.

@@ -7,7 +7,7 @@ use super::incoming::MAX_CUSTOMERS;
 use tokio_util::sync::CancellationToken;
 
 use super::policy::Policy;
-use super::{ANYBODY, Arrival, Begun, Facts, Gateway};
+use super::{Arrival, Begun, Facts, Gateway};
 use crate::answer::{self, Reader, Verdict};
 use crate::cache::Subject;
 use crate::limit::Claimant;
@@ -41,7 +41,7 @@ impl Gateway {
             Again::Never => (Reuse::New, 0),
         };
         let allowance = Allowance {
-            who: Claimant { caller: ANYBODY, write: false },
+            who: Claimant { caller: arrival.caller.index, write: false },
             wait: arrival.policy.waits.read,
             answer: arrival.policy.waits.attempt,
             deadline: arrival.deadline,
@@ -62,7 +62,7 @@ impl Gateway {
     async fn carry_out(self: Arc<Self>, write: Write) -> Result<Reply, Refusal> {
         let Write { policy, route, call, reader, .. } = &write;
         let allowance = Allowance {
-            who: Claimant { caller: ANYBODY, write: true },
+            who: Claimant { caller: write.facts.caller.as_ref().map_or(0, |caller| caller.index), write: true },
             wait: policy.waits.write,
             answer: policy.waits.write_attempt,
             deadline: self.clock.boot() + policy.waits.write_request,

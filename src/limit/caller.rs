@@ -37,6 +37,16 @@ impl CallerGate {
         }
     }
 
+    /// The gate as configured, as if a burst had just come through.
+    pub fn spent(limit: Option<&CallerLimit>, clock: &Clock) -> Self {
+        let gate = Self::new(limit, clock);
+        if let (Some(limiter), Some(burst)) = (&gate.limiter, limit.and_then(|limit| NonZeroU32::new(limit.burst))) {
+            // A whole burst is what a new limiter lets through.
+            let _ = limiter.check_n(burst);
+        }
+        gate
+    }
+
     /// Lets one request through.
     ///
     /// # Errors
@@ -67,6 +77,17 @@ mod tests {
         hands.advance(limited.retry_after + Duration::from_millis(1));
         assert!(gate.admit().is_ok());
         assert!(gate.admit().is_err());
+    }
+
+    #[test]
+    fn a_spent_gate_opens_at_its_rate() {
+        let (clock, hands) = Clock::shifted();
+        let limit = CallerLimit { rate: 2, per: Duration::from_secs(100), burst: 3 };
+        let gate = CallerGate::spent(Some(&limit), &clock);
+        assert!(gate.admit().is_err());
+        hands.advance(Duration::from_secs(51));
+        assert!(gate.admit().is_ok() && gate.admit().is_err());
+        assert!(CallerGate::spent(None, &clock).admit().is_ok());
     }
 
     #[test]

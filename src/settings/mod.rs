@@ -4,6 +4,7 @@
 //! and `config/zvgate.toml` tells each of them to the reader.
 
 mod base_url;
+mod callers;
 mod load;
 mod log;
 mod rate;
@@ -19,14 +20,17 @@ use std::time::Duration;
 
 use time::UtcOffset;
 
+use crate::secret::KeyHash;
+
 pub use base_url::BaseUrl;
+pub use callers::{CallerSettings, Permitted};
 pub use load::Sources;
 pub use log::{AccessLog, LogFormat, LogLevel, LogSettings};
 pub use rate::{CallerLimit, PaceSettings};
 use rate::{UPSTREAM_PACE, at_least_one, longer_than_nothing};
 use reader::Table;
 pub use reader::{Mistake, Mistakes};
-pub use routes::{CachedSettings, KindSettings, RouteSettings, UnknownCustomer, WriteSettings};
+pub use routes::{CachedSettings, KindSettings, RouteSettings, UnknownCustomer, WriteSettings, covers};
 pub use tenants::{TenantSettings, read_key};
 use value::Choice;
 pub use value::Size;
@@ -40,6 +44,8 @@ pub struct Settings {
     pub upstream: UpstreamSettings,
     /// The merchants, by name.
     pub tenants: Vec<TenantSettings>,
+    /// The callers, by name; none: everybody may come in.
+    pub callers: Vec<CallerSettings>,
     /// Paces, limits and waits.
     pub limits: LimitSettings,
     /// The cache.
@@ -59,8 +65,12 @@ pub struct ServerSettings {
     pub listen: SocketAddr,
     /// Where operators come in.
     pub admin_listen: SocketAddr,
+    /// The hashes of the operators' keys; none: beyond loopback nothing is shown that tells of customers.
+    pub admin_keys: Vec<KeyHash>,
     /// Whether callers beyond loopback may come in without a key.
     pub allow_anonymous: bool,
+    /// Names that anonymous callers may use in `Host`.
+    pub hosts: Vec<String>,
     /// Worker threads; 0: one a core.
     pub workers: u32,
     /// Connections at once.
@@ -170,18 +180,22 @@ const fn seconds(number: u64) -> Duration {
 
 impl Settings {
     fn read(mut root: Table<'_>) -> Option<Self> {
-        let server = ServerSettings::read(root.table("server"));
+        let has_callers = root.has("callers");
+        let server = ServerSettings::read(root.table("server"), has_callers);
         let upstream = UpstreamSettings::read(root.table("upstream"));
         let limits = LimitSettings::read(root.table("limits"));
         let tenants = tenants::read(root.secret_tables("tenants"), limits.upstream);
         let cache = CacheSettings::read(root.table("cache"));
         let routes = routes::read(root.array_of_tables("routes"), limits.upstream);
+        let callers = root.secret_tables("callers");
+        let callers = callers::read(callers, limits.caller, tenants.as_deref(), routes.as_deref());
         let log = LogSettings::read(root.table("log"));
         root.finish();
         Some(Self {
             server,
             upstream,
             tenants: tenants?,
+            callers: callers?,
             limits,
             cache,
             routes: routes?,
@@ -229,11 +243,13 @@ impl Settings {
 }
 
 impl ServerSettings {
-    fn read(mut table: Table<'_>) -> Self {
+    fn read(mut table: Table<'_>, has_callers: bool) -> Self {
         let settings = Self {
             listen: table.with_default("listen", SocketAddr::from((Ipv4Addr::LOCALHOST, 8080))),
             admin_listen: table.with_default("admin_listen", SocketAddr::from((Ipv4Addr::LOCALHOST, 9464))),
+            admin_keys: table.hashes("admin_key_sha256").unwrap_or_default(),
             allow_anonymous: table.with_default("allow_anonymous", false),
+            hosts: table.optional_checked("hosts", are_hosts).unwrap_or_default(),
             workers: table.checked("workers", 0, |n| if *n <= 1024 { Ok(()) } else { Err("0 (one a core) to 1024") }),
             // A connection costs memory and a file descriptor; usual descriptor limits leave room for these.
             max_connections: table.checked("max_connections", 10_000, at_least_one),
@@ -250,17 +266,27 @@ impl ServerSettings {
             // Longer than any answer may take.
             drain_timeout: table.with_default("drain_timeout", seconds(30)),
         };
-        if !settings.listen.ip().is_loopback() && !settings.allow_anonymous {
+        if !settings.listen.ip().is_loopback() && !settings.allow_anonymous && !has_callers {
             table.mistake(
                 "listen",
                 format!(
-                    "{} is beyond loopback, so that anybody who reaches it could use the merchants' keys; wanted a loopback address, or server.allow_anonymous = true",
+                    "{} is beyond loopback, so that anybody who reaches it could use the merchants' keys; wanted a loopback address, callers with keys, or server.allow_anonymous = true",
                     settings.listen
                 ),
             );
         }
         table.finish();
         settings
+    }
+}
+
+#[expect(clippy::ptr_arg, reason = "the reader hands over the type of the setting")]
+fn are_hosts(hosts: &Vec<String>) -> Result<(), &'static str> {
+    let is_name = |host: &String| host.bytes().all(|b| b.is_ascii_alphanumeric() || b".-_".contains(&b));
+    if hosts.iter().all(is_name) {
+        Ok(())
+    } else {
+        Err("names of this gateway without ports, such as [\"zvgate.internal\"]")
     }
 }
 

@@ -7,6 +7,7 @@ use std::fmt;
 use config::{Value, ValueKind};
 
 use super::value::{Setting, nearest};
+use crate::secret::KeyHash;
 
 /// One mistake in a configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -158,7 +159,16 @@ impl<'a> Table<'a> {
 
     /// The value of `key`, where it is given and right.
     pub(crate) fn optional<T: Setting>(&mut self, key: &'static str) -> Option<T> {
-        let value = self.read(key, |_: &T| Ok(()))?;
+        self.optional_checked(key, |_| Ok(()))
+    }
+
+    /// The same, held to a rule that answers what would be right.
+    pub(crate) fn optional_checked<T: Setting>(
+        &mut self,
+        key: &'static str,
+        rule: impl FnOnce(&T) -> Result<(), &'static str>,
+    ) -> Option<T> {
+        let value = self.read(key, rule)?;
         self.record(key, value.show());
         Some(value)
     }
@@ -168,6 +178,21 @@ impl<'a> Table<'a> {
         let value = self.read(key, |_| Ok(()))?;
         self.record(key, "\"***\"".to_owned());
         Some(value)
+    }
+
+    /// The hashes of keys under `key`, read and never shown.
+    pub(crate) fn hashes(&mut self, key: &'static str) -> Option<Vec<KeyHash>> {
+        const WANTED: &str = "the SHA-256 of a key in hex, 64 digits, or a list of such; `zvgate key` makes one";
+        let are_hashes = |texts: &Vec<String>| {
+            if !texts.is_empty() && texts.iter().all(|text| KeyHash::parse(text).is_some()) {
+                Ok(())
+            } else {
+                Err(WANTED)
+            }
+        };
+        let texts: Vec<String> = self.read(key, are_hashes)?;
+        self.record(key, "\"***\"".to_owned());
+        texts.iter().map(|text| KeyHash::parse(text)).collect()
     }
 
     /// The value of `key`, or its default.

@@ -40,6 +40,8 @@ pub struct CachedSettings {
     pub expires: Vec<String>,
     /// Members of `params` in which `""` and `null` mean absent.
     pub optional: Vec<String>,
+    /// The members that `params` may have; `None`: any.
+    pub params: Option<Vec<String>>,
     /// Its own freshness, where it has one.
     pub ttl: Option<Duration>,
     /// Its own `cache.stale_while_revalidate`, where it has one.
@@ -99,6 +101,7 @@ fn cached() -> CachedSettings {
         customer: texts(&["/params/customerId"]),
         expires: texts(&["endAt", "endTime", "validEndDate"]),
         optional: texts(&["useStatus", "cardId"]),
+        params: None,
         ttl: None,
         stale_while_revalidate: None,
         stale_if_error: None,
@@ -169,6 +172,7 @@ fn read_cached(table: &mut Table<'_>) -> CachedSettings {
         customer: table.checked("customer", base.customer, are_pointers),
         expires: table.with_default("expires", base.expires),
         optional: table.with_default("optional", base.optional),
+        params: table.optional("params"),
         ttl: table.optional("ttl"),
         stale_while_revalidate: table.optional("stale_while_revalidate"),
         stale_if_error: table.optional("stale_if_error"),
@@ -201,6 +205,12 @@ fn check_path(path: &str) -> Result<(), &'static str> {
     if plain { Ok(()) } else { Err("a path such as \"/v3/crm/coupon/status\", perhaps ending in /**") }
 }
 
+/// Whether a pattern, a path or the beginning of paths ending in `/**`, has room for all that another one has.
+pub fn covers(pattern: &str, other: &str) -> bool {
+    pattern == other
+        || pattern.strip_suffix("**").is_some_and(|prefix| prefix.ends_with('/') && other.starts_with(prefix))
+}
+
 impl RouteSettings {
     /// The route as a `[[routes]]` table.
     pub(crate) fn to_toml(&self) -> String {
@@ -215,6 +225,9 @@ impl RouteSettings {
                 line("customer", cached.customer.show());
                 line("expires", cached.expires.show());
                 line("optional", cached.optional.show());
+                if let Some(params) = &cached.params {
+                    line("params", params.show());
+                }
                 let own = [
                     ("ttl", cached.ttl),
                     ("stale_while_revalidate", cached.stale_while_revalidate),
@@ -242,5 +255,25 @@ impl RouteSettings {
             );
         }
         page
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pattern_covers_what_lies_under_it() {
+        for (pattern, other, covered) in [
+            ("/v3/a", "/v3/a", true),
+            ("/v3/a", "/v3/a/b", false),
+            ("/v3/**", "/v3/a/b", true),
+            ("/v3/**", "/v3/a/**", true),
+            ("/v3/**", "/v3", false),
+            ("/v3/a/**", "/v3/**", false),
+            ("/v3/a**", "/v3/ab", false),
+        ] {
+            assert_eq!(covers(pattern, other), covered, "{pattern} {other}");
+        }
     }
 }

@@ -38,7 +38,7 @@ async fn every_refusal_has_its_status_and_name_and_sends_nothing() {
     gate.post(READ, &[("content-type", "text/plain")], BODY).await.is_error(415, "unsupported_media_type");
     gate.post(READ, &[], &long).await.is_error(413, "body_too_large");
     let chunked = format!(
-        "POST {READ} HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n7d0\r\n{}\r\n0\r\n\r\n",
+        "POST {READ} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n7d0\r\n{}\r\n0\r\n\r\n",
         "x".repeat(2000)
     );
     assert!(raw(gate.address, chunked.as_bytes()).starts_with("HTTP/1.1 413"));
@@ -101,14 +101,14 @@ async fn a_slow_body_is_given_up_and_a_slow_head_is_closed() {
         [("server.body_timeout", "200ms"), ("server.header_timeout", "300ms"), ("server.idle_timeout", "500ms")];
     let gate = Gate::start(&platform, &words).await;
     let head = format!(
-        "POST {READ} HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: 29\r\n\r\n{{\"par"
+        "POST {READ} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 29\r\n\r\n{{\"par"
     );
     let reply = raw(gate.address, head.as_bytes());
     assert!(reply.starts_with("HTTP/1.1 408") && reply.contains("\"error\":\"too_slow\""), "{reply}");
     assert_eq!(raw(gate.address, b"POST /v3/crm"), "", "a head that stops is closed");
     assert_eq!(raw(gate.address, b""), "", "so is a connection without one");
     let whole = format!(
-        "POST {READ} HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: 29\r\n\r\n{BODY}"
+        "POST {READ} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 29\r\n\r\n{BODY}"
     );
     let reply = raw(gate.address, whole.as_bytes());
     assert!(reply.starts_with("HTTP/1.1 200"), "an idle connection is closed after its answer: {reply}");
@@ -131,7 +131,7 @@ async fn a_caller_who_does_not_read_is_closed() {
     let gate = Gate::start(&platform, &[("server.idle_timeout", "400ms")]).await;
     gate.read("1").await;
     let one = format!(
-        "POST {READ} HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: 29\r\n\r\n{BODY}"
+        "POST {READ} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 29\r\n\r\n{BODY}"
     );
     let (mut stream, many) = (std::net::TcpStream::connect(gate.address).unwrap(), one.repeat(100));
     stream.set_write_timeout(Some(std::time::Duration::from_millis(100))).unwrap();

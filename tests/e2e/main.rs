@@ -9,6 +9,7 @@ mod addresses;
 mod breaker;
 mod caching;
 mod consistency;
+mod door;
 mod errors;
 mod fidelity;
 mod pacing;

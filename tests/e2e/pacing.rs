@@ -150,7 +150,7 @@ async fn callers_who_leave_do_not_break_the_pace() {
     let platform = Platform::strict().await;
     let file = "[[routes]]\npath = \"/v3/pass\"\nkind = \"pass\"\n";
     let gate = Gate::with_file(&platform, &[], file).await;
-    let request = "POST /v3/pass HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nX-Request-Timeout-Ms: 1\r\nContent-Length: 13\r\n\r\n{\"params\":{}}";
+    let request = "POST /v3/pass HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nX-Request-Timeout-Ms: 1\r\nContent-Length: 13\r\n\r\n{\"params\":{}}";
     let address = gate.address;
     let leaving: Vec<_> = (0..4)
         .map(|_| {

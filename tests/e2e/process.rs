@@ -94,7 +94,7 @@ async fn what_does_not_finish_in_time_at_a_stop_is_left() {
     let in_hand = tokio::task::spawn_blocking(move || {
         let body = r#"{"params":{"customerId":"1"}}"#;
         let head = format!(
-            "POST {} HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n",
+            "POST {} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n",
             crate::support::WRITE,
             body.len()
         );
@@ -165,7 +165,8 @@ async fn the_log_tells_of_requests_and_writes_without_whom_they_are_about() {
     post(address, "/nowhere", &[], &body).await;
     let admin = told["admin_listen"].as_str().unwrap().parse().unwrap();
     for path in [format!("/cache/customers/{canary}"), "/cache".to_owned()] {
-        let purge = http::Request::delete(path).header("host", "a").body(http_body_util::Full::default()).unwrap();
+        let purge =
+            http::Request::delete(path).header("host", "localhost").body(http_body_util::Full::default()).unwrap();
         assert_eq!(crate::support::send(admin, purge).await.status, 200);
     }
     gateway.signal("TERM");
@@ -251,7 +252,7 @@ async fn the_admin_listener_serves_its_pages_and_promtool_finds_no_fault() {
     );
     tokio::task::block_in_place(|| promtool(&page));
     assert_eq!((gate.page("/healthz").await.status, gate.page("/readyz").await.status), (200, 200));
-    assert_eq!((gate.page("/").await.status, gate.page("/config").await.status), (404, 404));
+    assert_eq!((gate.page("/").await.status, gate.page("/config").await.status), (404, 200));
     let post = http::Request::post("/metrics").header("host", "a").body(http_body_util::Full::default()).unwrap();
     assert_eq!(crate::support::send(gate.admin, post).await.status, 405);
 }

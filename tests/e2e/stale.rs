@@ -183,7 +183,8 @@ async fn a_cache_that_is_off_sends_every_read_upstream() {
 }
 
 async fn admin(gate: &Gate, method: Method, path: &str) -> Reply {
-    let request = Request::builder().method(method).uri(path).header("host", "admin").body(Full::default()).unwrap();
+    let request =
+        Request::builder().method(method).uri(path).header("host", "localhost").body(Full::default()).unwrap();
     send(gate.admin, request).await
 }
 

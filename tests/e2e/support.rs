@@ -191,7 +191,7 @@ impl Gate {
     }
 
     pub(crate) async fn page(&self, path: &str) -> Reply {
-        let request = Request::get(path).header("host", "admin").body(Full::default()).unwrap();
+        let request = Request::get(path).header("host", "localhost").body(Full::default()).unwrap();
         send(self.admin, request).await
     }
 
@@ -249,7 +249,10 @@ impl Reply {
 }
 
 pub(crate) async fn post(address: SocketAddr, path: &str, headers: &[(&str, &str)], body: &str) -> Reply {
-    let mut request = Request::post(path).header("host", "gateway");
+    let mut request = Request::post(path);
+    if !headers.iter().any(|(name, _)| *name == "host") {
+        request = request.header("host", "localhost");
+    }
     if !headers.iter().any(|(name, _)| *name == "content-type") {
         request = request.header("content-type", "application/json");
     }
@@ -285,7 +288,7 @@ impl Caller {
 
     pub(crate) async fn read(&mut self, customer: &str) -> Reply {
         let body = json!({ "params": { "customerId": customer } }).to_string();
-        let request = Request::post(READ).header("host", "gateway").header("content-type", "application/json");
+        let request = Request::post(READ).header("host", "localhost").header("content-type", "application/json");
         self.send(request.body(Full::new(Bytes::from(body))).unwrap()).await.unwrap()
     }
 }

@@ -172,7 +172,7 @@ async fn a_writes_customers_are_read_in_any_script_and_are_not_too_many() {
     let many = vec!["7"; 1001].join(",");
     gate.post(WRITE, &[("x-zvgate-customer", &many)], body).await.is_error(400, "bad_request");
     let raw = format!(
-        "POST {WRITE} HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Type: application/json\r\nContent-Length: {}\r\nX-Zvgate-Customer: ",
+        "POST {WRITE} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Type: application/json\r\nContent-Length: {}\r\nX-Zvgate-Customer: ",
         body.len()
     );
     let bytes = [raw.as_bytes(), b"\xff\r\n\r\n", body.as_bytes()].concat();

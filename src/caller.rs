@@ -1,0 +1,112 @@
+//! The callers: who asks.
+
+use std::sync::Arc;
+
+use crate::route::Route;
+use crate::secret::KeyHash;
+use crate::settings::{CallerSettings, Permitted, covers};
+use crate::tenant::Tenant;
+
+/// Who asks; only made here.
+#[derive(Debug)]
+pub struct Caller {
+    /// Its place among all callers, anonymous ones being the first: the index into whatever is kept for each.
+    pub index: usize,
+    /// Its name here; anonymous ones have none.
+    pub name: Option<String>,
+    keys: Vec<KeyHash>,
+    tenants: Permitted,
+    routes: Permitted,
+    /// Whether it may tell of changes made elsewhere.
+    pub invalidate: bool,
+}
+
+impl Caller {
+    /// Whether it may use a route.
+    pub fn may_use_route(&self, route: &Route) -> bool {
+        match &self.routes {
+            Permitted::All => true,
+            Permitted::Named(names) => names.iter().any(|name| covers(name, &route.pattern)),
+        }
+    }
+
+    /// Whether it may use a tenant.
+    pub fn may_use_tenant(&self, tenant: &Tenant) -> bool {
+        match &self.tenants {
+            Permitted::All => true,
+            Permitted::Named(names) => names.contains(&tenant.name),
+        }
+    }
+}
+
+/// All callers.
+#[derive(Debug)]
+pub struct Callers {
+    anonymous: Arc<Caller>,
+    named: Vec<Arc<Caller>>,
+}
+
+impl Callers {
+    /// The callers as configured; `invalidate` tells whether anonymous ones may do that.
+    pub fn new(settings: &[CallerSettings], invalidate: bool) -> Self {
+        let all = || Permitted::All;
+        let anonymous = Caller { index: 0, name: None, keys: Vec::new(), tenants: all(), routes: all(), invalidate };
+        let named = settings.iter().enumerate().map(|(place, one)| {
+            Arc::new(Caller {
+                index: place + 1,
+                name: Some(one.name.clone()),
+                keys: one.keys.clone(),
+                tenants: one.tenants.clone(),
+                routes: one.routes.clone(),
+                invalidate: one.invalidate,
+            })
+        });
+        Self { anonymous: Arc::new(anonymous), named: named.collect() }
+    }
+
+    /// Whether everybody may come in, as no caller is configured.
+    pub fn are_anonymous(&self) -> bool {
+        self.named.is_empty()
+    }
+
+    /// Those who have a name, in their order.
+    pub fn named(&self) -> &[Arc<Caller>] {
+        &self.named
+    }
+
+    /// Whoever has no key.
+    pub const fn anonymous(&self) -> &Arc<Caller> {
+        &self.anonymous
+    }
+
+    /// The caller whose key this is. Every key is compared, each in constant time: how long it takes tells nothing of any.
+    pub fn with_key(&self, key: &[u8]) -> Option<&Arc<Caller>> {
+        let hash = KeyHash::of(key);
+        let has = |caller: &Caller| caller.keys.iter().fold(false, |found, own| found | (*own == hash));
+        self.named.iter().fold(None, |found, caller| if has(caller) { Some(caller) } else { found })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn caller(name: &str, keys: &[&str]) -> CallerSettings {
+        CallerSettings {
+            name: name.to_owned(),
+            keys: keys.iter().map(|key| KeyHash::of(key.as_bytes())).collect(),
+            tenants: Permitted::All,
+            routes: Permitted::All,
+            limit: None,
+            invalidate: false,
+        }
+    }
+
+    #[test]
+    fn a_caller_is_known_by_any_of_its_keys_and_nobody_by_another() {
+        let callers = Callers::new(&[caller("a", &["old", "new"]), caller("b", &["other"])], false);
+        let name = |key: &str| callers.with_key(key.as_bytes()).and_then(|caller| caller.name.as_deref());
+        assert_eq!([name("old"), name("new"), name("other")], [Some("a"), Some("a"), Some("b")]);
+        assert_eq!([name(""), name("olds"), name("*")], [None; 3]);
+    }
+}

@@ -1,0 +1,117 @@
+//! `callers.*`: who may come in.
+
+use std::collections::HashMap;
+
+use crate::secret::KeyHash;
+
+use super::rate::CallerLimit;
+use super::reader::Table;
+use super::routes::covers;
+use super::tenants::is_name;
+use super::{RouteSettings, TenantSettings};
+
+/// Everything of a kind.
+const ALL: &str = "*";
+
+/// One caller.
+#[derive(Clone, Debug)]
+pub struct CallerSettings {
+    /// Its name here.
+    pub name: String,
+    /// The hashes of its keys: several while it changes them.
+    pub keys: Vec<KeyHash>,
+    /// The tenants that it may use.
+    pub tenants: Permitted,
+    /// The routes that it may use, as they stand in the configuration.
+    pub routes: Permitted,
+    /// What it may ask.
+    pub limit: Option<CallerLimit>,
+    /// Whether it may tell of changes made elsewhere.
+    pub invalidate: bool,
+}
+
+/// What somebody may use.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Permitted {
+    /// Everything.
+    All,
+    /// What is named.
+    Named(Vec<String>),
+}
+
+impl Permitted {
+    fn of(names: Vec<String>) -> Self {
+        if names.iter().any(|name| name == ALL) { Self::All } else { Self::Named(names) }
+    }
+
+    fn names(&self) -> &[String] {
+        match self {
+            Self::All => &[],
+            Self::Named(names) => names,
+        }
+    }
+}
+
+/// Reads all callers; `None` where one of them cannot be used. What they may use is only checked against tenants and
+/// routes that could be read.
+pub(crate) fn read(
+    tables: Vec<(String, Table<'_>)>,
+    limit: Option<CallerLimit>,
+    tenants: Option<&[TenantSettings]>,
+    routes: Option<&[RouteSettings]>,
+) -> Option<Vec<CallerSettings>> {
+    let count = tables.len();
+    let mut owners: HashMap<KeyHash, String> = HashMap::new();
+    let mut callers = Vec::with_capacity(count);
+    for (name, mut table) in tables {
+        if !is_name(&name) {
+            table.mistake("", "is not a name; wanted lower-case letters, digits and hyphens");
+        }
+        if let Some(caller) = read_one(&name, &mut table, limit) {
+            for key in &caller.keys {
+                if let Some(other) = owners.insert(key.clone(), name.clone()) {
+                    table.mistake(
+                        "key_sha256",
+                        format!("holds a key of callers.{other} too; wanted each key for one caller, once"),
+                    );
+                }
+            }
+            let is_tenant = |name: &String| tenants.is_none_or(|all| all.iter().any(|tenant| tenant.name == *name));
+            if !caller.tenants.names().iter().all(is_tenant) {
+                table.mistake("tenants", "names a tenant that is not configured; wanted names of tenants, or [\"*\"]");
+            }
+            let is_served = |name: &String| routes.is_none_or(|all| all.iter().any(|route| covers(name, &route.path)));
+            if !caller.routes.names().iter().all(is_served) {
+                table.mistake("routes", "names a path that no route serves; wanted paths of routes, or [\"*\"]");
+            }
+            callers.push(caller);
+        }
+        table.finish();
+    }
+    (callers.len() == count).then_some(callers)
+}
+
+fn read_one(name: &str, table: &mut Table<'_>, limit: Option<CallerLimit>) -> Option<CallerSettings> {
+    for (key, wanted) in [
+        ("key_sha256", "the SHA-256 of its key in hex, or a list of them; `zvgate key` makes one"),
+        ("tenants", "the tenants that it may use, or [\"*\"]"),
+        ("routes", "the paths that it may use, or [\"*\"]"),
+    ] {
+        if !table.has(key) {
+            table.mistake(key, format!("is missing; wanted {wanted}"));
+        }
+    }
+    let keys = table.hashes("key_sha256");
+    let tenants: Option<Vec<String>> = table.optional("tenants");
+    let routes: Option<Vec<String>> = table.optional("routes");
+    let own_limit = CallerLimit::read(table.table("limit"));
+    let invalidate = table.with_default("invalidate", false);
+    Some(CallerSettings {
+        name: name.to_owned(),
+        keys: keys?,
+        tenants: Permitted::of(tenants?),
+        routes: Permitted::of(routes?),
+        limit: own_limit.or(limit),
+        invalidate,
+    })
+}
