@@ -86,12 +86,8 @@ impl Gateway {
                 // Upstream did not fail: it closed a connection that we used too late.
                 reuse = Reuse::New;
             } else if retries < asking.allowance.retries && may_pass(&outcome) && circuit.retry() {
-                let pause = pause_before(retries, fastrand::f64());
-                if asking.allowance.deadline.since(self.clock.boot()) <= pause {
-                    return outcome;
-                }
                 tokio::select! {
-                    () = tokio::time::sleep(pause) => {}
+                    () = tokio::time::sleep(pause_before(retries, fastrand::f64())) => {}
                     () = unwanted() => return outcome,
                 }
                 retries += 1;

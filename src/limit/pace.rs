@@ -298,6 +298,38 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn who_waits_for_a_pause_goes_on_when_it_proves_to_be_none() {
+        let (clock, hands) = Clock::shifted();
+        let pace = Pace::new(PaceSettings { rate: 2, per: Duration::from_secs(30), ..PACE }, None, &clock);
+        let turn = pace.turn(of(0, false), PATIENCE).await.unwrap();
+        turn.throttled(clock.boot());
+        let other = Arc::clone(&pace);
+        let waiting = tokio::spawn(async move { other.turn(of(0, false), PATIENCE).await.is_ok() });
+        tokio::task::yield_now().await;
+        pace.resigned();
+        assert!(waiting.await.unwrap());
+        hands.advance(Duration::from_secs(1));
+    }
+
+    /// Half of the slots are held back for a minute: after that, one that cooled long ago is there for the next.
+    #[tokio::test]
+    async fn the_end_of_a_back_off_may_come_before_the_next_slot() {
+        let (clock, hands) = Clock::shifted();
+        let pace = Pace::new(PaceSettings { rate: 4, per: Duration::from_secs(40), ..PACE }, None, &clock);
+        pace.turn(of(0, false), PATIENCE).await.unwrap().throttled(clock.boot());
+        hands.advance(Duration::from_secs(41));
+        for _ in 0..2 {
+            let turn = pace.turn(of(0, false), Duration::ZERO).await.unwrap();
+            turn.sent();
+            turn.answered();
+        }
+        let limited = pace.turn(of(0, false), Duration::ZERO).await.unwrap_err();
+        assert!((18..=19).contains(&limited.retry_after.as_secs()), "{limited:?}");
+        hands.advance(Duration::from_secs(19));
+        assert!(pace.turn(of(0, false), Duration::ZERO).await.is_ok());
+    }
+
+    #[tokio::test]
     async fn another_pace_holds_for_those_who_wait_already() {
         let clock = Clock::system();
         let pace = Pace::new(PaceSettings { per: Duration::from_secs(3600), ..PACE }, None, &clock);

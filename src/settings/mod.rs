@@ -373,3 +373,18 @@ impl CacheSettings {
         settings
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_clock_is_followed_only_where_nobody_on_the_way_can_set_it() {
+        let follows = |url: &str, follow_clock| {
+            let settings = Settings::defaults().unwrap().upstream;
+            UpstreamSettings { base_url: BaseUrl::parse(url), follow_clock, ..settings }.follows_clock()
+        };
+        assert!(follows("https://a", true) && follows("http://127.0.0.1", true));
+        assert!(!follows("http://a", true) && !follows("https://a", false));
+    }
+}

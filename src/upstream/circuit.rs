@@ -155,3 +155,27 @@ impl Drop for Attempt {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_probe_that_tells_nothing_leaves_it_to_the_next() {
+        let (clock, hands) = Clock::shifted();
+        let circuit = Arc::new(Circuit::new(4, &clock));
+        for _ in 0..5 {
+            let attempt = circuit.begin(Duration::ZERO).await.unwrap();
+            attempt.watch(std::future::ready(()), |()| Some(Health::Unanswered)).await;
+        }
+        assert!(matches!(circuit.check(), Err(Shut::Open(_))));
+        hands.advance(Duration::from_secs(1));
+        drop(circuit.begin(Duration::ZERO).await.unwrap());
+        let silent = circuit.begin(Duration::ZERO).await.unwrap();
+        silent.watch(std::future::ready(()), |()| None).await;
+        let probe = circuit.begin(Duration::ZERO).await.unwrap();
+        assert!(circuit.begin(Duration::ZERO).await.is_err(), "one at a time");
+        probe.watch(std::future::ready(()), |()| Some(Health::Answered)).await;
+        assert!(!circuit.is_open() && circuit.begin(Duration::ZERO).await.is_ok());
+    }
+}

@@ -69,6 +69,18 @@ async fn five_unanswered_attempts_open_it_for_one_tenant_and_a_probe_closes_it()
     assert_eq!((gate.metric(OPEN).await, gate.read("2").await.status), (0.0, 200));
 }
 
+/// A queue would only let callers wait for a refusal.
+#[tokio::test(flavor = "multi_thread")]
+async fn while_it_is_open_nobody_waits_for_a_turn() {
+    let upstream = Scripted::start(|_, _| Act::Close).await;
+    let words = [("limits.upstream.rate", "5"), ("limits.upstream.per", "1h"), ("upstream.retries", "0")];
+    let gate = Gate::start(&upstream, &words).await;
+    for customer in 0..5 {
+        gate.read(&customer.to_string()).await.is_error(502, "upstream_failed");
+    }
+    gate.read("6").await.is_error(503, "unavailable");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn while_it_is_open_what_is_stale_is_told() {
     let (upstream, answers) = switched().await;
@@ -159,13 +171,14 @@ async fn attempts_that_hang_count_before_they_time_out() {
     assert_eq!(platform.requests(READ).await, 5);
 }
 
-/// Were it not at once, it would be a 504 at the end of the request's time.
+/// Were it not at once, it would be a 504 at the end of the request's time; and it is over when the attempts are.
 #[tokio::test(flavor = "multi_thread")]
 async fn where_every_attempt_hangs_callers_hear_it_at_once() {
-    let (upstream, _) = switched().await;
+    let (upstream, answers) = switched().await;
     let words = [
         ("upstream.max_inflight", "2"),
-        ("upstream.attempt_timeout", "1h"),
+        ("upstream.attempt_timeout", "6s"),
+        ("upstream.retries", "0"),
         ("limits.max_wait", "1h"),
         ("server.request_timeout", "20s"),
     ];
@@ -173,19 +186,18 @@ async fn where_every_attempt_hangs_callers_hear_it_at_once() {
     let hung: Vec<_> = (0..2)
         .map(|customer| {
             let gate = Arc::clone(&gate);
-            tokio::spawn(async move { gate.read(&customer.to_string()).await })
+            tokio::spawn(async move { gate.read(&customer.to_string()).await.status })
         })
         .collect();
     while upstream.seen().len() < 2 {
         tokio::task::yield_now().await;
     }
-    loop {
-        let reply = gate.post(READ, &[("x-request-timeout-ms", "500")], r#"{"params":{"customerId":"3"}}"#).await;
-        if reply.status == 503 {
-            break;
-        }
-        reply.is_error(504, "upstream_timeout");
-    }
+    gate.read("who waits already").await.is_error(503, "unavailable");
+    gate.read("who comes later").await.is_error(503, "unavailable");
     assert_eq!((gate.metric(OPEN).await, upstream.seen().len()), (0.0, 2));
-    hung.iter().for_each(tokio::task::JoinHandle::abort);
+    for one in hung {
+        assert_eq!(one.await.unwrap(), 504);
+    }
+    answers.store(true, Ordering::SeqCst);
+    assert_eq!(gate.read("who comes after").await.status, 200);
 }

@@ -245,6 +245,7 @@ async fn an_upstream_that_trickles_is_a_504_in_time() {
     tokio::spawn(async move {
         while let Ok((mut stream, _)) = listener.accept().await {
             tokio::spawn(async move {
+                tokio::io::AsyncReadExt::read(&mut stream, &mut [0; 4096]).await.ok();
                 let head = b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n";
                 let mut sent = tokio::io::AsyncWriteExt::write_all(&mut stream, head).await;
                 while sent.is_ok() {

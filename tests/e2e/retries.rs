@@ -66,6 +66,16 @@ async fn no_write_is_sent_twice_and_no_pass() {
     }
 }
 
+/// Where no turn is left for another attempt, callers get what came of the first.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_attempt_that_cannot_be_repeated_is_told_as_it_was() {
+    let platform = Platform::open().await;
+    let gate = Gate::start(&platform, &[("limits.upstream.rate", "1"), ("limits.upstream.per", "1h")]).await;
+    platform.faults(json!({ "fault": "http503" })).await;
+    let reply = gate.read("1").await;
+    assert_eq!((reply.status, reply.header("retry-after"), reply.header("proxy-status")), (503, "7", ""));
+}
+
 /// With the cache switched off a read is still a read.
 #[tokio::test(flavor = "multi_thread")]
 async fn reads_are_asked_again_without_the_cache_too() {

@@ -164,6 +164,9 @@ async fn calls_recover_when_a_key_changes_without_notice() {
     let load = load(&gate, 2, &on);
     pass(&platform, 20).await;
     platform.keys(&[NEW_KEY]).await;
+    while platform.stats().await["refused"]["signature"] == Value::Null {
+        tokio::task::yield_now().await;
+    }
     replace(&path, NEW_KEY);
     while !is_signed_with(&platform.last().await, NEW_KEY) {
         pass(&platform, 1).await;
