@@ -129,6 +129,7 @@ struct Awaited {
     way: Option<Way>,
     /// What may be told past its freshness if the flight fails.
     stand_in: Option<Question>,
+    tenant: usize,
     route: usize,
 }
 

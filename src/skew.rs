@@ -4,6 +4,7 @@
 //! nothing has to be learned anew.
 
 use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 
@@ -15,6 +16,10 @@ const READINGS: usize = 3;
 const NOISE: i64 = 2_000;
 /// No clock is followed further than this: the platform refuses what is further off from its own anyway.
 const FURTHEST: i64 = 300_000;
+/// How long after a change the next one is told at the earliest.
+const CHANGES_APART: Duration = Duration::from_secs(60);
+/// Half of the second that `Date` is counted in.
+const HALF_A_SECOND: i64 = 500;
 /// A difference that an operator should know of.
 const NOTABLE: u64 = 30_000;
 /// Where the platform's clock is not known.
@@ -33,8 +38,8 @@ pub struct Skew {
 #[derive(Debug, Default)]
 struct Readings {
     last: Vec<i64>,
-    /// What was last told as a change.
-    told: Option<i64>,
+    /// What was last told as a change, and when.
+    told: Option<(i64, Boot)>,
     /// Whether a notable difference was told.
     notable: bool,
 }
@@ -59,7 +64,7 @@ impl Skew {
     pub fn learn(&self, date: Wall, sent: Boot, answered: Now) -> Learned {
         // `Date` is half a second old on average, and was written half a round trip before it was read.
         let half = answered.boot.since(sent) / 2;
-        let reading = date.plus(500) - (answered.boot - half);
+        let reading = date.plus(HALF_A_SECOND) - (answered.boot - half);
         let mut readings = self.readings.lock();
         if readings.last.len() == READINGS {
             readings.last.remove(0);
@@ -70,10 +75,13 @@ impl Skew {
         let base = sorted.get((sorted.len() - 1) / 2).copied().unwrap_or(reading);
         self.base.store(base, Ordering::Relaxed);
 
-        let told = *readings.told.get_or_insert(answered.wall - answered.boot);
-        let changed = self.follow && (base - told).abs() > NOISE;
+        let own = answered.wall - answered.boot;
+        let (told, when) = readings.told.unwrap_or((own, Boot::from_duration(Duration::ZERO)));
+        // Clocks of several machines may take turns in answering: that is no news each time.
+        let settled = readings.told.is_none() || answered.boot.since(when) >= CHANGES_APART;
+        let changed = self.follow && settled && (base - told).abs() > NOISE;
         if changed {
-            readings.told = Some(base);
+            readings.told = Some((base, answered.boot));
         }
         let ahead = self.ahead(answered).unwrap_or_default();
         let notable = ahead.unsigned_abs() > NOTABLE;
@@ -92,9 +100,11 @@ impl Skew {
         if self.follow { now.wall.plus(self.difference(now)) } else { now.wall }
     }
 
-    /// The time to judge ends by: the later of our wall clock and the platform's.
+    /// The time to judge ends by: the later of our wall clock and the platform's, as far as that is certain from a `Date`
+    /// in whole seconds.
     pub fn later(&self, now: Now) -> Now {
-        Now { wall: now.wall.plus(self.difference(now).max(0)), ..now }
+        let ahead = self.ahead(now).unwrap_or_default().saturating_sub(HALF_A_SECOND);
+        Now { wall: now.wall.plus(ahead.max(0)), ..now }
     }
 
     fn difference(&self, now: Now) -> i64 {
@@ -106,7 +116,6 @@ impl Skew {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Duration;
 
     /// Our clocks, `seconds` after a start at which the wall clock stood at 1,000,000 s.
     fn ours(seconds: u64) -> Now {
@@ -127,7 +136,7 @@ mod tests {
         assert_eq!((skew.ahead(ours(0)), skew.signing_time(ours(0))), (None, ours(0).wall));
         for ahead in [-2, 1, 2] {
             assert_eq!(learn(&skew, 1, ahead), Learned::default());
-            assert_eq!((skew.signing_time(ours(1)), skew.later(ours(1))), (ours(1).wall, ours(1)), "{ahead}");
+            assert_eq!(skew.signing_time(ours(1)), ours(1).wall, "{ahead}");
         }
     }
 
@@ -146,7 +155,7 @@ mod tests {
             learn(&skew, 1, ahead);
         }
         assert_eq!(skew.ahead(ours(1)), Some(100_550), "one odd reading changes nothing");
-        assert!(learn(&skew, 1, -250).changed);
+        assert!(!learn(&skew, 1, -250).changed && learn(&skew, 61, -250).changed);
         assert_eq!(skew.signing_time(ours(1)), ours(1).wall.plus(-249_450), "two do");
     }
 
@@ -155,7 +164,8 @@ mod tests {
         let (ahead, behind) = (Skew::new(true), Skew::new(true));
         learn(&ahead, 1, 400);
         learn(&behind, 1, -400);
-        assert_eq!(ahead.later(ours(1)).wall, ours(1).wall.plus(300_000));
+        assert_eq!(ahead.signing_time(ours(1)), ours(1).wall.plus(300_000));
+        assert_eq!(ahead.later(ours(1)).wall, ours(1).wall.plus(400_050), "a coupon's end is not what is clamped");
         assert_eq!(behind.later(ours(1)), ours(1));
         assert_eq!(behind.signing_time(ours(1)), ours(1).wall.plus(-300_000));
     }
@@ -166,14 +176,14 @@ mod tests {
         learn(&skew, 1, 0);
         let stepped = Now { wall: ours(2).wall.plus(-100_000), ..ours(2) };
         assert_eq!(skew.signing_time(stepped), stepped.wall.plus(100_550));
-        assert_eq!(skew.later(stepped).wall, stepped.wall.plus(100_550));
+        assert_eq!(skew.later(stepped).wall, stepped.wall.plus(100_050));
     }
 
     #[test]
     fn who_does_not_follow_signs_by_his_own_clock_and_judges_by_the_later() {
         let skew = Skew::new(false);
         assert_eq!(learn(&skew, 1, 100), Learned { changed: false, notable: Some(100_550) });
-        assert_eq!((skew.signing_time(ours(1)), skew.later(ours(1)).wall), (ours(1).wall, ours(1).wall.plus(100_550)));
+        assert_eq!((skew.signing_time(ours(1)), skew.later(ours(1)).wall), (ours(1).wall, ours(1).wall.plus(100_050)));
     }
 
     #[test]
@@ -182,11 +192,12 @@ mod tests {
         assert_eq!(learn(&skew, 1, 10), Learned { changed: true, notable: None });
         assert_eq!(learn(&skew, 2, 11), Learned::default());
         learn(&skew, 3, 40);
-        assert_eq!(learn(&skew, 4, 40), Learned { changed: true, notable: Some(40_550) });
-        assert_eq!(learn(&skew, 5, 40), Learned::default());
-        learn(&skew, 6, 0);
-        learn(&skew, 7, 0);
-        learn(&skew, 8, 40);
-        assert_eq!(learn(&skew, 9, 40).notable, Some(40_550), "again once it was over");
+        assert_eq!(learn(&skew, 4, 40), Learned { changed: false, notable: Some(40_550) }, "too soon for a change");
+        assert_eq!(learn(&skew, 61, 40), Learned { changed: true, notable: None });
+        assert_eq!(learn(&skew, 130, 40), Learned::default());
+        learn(&skew, 131, 0);
+        learn(&skew, 132, 0);
+        learn(&skew, 133, 40);
+        assert_eq!(learn(&skew, 134, 40).notable, Some(40_550), "again once it was over");
     }
 }

@@ -15,6 +15,10 @@ use crate::route::Route;
 use crate::signer::{Call, SignedRequest};
 use crate::upstream::{Attempt, Circuit, Exchanged, Failure, FailureKind, Health, Reuse, Shut, pause_before};
 
+/// An idle connection that upstream closes just when it is used breaks within a round trip; one that breaks later was
+/// broken by what was asked.
+const IDLE_CLOSE_WITHIN: Duration = Duration::from_millis(250);
+
 /// A call that is to be made.
 pub(super) struct Asking<'a> {
     pub(super) policy: &'a Policy,
@@ -59,6 +63,8 @@ pub(super) enum Unanswered {
     Limited(Limited),
     /// Upstream is not to be asked now; nothing was sent.
     Shut(Shut),
+    /// Its time was over; nothing was sent.
+    Late,
     /// Nobody waits for it any more; nothing was sent.
     Unwanted,
     /// The attempt failed.
@@ -82,7 +88,7 @@ impl Gateway {
         }
         let mut retries = 0;
         loop {
-            if is_lost_to_idle_close(&outcome) && asking.allowance.retries > 0 && reuse == Reuse::Idle {
+            if is_lost_to_idle_close(&outcome) && reuse == Reuse::Idle {
                 // Upstream did not fail: it closed a connection that we used too late.
                 reuse = Reuse::New;
             } else if retries < asking.allowance.retries && may_pass(&outcome) && circuit.retry() {
@@ -114,9 +120,11 @@ impl Gateway {
         let metrics = policy.handles.call(call.tenant.index, route.index);
         let circuit = self.upstream.circuit(&call.tenant);
         let (turn, attempt) = match turn {
-            Some(turn) => (turn, circuit.begin(Duration::ZERO).await.map_err(Unanswered::Shut)?),
+            Some(turn) => (turn, circuit.begin(allowance.wait).await.map_err(Unanswered::Shut)?),
             None => tokio::select! {
+                biased;
                 leave = self.leave(asking, &circuit) => leave?,
+                shut = circuit.shut() => return Err(Unanswered::Shut(shut)),
                 () = unwanted => return Err(Unanswered::Unwanted),
             },
         };
@@ -128,7 +136,10 @@ impl Gateway {
             let verdict = reader.read(exchanged.answer.status, &exchanged.answer.body);
             Ok(Asked { answer: Arc::new(exchanged.answer), verdict, sent, received: self.now() })
         };
-        let outcome = attempt.watch(attempted, health).await;
+        // Who had too little time left knows nothing of upstream.
+        let in_time = || self.clock.boot() < allowance.deadline;
+        let outcome =
+            attempt.watch(attempted, |outcome| health(outcome).filter(|_| outcome.is_ok() || in_time())).await;
         inflight.dec();
         metrics.duration.observe(self.clock.boot().since(started).as_secs_f64());
         metrics.attempts.of(outcome_of(outcome.as_ref())).inc();
@@ -143,12 +154,14 @@ impl Gateway {
         let Asking { policy, route, call, allowance, .. } = asking;
         circuit.check().map_err(Unanswered::Shut)?;
         let queued = self.clock.boot();
-        let wait = allowance.wait.min(allowance.deadline.since(queued));
+        let time = allowance.deadline.since(queued);
+        let wait = allowance.wait.min(time);
         let pace = self.paces.of(&call.tenant, route, &call.path, policy.pace(&call.tenant, route));
         let turn = pace.turn(allowance.who, wait).await;
         let waited = self.clock.boot().since(queued);
         policy.handles.call(call.tenant.index, route.index).wait.observe(waited.as_secs_f64());
-        let turn = turn.map_err(Unanswered::Limited)?;
+        let limited = |limited| if time < allowance.wait { Unanswered::Late } else { Unanswered::Limited(limited) };
+        let turn = turn.map_err(limited)?;
         let attempt = circuit.begin(wait.saturating_sub(waited)).await.map_err(Unanswered::Shut)?;
         Ok((turn, attempt))
     }
@@ -164,7 +177,7 @@ impl Gateway {
         loop {
             let left = allowance.deadline.since(self.clock.boot());
             let connection = tokio::time::timeout(left, self.upstream.connection(reuse));
-            let connection = connection.await.unwrap_or(Err(Failure::before(FailureKind::ConnectTimeout)))?;
+            let connection = connection.await.unwrap_or(Err(Failure::before(FailureKind::Timeout)))?;
             let sent = self.clock.now();
             let request = SignedRequest::sign(call, &self.nonces, self.skew.signing_time(sent));
             let within = allowance.answer.min(allowance.deadline.since(sent.boot));
@@ -175,7 +188,10 @@ impl Gateway {
             };
             match connection.exchange(&request, within, || turn.sent(), answered).await {
                 Err(failure) if failure.is_stale_connection() => reuse = Reuse::New,
-                Err(failure) => return Err(failure),
+                Err(failure) => {
+                    let soon = self.clock.boot().since(sent.boot) < IDLE_CLOSE_WITHIN;
+                    return Err(Failure { reused: failure.reused && soon, ..failure });
+                }
                 Ok(exchanged) => {
                     let sent = self.skew.later(sent);
                     if let Some((date, begun)) = exchanged.date.zip(begun.into_inner()) {
@@ -190,7 +206,7 @@ impl Gateway {
 
 /// Whether nothing of a call left.
 const fn is_unsent(outcome: &Result<Asked, Unanswered>) -> bool {
-    matches!(outcome, Err(Unanswered::Limited(_) | Unanswered::Shut(_) | Unanswered::Unwanted))
+    matches!(outcome, Err(Unanswered::Limited(_) | Unanswered::Shut(_) | Unanswered::Late | Unanswered::Unwanted))
 }
 
 const fn is_lost_to_idle_close(outcome: &Result<Asked, Unanswered>) -> bool {
@@ -210,7 +226,7 @@ fn may_pass(outcome: &Result<Asked, Unanswered>) -> bool {
             | FailureKind::Reset => true,
             FailureKind::Oversized | FailureKind::Redirect | FailureKind::NotHttp => false,
         },
-        Err(Unanswered::Limited(_) | Unanswered::Shut(_) | Unanswered::Unwanted) => false,
+        Err(Unanswered::Limited(_) | Unanswered::Shut(_) | Unanswered::Late | Unanswered::Unwanted) => false,
     }
 }
 

@@ -26,10 +26,9 @@ impl Gateway {
         match self.cache.look(&question, &demand, now) {
             Found::Fresh(hit) => return Ok(Begun::Answered(told_again(arrival, &hit, now))),
             Found::Stale(hit, turn_to_refresh) => {
-                if turn_to_refresh {
-                    self.refresh(arrival, cached, &question, now);
+                if !(turn_to_refresh && self.refresh(arrival, cached, &question, now)) {
+                    saved.inc();
                 }
-                saved.inc();
                 return Ok(Begun::Answered(stale(handles, arrival.route.index, &hit, StaleWhy::Revalidating, now)));
             }
             Found::Nothing => {}
@@ -42,7 +41,6 @@ impl Gateway {
             Entry::Hit(hit) => return Ok(Begun::Answered(told_again(arrival, &hit, now))),
             Entry::Joined(waiter) => {
                 lookups.of(Lookup::Collapsed).inc();
-                saved.inc();
                 (waiter, Some(Way::Collapsed))
             }
             Entry::Begun(landing, waiter) => {
@@ -53,21 +51,31 @@ impl Gateway {
             Entry::Crowded => return Err(Refusal::Unavailable(Unavailable::Waiters)),
         };
         let stand_in = demand.takes_stale().then_some(question);
-        Ok(Begun::Flight(Awaited { waiter, way, stand_in, route: arrival.route.index }))
+        let (tenant, route) = (arrival.tenant.index, arrival.route.index);
+        Ok(Begun::Flight(Awaited { waiter, way, stand_in, tenant, route }))
     }
 
-    /// Asks anew for an answer past its freshness, if the pace has a turn that nobody waits for.
-    fn refresh(self: &Arc<Self>, arrival: &Arrival<'_>, cached: &CachedSettings, question: &Question, now: Now) {
-        let Some(turn) = arrival.pace(&self.paces).spare_turn() else { return };
-        if let Entry::Begun(landing, _nobody_waits) = self.cache.join(question, &Demand::default(), now) {
+    /// Asks anew for an answer past its freshness, if the pace has a turn that nobody waits for; answers whether it does.
+    fn refresh(
+        self: &Arc<Self>,
+        arrival: &Arrival<'_>,
+        cached: &CachedSettings,
+        question: &Question,
+        now: Now,
+    ) -> bool {
+        let Some(turn) = arrival.pace(&self.paces).spare_turn() else { return false };
+        let begun = self.cache.join(question, &Demand::default(), now);
+        if let Entry::Begun(landing, _nobody_waits) = begun {
             arrival.policy.handles.route(arrival.route.index).lookups.of(Lookup::Refresh).inc();
             self.tasks.spawn(Arc::clone(self).fly(Flight::of(arrival, cached), landing, Some(turn)));
+            return true;
         }
+        false
     }
 
     /// Waits for a flight, for as long as the caller does.
     pub(super) async fn wait(&self, policy: &Policy, awaited: Awaited, deadline: Boot) -> Result<Reply, Refusal> {
-        let Awaited { waiter, way, stand_in, route } = awaited;
+        let Awaited { waiter, way, stand_in, tenant, route } = awaited;
         let left = deadline.since(self.clock.boot());
         let landed = tokio::time::timeout(left, waiter.outcome()).await;
         let (outcome, failure) = match landed {
@@ -82,8 +90,15 @@ impl Gateway {
                 (Ok(Reply { answer, way: way.unwrap_or(Way::Miss(kept.map(|life| life.lasts))) }), why)
             }
         };
+        let saved = &policy.handles.call(tenant, route).saved;
+        if way == Some(Way::Collapsed) && outcome.is_ok() {
+            saved.inc();
+        }
         let now = self.now();
         let old = failure.zip(stand_in).and_then(|(why, question)| Some((why, self.cache.stand_in(&question, now)?)));
+        if old.as_ref().is_some_and(|(why, _)| *why == StaleWhy::Unsent) {
+            saved.inc();
+        }
         old.map_or(outcome, |(why, hit)| Ok(stale(&policy.handles, route, &hit, why, now)))
     }
 
@@ -97,8 +112,7 @@ impl Gateway {
             answer: waits.attempt,
             deadline: self.clock.boot() + waits.request,
             reuse: Reuse::Idle,
-            // A refresh comes again by itself.
-            retries: if turn.is_some() { 0 } else { policy.upstream.retries },
+            retries: policy.upstream.retries,
         };
         let asking = Asking { policy, route, call, reader, allowance };
         match self.ask(&asking, turn, || landing.deserted()).await {
@@ -110,6 +124,7 @@ impl Gateway {
             }
             Err(Unanswered::Limited(limited)) => landing.fail(Refusal::UpstreamLimited(limited)),
             Err(Unanswered::Shut(shut)) => landing.fail(Refusal::shut(shut)),
+            Err(Unanswered::Late) => landing.fail(Refusal::UpstreamTimeout),
             Err(Unanswered::Unwanted) => {}
             Err(Unanswered::Failed(failure)) => landing.fail(Refusal::of_read(failure)),
         }

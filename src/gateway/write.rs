@@ -79,7 +79,13 @@ impl Gateway {
                 self.end_of(&write, &mut customers, known);
             }
             Err(Unanswered::Failed(failure)) if failure.left => self.end_of(&write, &mut customers, false),
-            Err(Unanswered::Failed(_) | Unanswered::Limited(_) | Unanswered::Shut(_) | Unanswered::Unwanted) => {}
+            Err(
+                Unanswered::Failed(_)
+                | Unanswered::Limited(_)
+                | Unanswered::Shut(_)
+                | Unanswered::Late
+                | Unanswered::Unwanted,
+            ) => {}
         }
         let outcome = told(asked, Refusal::of_write);
         self.log_write(policy, &outcome, &write.facts, &customers);
@@ -137,8 +143,8 @@ fn told(asked: Result<Asked, Unanswered>, failed: impl FnOnce(Failure) -> Refusa
         Ok(asked) => Ok(Reply { answer: asked.answer, way: Way::Bypass }),
         Err(Unanswered::Limited(limited)) => Err(Refusal::UpstreamLimited(limited)),
         Err(Unanswered::Shut(shut)) => Err(Refusal::shut(shut)),
-        // Nobody hears it.
-        Err(Unanswered::Unwanted) => Err(Refusal::UpstreamTimeout),
+        // Where it is unwanted, nobody hears it.
+        Err(Unanswered::Late | Unanswered::Unwanted) => Err(Refusal::UpstreamTimeout),
         Err(Unanswered::Failed(failure)) => Err(failed(failure)),
     }
 }

@@ -54,10 +54,13 @@ impl Backoff {
         self.per = per;
     }
 
-    /// Signatures are made otherwise from now on: what looked like throttling may have been refused signatures, and so may
-    /// what looks so for a while.
+    /// Signatures are made otherwise from now on: what looked like throttling just before may have been refused signatures,
+    /// and so may what looks so for a while.
     pub(super) fn resigned(&mut self, now: Boot) {
-        *self = Self { deaf: now + SETTLING, ..Self::new(self.per) };
+        if now < self.last + SETTLING {
+            *self = Self::new(self.per);
+        }
+        self.deaf = now + SETTLING;
     }
 
     /// Until when nothing is sent, where that lies ahead.
@@ -151,6 +154,10 @@ mod tests {
 
     #[test]
     fn throttling_around_a_change_of_signatures_does_not_count() {
+        let mut backoff = Backoff::new(Duration::from_secs(1));
+        backoff.throttled(at(0), at(0));
+        backoff.resigned(at(5));
+        assert!(!backoff.is_over(at(5)), "what was throttled long before was throttled");
         let mut backoff = Backoff::new(Duration::from_secs(1));
         backoff.throttled(at(0), at(0));
         backoff.resigned(at(0));

@@ -75,9 +75,8 @@ impl Queue {
         if rate == 0 {
             return from;
         }
-        let with = |allowed: usize| self.slots.earliest(ahead, allowed, now);
-        let held_back = with(self.backoff.allowed(rate, now)).max(from);
-        held_back.min(with(rate).max(self.backoff.over()))
+        let held_back = self.slots.earliest(ahead, self.backoff.allowed(rate, now), now, from);
+        held_back.min(self.slots.earliest(ahead, rate, now, from.max(self.backoff.over())))
     }
 
     fn wake_next(&self) {

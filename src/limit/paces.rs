@@ -64,6 +64,11 @@ impl Paces {
         if let Some(known) = paths.get(path) {
             return Arc::clone(&known.pace);
         }
+        // What went by the common pace may still be remembered there.
+        let common = paths.get(&route.pattern).filter(|common| route.wildcard && !common.is_idle(self.clock.boot()));
+        if let Some(common) = common {
+            return Arc::clone(&common.pace);
+        }
         let of_route = |entry: &Entry| entry.pattern == route.pattern;
         if route.wildcard && paths.values().filter(|entry| of_route(entry)).count() >= MAX_PATHS {
             let now = self.clock.boot();

@@ -116,8 +116,8 @@ impl Slots {
     }
 
     /// The earliest moment at which somebody with `ahead` others before him can get one of `allowed` slots, whatever
-    /// becomes of the calls under way.
-    pub fn earliest(&self, ahead: usize, allowed: usize, now: Boot) -> Boot {
+    /// becomes of the calls under way, where nobody gets any before `from`.
+    pub fn earliest(&self, ahead: usize, allowed: usize, now: Boot, from: Boot) -> Boot {
         let soonest = |slot: &Slot| match slot.state {
             // It may be answered just now.
             State::Sent(counted) => counted.min(now) + self.per,
@@ -125,7 +125,7 @@ impl Slots {
             State::Held => now,
             State::Idle(_) => slot.free_at(self.per).unwrap_or(now).max(now),
         };
-        let mut free: Vec<Boot> = self.slots.iter().map(soonest).collect();
+        let mut free: Vec<Boot> = self.slots.iter().map(|slot| soonest(slot).max(from)).collect();
         free.sort_unstable();
         free.drain(..free.len().saturating_sub(allowed));
         let rounds = u32::try_from(ahead / free.len().max(1)).unwrap_or(u32::MAX);
@@ -217,10 +217,12 @@ mod tests {
             slots.sent(claim, at(0));
             slots.answered(claim, at(100));
         }
-        assert_eq!(slots.earliest(0, 2, at(200)), at(1100));
-        assert_eq!(slots.earliest(1, 2, at(200)), at(1100));
-        assert_eq!(slots.earliest(2, 2, at(200)), at(2100));
-        assert_eq!(slots.earliest(5, 2, at(200)), at(3100));
+        assert_eq!(slots.earliest(0, 2, at(200), at(200)), at(1100));
+        assert_eq!(slots.earliest(1, 2, at(200), at(200)), at(1100));
+        assert_eq!(slots.earliest(2, 2, at(200), at(200)), at(2100));
+        assert_eq!(slots.earliest(5, 2, at(200), at(200)), at(3100));
+        let paused = |ahead| slots.earliest(ahead, 1, at(200), at(9000));
+        assert_eq!([paused(0), paused(1), paused(2)], [at(9000), at(10_000), at(11_000)]);
     }
 
     #[test]
@@ -235,8 +237,14 @@ mod tests {
             (slots.next_free(2), slots.next_free(1), slots.next_free(0)),
             (Some(at(1500)), Some(at(1700)), None)
         );
-        assert_eq!((slots.earliest(0, 2, at(300)), slots.earliest(1, 2, at(300))), (at(1300), at(1300)));
-        assert_eq!((slots.earliest(2, 2, at(300)), slots.earliest(1, 4, at(300))), (at(2300), at(300)));
+        assert_eq!(
+            (slots.earliest(0, 2, at(300), at(300)), slots.earliest(1, 2, at(300), at(300))),
+            (at(1300), at(1300))
+        );
+        assert_eq!(
+            (slots.earliest(2, 2, at(300), at(300)), slots.earliest(1, 4, at(300), at(300))),
+            (at(2300), at(300))
+        );
         assert!(slots.take(2, at(1500)).is_some());
         assert_eq!(slots.take(2, at(1500)), None);
     }

@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::RwLock;
 use tokio::net::lookup_host;
@@ -14,6 +15,8 @@ pub(super) struct Addresses {
     host: String,
     port: u16,
     known: RwLock<Arc<[SocketAddr]>>,
+    /// Whether the last look-up failed.
+    failing: AtomicBool,
 }
 
 /// What a look-up changed.
@@ -23,13 +26,18 @@ pub enum Resolved {
     Same,
     /// There are other addresses now.
     Changed,
-    /// It failed; the last good addresses stay.
+    /// It failed, unlike the one before; the last good addresses stay.
     Failed,
 }
 
 impl Addresses {
     pub(super) fn new(base_url: &BaseUrl) -> Self {
-        Self { host: base_url.host().to_owned(), port: base_url.port(), known: RwLock::new(Arc::new([])) }
+        Self {
+            host: base_url.host().to_owned(),
+            port: base_url.port(),
+            known: RwLock::new(Arc::new([])),
+            failing: AtomicBool::new(false),
+        }
     }
 
     /// The addresses; looked up where none is known yet. None: there is none.
@@ -50,12 +58,11 @@ impl Addresses {
         if self.host.parse::<IpAddr>().is_ok() && !self.known.read().is_empty() {
             return Resolved::Same;
         }
-        let found: Vec<SocketAddr> = match lookup_host((self.host.as_str(), self.port)).await {
-            Ok(found) => found.collect(),
-            Err(_) => return Resolved::Failed,
-        };
+        let found = lookup_host((self.host.as_str(), self.port)).await;
+        let found: Vec<SocketAddr> = found.map(Iterator::collect).unwrap_or_default();
+        let failed_before = self.failing.swap(found.is_empty(), Ordering::Relaxed);
         if found.is_empty() {
-            return Resolved::Failed;
+            return if failed_before { Resolved::Same } else { Resolved::Failed };
         }
         let mut known = self.known.write();
         let same = known.len() == found.len() && found.iter().all(|address| known.contains(address));

@@ -19,8 +19,8 @@ pub struct Circuit {
     inflight: Arc<Semaphore>,
     /// Attempts under way that take longer than [`HUNG`].
     hung: AtomicUsize,
-    /// Told when all attempts that are allowed hang.
-    all_hang: Notify,
+    /// Told when nothing may be sent any more.
+    shut: Notify,
     breaker: Mutex<Breaker>,
     retries: RetryBudget,
     clock: Clock,
@@ -42,7 +42,7 @@ impl Circuit {
             max_inflight,
             inflight: Arc::new(Semaphore::new(max_inflight)),
             hung: AtomicUsize::new(0),
-            all_hang: Notify::new(),
+            shut: Notify::new(),
             breaker: Mutex::new(Breaker::new()),
             retries: RetryBudget::new(),
             clock: clock.clone(),
@@ -60,6 +60,18 @@ impl Circuit {
         if self.all_hang() { Err(Shut::Crowded) } else { Ok(()) }
     }
 
+    /// Waits until no attempt may be made: nobody should wait for leave then.
+    pub async fn shut(&self) -> Shut {
+        loop {
+            let mut told = std::pin::pin!(self.shut.notified());
+            told.as_mut().enable();
+            if let Err(shut) = self.check() {
+                return shut;
+            }
+            told.await;
+        }
+    }
+
     fn all_hang(&self) -> bool {
         self.hung.load(Ordering::SeqCst) >= self.max_inflight
     }
@@ -69,13 +81,10 @@ impl Circuit {
     /// # Errors
     /// Where that takes too long, all of them hang, or the breaker opened meanwhile.
     pub async fn begin(self: &Arc<Self>, within: Duration) -> Result<Attempt, Shut> {
-        let all_hang = self.all_hang.notified();
-        if self.all_hang() {
-            return Err(Shut::Crowded);
-        }
         let permit = tokio::select! {
+            biased;
             permit = tokio::time::timeout(within, Arc::clone(&self.inflight).acquire_owned()) => permit,
-            () = all_hang => return Err(Shut::Crowded),
+            shut = self.shut() => return Err(shut),
         };
         let permit = permit.ok().and_then(Result::ok).ok_or(Shut::Crowded)?;
         let admission = self.breaker.lock().admit(self.clock.boot()).map_err(Shut::Open)?;
@@ -125,7 +134,7 @@ impl Attempt {
                 self.hung = true;
                 self.circuit.hung.fetch_add(1, Ordering::SeqCst);
                 if self.circuit.all_hang() {
-                    self.circuit.all_hang.notify_waiters();
+                    self.circuit.shut.notify_waiters();
                 }
                 attempt.await
             }
@@ -139,7 +148,11 @@ impl Attempt {
     fn tell(&mut self, health: Health) {
         if !std::mem::replace(&mut self.told, true) {
             let now = self.circuit.now();
-            self.circuit.breaker.lock().ended(self.admission, health, fastrand::f64(), now);
+            let mut breaker = self.circuit.breaker.lock();
+            breaker.ended(self.admission, health, fastrand::f64(), now);
+            if breaker.is_open() {
+                self.circuit.shut.notify_waiters();
+            }
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
@@ -83,9 +84,9 @@ impl Connection {
         let before = self.idle.meter.written();
         let meter = Arc::clone(&self.idle.meter);
         let reused = self.reused;
-        let mut answering = false;
+        let (mut answering, told) = (false, AtomicU64::new(before));
         let exchange = async {
-            let response = self.send(request, &meter, before, &left).await?;
+            let response = self.send(request, &meter, before, &told, &left).await?;
             answering = true;
             answered();
             self.receive(response).await
@@ -97,11 +98,11 @@ impl Connection {
             tokio::time::timeout(within, exchange).await.unwrap_or(Err(FailureKind::Timeout))
         };
         outcome.map_err(|kind| {
-            let any_left = meter.close() > before;
-            if any_left {
+            let written = meter.close();
+            if written > told.into_inner() {
                 left();
             }
-            Failure { kind, left: any_left, reused, answering }
+            Failure { kind, left: written > before, reused, answering }
         })
     }
 
@@ -110,6 +111,7 @@ impl Connection {
         request: &SignedRequest,
         meter: &Meter,
         before: u64,
+        told: &AtomicU64,
         left: &impl Fn(),
     ) -> Result<Response<Incoming>, FailureKind> {
         let request = self.request(request).map_err(|_| FailureKind::NotHttp)?;
@@ -117,7 +119,10 @@ impl Connection {
         loop {
             tokio::select! {
                 response = &mut response => return response.map_err(|error| kind_of(&error)),
-                () = meter.left(before) => left(),
+                () = meter.left(before) => {
+                    told.store(meter.written(), Ordering::Relaxed);
+                    left();
+                }
             }
         }
     }

@@ -159,7 +159,8 @@ async fn a_call_that_nobody_waits_for_leaves_the_queue() {
         let left = gate.post(path, &[("x-request-timeout-ms", "50")], &body("left")).await;
         assert!(left.status == 504 || left.status == 429, "{left:?}");
         let request = format!(
-            "POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 35\r\n\r\n{}",
+            "POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{}",
+            body("gone").len(),
             body("gone")
         );
         let mut gone = std::net::TcpStream::connect(gate.address).unwrap();
