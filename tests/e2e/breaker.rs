@@ -69,6 +69,46 @@ async fn five_unanswered_attempts_open_it_for_one_tenant_and_a_probe_closes_it()
     assert_eq!((gate.metric(OPEN).await, gate.read("2").await.status), (0.0, 200));
 }
 
+/// Callers who have less time than upstream needs know nothing of it.
+#[tokio::test(flavor = "multi_thread")]
+async fn hasty_callers_do_not_open_it() {
+    let platform = Platform::open().await;
+    platform.faults(json!({ "latency_ms": 300 })).await;
+    let gate = Gate::start(&platform, &[("cache.mode", "off"), ("limits.upstream.rate", "0")]).await;
+    for _ in 0..8 {
+        gate.post(READ, &[("x-request-timeout-ms", "50")], BODY).await.is_error(504, "upstream_timeout");
+    }
+    assert_eq!((gate.metric(OPEN).await, gate.read("1").await.status), (0.0, 200));
+}
+
+/// Those who wait for a turn already hear it too, instead of waiting for the end of their patience.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_waits_for_a_turn_hears_that_it_opens() {
+    let upstream = Scripted::start(|_, _| Act::Hang).await;
+    let words = [
+        ("limits.upstream.rate", "5"),
+        ("limits.upstream.per", "20s"),
+        ("limits.max_wait", "1h"),
+        ("server.request_timeout", "1h"),
+        ("upstream.attempt_timeout", "500ms"),
+        ("upstream.retries", "0"),
+    ];
+    let gate = Arc::new(Gate::start(&upstream, &words).await);
+    let callers: Vec<_> = (0..8)
+        .map(|customer| {
+            let gate = Arc::clone(&gate);
+            tokio::spawn(async move { gate.read(&customer.to_string()).await.status })
+        })
+        .collect();
+    let mut statuses = Vec::new();
+    for caller in callers {
+        statuses.push(caller.await.unwrap());
+    }
+    statuses.sort_unstable();
+    assert_eq!(statuses, [503, 503, 503, 504, 504, 504, 504, 504]);
+    assert_eq!(upstream.seen().len(), 5);
+}
+
 /// A queue would only let callers wait for a refusal.
 #[tokio::test(flavor = "multi_thread")]
 async fn while_it_is_open_nobody_waits_for_a_turn() {

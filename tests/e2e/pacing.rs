@@ -56,6 +56,38 @@ async fn ten_times_the_pace_makes_the_platform_refuse_nothing() {
     );
 }
 
+/// Calls that are never answered, broken off or refused are counted by the platform as well.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_pace_holds_under_every_fault() {
+    for fault in ["hang", "reset", "truncate", "http500", "garbage", "redirect"] {
+        let platform = Platform::strict().await;
+        platform.faults(json!({ "jitter_ms": 400, "fault": fault, "every": 3 })).await;
+        let words = [("upstream.attempt_timeout", "1s"), ("upstream.retries", "5"), ("limits.max_wait", "2s")];
+        let gate = Arc::new(Gate::start(&platform, &words).await);
+        flood(&gate, 40, 4).await;
+        assert_eq!(platform.stats().await["refused"], json!({}), "{fault}");
+        assert!(platform.requests(READ).await >= 10, "{fault}");
+    }
+}
+
+/// What went by the common pace is remembered there when a path gets one of its own again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_path_does_not_leave_the_common_pace_while_that_cools() {
+    let platform = Platform::open().await;
+    let file = "[[routes]]\npath = \"/v3/w/**\"\nkind = \"pass\"\npace = { rate = 1, per = \"1h\" }\n";
+    let gate = Gate::with_file(&platform, &[("limits.max_wait", "0s")], file).await;
+    let pass = async |number: u32| gate.post(&format!("/v3/w/{number}"), &[], r#"{"params":{}}"#).await.status;
+    assert_eq!(pass(0).await, 200);
+    gate.hands.advance(Duration::from_secs(1800));
+    for number in 1..257 {
+        assert_eq!(pass(number).await, 200, "{number}");
+    }
+    gate.hands.advance(Duration::from_secs(1801));
+    assert_eq!(pass(256).await, 429, "it was counted half an hour ago, by the common pace");
+    gate.hands.advance(Duration::from_secs(1800));
+    assert_eq!(pass(256).await, 200);
+}
+
 /// Another process may have called just before: all slots cool for one `per` first.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_process_begins_with_its_slots_cooling() {
@@ -166,6 +198,11 @@ async fn callers_who_leave_do_not_break_the_pace() {
         .collect();
     tokio::task::block_in_place(|| leaving.into_iter().for_each(|thread| thread.join().unwrap()));
     assert_eq!(platform.stats().await["refused"], json!({}));
+    assert_eq!(
+        gate.metric("zvgate_breaker_open{tenant=\"one\"}").await,
+        0.0,
+        "a caller's haste says nothing of upstream"
+    );
     while gate.metric("zvgate_upstream_inflight{tenant=\"one\"}").await > 0.0 {
         tokio::task::yield_now().await;
     }

@@ -46,6 +46,17 @@ async fn a_gateway_process_serves_and_stops_at_sigterm_and_sigint() {
     }
 }
 
+/// The process before it may have used the pace up.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gateway_process_begins_with_its_pace_cooling() {
+    let platform = Platform::open().await;
+    let folder = tempfile::tempdir().unwrap();
+    let more = "[limits]\nmax_wait = \"0s\"\n[limits.upstream]\nper = \"1h\"\n";
+    let (_gateway, _log, told) = serve(&write_config(folder.path(), &platform.url(), more));
+    let address = told["listen"].as_str().unwrap().parse().unwrap();
+    post(address, READ, &[], r#"{"params":{"customerId":"1"}}"#).await.is_error(429, "upstream_limited");
+}
+
 /// Far apart clocks are something to look at before the platform refuses every signature.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_platform_whose_clock_is_far_off_is_told_of() {

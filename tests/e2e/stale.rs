@@ -106,6 +106,22 @@ async fn a_stale_answer_stands_in_for_every_kind_of_failure_and_says_so() {
     }
 }
 
+/// Who joins a refresh and takes nothing stale is served as by any call.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refresh_that_others_joined_is_asked_again() {
+    let upstream =
+        Scripted::start(|number, _| if number == 1 { Act::Hang } else { Act::success(r#"[{"useStatus":1}]"#) }).await;
+    let words = [("cache.stale_while_revalidate", "1h"), ("upstream.attempt_timeout", "500ms")];
+    let gate = std::sync::Arc::new(Gate::start(&upstream, &words).await);
+    gate.read("1").await;
+    gate.hands.advance(Duration::from_secs(31));
+    assert!(gate.read("1").await.header("cache-status").contains("stale-while-revalidate"));
+    let joined = gate.post(READ, &[("cache-control", "max-age=1")], r#"{"params":{"customerId":"1"}}"#).await;
+    assert_eq!((joined.status, upstream.seen().len()), (200, 3));
+    let saved = format!("zvgate_upstream_calls_saved_total{{route=\"{READ}\",tenant=\"one\"}}");
+    assert_eq!(gate.metric(&saved).await, 1.0, "who joined; not who had it refreshed");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stale_answer_stands_in_where_nothing_can_be_sent() {
     let platform = Platform::open().await;
@@ -128,13 +144,18 @@ async fn a_stale_answer_stands_in_where_nothing_can_be_sent() {
 async fn no_stale_mode_tells_a_list_at_or_after_its_first_end_or_before_a_write() {
     for write in [false, true] {
         let platform = Platform::open().await;
-        let gate =
-            Gate::start(&platform, &[("cache.stale_while_revalidate", "1h"), ("cache.stale_if_error", "1h")]).await;
+        let words = [("cache.stale_while_revalidate", "1h"), ("cache.stale_if_error", "1h"), ("upstream.retries", "0")];
+        let gate = Gate::start(&platform, &words).await;
+        let refreshed =
+            format!("zvgate_upstream_attempts_total{{outcome=\"http_5xx\",route=\"{READ}\",tenant=\"one\"}}");
         platform.change(CUSTOMER, "issue", json!({ "seconds": 60 })).await;
         gate.read(CUSTOMER).await;
         platform.faults(json!({ "fault": "http500", "route": READ })).await;
         gate.hands.advance(Duration::from_secs(40));
         assert!(gate.read(CUSTOMER).await.header("cache-status").contains("stale"));
+        while gate.metric(&refreshed).await < 1.0 {
+            tokio::task::yield_now().await;
+        }
         if write {
             gate.post(WRITE, &[], &json!({ "params": { "bizId": "b", "customerId": CUSTOMER } }).to_string()).await;
         } else {

@@ -13,6 +13,17 @@ async fn card(gate: &Gate, customer: &str) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_write_has_a_time_of_its_own() {
+    let platform = Platform::open().await;
+    platform.faults(json!({ "latency_ms": 700 })).await;
+    let words = [("upstream.attempt_timeout", "300ms"), ("upstream.retries", "0")];
+    let gate = Gate::start(&platform, &words).await;
+    let write = json!({ "params": { "bizId": "b", "customerId": "1" } }).to_string();
+    assert_eq!(gate.post(WRITE, &[], &write).await.status, 200, "upstream.write_timeout");
+    gate.read("1").await.is_error(504, "upstream_timeout");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_write_is_seen_by_the_next_read_and_leaves_other_customers_in_place() {
     let platform = Platform::open().await;
     let gate = Gate::start(&platform, &[]).await;
