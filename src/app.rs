@@ -16,7 +16,7 @@ use crate::gateway::{Equipment, Gateway};
 use crate::limit::Before;
 use crate::listener::{self, Bounds, Peer, Room, Tally};
 use crate::pseudonym::Pseudonyms;
-use crate::settings::{ServerSettings, Settings};
+use crate::settings::{Mistakes, ServerSettings, Settings};
 use crate::signer::Nonces;
 use crate::tenant::{KeyFile, KeyNews};
 use crate::upstream::Upstream;
@@ -108,6 +108,11 @@ impl App {
         self.admin.local_addr()
     }
 
+    /// What takes another configuration over while this serves.
+    pub fn reloader(&self) -> Reloader {
+        Reloader(Arc::clone(&self.gateway))
+    }
+
     /// Serves until `stop`; then accepts for `server.drain_delay` more, and finishes what is in hand in
     /// `server.drain_timeout`. The admin listener stays until the end.
     pub async fn run(self, stop: CancellationToken) {
@@ -157,6 +162,17 @@ impl App {
     }
 }
 
+/// Takes another configuration over.
+#[derive(Clone)]
+pub struct Reloader(Arc<Gateway>);
+
+impl Reloader {
+    /// Takes a configuration over, whole or not at all, and tells so in the log and a metric. Answers whether it did.
+    pub fn reload(&self, loaded: Result<&Settings, &Mistakes>) -> bool {
+        self.0.reload(loaded)
+    }
+}
+
 async fn tidy(gateway: Arc<Gateway>) {
     let mut ticks = tokio::time::interval(TIDY_EVERY);
     loop {
@@ -173,8 +189,13 @@ async fn look_up(gateway: Arc<Gateway>) {
 }
 
 async fn read_keys(gateway: Arc<Gateway>) {
+    let mut reloads = gateway.reloads();
     let mut files = gateway.key_files();
-    while !files.is_empty() {
+    loop {
+        if gateway.reloads() != reloads {
+            reloads = gateway.reloads();
+            files = gateway.key_files();
+        }
         let pending = files.iter().any(KeyFile::is_pending);
         tokio::time::sleep(if pending { CONFIRM_KEYS_AFTER } else { READ_KEYS_EVERY }).await;
         // A file system may let its readers wait.

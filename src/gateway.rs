@@ -8,12 +8,14 @@ mod door;
 mod incoming;
 mod policy;
 mod read;
+mod reload;
 mod signing;
 mod upkeep;
 mod write;
 
 use std::convert::Infallible;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -22,6 +24,7 @@ use http::request::Parts;
 use http::{HeaderMap, HeaderName, Method, Request, Response};
 use http_body_util::Full;
 use hyper::body::Incoming;
+use parking_lot::Mutex;
 use tokio::task::JoinHandle;
 use tokio_util::sync::DropGuard;
 use tokio_util::task::TaskTracker;
@@ -53,6 +56,11 @@ const X_ZVGATE_TENANT: HeaderName = HeaderName::from_static("x-zvgate-tenant");
 pub struct Gateway {
     clock: Clock,
     policy: ArcSwap<Policy>,
+    /// Whether only this machine can ask.
+    private: bool,
+    identities: Mutex<Identities>,
+    /// How often the policy changed.
+    reloads: AtomicU64,
     cache: Arc<Cache<Refusal>>,
     paces: Paces,
     nonces: Nonces,
@@ -108,7 +116,7 @@ impl Arrival<'_> {
 
     /// The pace of the call.
     fn pace(&self, paces: &Paces) -> Arc<Pace> {
-        paces.of(self.tenant, self.route, self.path, self.policy.pace(self.tenant, self.route))
+        paces.of(self.tenant, self.route, self.path)
     }
 }
 
@@ -156,11 +164,15 @@ impl Gateway {
     pub fn new(settings: &Settings, equipment: Equipment) -> Self {
         let Equipment { clock, upstream, nonces, pseudonyms, before } = equipment;
         let (metrics, mut identities) = (Metrics::new(), Identities::default());
-        let policy = Policy::new(settings, None, &mut identities, &metrics, &clock);
+        let private = settings.server.listen.ip().is_loopback();
+        let policy = Policy::new(settings, None, private, &mut identities, &metrics, &clock);
         Self {
             cache: Arc::new(Cache::new(&policy.cache_options(&identities), metrics.cache.clone())),
+            paces: Paces::new(policy.pace_rules(), before, &clock),
             policy: ArcSwap::from_pointee(policy),
-            paces: Paces::new(before, &clock),
+            private,
+            identities: Mutex::new(identities),
+            reloads: AtomicU64::new(0),
             skew: Skew::new(settings.upstream.follows_clock()),
             metrics,
             tasks: TaskTracker::new(),
@@ -296,7 +308,7 @@ impl Gateway {
             let open = self.upstream.circuit(tenant).is_open();
             policy.handles.tenant(tenant.index).breaker_open.set(open.into());
             for route in policy.routes.all() {
-                let allowed = self.paces.allowed(tenant, route, policy.pace(tenant, route));
+                let allowed = self.paces.allowed(tenant, route);
                 policy.handles.call(tenant.index, route.index).rate.set(allowed);
             }
         }

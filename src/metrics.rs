@@ -39,6 +39,8 @@ pub struct Metrics {
     pub connections: IntGauge,
     /// How far the platform's clock is ahead of ours, in seconds.
     pub clock_skew: Gauge,
+    /// Whether the configuration that was loaded last is in force.
+    pub reload_success: IntGauge,
 }
 
 /// The metrics whose labels are names from the configuration.
@@ -97,6 +99,11 @@ impl Metrics {
         let revision = option_env!("ZVGATE_REVISION").unwrap_or("unknown");
         build.with_label_values(&[env!("CARGO_PKG_VERSION"), revision]).set(1.0);
 
+        let reload_success = make.gauge(
+            "zvgate_config_reload_success",
+            "Whether the configuration that was loaded last could be used: 0 or 1",
+        );
+        reload_success.set(1);
         let vecs = Vecs::new(&make);
         let evictions = make.counters("zvgate_cache_evictions_total", "Answers that went, by cause", &["cause"]);
         let lives = make.histograms(
@@ -122,6 +129,7 @@ impl Metrics {
                 "zvgate_clock_skew_seconds",
                 "How far the platform's clock is ahead of this machine's; 0 before its first answer",
             )),
+            reload_success,
             vecs,
             registry: make.0,
         }

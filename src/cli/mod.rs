@@ -53,9 +53,14 @@ struct Configuration {
 }
 
 impl Configuration {
+    /// What it is made from.
+    fn sources(&self) -> Sources {
+        Sources::of_process(self.config.as_deref())
+    }
+
     /// Loads the configuration; every mistake goes to standard error.
     fn load(&self) -> Result<Settings, u8> {
-        let sources = Sources::of_process(self.config.as_deref());
+        let sources = self.sources();
         if let Some(why) = &sources.passed_over {
             complain(why);
         }

@@ -1,5 +1,6 @@
 //! `zvgate serve`
 
+use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use super::stop::Stops;
@@ -12,17 +13,29 @@ use crate::settings::Settings;
 pub(super) fn run(configuration: &Configuration) -> Result<(), u8> {
     let settings = configuration.load()?;
     logging::begin(&settings.log);
-    runtime(settings.server.workers)?.block_on(serve(&settings))
+    runtime(settings.server.workers)?.block_on(serve(configuration, &settings))
 }
 
-async fn serve(settings: &Settings) -> Result<(), u8> {
+async fn serve(configuration: &Configuration, settings: &Settings) -> Result<(), u8> {
     let mut stops = Stops::new().map_err(fail)?;
+    let mut hangups = signal(SignalKind::hangup()).map_err(fail)?;
     let app = App::bind(settings, Clock::system(), Before::Unknown).await.map_err(|error| {
         complain(&format!("zvgate: {error}"));
         if error.is_configuration() { UNUSABLE } else { super::FAILED }
     })?;
     let (data, admin) = (app.address().map_err(fail)?, app.admin_address().map_err(fail)?);
     tracing::info!(version = env!("CARGO_PKG_VERSION"), listen = %data, admin_listen = %admin, "serving");
+    let (reloader, sources) = (app.reloader(), configuration.sources());
+    let reloading = async {
+        while hangups.recv().await.is_some() {
+            let sources = sources.clone();
+            // Files are read, which may block.
+            if let Ok(loaded) = tokio::task::spawn_blocking(move || sources.load()).await {
+                reloader.reload(loaded.as_ref());
+            }
+        }
+        std::future::pending::<()>().await;
+    };
     let stop = CancellationToken::new();
     let running = app.run(stop.clone());
     let stopping = async {
@@ -34,6 +47,7 @@ async fn serve(settings: &Settings) -> Result<(), u8> {
     tokio::select! {
         () = running => {}
         () = stopping => {}
+        () = reloading => {}
     }
     Ok(())
 }

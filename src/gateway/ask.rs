@@ -156,7 +156,7 @@ impl Gateway {
         let queued = self.clock.boot();
         let time = allowance.deadline.since(queued);
         let wait = allowance.wait.min(time);
-        let pace = self.paces.of(&call.tenant, route, &call.path, policy.pace(&call.tenant, route));
+        let pace = self.paces.of(&call.tenant, route, &call.path);
         let turn = pace.turn(allowance.who, wait).await;
         let waited = self.clock.boot().since(queued);
         policy.handles.call(call.tenant.index, route.index).wait.observe(waited.as_secs_f64());

@@ -1,6 +1,7 @@
 //! Everything that a configuration decides about requests, as one value: it is swapped whole, and a request keeps the one
 //! that it came under.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,11 +9,13 @@ use crate::answer::Reader;
 use crate::cache::{self, Lifetimes};
 use crate::caller::{Caller, Callers};
 use crate::clock::Clock;
-use crate::limit::{CallerGate, Limited};
+use crate::limit::{CallerGate, Limited, Rules};
 use crate::metrics::{Handles, Metrics};
 use crate::route::{Route, Routes};
-use crate::settings::{CacheSettings, CallerLimit, LogSettings, PaceSettings, Settings, UpstreamSettings};
-use crate::tenant::{Identities, Tenant, Tenants};
+use crate::settings::{
+    CacheSettings, CachedSettings, CallerLimit, KindSettings, LogSettings, Settings, UpstreamSettings,
+};
+use crate::tenant::{Identities, Tenants};
 
 /// What is decided.
 pub(super) struct Policy {
@@ -33,7 +36,7 @@ pub(super) struct Policy {
     /// The configuration as it is shown.
     pub(super) effective: String,
     max_waiters: usize,
-    pace: PaceSettings,
+    settings: Settings,
 }
 
 /// A caller's gate, and whose and what it is.
@@ -73,25 +76,28 @@ pub(super) struct Waits {
 }
 
 impl Policy {
-    /// What is decided by `settings`. What callers used up of their limits under `before` stays used up.
+    /// What is decided by `settings`. What callers used up of their limits under `before` stays used up. `private` tells
+    /// whether only this machine can ask: without callers' keys, only then may they invalidate.
     pub(super) fn new(
         settings: &Settings,
         before: Option<&Self>,
+        private: bool,
         identities: &mut Identities,
         metrics: &Metrics,
         clock: &Clock,
     ) -> Self {
+        let settings = before.map_or_else(|| settings.clone(), |before| settings.keeping_fixed(&before.settings));
         let (server, limits, cache) = (&settings.server, &settings.limits, &settings.cache);
         let tenants = Tenants::new(&settings.tenants, identities);
         let routes = Routes::new(&settings.routes);
         let labels: Vec<&str> = routes.all().iter().map(|route| route.label.as_str()).collect();
         let names: Vec<(usize, &str)> =
             tenants.all().iter().map(|tenant| (tenant.index, tenant.name.as_str())).collect();
-        let callers = Callers::new(&settings.callers, server.listen.ip().is_loopback());
+        let callers = Callers::new(&settings.callers, private);
         let caller_names: Vec<&str> = settings.callers.iter().map(|caller| caller.name.as_str()).collect();
         let handles = metrics.handles(&labels, &caller_names, &names);
         Self {
-            gates: gates(settings, before, clock),
+            gates: gates(&settings, before, clock),
             callers,
             lifetimes: Lifetimes {
                 ttl: cache.ttl,
@@ -117,7 +123,7 @@ impl Policy {
             effective: settings.effective(),
             upstream: settings.upstream.clone(),
             max_waiters: usize::try_from(limits.max_waiters).unwrap_or(usize::MAX),
-            pace: limits.upstream,
+            settings: settings.clone(),
             handles,
             routes,
             tenants,
@@ -139,9 +145,36 @@ impl Policy {
         }
     }
 
-    /// The pace of a tenant's calls on a route: the route's wins over the tenant's, and that over the one for all.
-    pub(super) fn pace(&self, tenant: &Tenant, route: &Route) -> PaceSettings {
-        route.pace.or(tenant.pace).unwrap_or(self.pace)
+    /// Which pace is configured for whom.
+    pub(super) fn pace_rules(&self) -> Rules {
+        Rules::new(self.settings.limits.upstream, self.tenants.all(), self.routes.all())
+    }
+
+    /// The pattern of the route that serves a path, or a pattern itself.
+    pub(super) fn pattern(&self, path: &str) -> Option<Arc<str>> {
+        let same = || self.routes.all().iter().find(|route| *route.pattern == *path);
+        self.routes.find(path).or_else(same).map(|route| Arc::clone(&route.pattern))
+    }
+
+    /// Keys whose values are others in `loaded`: those that a running gateway takes over, and those that take a restart.
+    pub(super) fn differences(&self, loaded: &Settings) -> (Vec<String>, Vec<String>) {
+        self.settings.differences(loaded)
+    }
+
+    /// Whether kept answers may have been read or told apart by other rules under another policy.
+    pub(super) fn reads_otherwise(&self, other: &Self) -> bool {
+        let rules = |policy: &Self| {
+            let one = |route: &Arc<Route>| match &route.kind {
+                KindSettings::Cached(cached) => {
+                    let CachedSettings { customer, expires, optional, .. } = cached.clone();
+                    Some((Arc::clone(&route.pattern), customer, expires, optional))
+                }
+                KindSettings::Write(_) | KindSettings::Pass | KindSettings::Off => None,
+            };
+            let routes: BTreeSet<_> = policy.routes.all().iter().filter_map(one).collect();
+            (routes, policy.cache.expiry_margin, policy.upstream.utc_offset)
+        };
+        rules(self) != rules(other)
     }
 
     /// How answers are read whose coupons end by these members.

@@ -12,7 +12,7 @@ use std::time::Duration;
 pub use self::caller::CallerGate;
 pub use self::line::Claimant;
 pub use self::pace::{Pace, Turn};
-pub use self::paces::{Before, Paces};
+pub use self::paces::{Before, Paces, Rules};
 pub use self::slots::{Claim, Slots};
 
 /// A refusal: over a limit, and when to come again.

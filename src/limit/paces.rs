@@ -24,14 +24,45 @@ pub enum Before {
     Nothing,
 }
 
+/// Which pace is configured for whom: a route's wins over its tenant's, and that over the one for all.
+#[derive(Debug)]
+pub struct Rules {
+    all: PaceSettings,
+    /// By the merchant's number.
+    tenants: HashMap<usize, PaceSettings>,
+    /// By the route's pattern.
+    routes: HashMap<Arc<str>, PaceSettings>,
+}
+
+impl Rules {
+    /// The rules for these tenants and routes.
+    pub fn new(all: PaceSettings, tenants: &[Arc<Tenant>], routes: &[Arc<Route>]) -> Self {
+        Self {
+            all,
+            tenants: tenants.iter().filter_map(|tenant| Some((tenant.index, tenant.pace?))).collect(),
+            routes: routes.iter().filter_map(|route| Some((Arc::clone(&route.pattern), route.pace?))).collect(),
+        }
+    }
+
+    fn of(&self, tenant: usize, pattern: &str) -> PaceSettings {
+        self.routes.get(pattern).or_else(|| self.tenants.get(&tenant)).copied().unwrap_or(self.all)
+    }
+}
+
 /// The paces, each for a merchant and a path: what upstream counts. They outlive every change of configuration.
 #[derive(Debug)]
 pub struct Paces {
-    /// By the merchant's number and the path.
-    all: Mutex<HashMap<usize, HashMap<Arc<str>, Entry>>>,
+    state: Mutex<State>,
     /// When a call may last have been counted that nobody here knows of.
     counted: Option<Boot>,
     clock: Clock,
+}
+
+#[derive(Debug)]
+struct State {
+    rules: Rules,
+    /// By the merchant's number and the path.
+    all: HashMap<usize, HashMap<Arc<str>, Entry>>,
 }
 
 #[derive(Debug)]
@@ -49,17 +80,19 @@ impl Entry {
 
 impl Paces {
     /// No pace yet.
-    pub fn new(before: Before, clock: &Clock) -> Self {
+    pub fn new(rules: Rules, before: Before, clock: &Clock) -> Self {
         let counted = match before {
             Before::Unknown => Some(clock.boot()),
             Before::Nothing => None,
         };
-        Self { all: Mutex::default(), counted, clock: clock.clone() }
+        Self { state: Mutex::new(State { rules, all: HashMap::new() }), counted, clock: clock.clone() }
     }
 
-    /// The pace of a tenant's calls to a path, made by `settings` where there is none.
-    pub fn of(&self, tenant: &Tenant, route: &Route, path: &str, settings: PaceSettings) -> Arc<Pace> {
-        let mut all = self.all.lock();
+    /// The pace of a tenant's calls to a path.
+    pub fn of(&self, tenant: &Tenant, route: &Route, path: &str) -> Arc<Pace> {
+        let mut state = self.state.lock();
+        let State { rules, all } = &mut *state;
+        let settings = rules.of(tenant.index, &route.pattern);
         let paths = all.entry(tenant.index).or_default();
         if let Some(known) = paths.get(path) {
             return Arc::clone(&known.pace);
@@ -92,35 +125,38 @@ impl Paces {
         Arc::clone(&paths.entry(path).or_insert_with(new).pace)
     }
 
-    /// Holds every pace to what is configured now: `settings` tells, for a merchant's number and a path, the pace and the
-    /// pattern of its route. Paces of what is not served any more go once they are idle.
-    pub fn adopt(&self, settings: impl Fn(usize, &str) -> Option<(PaceSettings, Arc<str>)>) {
+    /// Holds every pace to what is configured now; `pattern` tells, for a path, that of the route that serves it. Paces of
+    /// what is not served any more go once they are idle.
+    pub fn adopt(&self, rules: Rules, pattern: impl Fn(&str) -> Option<Arc<str>>) {
         let now = self.clock.boot();
-        for (tenant, paths) in self.all.lock().iter_mut() {
-            paths.retain(|path, entry| match settings(*tenant, path) {
-                Some((pace, pattern)) => {
-                    entry.pace.adopt(pace);
+        let mut state = self.state.lock();
+        for (tenant, paths) in &mut state.all {
+            paths.retain(|path, entry| match pattern(path) {
+                Some(pattern) => {
+                    entry.pace.adopt(rules.of(*tenant, &pattern));
                     entry.pattern = pattern;
                     true
                 }
                 None => !entry.is_idle(now),
             });
         }
+        state.rules = rules;
     }
 
     /// A tenant's signatures are made otherwise from now on: what upstream refused of them was no throttling.
     pub fn resigned(&self, tenant: &Tenant) {
-        let all = self.all.lock();
-        all.get(&tenant.index).into_iter().flat_map(HashMap::values).for_each(|entry| entry.pace.resigned());
+        let state = self.state.lock();
+        state.all.get(&tenant.index).into_iter().flat_map(HashMap::values).for_each(|entry| entry.pace.resigned());
     }
 
     /// Calls that a tenant and route are allowed in one window now, under a wildcard those of its slowest path; infinitely
     /// many where there is no pace.
-    pub fn allowed(&self, tenant: &Tenant, route: &Route, settings: PaceSettings) -> f64 {
+    pub fn allowed(&self, tenant: &Tenant, route: &Route) -> f64 {
         let now = self.clock.boot();
-        let usual = if settings.rate == 0 { f64::INFINITY } else { f64::from(settings.rate) };
-        let all = self.all.lock();
-        let paths = all.get(&tenant.index).into_iter().flat_map(HashMap::values);
+        let state = self.state.lock();
+        let rate = state.rules.of(tenant.index, &route.pattern).rate;
+        let usual = if rate == 0 { f64::INFINITY } else { f64::from(rate) };
+        let paths = state.all.get(&tenant.index).into_iter().flat_map(HashMap::values);
         paths
             .filter(|entry| entry.pattern == route.pattern)
             .fold(usual, |least, entry| least.min(entry.pace.allowed(now)))

@@ -14,6 +14,7 @@ mod errors;
 mod fidelity;
 mod pacing;
 mod process;
+mod reload;
 mod retries;
 mod sandbox;
 mod signing;

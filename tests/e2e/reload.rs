@@ -1,0 +1,200 @@
+//! Another configuration, taken over while requests are served.
+
+use std::io::BufRead;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use zvgate::settings::Sources;
+
+use crate::program::{serve, write_config};
+use crate::scripted::{Act, Scripted};
+use crate::support::{Gate, MERCHANTS, Platform, READ, Upstream, WRITE, Words, post, settings};
+
+const SUCCESS: &str = "zvgate_config_reload_success";
+const BODY: &str = r#"{"params":{"customerId":"1"}}"#;
+
+fn reload(gate: &Gate, upstream: &impl Upstream, words: Words<'_>, file: &str) -> bool {
+    gate.reloader.reload(Ok(&settings(upstream, words, Some(file))))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_configuration_is_in_force_at_once_and_what_is_kept_stays() {
+    let platform = Platform::open().await;
+    let gate = Gate::start(&platform, &[]).await;
+    gate.read("1").await;
+    let file =
+        format!("[[routes]]\npath = \"/v3/new\"\nkind = \"pass\"\n[[routes]]\npath = \"{WRITE}\"\nkind = \"off\"\n");
+    gate.post("/v3/new", &[], BODY).await.is_error(404, "unknown_route");
+    assert!(reload(&gate, &platform, &[("cache.ttl", "5s"), ("server.max_body", "1KiB")], &file));
+    assert!(gate.read("1").await.is_hit(), "the cache keeps its state");
+    assert_eq!(gate.read("2").await.header("cache-status"), "zvgate; fwd=miss; stored; ttl=5");
+    assert_eq!(gate.post("/v3/new", &[], BODY).await.status, 200);
+    gate.post(WRITE, &[], BODY).await.is_error(404, "unknown_route");
+    gate.post(READ, &[], &"x".repeat(2000)).await.is_error(413, "body_too_large");
+    assert!(gate.page("/config").await.text().contains("cache.ttl = \"5s\""));
+    assert!(reload(&gate, &platform, &[("cache.mode", "off")], ""));
+    assert_eq!(gate.read("1").await.header("cache-status"), "zvgate; fwd=bypass");
+    assert!(reload(
+        &gate,
+        &platform,
+        &[("callers.a.tenants", "*"), ("callers.a.routes", "*"), ("callers.a.key_sha256", &"0".repeat(64))],
+        ""
+    ));
+    gate.read("1").await.is_error(401, "unauthenticated");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_configuration_that_cannot_be_used_changes_nothing() {
+    let platform = Platform::open().await;
+    let gate = Gate::start(&platform, &[]).await;
+    assert_eq!(gate.metric(SUCCESS).await, 1.0);
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), "[cache]\nttl = 5\nmode = \"of\"\n").unwrap();
+    let broken = Sources { file: Some(file.path().to_path_buf()), ..Sources::default() }.load();
+    assert!(!gate.reloader.reload(broken.as_ref()));
+    std::fs::write(file.path(), "").unwrap();
+    let empty = Sources { file: Some(file.path().to_path_buf()), ..Sources::default() }.load();
+    assert!(!gate.reloader.reload(empty.as_ref()), "nobody to sign as");
+    assert_eq!(gate.metric(SUCCESS).await, 0.0);
+    assert!(gate.read("1").await.is_stored_miss());
+    assert!(reload(&gate, &platform, &[], ""));
+    assert_eq!(gate.metric(SUCCESS).await, 1.0);
+}
+
+/// The listener stays where it is: a file that is safe on loopback may not be.
+#[tokio::test(flavor = "multi_thread")]
+async fn no_reload_opens_a_gateway_beyond_loopback() {
+    let platform = Platform::open().await;
+    let caller = format!("[callers.a]\nkey_sha256 = \"{}\"\ntenants = [\"*\"]\nroutes = [\"*\"]\n", "0".repeat(64));
+    let gate = Gate::with_file(&platform, &[("server.listen", "0.0.0.0:0")], &caller).await;
+    assert!(!reload(&gate, &platform, &[], ""));
+    let address = std::net::SocketAddr::from(([127, 0, 0, 1], gate.address.port()));
+    post(address, READ, &[], BODY).await.is_error(401, "unauthenticated");
+    assert!(gate.page("/config").await.text().contains("server.listen = \"0.0.0.0:0\""));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn slots_back_off_and_limits_stay_what_they_were() {
+    let platform = Platform::open().await;
+    let base = [("limits.max_wait", "0s"), ("limits.upstream.per", "1h"), ("upstream.follow_clock", "false")];
+    let with = |rate: &'static str| [&base[..], &[("limits.upstream.rate", rate)]].concat();
+    let gate = Gate::start(&platform, &with("2")).await;
+    assert_eq!((gate.read("1").await.status, gate.read("2").await.status), (200, 200));
+    assert!(reload(&gate, &platform, &with("2"), ""));
+    gate.read("3").await.is_error(429, "upstream_limited");
+    let exact = format!("[[routes]]\npath = \"{READ}\"\nkind = \"cached\"\npace = {{ rate = 3 }}\n");
+    assert!(reload(&gate, &platform, &with("1"), &exact));
+    assert_eq!(gate.read("3").await.status, 200, "one more than before");
+    gate.read("4").await.is_error(429, "upstream_limited");
+    assert!(reload(&gate, &platform, &with("1"), ""));
+    gate.hands.advance(Duration::from_secs(3600));
+    assert_eq!(gate.read("4").await.status, 200);
+    gate.read("5").await.is_error(429, "upstream_limited");
+
+    let limit = |burst: &'static str| {
+        [("limits.caller.rate", "1"), ("limits.caller.per", "1h"), ("limits.caller.burst", burst)]
+    };
+    let gate = Gate::start(&platform, &limit("2")).await;
+    assert_eq!((gate.read("1").await.status, gate.read("1").await.status), (200, 200));
+    for burst in ["2", "5"] {
+        assert!(reload(&gate, &platform, &limit(burst), ""));
+        gate.read("1").await.is_error(429, "caller_limited");
+    }
+}
+
+/// A name may come to stand for another merchant; its answers never do.
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_is_answered_from_another_merchant_after_a_reload() {
+    let second = MERCHANTS[1].0;
+    let upstream = Scripted::start(move |_, request| {
+        Act::success(if request.contains(second) {
+            r#"[{"useStatus":1,"of":"second"}]"#
+        } else {
+            r#"[{"useStatus":1}]"#
+        })
+    })
+    .await;
+    let gate = Gate::start(&upstream, &[]).await;
+    assert!(!gate.read("1").await.text().contains("second"));
+    let swapped = [
+        ("tenants.one.open_id", MERCHANTS[1].0),
+        ("tenants.one.grant_code", MERCHANTS[1].1),
+        ("tenants.two.open_id", MERCHANTS[0].0),
+        ("tenants.two.grant_code", MERCHANTS[0].1),
+    ];
+    assert!(reload(&gate, &upstream, &swapped, ""));
+    let now = gate.read("1").await;
+    assert!(now.is_stored_miss() && now.text().contains("second"), "{now:?}");
+    let first = gate.post(READ, &[("x-zvgate-tenant", "two")], BODY).await;
+    assert!(first.is_hit() && !first.text().contains("second"), "the merchant's own answers go with it");
+}
+
+/// What was kept by other rules of reading may end earlier by these.
+#[tokio::test(flavor = "multi_thread")]
+async fn answers_that_were_read_by_other_rules_are_kept_no_longer() {
+    let upstream = Scripted::start(|_, _| Act::success(r#"[{"useStatus":1,"goneAt":"2999-01-01 00:00:00"}]"#)).await;
+    let gate = Gate::start(&upstream, &[]).await;
+    gate.read("1").await;
+    let route = format!("[[routes]]\npath = \"{READ}\"\nkind = \"cached\"\nexpires = [\"goneAt\"]\n");
+    assert!(reload(&gate, &upstream, &[], &route));
+    assert!(!gate.read("1").await.is_hit() && gate.read("1").await.is_hit());
+    assert!(reload(&gate, &upstream, &[("cache.ttl", "9s")], &route));
+    assert!(gate.read("1").await.is_hit());
+    assert!(reload(&gate, &upstream, &[("cache.expiry_margin", "9s")], &route));
+    assert!(!gate.read("1").await.is_hit());
+}
+
+/// 200 reloads by SIGHUP under load, a third of them of broken files: no request fails, and the platform counts no burst.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_process_reloads_under_load_without_a_failed_request() {
+    let platform = Platform::strict().await;
+    let folder = tempfile::tempdir().unwrap();
+    let config = |more: &str| write_config(folder.path(), &platform.url(), more);
+    let (gateway, mut log, told) = serve(&config(""));
+    let address = told["listen"].as_str().unwrap().parse().unwrap();
+    let (on, answered) = (Arc::new(AtomicBool::new(true)), Arc::new(AtomicU64::new(0)));
+    let callers: Vec<_> = (0..4)
+        .map(|caller| {
+            let (on, answered) = (Arc::clone(&on), Arc::clone(&answered));
+            tokio::spawn(async move {
+                while on.load(Ordering::SeqCst) {
+                    let body = format!(r#"{{"params":{{"customerId":"{caller}"}}}}"#);
+                    let reply = post(address, READ, &[], &body).await;
+                    assert_eq!(reply.status, 200, "{reply:?}");
+                    answered.fetch_add(1, Ordering::SeqCst);
+                }
+            })
+        })
+        .collect();
+    tokio::task::block_in_place(|| {
+        for number in 0..200 {
+            let broken = number % 3 == 0;
+            config(&if broken {
+                "[cache]\nttl = 5\n".to_owned()
+            } else {
+                format!("[cache]\nttl = \"{}s\"\n", 1 + number % 7)
+            });
+            gateway.signal("HUP");
+            let words = if broken { "cannot be used" } else { "loaded again" };
+            next_line(&mut log, words, folder.path());
+            let before = answered.load(Ordering::SeqCst);
+            while answered.load(Ordering::SeqCst) < before + 5 {
+                std::thread::yield_now();
+            }
+        }
+    });
+    on.store(false, Ordering::SeqCst);
+    for caller in callers {
+        caller.await.unwrap();
+    }
+    assert_eq!(platform.stats().await["refused"], serde_json::json!({}));
+}
+
+fn next_line(log: &mut impl BufRead, words: &str, folder: &Path) {
+    let mut line = String::new();
+    log.read_line(&mut line).unwrap();
+    assert!(line.contains(words), "{line}");
+    assert!(!line.contains("ERROR") || line.contains(folder.to_str().unwrap()), "the file is named: {line}");
+}
