@@ -186,7 +186,27 @@ impl Refusal {
         match self {
             Self::CallerLimited(limited) | Self::UpstreamLimited(limited) => limited.retry_after,
             Self::Unavailable(Unavailable::Upstream(Shut::Open(wait))) => *wait,
-            _ => SOON,
+            Self::Unavailable(
+                Unavailable::Connections
+                | Unavailable::Waiters
+                | Unavailable::Upstream(Shut::Crowded)
+                | Unavailable::Stopping,
+            )
+            | Self::Body(_)
+            | Self::BadRequest(_)
+            | Self::UnknownTenant(_)
+            | Self::Unauthenticated
+            | Self::Forbidden(_)
+            | Self::WrongHost
+            | Self::UnknownRoute
+            | Self::MethodNotAllowed
+            | Self::TooSlow
+            | Self::BodyTooLarge(_)
+            | Self::UnsupportedMediaType
+            | Self::UpstreamFailed(_)
+            | Self::UpstreamTimeout
+            | Self::NotCached
+            | Self::OutcomeUnknown(_) => SOON,
         }
     }
 
