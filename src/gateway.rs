@@ -308,7 +308,9 @@ impl Gateway {
             let open = self.upstream.circuit(tenant).is_open();
             policy.handles.tenant(tenant.index).breaker_open.set(open.into());
             for route in policy.routes.all() {
-                let allowed = self.paces.allowed(tenant, route);
+                // Routes under wildcards share a name: the slowest is told.
+                let named = policy.routes.all().iter().filter(|other| other.label == route.label);
+                let allowed = named.map(|other| self.paces.allowed(tenant, other)).fold(f64::INFINITY, f64::min);
                 policy.handles.call(tenant.index, route.index).rate.set(allowed);
             }
         }

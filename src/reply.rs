@@ -11,6 +11,7 @@ use http::header::{AGE, ALLOW, CONTENT_ENCODING, CONTENT_TYPE, HeaderName, RETRY
 use http::{HeaderValue, Response, StatusCode};
 use http_body_util::Full;
 
+use self::refusal::Again;
 pub use self::refusal::{Denied, Refusal, Unavailable};
 use crate::answer::Answer;
 use crate::envelope::push_text;
@@ -152,14 +153,17 @@ fn refused(refusal: &Refusal, request_id: &str) -> Response<Full<Bytes>> {
     if status == StatusCode::UNAUTHORIZED {
         headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"zvgate\""));
     }
-    let limit = refusal.limit();
-    if limit.is_some() || status == StatusCode::SERVICE_UNAVAILABLE {
-        let pause = whole_seconds(refusal.retry_after());
-        headers.insert(RETRY_AFTER, HeaderValue::from(pause));
-        if let Some((policy, limited)) = limit {
+    match refusal.again() {
+        Again::By(policy, limited) => {
+            let pause = whole_seconds(limited.retry_after);
+            headers.insert(RETRY_AFTER, HeaderValue::from(pause));
             headers.insert(RATELIMIT_POLICY, value(&policy_text(policy, limited)));
             headers.insert(RATELIMIT, value(&format!("\"{policy}\";r=0;t={pause}")));
         }
+        Again::In(pause) => {
+            headers.insert(RETRY_AFTER, HeaderValue::from(whole_seconds(pause)));
+        }
+        Again::Unknown => {}
     }
     response
 }

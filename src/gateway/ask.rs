@@ -91,7 +91,11 @@ impl Gateway {
             if is_lost_to_idle_close(&outcome) && reuse == Reuse::Idle {
                 // Upstream did not fail: it closed a connection that we used too late.
                 reuse = Reuse::New;
-            } else if retries < asking.allowance.retries && may_pass(&outcome) && circuit.retry() {
+            } else if retries < asking.allowance.retries
+                && may_pass(&outcome)
+                && circuit.check().is_ok()
+                && circuit.retry()
+            {
                 tokio::select! {
                     () = tokio::time::sleep(pause_before(retries, fastrand::f64())) => {}
                     () = unwanted() => return outcome,

@@ -181,40 +181,18 @@ impl Refusal {
         }
     }
 
-    /// When to come again.
-    pub(super) const fn retry_after(&self) -> Duration {
+    /// When to come again, where that helps, and the limit that says so with the name of its policy.
+    pub(super) const fn again(&self) -> Again<'_> {
         match self {
-            Self::CallerLimited(limited) | Self::UpstreamLimited(limited) => limited.retry_after,
-            Self::Unavailable(Unavailable::Upstream(Shut::Open(wait))) => *wait,
+            Self::CallerLimited(limited) => Again::By("caller", limited),
+            Self::UpstreamLimited(limited) => Again::By("upstream", limited),
+            Self::Unavailable(Unavailable::Upstream(Shut::Open(wait))) => Again::In(*wait),
             Self::Unavailable(
                 Unavailable::Connections
                 | Unavailable::Waiters
                 | Unavailable::Upstream(Shut::Crowded)
                 | Unavailable::Stopping,
-            )
-            | Self::Body(_)
-            | Self::BadRequest(_)
-            | Self::UnknownTenant(_)
-            | Self::Unauthenticated
-            | Self::Forbidden(_)
-            | Self::WrongHost
-            | Self::UnknownRoute
-            | Self::MethodNotAllowed
-            | Self::TooSlow
-            | Self::BodyTooLarge(_)
-            | Self::UnsupportedMediaType
-            | Self::UpstreamFailed(_)
-            | Self::UpstreamTimeout
-            | Self::NotCached
-            | Self::OutcomeUnknown(_) => SOON,
-        }
-    }
-
-    /// The limit that refused, with the name of its policy.
-    pub(super) const fn limit(&self) -> Option<(&'static str, &Limited)> {
-        match self {
-            Self::CallerLimited(limited) => Some(("caller", limited)),
-            Self::UpstreamLimited(limited) => Some(("upstream", limited)),
+            ) => Again::In(SOON),
             Self::Body(_)
             | Self::BadRequest(_)
             | Self::UnknownTenant(_)
@@ -227,12 +205,21 @@ impl Refusal {
             | Self::BodyTooLarge(_)
             | Self::UnsupportedMediaType
             | Self::UpstreamFailed(_)
-            | Self::Unavailable(_)
             | Self::UpstreamTimeout
             | Self::NotCached
-            | Self::OutcomeUnknown(_) => None,
+            | Self::OutcomeUnknown(_) => Again::Unknown,
         }
     }
+}
+
+/// When to come again.
+pub(super) enum Again<'a> {
+    /// When a limit lets one through.
+    By(&'static str, &'a Limited),
+    /// After so long.
+    In(Duration),
+    /// Nobody knows whether that would help.
+    Unknown,
 }
 
 /// The error types of RFC 9209, section 2.3.

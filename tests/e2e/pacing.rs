@@ -74,9 +74,11 @@ async fn the_pace_holds_under_every_fault() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_path_does_not_leave_the_common_pace_while_that_cools() {
     let platform = Platform::open().await;
-    let file = "[[routes]]\npath = \"/v3/w/**\"\nkind = \"pass\"\npace = { rate = 1, per = \"1h\" }\n";
+    let file = "[[routes]]\npath = \"/v3/w/**\"\nkind = \"pass\"\npace = { rate = 1, per = \"1h\" }\n[[routes]]\npath = \"/v4/**\"\nkind = \"pass\"\n";
     let gate = Gate::with_file(&platform, &[("limits.max_wait", "0s")], file).await;
     let pass = async |number: u32| gate.post(&format!("/v3/w/{number}"), &[], r#"{"params":{}}"#).await.status;
+    let other = "zvgate_upstream_rate{route=\"other\",tenant=\"one\"}";
+    assert_eq!(gate.metric(other).await, 1.0, "the slowest of the routes that share the name");
     assert_eq!(pass(0).await, 200);
     gate.hands.advance(Duration::from_secs(1800));
     for number in 1..257 {
