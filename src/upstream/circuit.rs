@@ -122,8 +122,8 @@ pub struct Attempt {
 }
 
 impl Attempt {
-    /// Runs the attempt to its end; `health` tells how that speaks of upstream, if it does. One that hangs is told of as unanswered
-    /// at once, so that the next ones need not wait for it.
+    /// Runs the attempt to its end; `health` tells how that speaks of upstream, if it does. One that hangs is told of as
+    /// unanswered at once, so that the next ones need not wait for it.
     pub async fn watch<T>(mut self, attempt: impl Future<Output = T>, health: impl FnOnce(&T) -> Option<Health>) -> T {
         let mut attempt = std::pin::pin!(attempt);
         let outcome = tokio::time::timeout(HUNG, attempt.as_mut()).await;
