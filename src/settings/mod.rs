@@ -5,6 +5,7 @@
 
 mod base_url;
 mod callers;
+mod change;
 mod load;
 mod log;
 mod rate;
@@ -13,7 +14,7 @@ mod routes;
 mod tenants;
 mod value;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
@@ -174,28 +175,6 @@ pub struct CacheSettings {
     pub settle_unknown: Duration,
 }
 
-/// Keys, or their beginnings, that hold what is made once: listeners, connections, memory, the log.
-const TAKES_RESTART: &[&str] = &[
-    "server.listen",
-    "server.admin",
-    "server.workers",
-    "server.max_connections",
-    "server.header_timeout",
-    "server.idle_timeout",
-    "server.drain_",
-    "upstream.base_url",
-    "upstream.allow_plaintext",
-    "upstream.connect_timeout",
-    "upstream.max_inflight",
-    "upstream.max_response",
-    "upstream.pool_idle",
-    "upstream.follow_clock",
-    "cache.max_bytes",
-    "log.format",
-    "log.level",
-    "log.hash_key_file",
-];
-
 const fn seconds(number: u64) -> Duration {
     Duration::from_secs(number)
 }
@@ -248,31 +227,6 @@ impl Settings {
             ]);
         }
         missing
-    }
-
-    /// Keys whose values differ in `other`: those that a running gateway takes over, and those that take a restart.
-    /// Secrets differ unseen.
-    pub fn differences(&self, other: &Self) -> (Vec<String>, Vec<String>) {
-        let keys: BTreeSet<&String> = self.effective.keys().chain(other.effective.keys()).collect();
-        let differ = |key: &&String| self.effective.get(*key) != other.effective.get(*key);
-        let takes_restart = |key: &String| TAKES_RESTART.iter().any(|fixed| key.starts_with(fixed));
-        let (restart, mut changed): (Vec<String>, Vec<String>) =
-            keys.into_iter().filter(differ).cloned().partition(takes_restart);
-        if self.routes != other.routes {
-            changed.push("routes".to_owned());
-        }
-        (changed, restart)
-    }
-
-    /// These settings as they are in force where a running gateway took them over from `other`: what takes a restart is shown
-    /// as it was.
-    pub fn keeping_fixed(&self, other: &Self) -> Self {
-        let takes_restart = |key: &str| TAKES_RESTART.iter().any(|fixed| key.starts_with(fixed));
-        let mut effective = self.effective.clone();
-        effective.retain(|key, _| !takes_restart(key));
-        let fixed = other.effective.iter().filter(|(key, _)| takes_restart(key));
-        effective.extend(fixed.map(|(key, value)| (key.clone(), value.clone())));
-        Self { effective, ..self.clone() }
     }
 
     /// Every effective value as a TOML document, secrets masked.

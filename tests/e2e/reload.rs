@@ -131,6 +131,20 @@ async fn nobody_is_answered_from_another_merchant_after_a_reload() {
     assert!(first.is_hit() && !first.text().contains("second"), "the merchant's own answers go with it");
 }
 
+/// A tenant that came later is fenced as those that were there.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_tenant_is_served_and_purged_as_any() {
+    let upstream = Scripted::start(|_, _| Act::success(r#"[{"useStatus":1}]"#)).await;
+    let gate = Gate::start(&upstream, &[]).await;
+    let third = [("tenants.three.open_id", "i"), ("tenants.three.grant_code", "g"), ("tenants.three.open_key", "k")];
+    assert!(reload(&gate, &upstream, &third, ""));
+    let read = async || gate.post(READ, &[("x-zvgate-tenant", "three")], BODY).await;
+    assert!(read().await.is_stored_miss() && read().await.is_hit());
+    let write = gate.post(WRITE, &[("x-zvgate-tenant", "three")], r#"{"params":{"bizId":"b"}}"#).await;
+    assert_eq!(write.status, 200);
+    assert!(!read().await.is_hit(), "a write to nobody knows whom ends all of its tenant");
+}
+
 /// What was kept by other rules of reading may end earlier by these.
 #[tokio::test(flavor = "multi_thread")]
 async fn answers_that_were_read_by_other_rules_are_kept_no_longer() {
