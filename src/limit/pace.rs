@@ -322,6 +322,7 @@ mod tests {
             turn.sent();
             turn.answered();
         }
+        assert!(pace.spare_turn().is_none(), "half of the slots are held back");
         let limited = pace.turn(of(0, false), Duration::ZERO).await.unwrap_err();
         assert!((18..=19).contains(&limited.retry_after.as_secs()), "{limited:?}");
         hands.advance(Duration::from_secs(19));
