@@ -6,14 +6,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use bytes::Bytes;
-use http::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HOST, ORIGIN, WWW_AUTHENTICATE};
+use http::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, WWW_AUTHENTICATE};
 use http::{HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use percent_encoding::percent_decode_str;
 
-use crate::gateway::{Gateway, Inspected, bearer, is_own};
+use crate::gateway::{Foreign, Gateway, Inspected, bearer, foreign};
 use crate::metrics::Metrics;
+use crate::reply::BEARER;
 use crate::secret::KeyHash;
 use crate::settings::ServerSettings;
 use crate::tenant::Tenant;
@@ -78,25 +79,20 @@ impl Access {
     /// Lets a request through to what is not for everybody.
     fn check(&self, request: &Request<Incoming>) -> Result<(), Page> {
         if !self.keys.is_empty() {
-            let hash = bearer(request.headers()).map(KeyHash::of);
-            let known = self.keys.iter().fold(false, |found, key| found | (hash.as_ref() == Some(key)));
+            let known = bearer(request.headers()).is_some_and(|key| KeyHash::of(key).is_one_of(&self.keys));
             return if known { Ok(()) } else { Err(text(StatusCode::UNAUTHORIZED, "the operators' key is needed")) };
         }
         if !self.private {
             return Err(not_found());
         }
-        // A web page must not reach what is on this machine.
-        let host = request.headers().get(HOST).map(|host| std::str::from_utf8(host.as_bytes()).unwrap_or_default());
-        if host.is_some_and(|host| !is_own(host, &self.hosts)) {
-            return Err(text(
+        match foreign(request.headers(), request.uri(), &self.hosts) {
+            None => Ok(()),
+            Some(Foreign::Host) => Err(text(
                 StatusCode::MISDIRECTED_REQUEST,
                 "Host must be an IP address, localhost, or one of server.hosts",
-            ));
+            )),
+            Some(Foreign::Page) => Err(text(StatusCode::FORBIDDEN, "web pages may not ask")),
         }
-        if request.headers().contains_key(ORIGIN) {
-            return Err(text(StatusCode::FORBIDDEN, "web pages may not ask"));
-        }
-        Ok(())
     }
 }
 
@@ -137,7 +133,7 @@ impl Admin {
         headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
         headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
         if status == StatusCode::UNAUTHORIZED {
-            headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"zvgate\""));
+            headers.insert(WWW_AUTHENTICATE, BEARER);
         }
         if status == StatusCode::METHOD_NOT_ALLOWED {
             headers.insert(ALLOW, HeaderValue::from_static(allowed(request.uri().path())));

@@ -16,7 +16,7 @@ use crate::gateway::{Equipment, Gateway};
 use crate::limit::Before;
 use crate::listener::{self, Bounds, Peer, Room, Tally};
 use crate::pseudonym::Pseudonyms;
-use crate::settings::{Mistakes, ServerSettings, Settings};
+use crate::settings::{ServerSettings, Settings};
 use crate::signer::Nonces;
 use crate::tenant::{KeyFile, KeyNews};
 use crate::upstream::Upstream;
@@ -108,9 +108,9 @@ impl App {
         self.admin.local_addr()
     }
 
-    /// What takes another configuration over while this serves.
-    pub fn reloader(&self) -> Reloader {
-        Reloader(Arc::clone(&self.gateway))
+    /// What is served, to hand it another configuration.
+    pub fn gateway(&self) -> Arc<Gateway> {
+        Arc::clone(&self.gateway)
     }
 
     /// Serves until `stop`; then accepts for `server.drain_delay` more, and finishes what is in hand in
@@ -159,17 +159,6 @@ impl App {
         housekeeping.abort_all();
         stop_admin.cancel();
         admin.abort();
-    }
-}
-
-/// Takes another configuration over.
-#[derive(Clone)]
-pub struct Reloader(Arc<Gateway>);
-
-impl Reloader {
-    /// Takes a configuration over, whole or not at all, and tells so in the log and a metric. Answers whether it did.
-    pub fn reload(&self, loaded: Result<&Settings, &Mistakes>) -> bool {
-        self.0.reload(loaded)
     }
 }
 

@@ -29,7 +29,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::DropGuard;
 use tokio_util::task::TaskTracker;
 
-pub use self::door::{bearer, is_own};
+pub use self::door::{Foreign, bearer, foreign};
 use self::policy::Policy;
 pub use self::upkeep::Inspected;
 use self::write::Again;
@@ -232,8 +232,14 @@ impl Gateway {
         if !incoming::is_json(&head.headers) {
             return Err(Refusal::UnsupportedMediaType);
         }
-        let body = incoming::read_body(&head.headers, body, policy.max_body, policy.waits.body).await?;
-        let deadline = self.deadline(&head.headers, policy.waits.request)?;
+        let body = incoming::read_body(
+            &head.headers,
+            body,
+            policy.settings.server.max_body.0,
+            policy.settings.server.body_timeout,
+        )
+        .await?;
+        let deadline = self.deadline(&head.headers, policy.settings.server.request_timeout)?;
         let begun = match route {
             Some(route) => self.begin(Entrance { policy, caller, route, deadline }, &head, &body, facts)?,
             None => Begun::Answered(self.invalidate(policy, &head, caller, &body, facts)?),
@@ -280,7 +286,7 @@ impl Gateway {
             facts,
         };
         match &route.kind {
-            KindSettings::Cached(_) if policy.cache.mode == CacheMode::Off => {
+            KindSettings::Cached(_) if policy.settings.cache.mode == CacheMode::Off => {
                 if arrival.demand.only_if_cached {
                     Err(Refusal::NotCached)
                 } else {

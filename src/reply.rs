@@ -22,6 +22,8 @@ const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
 const PROXY_STATUS: HeaderName = HeaderName::from_static("proxy-status");
 const RATELIMIT: HeaderName = HeaderName::from_static("ratelimit");
 const RATELIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
+/// What is asked of who has no key (RFC 6750, section 3).
+pub const BEARER: HeaderValue = HeaderValue::from_static("Bearer realm=\"zvgate\"");
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 
 /// Upstream's word, and how it came.
@@ -151,7 +153,7 @@ fn refused(refusal: &Refusal, request_id: &str) -> Response<Full<Bytes>> {
         headers.insert(ALLOW, HeaderValue::from_static("POST"));
     }
     if status == StatusCode::UNAUTHORIZED {
-        headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"zvgate\""));
+        headers.insert(WWW_AUTHENTICATE, BEARER);
     }
     match refusal.again() {
         Again::By(policy, limited) => {

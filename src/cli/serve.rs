@@ -25,13 +25,13 @@ async fn serve(configuration: &Configuration, settings: &Settings) -> Result<(),
     })?;
     let (data, admin) = (app.address().map_err(fail)?, app.admin_address().map_err(fail)?);
     tracing::info!(version = env!("CARGO_PKG_VERSION"), listen = %data, admin_listen = %admin, "serving");
-    let (reloader, sources) = (app.reloader(), configuration.sources());
+    let (gateway, sources) = (app.gateway(), configuration.sources());
     let reloading = async {
         while hangups.recv().await.is_some() {
             let sources = sources.clone();
             // Files are read, which may block.
             if let Ok(loaded) = tokio::task::spawn_blocking(move || sources.load()).await {
-                reloader.reload(loaded.as_ref());
+                gateway.reload(loaded.as_ref());
             }
         }
         std::future::pending::<()>().await;

@@ -7,8 +7,6 @@ use crate::metrics::{CacheUse, Label, Limit};
 use crate::reply::{self, Refusal, Reply, Unavailable, Way};
 use crate::settings::AccessLog;
 
-/// The index of callers who are not known.
-const ANONYMOUS: usize = 0;
 /// Customers whose names stand in one line of the log; of further ones, only how many there are.
 const SHOWN_CUSTOMERS: usize = 10;
 
@@ -18,13 +16,12 @@ impl Gateway {
         let (status, cache) = (reply::status(outcome), cache_use(outcome));
         let route = facts.route.as_ref();
         let handles = &policy.handles;
-        let caller = facts.caller.as_ref();
-        let number = caller.map_or(ANONYMOUS, |caller| caller.index);
-        handles.request(route.map(|route| route.index), number, status, cache, took);
+        let caller = facts.caller.as_ref().unwrap_or(policy.callers.anonymous());
+        handles.request(route.map(|route| route.index), caller.index, status, cache, took);
         if let Some(limit) = outcome.as_ref().err().and_then(limit_of) {
-            handles.caller(number).limited.of(limit).inc();
+            handles.caller(caller.index).limited.of(limit).inc();
         }
-        let logged = match policy.log.access {
+        let logged = match policy.settings.log.access {
             AccessLog::All => true,
             AccessLog::Errors => status >= 400,
             AccessLog::None => false,
@@ -32,7 +29,7 @@ impl Gateway {
         if logged {
             tracing::info!(
                 route = route.map_or("none", |route| route.label.as_str()),
-                caller = caller.and_then(|caller| caller.name.as_deref()),
+                caller = caller.name.as_deref(),
                 tenant = facts.tenant.as_ref().map(|tenant| tenant.name.as_str()),
                 customers = self.shown(&facts.customers),
                 status,
@@ -54,7 +51,7 @@ impl Gateway {
         facts: &Facts,
         customers: &[String],
     ) {
-        if policy.log.writes {
+        if policy.settings.log.writes {
             tracing::info!(
                 route = facts.route.as_ref().map(|route| route.label.as_str()),
                 caller = facts.caller.as_ref().and_then(|caller| caller.name.as_deref()),

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use http::header::{AUTHORIZATION, HOST, ORIGIN};
 use http::request::Parts;
 use http::uri::Authority;
-use http::{HeaderMap, Version};
+use http::{HeaderMap, Uri, Version};
 
 use super::policy::Policy;
 use crate::caller::Caller;
@@ -19,15 +19,30 @@ pub(super) fn caller<'a>(policy: &'a Policy, head: &Parts) -> Result<&'a Arc<Cal
     if !policy.callers.are_anonymous() {
         return bearer(&head.headers).and_then(|key| policy.callers.with_key(key)).ok_or(Refusal::Unauthenticated);
     }
-    let named = head.headers.get(HOST).map(|host| std::str::from_utf8(host.as_bytes()).unwrap_or_default());
-    let mut hosts = named.into_iter().chain(head.uri.authority().map(Authority::as_str));
-    if !hosts.all(|host| is_own(host, &policy.hosts)) {
-        return Err(Refusal::WrongHost);
+    match foreign(&head.headers, &head.uri, &policy.settings.server.hosts) {
+        None => Ok(policy.callers.anonymous()),
+        Some(Foreign::Host) => Err(Refusal::WrongHost),
+        Some(Foreign::Page) => Err(Refusal::Forbidden(Denied::Page)),
     }
-    if head.headers.contains_key(ORIGIN) {
-        return Err(Refusal::Forbidden(Denied::Page));
+}
+
+/// By what a request is seen to come from a web page, or to be able to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Foreign {
+    /// It is for a host that may be the page's own name for this machine.
+    Host,
+    /// It tells the page's origin.
+    Page,
+}
+
+/// Whether a web page may have asked, which could be made to by anybody. `names` are this machine's beside its addresses.
+pub fn foreign(headers: &HeaderMap, uri: &Uri, names: &[String]) -> Option<Foreign> {
+    let named = headers.get(HOST).map(|host| std::str::from_utf8(host.as_bytes()).unwrap_or_default());
+    let mut hosts = named.into_iter().chain(uri.authority().map(Authority::as_str));
+    if !hosts.all(|host| is_own(host, names)) {
+        return Some(Foreign::Host);
     }
-    Ok(policy.callers.anonymous())
+    headers.contains_key(ORIGIN).then_some(Foreign::Page)
 }
 
 /// A request that names two hosts, or in HTTP/1.1 none, may be read in two ways (RFC 9112, section 3.2).
@@ -49,7 +64,7 @@ pub fn bearer(headers: &HeaderMap) -> Option<&[u8]> {
 }
 
 /// Whether a host is this machine's: an address, `localhost`, or one of the names that are configured.
-pub fn is_own(host: &str, names: &[String]) -> bool {
+fn is_own(host: &str, names: &[String]) -> bool {
     let Ok(authority) = host.parse::<Authority>() else { return false };
     if authority.as_str().contains('@') {
         return false;

@@ -3,7 +3,6 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::time::Duration;
 
 use crate::answer::Reader;
 use crate::cache::{self, Lifetimes};
@@ -12,9 +11,7 @@ use crate::clock::Clock;
 use crate::limit::{CallerGate, Limited, Rules};
 use crate::metrics::{Handles, Metrics};
 use crate::route::{Route, Routes};
-use crate::settings::{
-    CacheSettings, CachedSettings, CallerLimit, KindSettings, LogSettings, Settings, UpstreamSettings,
-};
+use crate::settings::{CachedSettings, CallerLimit, KindSettings, Settings};
 use crate::tenant::{Identities, Tenants};
 
 /// What is decided.
@@ -25,18 +22,8 @@ pub(super) struct Policy {
     /// By the callers' indices.
     gates: Vec<Gate>,
     pub(super) lifetimes: Lifetimes,
-    pub(super) cache: CacheSettings,
-    pub(super) upstream: UpstreamSettings,
-    pub(super) waits: Waits,
-    pub(super) max_body: u64,
-    /// Names that anonymous callers may use for this host.
-    pub(super) hosts: Vec<String>,
-    pub(super) log: LogSettings,
     pub(super) handles: Handles,
-    /// The configuration as it is shown.
-    pub(super) effective: String,
-    max_waiters: usize,
-    settings: Settings,
+    pub(super) settings: Settings,
 }
 
 /// A caller's gate, and whose and what it is.
@@ -63,18 +50,6 @@ fn gates(settings: &Settings, before: Option<&Policy>, clock: &Clock) -> Vec<Gat
     std::iter::once(anonymous).chain(named).map(gate).collect()
 }
 
-/// How long things may take.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Waits {
-    pub(super) body: Duration,
-    pub(super) request: Duration,
-    pub(super) write_request: Duration,
-    pub(super) read: Duration,
-    pub(super) write: Duration,
-    pub(super) attempt: Duration,
-    pub(super) write_attempt: Duration,
-}
-
 impl Policy {
     /// What is decided by `settings`. What callers used up of their limits under `before` stays used up. `private` tells
     /// whether only this machine can ask: without callers' keys, only then may they invalidate.
@@ -87,18 +62,17 @@ impl Policy {
         clock: &Clock,
     ) -> Self {
         let settings = before.map_or_else(|| settings.clone(), |before| settings.keeping_fixed(&before.settings));
-        let (server, limits, cache) = (&settings.server, &settings.limits, &settings.cache);
+        let cache = &settings.cache;
         let tenants = Tenants::new(&settings.tenants, identities);
         let routes = Routes::new(&settings.routes);
         let labels: Vec<&str> = routes.all().iter().map(|route| route.label.as_str()).collect();
         let names: Vec<(usize, &str)> =
             tenants.all().iter().map(|tenant| (tenant.index, tenant.name.as_str())).collect();
-        let callers = Callers::new(&settings.callers, private);
         let caller_names: Vec<&str> = settings.callers.iter().map(|caller| caller.name.as_str()).collect();
-        let handles = metrics.handles(&labels, &caller_names, &names);
         Self {
+            handles: metrics.handles(&labels, &caller_names, &names),
             gates: gates(&settings, before, clock),
-            callers,
+            callers: Callers::new(&settings.callers, private),
             lifetimes: Lifetimes {
                 ttl: cache.ttl,
                 negative_ttl: cache.negative_ttl,
@@ -107,24 +81,7 @@ impl Policy {
                 stale_if_error: cache.stale_if_error,
                 expiry_margin: cache.expiry_margin,
             },
-            waits: Waits {
-                body: server.body_timeout,
-                request: server.request_timeout,
-                write_request: server.write_request_timeout,
-                read: limits.max_wait,
-                write: limits.max_wait_write,
-                attempt: settings.upstream.attempt_timeout,
-                write_attempt: settings.upstream.write_timeout,
-            },
-            cache: cache.clone(),
-            max_body: server.max_body.0,
-            hosts: server.hosts.clone(),
-            log: settings.log.clone(),
-            effective: settings.effective(),
-            upstream: settings.upstream.clone(),
-            max_waiters: usize::try_from(limits.max_waiters).unwrap_or(usize::MAX),
-            settings: settings.clone(),
-            handles,
+            settings,
             routes,
             tenants,
         }
@@ -138,10 +95,10 @@ impl Policy {
     /// What the cache is made with, or takes over.
     pub(super) fn cache_options(&self, identities: &Identities) -> cache::Options {
         cache::Options {
-            max_bytes: self.cache.max_bytes.0,
-            max_waiters: self.max_waiters,
+            max_bytes: self.settings.cache.max_bytes.0,
+            max_waiters: usize::try_from(self.settings.limits.max_waiters).unwrap_or(usize::MAX),
             tenants: identities.count(),
-            unsettled_ttl: self.cache.unsettled_ttl,
+            unsettled_ttl: self.settings.cache.unsettled_ttl,
         }
     }
 
@@ -156,11 +113,6 @@ impl Policy {
         self.routes.find(path).or_else(same).map(|route| Arc::clone(&route.pattern))
     }
 
-    /// Keys whose values are others in `loaded`: those that a running gateway takes over, and those that take a restart.
-    pub(super) fn differences(&self, loaded: &Settings) -> (Vec<String>, Vec<String>) {
-        self.settings.differences(loaded)
-    }
-
     /// Whether kept answers may have been read or told apart by other rules under another policy.
     pub(super) fn reads_otherwise(&self, other: &Self) -> bool {
         let rules = |policy: &Self| {
@@ -172,17 +124,14 @@ impl Policy {
                 KindSettings::Write(_) | KindSettings::Pass | KindSettings::Off => None,
             };
             let routes: BTreeSet<_> = policy.routes.all().iter().filter_map(one).collect();
-            (routes, policy.cache.expiry_margin, policy.upstream.utc_offset)
+            (routes, policy.settings.cache.expiry_margin, policy.settings.upstream.utc_offset)
         };
         rules(self) != rules(other)
     }
 
     /// How answers are read whose coupons end by these members.
     pub(super) fn reader(&self, expires: &[String]) -> Reader {
-        Reader {
-            expires: expires.to_vec(),
-            retry_codes: self.upstream.retry_codes.clone(),
-            utc_offset: self.upstream.utc_offset,
-        }
+        let upstream = &self.settings.upstream;
+        Reader { expires: expires.to_vec(), retry_codes: upstream.retry_codes.clone(), utc_offset: upstream.utc_offset }
     }
 }

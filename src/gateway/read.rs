@@ -105,14 +105,13 @@ impl Gateway {
     /// The call itself, which outlives every caller who waits for it.
     async fn fly(self: Arc<Self>, flight: Flight, landing: Landing<Refusal>, turn: Option<Turn>) {
         let Flight { policy, route, call, reader, .. } = &flight;
-        let waits = policy.waits;
         let allowance = Allowance {
             who: Claimant { caller: flight.caller, write: false },
-            wait: waits.read,
-            answer: waits.attempt,
-            deadline: self.clock.boot() + waits.request,
+            wait: policy.settings.limits.max_wait,
+            answer: policy.settings.upstream.attempt_timeout,
+            deadline: self.clock.boot() + policy.settings.server.request_timeout,
             reuse: Reuse::Idle,
-            retries: policy.upstream.retries,
+            retries: policy.settings.upstream.retries,
         };
         let asking = Asking { policy, route, call, reader, allowance };
         match self.ask(&asking, turn, || landing.deserted()).await {

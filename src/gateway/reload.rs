@@ -61,7 +61,7 @@ impl Gateway {
             }
         }
         self.reloads.fetch_add(1, Ordering::Release);
-        let (changed, restart) = old.differences(settings);
+        let (changed, restart) = old.settings.differences(settings);
         tracing::info!(changed = changed.join(", "), "the configuration was loaded again");
         if !restart.is_empty() {
             tracing::warn!(keys = restart.join(", "), "these keys changed too, and take a restart");

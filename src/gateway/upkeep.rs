@@ -72,7 +72,7 @@ impl Gateway {
         self.metrics.invalidations.of(cause).inc();
         self.cache.invalidate(
             &Subject::customer(tenant.index, customer),
-            now.boot + self.policy.load().cache.settle,
+            now.boot + self.policy.load().settings.cache.settle,
             now,
         )
     }
@@ -94,7 +94,7 @@ impl Gateway {
         let meant = |one: &&Arc<Tenant>| tenant.is_none_or(|tenant| tenant.index == one.index);
         let now = self.now();
         let policy = self.policy.load();
-        let settled = now.boot + policy.cache.settle;
+        let settled = now.boot + policy.settings.cache.settle;
         let purged = policy.tenants.all().iter().filter(meant).map(|one| {
             self.metrics.invalidations.of(Invalidation::Purge).inc();
             self.cache.purge_tenant(one.index, settled, now)
@@ -116,7 +116,7 @@ impl Gateway {
 
     /// The effective configuration, secrets and hashes masked.
     pub fn configuration(&self) -> String {
-        self.policy.load().effective.clone()
+        self.policy.load().settings.effective()
     }
 
     /// A customer's name as the log may have it.

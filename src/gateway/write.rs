@@ -23,6 +23,7 @@ impl Gateway {
     pub(super) fn write(self: &Arc<Self>, arrival: &Arrival<'_>, settings: &WriteSettings) -> Begun {
         let write = Write {
             policy: Arc::clone(arrival.policy),
+            caller: arrival.caller.index,
             route: Arc::clone(arrival.route),
             call: arrival.call(),
             reader: arrival.policy.reader(&[]),
@@ -36,14 +37,14 @@ impl Gateway {
     /// half-way would leave its slot and its counts wrong. It is not sent once its caller has left.
     pub(super) fn pass(self: &Arc<Self>, arrival: &Arrival<'_>, again: Again) -> Begun {
         let (reuse, retries) = match again {
-            Again::Allowed => (Reuse::Idle, arrival.policy.upstream.retries),
+            Again::Allowed => (Reuse::Idle, arrival.policy.settings.upstream.retries),
             // It may be lost with an idle connection, and nobody knows what it does.
             Again::Never => (Reuse::New, 0),
         };
         let allowance = Allowance {
             who: Claimant { caller: arrival.caller.index, write: false },
-            wait: arrival.policy.waits.read,
-            answer: arrival.policy.waits.attempt,
+            wait: arrival.policy.settings.limits.max_wait,
+            answer: arrival.policy.settings.upstream.attempt_timeout,
             deadline: arrival.deadline,
             reuse,
             retries,
@@ -62,10 +63,10 @@ impl Gateway {
     async fn carry_out(self: Arc<Self>, write: Write) -> Result<Reply, Refusal> {
         let Write { policy, route, call, reader, .. } = &write;
         let allowance = Allowance {
-            who: Claimant { caller: write.facts.caller.as_ref().map_or(0, |caller| caller.index), write: true },
-            wait: policy.waits.write,
-            answer: policy.waits.write_attempt,
-            deadline: self.clock.boot() + policy.waits.write_request,
+            who: Claimant { caller: write.caller, write: true },
+            wait: policy.settings.limits.max_wait_write,
+            answer: policy.settings.upstream.write_timeout,
+            deadline: self.clock.boot() + policy.settings.server.write_request_timeout,
             reuse: Reuse::Own,
             retries: 0,
         };
@@ -95,7 +96,7 @@ impl Gateway {
     /// From here on no read is answered with what was asked for before. `known` tells whether the outcome is.
     fn end_of(&self, write: &Write, customers: &mut Vec<String>, known: bool) {
         let now = self.now();
-        let settings = &write.policy.cache;
+        let settings = &write.policy.settings.cache;
         let settled = now.boot + if known { settings.settle } else { settings.settle_unknown };
         customers.sort_unstable();
         customers.dedup();
@@ -131,6 +132,7 @@ pub(super) enum Again {
 /// What a write needs of the request that asked for it.
 struct Write {
     policy: Arc<Policy>,
+    caller: usize,
     route: Arc<Route>,
     call: Call,
     reader: Reader,

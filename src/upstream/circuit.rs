@@ -10,7 +10,7 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
 use super::breaker::{Admission, Breaker, HUNG, Health};
 use super::retry::RetryBudget;
-use crate::clock::{Boot, Clock};
+use crate::clock::Clock;
 
 /// The circuit of one tenant.
 #[derive(Debug)]
@@ -105,10 +105,6 @@ impl Circuit {
     pub fn retry(&self) -> bool {
         self.retries.retry(self.clock.boot())
     }
-
-    fn now(&self) -> Boot {
-        self.clock.boot()
-    }
 }
 
 /// An attempt under way. Dropped before it is told how it ended, it tells nothing of upstream.
@@ -147,7 +143,7 @@ impl Attempt {
 
     fn tell(&mut self, health: Health) {
         if !std::mem::replace(&mut self.told, true) {
-            let now = self.circuit.now();
+            let now = self.circuit.clock.boot();
             let mut breaker = self.circuit.breaker.lock();
             breaker.ended(self.admission, health, fastrand::f64(), now);
             if breaker.is_open() {
@@ -160,7 +156,7 @@ impl Attempt {
 impl Drop for Attempt {
     fn drop(&mut self) {
         if !self.told {
-            let now = self.circuit.now();
+            let now = self.circuit.clock.boot();
             self.circuit.breaker.lock().given_up(self.admission, now);
         }
         if self.hung {

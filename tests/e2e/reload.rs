@@ -16,7 +16,7 @@ const SUCCESS: &str = "zvgate_config_reload_success";
 const BODY: &str = r#"{"params":{"customerId":"1"}}"#;
 
 fn reload(gate: &Gate, upstream: &impl Upstream, words: Words<'_>, file: &str) -> bool {
-    gate.reloader.reload(Ok(&settings(upstream, words, Some(file))))
+    gate.gateway.reload(Ok(&settings(upstream, words, Some(file))))
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -53,10 +53,10 @@ async fn a_configuration_that_cannot_be_used_changes_nothing() {
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), "[cache]\nttl = 5\nmode = \"of\"\n").unwrap();
     let broken = Sources { file: Some(file.path().to_path_buf()), ..Sources::default() }.load();
-    assert!(!gate.reloader.reload(broken.as_ref()));
+    assert!(!gate.gateway.reload(broken.as_ref()));
     std::fs::write(file.path(), "").unwrap();
     let empty = Sources { file: Some(file.path().to_path_buf()), ..Sources::default() }.load();
-    assert!(!gate.reloader.reload(empty.as_ref()), "nobody to sign as");
+    assert!(!gate.gateway.reload(empty.as_ref()), "nobody to sign as");
     assert_eq!(gate.metric(SUCCESS).await, 0.0);
     assert!(gate.read("1").await.is_stored_miss());
     assert!(reload(&gate, &platform, &[], ""));

@@ -13,8 +13,9 @@ use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
 use tokio::net::TcpStream;
 use tokio_util::sync::{CancellationToken, DropGuard};
-use zvgate::app::{App, Reloader};
+use zvgate::app::App;
 use zvgate::clock::{Clock, Hands};
+use zvgate::gateway::Gateway;
 use zvgate::limit::Before;
 use zvgate::sandbox::{Faults, Merchant, Options, Sandbox};
 use zvgate::secret::Secret;
@@ -153,7 +154,7 @@ pub(crate) struct Gate {
     pub(crate) address: SocketAddr,
     pub(crate) admin: SocketAddr,
     pub(crate) hands: Arc<Hands>,
-    pub(crate) reloader: Reloader,
+    pub(crate) gateway: Arc<Gateway>,
     pub(crate) stop: CancellationToken,
     pub(crate) done: tokio::task::JoinHandle<()>,
     _stop: DropGuard,
@@ -177,10 +178,10 @@ impl Gate {
         let (clock, hands) = Clock::shifted();
         let app = App::bind(settings, clock, before).await.unwrap();
         let (address, admin) = (app.address().unwrap(), app.admin_address().unwrap());
-        let reloader = app.reloader();
+        let gateway = app.gateway();
         let stop = CancellationToken::new();
         let done = tokio::spawn(app.run(stop.clone()));
-        Self { address, admin, hands, reloader, done, _stop: stop.clone().drop_guard(), stop }
+        Self { address, admin, hands, gateway, done, _stop: stop.clone().drop_guard(), stop }
     }
 
     /// Asks for a customer's coupons.
