@@ -67,13 +67,9 @@ pub struct Access {
 }
 
 impl Access {
-    /// As configured.
-    pub fn new(settings: &ServerSettings) -> Self {
-        Self {
-            keys: settings.admin_keys.clone(),
-            private: settings.admin_listen.ip().is_loopback(),
-            hosts: settings.hosts.clone(),
-        }
+    /// As configured. `private` tells whether only this machine can ask.
+    pub fn new(settings: &ServerSettings, private: bool) -> Self {
+        Self { keys: settings.admin_keys.clone(), private, hosts: settings.hosts.clone() }
     }
 
     /// Lets a request through to what is not for everybody.

@@ -1,20 +1,23 @@
 //! The composition root: builds everything that lives as long as the process, and takes it down again.
 
+mod sockets;
+
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+pub use self::sockets::Inherited;
+use self::sockets::Sockets;
 use crate::admin::{Access, Admin, Readiness};
 use crate::clock::Clock;
 use crate::gateway::{Equipment, Gateway};
 use crate::limit::Before;
-use crate::listener::{self, Bounds, Peer, Room, Tally};
+use crate::listener::{Bounds, Door, Peer, Room, Tally};
 use crate::pseudonym::Pseudonyms;
 use crate::settings::{ServerSettings, Settings};
 use crate::signer::Nonces;
@@ -25,9 +28,9 @@ use crate::upstream::Upstream;
 const TIDY_EVERY: Duration = Duration::from_secs(1);
 /// How often the platform's name is looked up.
 const LOOK_UP_EVERY: Duration = Duration::from_secs(5);
-/// How often key files are read, and how soon again where one of them changed.
-const READ_KEYS_EVERY: Duration = Duration::from_millis(500);
-const CONFIRM_KEYS_AFTER: Duration = Duration::from_millis(100);
+/// How often files of keys and certificates are read, and how soon again where one of them changed.
+const READ_FILES_EVERY: Duration = Duration::from_millis(500);
+const CONFIRM_FILES_AFTER: Duration = Duration::from_millis(100);
 
 /// Why the gateway cannot start.
 #[derive(Debug)]
@@ -65,31 +68,29 @@ impl std::error::Error for StartError {}
 /// A gateway that listens and does not serve yet.
 pub struct App {
     gateway: Arc<Gateway>,
-    data: TcpListener,
-    admin: TcpListener,
+    sockets: Sockets,
     server: ServerSettings,
     readiness: Arc<Readiness>,
     clock: Clock,
 }
 
 impl App {
-    /// Builds the gateway and binds its listeners. `before` tells what upstream may remember of earlier calls.
+    /// Builds the gateway and binds its listeners, but for those that are `inherited`. `before` tells what upstream may
+    /// remember of earlier calls.
     ///
     /// # Errors
     /// Where the configuration is not enough to serve, or an address is taken.
-    pub async fn bind(settings: &Settings, clock: Clock, before: Before) -> Result<Self, StartError> {
-        let gateway = Arc::new(build(settings, clock.clone(), before)?);
-        let listen = async |key, address| {
-            TcpListener::bind(address).await.map_err(|error| StartError::Listen(key, address, error))
-        };
-        Ok(Self {
-            gateway,
-            data: listen("server.listen", settings.server.listen).await?,
-            admin: listen("server.admin_listen", settings.server.admin_listen).await?,
-            server: settings.server.clone(),
-            readiness: Arc::default(),
-            clock,
-        })
+    pub async fn bind(
+        settings: &Settings,
+        clock: Clock,
+        before: Before,
+        inherited: Inherited,
+    ) -> Result<Self, StartError> {
+        // What can be told without listening is told first.
+        let equipment = equip(settings, &clock, before)?;
+        let sockets = Sockets::open(settings, inherited).await?;
+        let gateway = Arc::new(Gateway::new(settings, sockets.are_private(), equipment));
+        Ok(Self { gateway, sockets, server: settings.server.clone(), readiness: Arc::default(), clock })
     }
 
     /// Where callers come in.
@@ -97,7 +98,7 @@ impl App {
     /// # Errors
     /// Where the system does not tell.
     pub fn address(&self) -> io::Result<SocketAddr> {
-        self.data.local_addr()
+        self.sockets.data.local_addr()
     }
 
     /// Where operators come in.
@@ -105,7 +106,7 @@ impl App {
     /// # Errors
     /// Where the system does not tell.
     pub fn admin_address(&self) -> io::Result<SocketAddr> {
-        self.admin.local_addr()
+        self.sockets.admin.address()
     }
 
     /// What is served, to hand it another configuration.
@@ -116,13 +117,18 @@ impl App {
     /// Serves until `stop`; then accepts for `server.drain_delay` more, and finishes what is in hand in
     /// `server.drain_timeout`. The admin listener stays until the end.
     pub async fn run(self, stop: CancellationToken) {
-        let Self { gateway, data, admin, server, readiness, clock } = self;
+        let Self { gateway, sockets, server, readiness, clock } = self;
         let bounds = Bounds::new(&server);
 
         let (stop_data, stop_admin) = (CancellationToken::new(), CancellationToken::new());
-        let pages = Admin::new(Arc::clone(&gateway), Arc::clone(&readiness), Access::new(&server));
+        let access = Access::new(&server, sockets.operators_are_private());
+        let pages = Admin::new(Arc::clone(&gateway), Arc::clone(&readiness), access);
         let operators = move |request, peer: Peer| pages.clone().handle(request, peer.address);
-        let admin = tokio::spawn(listener::serve(admin, bounds, None, stop_admin.clone(), operators));
+        let (desk, stop_desk) = (sockets.admin, stop_admin.clone());
+        let admin = tokio::spawn(async move {
+            let door = Door { socket: desk.open().await, bounds, tally: None, secured: Arc::new(|| None) };
+            door.serve(stop_desk, operators).await
+        });
 
         let front = Arc::clone(&gateway);
         let callers = move |request, peer: Peer| {
@@ -135,15 +141,17 @@ impl App {
             }
         };
         let metrics = gateway.metrics();
-        let dropped = metrics.connections_dropped.clone();
-        let tally = Tally { open: metrics.connections.clone(), dropped };
-        let data = tokio::spawn(listener::serve(data, bounds, Some(tally), stop_data.clone(), callers));
+        let tally = Tally { open: metrics.connections.clone(), dropped: metrics.connections_dropped.clone() };
+        let front = Arc::clone(&gateway);
+        let secured = Arc::new(move || front.tls().map(|tls| tls.config()));
+        let door = Door { socket: sockets.data, bounds, tally: Some(tally), secured };
+        let data = tokio::spawn(door.serve(stop_data.clone(), callers));
         readiness.ready();
 
         let mut housekeeping = JoinSet::new();
         housekeeping.spawn(tidy(Arc::clone(&gateway)));
         housekeeping.spawn(look_up(Arc::clone(&gateway)));
-        housekeeping.spawn(read_keys(Arc::clone(&gateway)));
+        housekeeping.spawn(read_files(Arc::clone(&gateway)));
 
         stop.cancelled().await;
         readiness.draining();
@@ -177,36 +185,39 @@ async fn look_up(gateway: Arc<Gateway>) {
     }
 }
 
-async fn read_keys(gateway: Arc<Gateway>) {
+async fn read_files(gateway: Arc<Gateway>) {
     let mut reloads = gateway.reloads();
-    let mut files = gateway.key_files();
+    let mut files = (gateway.key_files(), gateway.tls());
     loop {
         if gateway.reloads() != reloads {
             reloads = gateway.reloads();
-            files = gateway.key_files();
+            files = (gateway.key_files(), gateway.tls());
         }
-        let pending = files.iter().any(KeyFile::is_pending);
-        tokio::time::sleep(if pending { CONFIRM_KEYS_AFTER } else { READ_KEYS_EVERY }).await;
+        let (mut keys, tls) = files;
+        let pending = keys.iter().any(KeyFile::is_pending) || tls.iter().any(|tls| tls.is_pending());
+        tokio::time::sleep(if pending { CONFIRM_FILES_AFTER } else { READ_FILES_EVERY }).await;
         // A file system may let its readers wait.
         let read = tokio::task::spawn_blocking(move || {
-            let news: Vec<KeyNews> = files.iter_mut().map(KeyFile::look).collect();
-            (files, news)
+            let news: Vec<KeyNews> = keys.iter_mut().map(KeyFile::look).collect();
+            let tls_news = tls.as_ref().map(|tls| tls.look());
+            ((keys, tls), news, tls_news)
         });
-        let Ok((read, news)) = read.await else { return };
+        let Ok((read, news, tls_news)) = read.await else { return };
         files = read;
-        files.iter().zip(&news).for_each(|(file, news)| gateway.learn_key(file.tenant(), news));
+        files.0.iter().zip(&news).for_each(|(file, news)| gateway.learn_key(file.tenant(), news));
+        tls_news.iter().for_each(|news| gateway.learn_certificates(news));
     }
 }
 
-fn build(settings: &Settings, clock: Clock, before: Before) -> Result<Gateway, StartError> {
+fn equip(settings: &Settings, clock: &Clock, before: Before) -> Result<Equipment, StartError> {
     let missing = settings.missing_for_serving();
     let base_url = settings.upstream.base_url.clone().filter(|_| missing.is_empty());
     let base_url = base_url.ok_or(StartError::Missing(missing))?;
     let unusable = |key: &str, error: &dyn fmt::Display| StartError::Unusable(format!("{key}: {error}"));
     let upstream =
-        Upstream::new(base_url, &settings.upstream, &clock).map_err(|error| StartError::Unusable(error.to_string()))?;
+        Upstream::new(base_url, &settings.upstream, clock).map_err(|error| StartError::Unusable(error.to_string()))?;
     let nonces = Nonces::new().map_err(|error| unusable("nonces", &error))?;
     let pseudonyms = Pseudonyms::new(settings.log.hash_key_file.as_deref())
         .map_err(|error| unusable("log.hash_key_file", &error))?;
-    Ok(Gateway::new(settings, Equipment { clock, upstream, nonces, pseudonyms, before }))
+    Ok(Equipment { clock: clock.clone(), upstream, nonces, pseudonyms, before })
 }

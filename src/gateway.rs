@@ -160,11 +160,10 @@ impl Facts {
 }
 
 impl Gateway {
-    /// A gateway with nothing in its cache.
-    pub fn new(settings: &Settings, equipment: Equipment) -> Self {
+    /// A gateway with nothing in its cache. `private` tells whether only this machine can ask.
+    pub fn new(settings: &Settings, private: bool, equipment: Equipment) -> Self {
         let Equipment { clock, upstream, nonces, pseudonyms, before } = equipment;
         let (metrics, mut identities) = (Metrics::new(), Identities::default());
-        let private = settings.server.listen.ip().is_loopback();
         let policy = Policy::new(settings, None, private, &mut identities, &metrics, &clock);
         Self {
             cache: Arc::new(Cache::new(&policy.cache_options(&identities), metrics.cache.clone())),

@@ -7,6 +7,7 @@
 pub mod clock;
 pub mod secret;
 pub mod skew;
+pub mod tls;
 
 pub mod json;
 

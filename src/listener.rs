@@ -1,11 +1,12 @@
 //! Accepts connections, bounds them, and lets them finish.
 
+mod connection;
 mod timed;
 
 use std::convert::Infallible;
 use std::future::Future;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{self, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,30 +14,32 @@ use bytes::Bytes;
 use http::{Request, Response};
 use http_body_util::Full;
 use hyper::body::Incoming;
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
-use hyper_util::rt::TokioIo;
-use hyper_util::server::graceful::GracefulShutdown;
 use prometheus::{IntCounter, IntGauge};
+use rustls::ServerConfig;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
-use self::timed::Timed;
+use self::connection::Connection;
 use crate::settings::ServerSettings;
 
 /// Connections beyond the limit that are answered with a refusal; further ones are closed.
 const TURNED_AWAY_AT_ONCE: usize = 256;
-/// Longest head of a request, and most that is read ahead of it.
-const MAX_HEAD: usize = 64 << 10;
 /// Pause after the system had no descriptor or memory for a connection.
 const BREATHER: Duration = Duration::from_millis(100);
 
 /// Bounds of a listener.
 #[derive(Clone, Copy, Debug)]
 pub struct Bounds {
-    /// Connections at once.
+    /// Connections at once, and requests at once on all that carry several.
     pub max_connections: usize,
+    /// Requests at once on a connection of HTTP/2.
+    pub max_streams: u32,
+    /// Longest head of a request, in bytes.
+    pub max_head: usize,
+    /// Fields in it.
+    pub max_headers: usize,
     /// How long a request's head may take.
     pub header_timeout: Duration,
     /// How long a connection may be idle.
@@ -48,10 +51,12 @@ pub struct Bounds {
 impl Bounds {
     /// As configured.
     pub fn new(settings: &ServerSettings) -> Self {
+        let number = |number: u32| usize::try_from(number).unwrap_or(usize::MAX);
         Self {
-            max_connections: usize::try_from(settings.max_connections)
-                .unwrap_or(Semaphore::MAX_PERMITS)
-                .min(Semaphore::MAX_PERMITS),
+            max_connections: number(settings.max_connections).min(Semaphore::MAX_PERMITS),
+            max_streams: settings.max_streams,
+            max_head: usize::try_from(settings.max_head.0).unwrap_or(usize::MAX),
+            max_headers: number(settings.max_headers),
             header_timeout: settings.header_timeout,
             idle_timeout: settings.idle_timeout,
             drain_timeout: settings.drain_timeout,
@@ -59,12 +64,12 @@ impl Bounds {
     }
 }
 
-/// Whether there is room for a connection.
+/// Whether there is room for a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Room {
     /// There is.
     Enough,
-    /// There is not: its request is to be refused.
+    /// There is not: it is to be refused.
     None,
 }
 
@@ -73,7 +78,7 @@ pub enum Room {
 pub struct Peer {
     /// From where.
     pub address: SocketAddr,
-    /// Whether there is room for the connection.
+    /// Whether there is room for the request.
     pub room: Room,
 }
 
@@ -102,68 +107,113 @@ impl Drop for Open {
     }
 }
 
-/// Serves every connection until `stop`, then finishes what is in hand. Answers whether
-/// all was finished in time.
-pub async fn serve<A, F>(
-    listener: TcpListener,
+/// What connections are secured with now; `None`: nothing.
+pub type Secured = Arc<dyn Fn() -> Option<Arc<ServerConfig>> + Send + Sync>;
+
+/// Where connections come in, and on what terms.
+pub struct Door {
+    /// The socket.
+    pub socket: TcpListener,
+    /// Its bounds.
+    pub bounds: Bounds,
+    /// What is counted; `None`: nothing.
+    pub tally: Option<Tally>,
+    /// Asked for each connection.
+    pub secured: Secured,
+}
+
+impl Door {
+    /// Serves every connection until `stop`, then finishes what is in hand. Answers whether all was finished in time.
+    pub async fn serve<A, F>(self, stop: CancellationToken, answer: A) -> bool
+    where
+        A: Fn(Request<Incoming>, Peer) -> F + Clone + Send + 'static,
+        F: Future<Output = Result<Response<Full<Bytes>>, Infallible>> + Send + 'static,
+    {
+        let Self { socket, bounds, tally, secured } = self;
+        let hall = Hall {
+            room: Arc::new(Semaphore::new(bounds.max_connections)),
+            turned_away: Arc::new(Semaphore::new(TURNED_AWAY_AT_ONCE)),
+            streams: Arc::new(Semaphore::new(bounds.max_connections)),
+            connections: TaskTracker::new(),
+            bounds,
+            tally,
+            secured,
+            stop,
+        };
+        loop {
+            let accepted = tokio::select! {
+                () = hall.stop.cancelled() => break,
+                accepted = socket.accept() => accepted,
+            };
+            match accepted {
+                Ok(accepted) => hall.let_in(accepted, &answer),
+                Err(error) => pause_after(&error).await,
+            }
+        }
+        // Who connected before the end waits in the socket's queue, and would be cut off with it.
+        if let Ok(socket) = socket.into_std() {
+            while let Ok(accepted) = accept_waiting(&socket) {
+                hall.let_in(accepted, &answer);
+            }
+        }
+        hall.connections.close();
+        tokio::time::timeout(bounds.drain_timeout, hall.connections.wait()).await.is_ok()
+    }
+}
+
+/// Where the connections of a door are.
+struct Hall {
+    room: Arc<Semaphore>,
+    turned_away: Arc<Semaphore>,
+    /// Requests at once, of connections that carry several.
+    streams: Arc<Semaphore>,
+    connections: TaskTracker,
     bounds: Bounds,
     tally: Option<Tally>,
+    secured: Secured,
     stop: CancellationToken,
-    answer: A,
-) -> bool
-where
-    A: Fn(Request<Incoming>, Peer) -> F + Clone + Send + 'static,
-    F: Future<Output = Result<Response<Full<Bytes>>, Infallible>> + Send + 'static,
-{
-    let connections = GracefulShutdown::new();
-    let room = Arc::new(Semaphore::new(bounds.max_connections));
-    let turned_away = Arc::new(Semaphore::new(TURNED_AWAY_AT_ONCE));
-    loop {
-        let accepted = tokio::select! {
-            () = stop.cancelled() => break,
-            accepted = listener.accept() => accepted,
-        };
-        let (stream, address) = match accepted {
-            Ok(accepted) => accepted,
-            Err(error) => {
-                pause_after(&error).await;
-                continue;
-            }
-        };
-        let (permit, room) = match (take(&room), take(&turned_away)) {
+}
+
+impl Hall {
+    /// Serves a connection, or turns it away.
+    fn let_in<A, F>(&self, (stream, address): (TcpStream, SocketAddr), answer: &A)
+    where
+        A: Fn(Request<Incoming>, Peer) -> F + Clone + Send + 'static,
+        F: Future<Output = Result<Response<Full<Bytes>>, Infallible>> + Send + 'static,
+    {
+        let (permit, room) = match (take(&self.room), take(&self.turned_away)) {
             (Some(permit), _) => (permit, Room::Enough),
             (None, Some(permit)) => (permit, Room::None),
             (None, None) => {
-                tally.iter().for_each(|tally| tally.dropped.inc());
-                continue;
+                self.tally.iter().for_each(|tally| tally.dropped.inc());
+                return;
             }
         };
-        let (stream, phase) = Timed::new(stream_without_delay(stream), bounds.header_timeout, bounds.idle_timeout);
-        let answer = answer.clone();
-        let service = service_fn(move |request| phase.serving(answer(request, Peer { address, room })));
-        let mut server = http1::Builder::new();
-        // Heads and idle time are timed by the stream itself, which can tell one from the other.
-        server.header_read_timeout(None).keep_alive(room == Room::Enough).max_buf_size(MAX_HEAD);
-        let connection = connections.watch(server.serve_connection(TokioIo::new(stream), service));
-        let open = Open::new(tally.as_ref().map(|tally| &tally.open));
-        tokio::spawn(async move {
-            // A connection that breaks concerns its caller alone, who knows.
-            connection.await.ok();
+        let open = Open::new(self.tally.as_ref().map(|tally| &tally.open));
+        let connection = Connection {
+            peer: Peer { address, room },
+            bounds: self.bounds,
+            streams: Arc::clone(&self.streams),
+            secured: (self.secured)(),
+            stop: self.stop.child_token(),
+            answer: answer.clone(),
+        };
+        self.connections.spawn(async move {
+            connection.serve(stream).await;
             drop((open, permit));
         });
     }
-    drop(listener);
-    tokio::time::timeout(bounds.drain_timeout, connections.shutdown()).await.is_ok()
 }
 
 fn take(permits: &Arc<Semaphore>) -> Option<OwnedSemaphorePermit> {
     Arc::clone(permits).try_acquire_owned().ok()
 }
 
-fn stream_without_delay(stream: TcpStream) -> TcpStream {
-    // Answers are written whole; holding the last packet back would only add delay. Failing to set it does no harm.
-    let _ = stream.set_nodelay(true);
-    stream
+/// A connection that waits already: the socket does not block.
+fn accept_waiting(socket: &net::TcpListener) -> io::Result<(TcpStream, SocketAddr)> {
+    let (stream, address) = socket.accept()?;
+    stream.set_nonblocking(true)?;
+    Ok((TcpStream::from_std(stream)?, address))
 }
 
 /// A connection that was gone before it was accepted concerns nobody; without descriptors or memory, wait for some.

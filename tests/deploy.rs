@@ -16,14 +16,17 @@ fn passes(command: &mut Command) {
 }
 
 #[test]
-fn systemd_takes_the_unit_and_finds_it_confined() {
+fn systemd_takes_the_units_and_finds_the_service_confined() {
     let folder = tempfile::tempdir().unwrap();
     let unit = std::fs::read_to_string(root().join("deploy/zvgate.service")).unwrap();
     // The program is not installed here; the one that was built stands in.
     let unit = unit.replace("/usr/local/bin/zvgate", env!("CARGO_BIN_EXE_zvgate"));
     let path = folder.path().join("zvgate.service");
     std::fs::write(&path, unit).unwrap();
-    passes(Command::new("systemd-analyze").args(["verify", "--man=no", "--recursive-errors=no"]).arg(&path));
+    let socket = folder.path().join("zvgate.socket");
+    std::fs::copy(root().join("deploy/zvgate.socket"), &socket).unwrap();
+    let mut verify = Command::new("systemd-analyze");
+    passes(verify.args(["verify", "--man=no", "--recursive-errors=no"]).args([&path, &socket]));
     passes(Command::new("systemd-analyze").args(["security", "--offline=yes", "--threshold=20"]).arg(&path));
 }
 

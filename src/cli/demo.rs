@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 use super::sandbox::{EXAMPLE_GRANT_CODE, EXAMPLE_OPEN_ID, EXAMPLE_OPEN_KEY, USUAL_ADDRESS, example};
 use super::stop::Stops;
 use super::{fail, logging, runtime, tell};
-use crate::app::{App, StartError};
+use crate::app::{App, Inherited, StartError};
 use crate::clock::Clock;
 use crate::limit::Before;
 use crate::sandbox::{Faults, Options, Sandbox};
@@ -63,13 +63,13 @@ async fn bind_gateway(platform: SocketAddr) -> Result<App, u8> {
     let mut settings = settings(platform)?;
     logging::begin(&settings.log);
     for _ in 0..2 {
-        match App::bind(&settings, Clock::system(), Before::Nothing).await {
+        match App::bind(&settings, Clock::system(), Before::Nothing, Inherited::default()).await {
             Err(StartError::Listen("server.listen", ..)) => settings.server.listen = any_port(),
             Err(StartError::Listen(..)) => settings.server.admin_listen = any_port(),
             bound => return bound.map_err(fail),
         }
     }
-    App::bind(&settings, Clock::system(), Before::Nothing).await.map_err(fail)
+    App::bind(&settings, Clock::system(), Before::Nothing, Inherited::default()).await.map_err(fail)
 }
 
 fn any_port() -> SocketAddr {

@@ -1,10 +1,11 @@
-//! What signatures depend on beside the call: the platform's clock, and the merchants' keys.
+//! What changes while the gateway runs: the platform's clock, the merchants' keys, the gateway's own certificates.
 
 use std::sync::Arc;
 
 use super::Gateway;
 use crate::clock::{Boot, Now, Wall};
 use crate::tenant::{KeyFile, KeyNews, Tenant};
+use crate::tls::{Tls, TlsNews};
 
 impl Gateway {
     /// Both clocks; the wall clock is the later of the system's and the platform's, by which coupons end.
@@ -42,6 +43,22 @@ impl Gateway {
             }
             KeyNews::Unusable(why) => {
                 tracing::error!(tenant = tenant.name, "open_key_file {why}; calls are signed with the last good key");
+            }
+        }
+    }
+
+    /// What callers' connections are secured with.
+    pub fn tls(&self) -> Option<Arc<Tls>> {
+        self.policy.load().settings.server.tls.clone()
+    }
+
+    /// Tells what was found in the files of `server.tls`.
+    pub fn learn_certificates(&self, news: &TlsNews) {
+        match news {
+            TlsNews::None => {}
+            TlsNews::Changed => tracing::info!("new connections are served with the new certificates"),
+            TlsNews::Unusable(unusable) => {
+                tracing::error!(%unusable, "the new certificates cannot be used; the last good ones stay");
             }
         }
     }

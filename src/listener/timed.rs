@@ -4,10 +4,12 @@ use std::future::Future;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use http::header::CONNECTION;
+use http::{HeaderValue, Response};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Sleep, sleep};
 
@@ -18,25 +20,47 @@ pub(super) struct Phase {
     begun: AtomicU64,
     /// Requests that were answered.
     answered: AtomicU64,
+    /// Whether the next answer is to tell that it is the connection's last.
+    ending: AtomicBool,
+    /// Whether bytes between requests may be anything but a head.
+    multiplexed: AtomicBool,
 }
 
 impl Phase {
     /// Marks a request as under way until its answer is known.
-    pub(super) fn serving<F: Future>(self: &Arc<Self>, answer: F) -> impl Future<Output = F::Output> + use<F> {
+    pub(super) fn serving<F, B, E>(self: &Arc<Self>, answer: F) -> impl Future<Output = F::Output> + use<F, B, E>
+    where
+        F: Future<Output = Result<Response<B>, E>>,
+    {
         self.begun.fetch_add(1, Ordering::Relaxed);
         let phase = Arc::clone(self);
         async move {
-            let answer = answer.await;
+            let mut answer = answer.await;
             phase.answered.fetch_add(1, Ordering::Relaxed);
+            if phase.ending.load(Ordering::Relaxed)
+                && let Ok(answer) = &mut answer
+            {
+                answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+            }
             answer
         }
+    }
+
+    /// From now on an answer is the connection's last.
+    pub(super) fn end(&self) {
+        self.ending.store(true, Ordering::Relaxed);
+    }
+
+    /// The connection carries several requests at once, and other things between them.
+    pub(super) fn multiplex(&self) {
+        self.multiplexed.store(true, Ordering::Relaxed);
     }
 
     fn stage(&self, head_begun: bool) -> Stage {
         let (begun, answered) = (self.begun.load(Ordering::Relaxed), self.answered.load(Ordering::Relaxed));
         if begun > answered {
             Stage::Serving
-        } else if head_begun || begun == 0 {
+        } else if begun == 0 || (head_begun && !self.multiplexed.load(Ordering::Relaxed)) {
             Stage::Head(begun)
         } else {
             Stage::Idle(begun)

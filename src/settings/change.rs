@@ -10,6 +10,8 @@ const TAKES_RESTART: &[&str] = &[
     "server.admin",
     "server.workers",
     "server.max_connections",
+    "server.max_streams",
+    "server.max_head",
     "server.header_timeout",
     "server.idle_timeout",
     "server.drain_",

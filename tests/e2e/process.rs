@@ -207,6 +207,28 @@ async fn the_log_tells_of_requests_and_writes_without_whom_they_are_about() {
     );
 }
 
+/// What a shell hands out is meant for other programs.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_process_takes_the_file_descriptors_that_it_may_have() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = write_config(folder.path(), "http://127.0.0.1:1", "");
+    let limits = |ulimits: &str, told: &str| {
+        let mut command = Command::new("sh");
+        command.args(["-c", &format!("{ulimits}; exec \"$0\" serve --config \"$1\""), env!("CARGO_BIN_EXE_zvgate")]);
+        let mut child = command.arg(&config).env_clear().stderr(Stdio::piped()).spawn().unwrap();
+        let mut log = BufReader::new(child.stderr.take().unwrap());
+        let process = Running(child);
+        let line = crate::program::told(&mut log, told);
+        let limits = std::fs::read_to_string(format!("/proc/{}/limits", process.0.id())).unwrap();
+        let files = limits.lines().find_map(|line| line.strip_prefix("Max open files")).unwrap();
+        (files.split_whitespace().next().unwrap().to_owned(), line)
+    };
+    assert_eq!(limits("ulimit -Sn 64; ulimit -Hn 20000", "serving").0, "11024");
+    let warning = "too few file descriptors for server.max_connections: connections will wait for one another";
+    let (limit, line) = limits("ulimit -n 100", warning);
+    assert_eq!((&*limit, line["wanted"].as_u64()), ("100", Some(11024)));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_second_process_on_the_same_address_fails_to_start() {
     let platform = Platform::open().await;

@@ -13,7 +13,7 @@ use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
 use tokio::net::TcpStream;
 use tokio_util::sync::{CancellationToken, DropGuard};
-use zvgate::app::App;
+use zvgate::app::{App, Inherited};
 use zvgate::clock::{Clock, Hands};
 use zvgate::gateway::Gateway;
 use zvgate::limit::Before;
@@ -176,7 +176,7 @@ impl Gate {
 
     async fn run(settings: &Settings, before: Before) -> Self {
         let (clock, hands) = Clock::shifted();
-        let app = App::bind(settings, clock, before).await.unwrap();
+        let app = App::bind(settings, clock, before, Inherited::default()).await.unwrap();
         let (address, admin) = (app.address().unwrap(), app.admin_address().unwrap());
         let gateway = app.gateway();
         let stop = CancellationToken::new();
@@ -287,6 +287,14 @@ impl Caller {
         let response = self.0.send_request(request).await?;
         let (head, body) = response.into_parts();
         Ok(Reply { status: head.status.as_u16(), headers: head.headers, body: body.collect().await?.to_bytes() })
+    }
+
+    /// Waits until the other side closed the connection.
+    pub(crate) async fn is_closed(&mut self) -> bool {
+        while self.0.ready().await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        true
     }
 
     pub(crate) async fn read(&mut self, customer: &str) -> Reply {

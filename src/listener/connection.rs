@@ -1,0 +1,123 @@
+//! One connection: what secures it, what it speaks, and how it ends.
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::server::conn::{http1, http2};
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use rustls::ServerConfig;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+use tokio::sync::Semaphore;
+use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
+
+use super::timed::{Phase, Timed};
+use super::{Bounds, Peer, Room, take};
+
+/// How long an idle connection of HTTP/1.1 stays open in a drain, for a request that is on its way already: closing it
+/// at once would lose that. The answer tells that it is the last.
+const LINGER: Duration = Duration::from_secs(1);
+/// Least room that the library reads heads into.
+const LEAST_BUFFER: usize = 8 << 10;
+/// What callers may send ahead on a stream of HTTP/2 and on all of a connection's, in bytes: bodies are small.
+const STREAM_WINDOW: u32 = 64 << 10;
+const CONNECTION_WINDOW: u32 = 256 << 10;
+
+/// What a connection is served with.
+pub(super) struct Connection<A> {
+    pub(super) peer: Peer,
+    pub(super) bounds: Bounds,
+    /// Requests at once, of connections that carry several.
+    pub(super) streams: Arc<Semaphore>,
+    pub(super) secured: Option<Arc<ServerConfig>>,
+    pub(super) stop: CancellationToken,
+    pub(super) answer: A,
+}
+
+impl<A, F> Connection<A>
+where
+    A: Fn(Request<Incoming>, Peer) -> F + Clone + Send + 'static,
+    F: Future<Output = Result<Response<Full<Bytes>>, Infallible>> + Send + 'static,
+{
+    /// Serves it to its end. One that breaks concerns its caller alone, who knows.
+    pub(super) async fn serve(self, stream: TcpStream) {
+        // Answers are written whole; holding the last packet back would only add delay. Failing to set it does no harm.
+        let _ = stream.set_nodelay(true);
+        let (stream, phase) = Timed::new(stream, self.bounds.header_timeout, self.bounds.idle_timeout);
+        match &self.secured {
+            None => self.http1(stream, phase).await,
+            // Apart, so that connections without TLS need no room for it.
+            Some(config) => {
+                let acceptor = TlsAcceptor::from(Arc::clone(config));
+                Box::pin(self.secured(acceptor, stream, phase)).await;
+            }
+        }
+    }
+
+    /// Serves it by the protocol that was agreed on (ALPN, RFC 7301).
+    async fn secured(self, acceptor: TlsAcceptor, stream: Timed<TcpStream>, phase: Arc<Phase>) {
+        match acceptor.accept(stream).await {
+            Ok(stream) if stream.get_ref().1.alpn_protocol() == Some(b"h2") => self.http2(stream, phase).await,
+            Ok(stream) => self.http1(stream, phase).await,
+            Err(error) => tracing::debug!(peer = %self.peer.address, %error, "no TLS connection came about"),
+        }
+    }
+
+    async fn http1(self, stream: impl AsyncRead + AsyncWrite + Unpin + Send, phase: Arc<Phase>) {
+        let Self { peer, bounds, stop, answer, .. } = self;
+        let mut server = http1::Builder::new();
+        // Heads and idle time are timed by the stream itself, which can tell one from the other.
+        server.header_read_timeout(None).keep_alive(peer.room == Room::Enough);
+        server.max_buf_size(bounds.max_head.max(LEAST_BUFFER)).max_header_size(bounds.max_head);
+        server.max_headers(bounds.max_headers);
+        let serving = Arc::clone(&phase);
+        let service = service_fn(move |request| serving.serving(answer(request, peer)));
+        let mut connection = pin!(server.serve_connection(TokioIo::new(stream), service));
+        tokio::select! {
+            // First, so that an answer that is made now is told to be the last.
+            biased;
+            () = stop.cancelled() => phase.end(),
+            _ = connection.as_mut() => return,
+        }
+        tokio::select! {
+            _ = connection.as_mut() => return,
+            () = tokio::time::sleep(LINGER.min(bounds.drain_timeout / 2)) => connection.as_mut().graceful_shutdown(),
+        }
+        connection.await.ok();
+    }
+
+    async fn http2(self, stream: impl AsyncRead + AsyncWrite + Unpin + Send, phase: Arc<Phase>) {
+        let Self { peer, bounds, streams, stop, answer, .. } = self;
+        phase.multiplex();
+        let mut server = http2::Builder::new(TokioExecutor::new());
+        server.max_concurrent_streams(bounds.max_streams);
+        server.max_header_list_size(u32::try_from(bounds.max_head).unwrap_or(u32::MAX));
+        server.initial_stream_window_size(STREAM_WINDOW).initial_connection_window_size(CONNECTION_WINDOW);
+        let service = service_fn(move |request| {
+            let permit = take(&streams);
+            let room = if permit.is_some() { peer.room } else { Room::None };
+            let answer = phase.serving(answer(request, Peer { room, ..peer }));
+            async move {
+                let answer = answer.await;
+                drop(permit);
+                answer
+            }
+        });
+        let mut connection = pin!(server.serve_connection(TokioIo::new(stream), service));
+        tokio::select! {
+            _ = connection.as_mut() => return,
+            // It tells the caller which requests were taken; none is lost (RFC 9113, section 6.8).
+            () = stop.cancelled() => connection.as_mut().graceful_shutdown(),
+        }
+        connection.await.ok();
+    }
+}

@@ -1,0 +1,210 @@
+//! One process after another on the same socket, and nobody who notices.
+
+use std::io::{BufReader, Read, Write};
+use std::net::{SocketAddr, TcpListener};
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use http::Request;
+use http_body_util::Full;
+use serde_json::Value;
+
+use crate::program::{Running, run, told, write_config};
+use crate::support::{Caller, Gate, Platform, READ, Upstream, post, send};
+
+const BODY: &str = r#"{"params":{"customerId":"1"}}"#;
+const ZVGATE: &str = env!("CARGO_BIN_EXE_zvgate");
+
+/// `serve` as systemd starts it, with these sockets in descriptors 3 and 4. Standard output stands in for a second one.
+fn serve_with_sockets(config: &Path, data: &TcpListener, admin: Option<&TcpListener>) -> Command {
+    let fd = |socket: &TcpListener| Stdio::from(OwnedFd::from(socket.try_clone().unwrap()));
+    let mut command = Command::new("sh");
+    let count = if admin.is_some() { 2 } else { 1 };
+    command.args([
+        "-c",
+        "exec 3<&0 4<&1 </dev/null >/dev/null; LISTEN_PID=$$ exec \"$0\" serve --config \"$1\"",
+        ZVGATE,
+    ]);
+    command.arg(config).env_clear().env("LISTEN_FDS", count.to_string()).stdin(fd(data));
+    command.stdout(admin.map_or_else(Stdio::null, fd)).stderr(Stdio::piped());
+    command
+}
+
+/// Starts it; answers the process, and where it listens.
+fn started(command: &mut Command) -> (Running, Value) {
+    let mut child = command.spawn().unwrap();
+    let mut log = BufReader::new(child.stderr.take().unwrap());
+    let process = Running(child);
+    let told = told(&mut log, "serving");
+    // What it says later is read by nobody, and must not stop it.
+    std::thread::spawn(move || std::io::copy(&mut log, &mut std::io::sink()));
+    (process, told)
+}
+
+fn bound() -> (TcpListener, SocketAddr) {
+    let socket = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = socket.local_addr().unwrap();
+    (socket, address)
+}
+
+/// A caller who asks ten times a second and connects again when he is told to.
+async fn ask_until(address: SocketAddr, end: Arc<AtomicBool>, asked: Arc<AtomicU64>) {
+    let mut caller = Caller::connect(address).await;
+    while !end.load(Ordering::Relaxed) {
+        let request = Request::post(READ).header("host", "localhost").header("content-type", "application/json");
+        let reply = caller.send(request.body(Full::new(BODY.into())).unwrap()).await.unwrap();
+        assert_eq!(reply.status, 200, "{reply:?}");
+        asked.fetch_add(1, Ordering::Relaxed);
+        if reply.header("connection") == "close" {
+            caller = Caller::connect(address).await;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+/// 50 callers with kept connections ask ten times a second each, while the process is replaced: three times by one
+/// that is there already, and twice by one that comes when the old one is gone.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restart_loses_no_request() {
+    let platform = Platform::open().await;
+    let folder = tempfile::tempdir().unwrap();
+    let config = write_config(folder.path(), &platform.url(), "");
+    let (data, address) = bound();
+    let start = || tokio::task::block_in_place(|| started(&mut serve_with_sockets(&config, &data, None)).0);
+    let mut current = start();
+    let (end, asked) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+    let callers: Vec<_> =
+        (0..50).map(|_| tokio::spawn(ask_until(address, Arc::clone(&end), Arc::clone(&asked)))).collect();
+    for overlapping in [true, false, true, false, true] {
+        let before = asked.load(Ordering::Relaxed);
+        while asked.load(Ordering::Relaxed) < before + 500 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        let next = overlapping.then(start);
+        current.signal("TERM");
+        assert_eq!(tokio::task::block_in_place(|| current.code()), 0);
+        current = next.unwrap_or_else(start);
+    }
+    end.store(true, Ordering::Relaxed);
+    for caller in callers {
+        caller.await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn both_sockets_can_be_handed_over() {
+    let platform = Platform::open().await;
+    let folder = tempfile::tempdir().unwrap();
+    let config = write_config(folder.path(), &platform.url(), "");
+    let ((data, address), (admin, admin_address)) = (bound(), bound());
+    let (_process, told) = started(&mut serve_with_sockets(&config, &data, Some(&admin)));
+    let both = (told["listen"].as_str().unwrap(), told["admin_listen"].as_str().unwrap());
+    assert_eq!(both, (&*address.to_string(), &*admin_address.to_string()));
+    assert_eq!(post(address, READ, &[], BODY).await.status, 200);
+    let page = |path: &str| Request::get(path).header("host", "localhost").body(Full::default()).unwrap();
+    assert_eq!(send(admin_address, page("/readyz")).await.status, 200);
+    assert_eq!(send(admin_address, page("/config")).await.status, 200);
+}
+
+/// The admin listener cannot be in two processes unless it is handed over: it follows when the first one is gone.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_admin_listener_follows_where_only_the_other_socket_was_handed_over() {
+    let platform = Platform::open().await;
+    let folder = tempfile::tempdir().unwrap();
+    let (data, address) = bound();
+    let admin = bound().1;
+    let config = write_config(folder.path(), &platform.url(), "");
+    let serve = || {
+        let mut command = serve_with_sockets(&config, &data, None);
+        command.env("ZVGATE__SERVER__ADMIN_LISTEN", admin.to_string());
+        started(&mut command).0
+    };
+    let mut first = serve();
+    let _second = serve();
+    first.signal("TERM");
+    assert_eq!(first.code(), 0);
+    let page = Request::get("/readyz").header("host", "localhost").body(Full::default()).unwrap();
+    while std::net::TcpStream::connect(admin).is_err() {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(send(admin, page).await.status, 200);
+    assert_eq!(post(address, READ, &[], BODY).await.status, 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_socket_that_would_open_the_gateway_to_everybody_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = write_config(folder.path(), "http://127.0.0.1:1", "");
+    let everywhere = TcpListener::bind("0.0.0.0:0").unwrap();
+    let (code, _, err) = run(&mut serve_with_sockets(&config, &everywhere, None));
+    assert_eq!((code, err.contains("beyond loopback")), (2, true), "{err}");
+    let mut many = serve_with_sockets(&config, &everywhere, None);
+    let (code, _, err) = run(many.env("LISTEN_FDS", "3"));
+    assert_eq!((code, err.contains("LISTEN_FDS: 3 sockets are too many")), (2, true), "{err}");
+    let mut no_socket = serve_with_sockets(&config, &everywhere, None);
+    let (code, _, err) = run(no_socket.env("LISTEN_FDS", "1").stdin(Stdio::null()));
+    assert_eq!((code, err.contains("LISTEN_FDS: ")), (2, true), "{err}");
+}
+
+/// The real thing: systemd's own way of handing a socket over.
+#[tokio::test(flavor = "multi_thread")]
+async fn systemd_hands_a_socket_over() {
+    let platform = Platform::open().await;
+    let folder = tempfile::tempdir().unwrap();
+    let config = write_config(folder.path(), &platform.url(), "");
+    let address = bound().1;
+    let mut command = Command::new("systemd-socket-activate");
+    command.args(["--listen", &address.to_string(), ZVGATE, "serve", "--config"]).arg(config);
+    let _process = Running(command.stderr(Stdio::null()).spawn().unwrap());
+    while std::net::TcpStream::connect(address).is_err() {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(post(address, READ, &[], BODY).await.status, 200);
+}
+
+/// A request may be on its way on a kept connection when the gateway is told to stop.
+#[tokio::test(flavor = "multi_thread")]
+async fn kept_connections_are_told_to_end_before_they_are_closed() {
+    let platform = Platform::open().await;
+    let gate = Gate::start(&platform, &[]).await;
+    let (mut kept, mut idle) = (Caller::connect(gate.address).await, Caller::connect(gate.address).await);
+    assert_eq!(kept.read("1").await.header("connection"), "");
+    idle.read("1").await;
+    gate.stop.cancel();
+    while std::net::TcpStream::connect(gate.address).is_ok() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let last = kept.read("1").await;
+    assert_eq!((last.status, last.header("connection")), (200, "close"));
+    gate.done.await.unwrap();
+    assert!(idle.is_closed().await, "one that is not used does not hold the gateway up");
+}
+
+/// Who was connected before the end is answered, even where nobody had looked at the connection yet.
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_in_the_sockets_queue_are_served_before_it_goes() {
+    let platform = Platform::open().await;
+    for _ in 0..20 {
+        let gate = Gate::start(&platform, &[]).await;
+        gate.read("1").await;
+        let request = format!(
+            "POST {READ} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{BODY}",
+            BODY.len()
+        );
+        let waiting: Vec<_> = (0..50).map(|_| std::net::TcpStream::connect(gate.address).unwrap()).collect();
+        gate.stop.cancel();
+        for mut stream in &waiting {
+            stream.write_all(request.as_bytes()).unwrap();
+        }
+        for mut stream in waiting {
+            let mut reply = [0; 4096];
+            let length = stream.read(&mut reply).unwrap();
+            let reply = String::from_utf8_lossy(&reply[..length]);
+            assert!(reply.starts_with("HTTP/1.1 200 "), "{reply}");
+        }
+    }
+}
