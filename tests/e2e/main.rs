@@ -12,6 +12,7 @@ mod consistency;
 mod door;
 mod errors;
 mod fidelity;
+mod framing;
 mod pacing;
 mod process;
 mod reload;

@@ -1,0 +1,334 @@
+//! Requests whose framing is wrong, doubtful or hostile: each is refused or answered once, and none is forwarded twice.
+//!
+//! What RFC 9112 leaves to the recipient stands here as it is: a line may end in a bare LF (section 2.2), equal lengths count as
+//! one (6.3), chunked wins over a length and closes the connection (6.1).
+
+use std::fmt::Write as _;
+use std::io::Write as _;
+
+use crate::scripted::{Act, Scripted};
+use crate::support::{Gate, READ, raw};
+
+/// The customer of the request, and of the one that hides in it.
+const BODY: &str = r#"{"params":{"customerId":"1"}}"#;
+const HIDDEN: &str = r#"{"params":{"customerId":"666"}}"#;
+
+/// A request with these lines in its head, and this after it.
+fn post(lines: &str, rest: &str) -> Vec<u8> {
+    format!("POST {READ} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n{lines}\r\n{rest}").into()
+}
+
+/// The same from another first line on.
+fn request(line: &str, lines: &str) -> Vec<u8> {
+    let length = BODY.len();
+    format!("{line}\r\nContent-Type: application/json\r\n{lines}Content-Length: {length}\r\n\r\n{BODY}").into()
+}
+
+fn sized(lines: &str) -> Vec<u8> {
+    post(&format!("{lines}Content-Length: {}\r\n", BODY.len()), BODY)
+}
+
+fn hidden() -> String {
+    String::from_utf8(post(&format!("Content-Length: {}\r\n", HIDDEN.len()), HIDDEN)).unwrap()
+}
+
+/// The body as one chunk, with this after its size, after its data, and as its end.
+fn chunk(extension: &str, after: &str, end: &str) -> String {
+    format!("{:x}{extension}{BODY}{after}{end}", BODY.len())
+}
+
+fn chunked(lines: &str) -> Vec<u8> {
+    post(lines, &chunk("\r\n", "\r\n", "0\r\n\r\n"))
+}
+
+fn chunks(text: &str) -> Vec<u8> {
+    post("Transfer-Encoding: chunked\r\n", text)
+}
+
+/// What is sent, and the statuses of all that comes back.
+type Case = (&'static str, Vec<u8>, &'static [u16]);
+
+fn lengths() -> Vec<Case> {
+    let length = BODY.len();
+    let with = |value: &str| post(&format!("Content-Length: {value}\r\n"), BODY);
+    vec![
+        ("a length", with(&length.to_string()), &[200]),
+        ("equal lengths", sized(&format!("Content-Length: {length}\r\n")), &[200]),
+        ("unequal lengths", sized("Content-Length: 3\r\n"), &[400]),
+        (
+            "unequal lengths, the other way",
+            post(&format!("Content-Length: {length}\r\nContent-Length: 3\r\n"), BODY),
+            &[400],
+        ),
+        ("a list of lengths", with(&format!("{length}, {length}")), &[400]),
+        ("a length with a plus", with(&format!("+{length}")), &[400]),
+        ("a negative length", with("-1"), &[400]),
+        ("a length in hex", with("0x1d"), &[400]),
+        ("a length with a letter", with("29a"), &[400]),
+        ("a broken length", with("29.0"), &[400]),
+        ("two numbers", with("29 29"), &[400]),
+        ("no number", with(""), &[400]),
+        ("a length beyond 64 bits", with("99999999999999999999"), &[400]),
+        ("the longest length", with("18446744073709551615"), &[431]),
+        ("a long length", with("9223372036854775807"), &[413]),
+        ("a length over the limit", with("70000"), &[413]),
+        ("a length with blanks around", with(&format!("  {length} \t")), &[200]),
+        ("a body that does not come", post("Content-Length: 100\r\n", BODY), &[408]),
+        ("a length of none before a request", post("Content-Length: 0\r\n", &hidden()), &[400, 200]),
+        ("no length before a request", post("", &hidden()), &[400, 200]),
+        ("a short length", post("Content-Length: 28\r\n", BODY), &[400, 400]),
+        ("a blank before the colon", post(&format!("Content-Length : {length}\r\n"), BODY), &[400]),
+        ("a blank in the name", post(&format!("Content Length: {length}\r\n"), BODY), &[400]),
+        ("a length that the connection takes away", sized("Connection: content-length\r\n"), &[200]),
+    ]
+}
+
+fn codings() -> Vec<Case> {
+    let te = |value: &str| chunked(&format!("Transfer-Encoding: {value}\r\n"));
+    let length = BODY.len();
+    vec![
+        ("chunked", te("chunked"), &[200]),
+        ("chunked in capitals", te("CHUNKED"), &[200]),
+        ("chunked after a tab", te("\tchunked"), &[200]),
+        (
+            "a length, and chunked",
+            chunked(&format!("Content-Length: {length}\r\nTransfer-Encoding: chunked\r\n")),
+            &[200],
+        ),
+        ("chunked, and a length", chunked("Transfer-Encoding: chunked\r\nContent-Length: 3\r\n"), &[200]),
+        (
+            "chunked before a request that a length covers",
+            post(
+                &format!("Content-Length: {}\r\nTransfer-Encoding: chunked\r\n", 5 + hidden().len()),
+                &format!("0\r\n\r\n{}", hidden()),
+            ),
+            &[400],
+        ),
+        (
+            "a length before a request that chunked covers",
+            post(
+                "Content-Length: 4\r\nTransfer-Encoding: chunked\r\n",
+                &format!("{:x}\r\n{}\r\n0\r\n\r\n", hidden().len(), hidden()),
+            ),
+            &[400],
+        ),
+        ("identity", te("identity"), &[400]),
+        ("a coding of its own", te("xchunked"), &[400]),
+        ("chunked not last", te("chunked, identity"), &[400]),
+        ("chunked last", te("identity, chunked"), &[200]),
+        ("chunked in quotes", te("\"chunked\""), &[400]),
+        ("chunked with a parameter", te("chunked;q=1"), &[400]),
+        ("chunked, then not", te("chunked\r\nTransfer-Encoding: identity"), &[400]),
+        ("a vertical tab", te("\x0bchunked"), &[400]),
+        ("nothing", te(""), &[400]),
+        ("a blank before the colon", chunked("Transfer-Encoding : chunked\r\n"), &[400]),
+        ("a folded line", chunked("X-A: b\r\n Transfer-Encoding: chunked\r\n"), &[400]),
+        ("a folded value", chunked("Transfer-Encoding:\r\n chunked\r\n"), &[400]),
+        ("a first line that is folded", post(" X: y\r\n", BODY), &[400]),
+        ("HTTP/1.0", request(&format!("POST {READ} HTTP/1.0"), "Transfer-Encoding: chunked\r\n"), &[400]),
+        ("chunked behind a bare LF", chunked("X-A: b\nTransfer-Encoding: chunked\r\n"), &[200]),
+        ("a length behind a bare LF", sized("X-A: b\nContent-Length: 3\r\n"), &[400]),
+        ("chunked behind a bare CR", chunked("X-A: b\rTransfer-Encoding: chunked\r\n"), &[400]),
+    ]
+}
+
+fn chunk_tricks() -> Vec<Case> {
+    let end = "0\r\n\r\n";
+    let long = "x".repeat(70_000);
+    vec![
+        ("an extension", chunks(&chunk(";a=b\r\n", "\r\n", end)), &[200]),
+        ("a request after the end", chunks(&chunk("\r\n", "\r\n", &(end.to_owned() + &hidden()))), &[200, 200]),
+        ("a prefix", chunks(&format!("0x{}", chunk("\r\n", "\r\n", end))), &[400]),
+        ("a sign", chunks(&format!("-{}", chunk("\r\n", "\r\n", end))), &[400]),
+        ("a size beyond 64 bits", chunks("FFFFFFFFFFFFFFFFF\r\nx\r\n0\r\n\r\n"), &[400]),
+        ("a size that ends 64 bits", chunks("FFFFFFFFFFFFFFFF\r\nx"), &[408]),
+        ("a size in a bare LF", chunks(&chunk("\n", "\r\n", end)), &[400]),
+        ("a size in a bare CR", chunks(&chunk("\r", "\r\n", end)), &[400]),
+        ("an extension in a bare LF", chunks(&chunk(";a\nb\r\n", "\r\n", end)), &[400]),
+        ("a long extension", chunks(&chunk(&format!(";{long}\r\n"), "\r\n", end)), &[400]),
+        ("data longer than its size", chunks(&chunk("\r\n", "xx\r\n", end)), &[400]),
+        ("data without an end", chunks(&chunk("\r\n", "", end)), &[400]),
+        ("data that ends in a bare LF", chunks(&chunk("\r\n", "\n", end)), &[400]),
+        ("an end in a bare LF", chunks(&chunk("\r\n", "\r\n", "0\n\n")), &[400]),
+        ("no size", chunks("\r\n\r\n"), &[400]),
+        ("no end", chunks(&chunk("\r\n", "\r\n", "")), &[408]),
+        ("a trailer", chunks(&chunk("\r\n", "\r\n", "0\r\nX-A: b\r\n\r\n")), &[200]),
+        ("a trailer with a length", chunks(&chunk("\r\n", "\r\n", "0\r\nContent-Length: 9\r\n\r\n")), &[200]),
+        ("a long trailer", chunks(&chunk("\r\n", "\r\n", &format!("0\r\nX-A: {long}\r\n\r\n"))), &[400]),
+        ("a chunk over the limit", chunks(&format!("11170\r\n{}\r\n0\r\n\r\n", "x".repeat(70_000))), &[413]),
+    ]
+}
+
+fn lines() -> Vec<Case> {
+    let version = |version: &str| request(&format!("POST {READ} {version}\r\nHost: localhost"), "");
+    let target = |target: &str| request(&format!("POST {target} HTTP/1.1\r\nHost: localhost"), "");
+    let method = |method: &str| request(&format!("{method} {READ} HTTP/1.1\r\nHost: localhost"), "");
+    vec![
+        ("HTTP/1.0", request(&format!("POST {READ} HTTP/1.0"), ""), &[200]),
+        ("HTTP/0.9", format!("POST {READ}\r\n\r\n{BODY}").into(), &[400]),
+        ("HTTP/1.2", version("HTTP/1.2"), &[400]),
+        ("HTTP/2.0", version("HTTP/2.0"), &[400]),
+        ("the preface of HTTP/2", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec(), &[]),
+        ("a version in small letters", version("http/1.1"), &[400]),
+        ("two versions", version("HTTP/1.1 HTTP/1.1"), &[400]),
+        ("two blanks", version(" HTTP/1.1"), &[400]),
+        ("a tab", request(&format!("POST\t{READ}\tHTTP/1.1\r\nHost: localhost"), ""), &[400]),
+        ("a method with a NUL", method("PO\0ST"), &[400]),
+        ("a method in small letters", method("post"), &[405]),
+        ("a method of nobody's", method("BREW"), &[405]),
+        ("a target with a blank", target("/v3 /crm"), &[400]),
+        ("a target with a NUL", target("/v3\0"), &[400]),
+        ("a target that is no UTF-8", [b"POST /\xff HTTP/1.1\r\nHost: localhost\r\n\r\n".as_slice()].concat(), &[400]),
+        ("a target that climbs", target(&format!("/x/..{READ}")), &[404]),
+        ("a target that is escaped", target(&READ.replace('/', "%2f")), &[400]),
+        ("a target with two slashes", target(&format!("/{READ}")), &[404]),
+        ("a target with a query", target(&format!("{READ}?a=b")), &[200]),
+        ("a long target", target(&"/x".repeat(35_000)), &[431]),
+        ("an absolute target", target(&format!("http://localhost{READ}")), &[200]),
+        ("another's absolute target", target(&format!("http://shop.example{READ}")), &[421]),
+        ("an absolute target with a user", target(&format!("http://localhost@shop.example{READ}")), &[421]),
+        ("a target of CONNECT", request("CONNECT localhost:80 HTTP/1.1\r\nHost: localhost", ""), &[404]),
+        ("a target of OPTIONS", request("OPTIONS * HTTP/1.1\r\nHost: localhost", ""), &[404]),
+        ("empty lines before", [b"\r\n\r\n".as_slice(), &sized("")].concat(), &[200]),
+        ("lines that end in a bare LF", String::from_utf8(sized("")).unwrap().replace("\r\n", "\n").into(), &[200]),
+        ("what is no text", vec![0x80; 64], &[400]),
+        ("a hello of TLS", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03".to_vec(), &[400]),
+    ]
+}
+
+fn fields() -> Vec<Case> {
+    let mut many = String::new();
+    (0..100).for_each(|i| write!(many, "X-{i}: a\r\n").unwrap());
+    let host = |lines: &str| request(&format!("POST {READ} HTTP/1.1\r\n{lines}"), "");
+    vec![
+        ("no colon", sized("X-A\r\n"), &[400]),
+        ("no name", sized(": a\r\n"), &[400]),
+        ("a name that is no token", sized("X(A: b\r\n"), &[400]),
+        ("a name that is no ASCII", sized("X-\u{e9}: b\r\n"), &[400]),
+        ("a NUL in a name", sized("X\0: b\r\n"), &[400]),
+        ("a NUL in a value", sized("X-A: b\0c\r\n"), &[400]),
+        ("a bare CR in a value", sized("X-A: b\rc\r\n"), &[400]),
+        ("too many fields", sized(&many), &[431]),
+        ("a long head", sized(&format!("X-A: {}\r\n", "x".repeat(70_000))), &[431]),
+        ("two hosts", host("Host: localhost\r\nHost: localhost"), &[400]),
+        ("no host", host("X-A: b"), &[400]),
+        ("a host with a path", host("Host: localhost/shop.example"), &[421]),
+        ("a host with a blank", host("Host: local host"), &[421]),
+        ("two types", sized("Content-Type: text/plain\r\n"), &[415]),
+        ("an upgrade", sized("Connection: upgrade\r\nUpgrade: websocket\r\n"), &[200]),
+        (
+            "an upgrade to HTTP/2",
+            sized("Connection: upgrade, http2-settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\n"),
+            &[200],
+        ),
+        ("a wish to go on", sized("Expect: 100-continue\r\n"), &[100, 200]),
+        ("another wish", sized("Expect: the-unexpected\r\n"), &[200]),
+        ("another method in a field", sized("X-HTTP-Method-Override: DELETE\r\n"), &[200]),
+        ("another target in a field", sized("X-Original-URL: /v1/invalidate\r\n"), &[200]),
+    ]
+}
+
+/// A request that is refused by its head must not be followed by what stood in its body.
+fn refused_heads() -> Vec<Case> {
+    let covered = |line: &str, lines: &str| {
+        let body = hidden();
+        format!("{line} HTTP/1.1\r\nHost: localhost\r\n{lines}Content-Length: {}\r\n\r\n{body}", body.len())
+            .into_bytes()
+    };
+    vec![
+        ("no route", covered("POST /nowhere", ""), &[404]),
+        ("no method", covered(&format!("GET {READ}"), ""), &[405]),
+        ("no type", covered(&format!("POST {READ}"), ""), &[415]),
+        ("no JSON", covered(&format!("POST {READ}"), "Content-Type: application/json\r\n"), &[400]),
+        ("a page", covered(&format!("POST {READ}"), "Origin: http://shop.example\r\n"), &[403]),
+    ]
+}
+
+/// The statuses in what came back; those of a kept connection come one after another.
+fn statuses(text: &str) -> Vec<u16> {
+    let lines = text.split("HTTP/1.").skip(1);
+    lines.map(|rest| rest.get(2..5).and_then(|status| status.parse().ok()).unwrap_or(0)).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn framing_is_refused_or_answered_once_and_never_forwarded_twice() {
+    let upstream = Scripted::start(|_, _| Act::success("[]")).await;
+    let words = [
+        ("cache.mode", "off"),
+        ("limits.upstream.rate", "0"),
+        ("server.header_timeout", "500ms"),
+        ("server.body_timeout", "500ms"),
+        ("server.idle_timeout", "500ms"),
+    ];
+    let gate = Gate::start(&upstream, &words).await;
+    let cases = [lengths(), codings(), chunk_tricks(), lines(), fields(), refused_heads()].concat();
+    assert!(cases.len() >= 60, "{}", cases.len());
+    let mut wrong = String::new();
+    let (mut answered, mut hidden) = (0, 0);
+    // A few at a time: every one of them waits for the end of its connection.
+    for some in cases.chunks(16) {
+        let address = gate.address;
+        let asked: Vec<_> = some
+            .iter()
+            .map(|(_, bytes, _)| bytes.clone())
+            .map(|bytes| tokio::task::spawn_blocking(move || raw(address, &bytes)))
+            .collect();
+        for ((name, bytes, expected), asked) in some.iter().zip(asked) {
+            let text = asked.await.unwrap();
+            let seen = statuses(&text);
+            if seen != *expected {
+                writeln!(wrong, "{name}: {seen:?}, not {expected:?}: {text:.300}").unwrap();
+            }
+            answered += seen.iter().filter(|status| **status == 200).count();
+            // Only where the request is one of two that follow each other is the second one meant.
+            let two = expected.len() == 2 && expected[1] == 200 && bytes.windows(3).any(|part| part == b"666");
+            hidden += usize::from(two);
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong}");
+    let requests = upstream.requests.lock().unwrap().clone();
+    assert_eq!(requests.len(), answered, "each that was forwarded was answered");
+    assert_eq!(requests.iter().filter(|request| request.contains("666")).count(), hidden);
+    assert!(requests.iter().all(|request| request.starts_with(&format!("POST {READ} HTTP/1.1\r\n"))));
+    assert_eq!(gate.page("/healthz").await.status, 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn heads_are_bounded_as_configured() {
+    let upstream = Scripted::start(|_, _| Act::success("[]")).await;
+    let gate = Gate::start(&upstream, &[("server.max_head", "2KiB"), ("server.max_headers", "8")]).await;
+    let ask = async |lines: String| {
+        let (address, bytes) = (gate.address, sized(&format!("Connection: close\r\n{lines}")));
+        statuses(&tokio::task::spawn_blocking(move || raw(address, &bytes)).await.unwrap())
+    };
+    let long = |length: usize| format!("X-A: {}\r\n", "x".repeat(length));
+    assert_eq!(ask(long(1700)).await, [200]);
+    assert_eq!(ask(long(2048)).await, [431]);
+    assert_eq!(ask("X-A: b\r\n".repeat(4)).await, [200]);
+    assert_eq!(ask("X-A: b\r\n".repeat(5)).await, [431]);
+}
+
+/// A caller who sends ahead waits for himself: his connection is one request's worth of work.
+#[tokio::test(flavor = "multi_thread")]
+async fn pipelined_requests_are_taken_one_after_another() {
+    let upstream = Scripted::start(|_, _| Act::Hang).await;
+    let gate = Gate::start(&upstream, &[("limits.upstream.rate", "0")]).await;
+    let mut ahead = std::net::TcpStream::connect(gate.address).unwrap();
+    for customer in 10..30 {
+        let body = BODY.replace('1', &customer.to_string());
+        ahead.write_all(&post(&format!("Content-Length: {}\r\n", body.len()), &body)).unwrap();
+    }
+    let begun = async |wanted: usize| {
+        while upstream.requests.lock().unwrap().len() < wanted {
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
+        upstream.requests.lock().unwrap().len()
+    };
+    assert_eq!(begun(1).await, 1);
+    let other = gate.read("9");
+    tokio::select! {
+        reply = other => panic!("nobody answers: {reply:?}"),
+        count = begun(2) => assert_eq!(count, 2, "the other caller's, and one of those"),
+    }
+    assert!(upstream.requests.lock().unwrap()[1].contains("\"9\""));
+}
