@@ -23,7 +23,7 @@ use bytes::Bytes;
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, Method, Request, Response};
 use http_body_util::Full;
-use hyper::body::Incoming;
+use hyper::body::{Body, Incoming};
 use parking_lot::Mutex;
 use tokio::task::JoinHandle;
 use tokio_util::sync::DropGuard;
@@ -190,7 +190,11 @@ impl Gateway {
         let started = self.clock.boot();
         let policy = self.policy.load_full();
         let mut facts = Facts::of(request.headers());
-        let outcome = self.run(&policy, request, &mut facts).await;
+        let (head, mut body) = request.into_parts();
+        let outcome = self.run(&policy, head, &mut body, &mut facts).await;
+        if outcome.is_err() && !body.is_end_stream() {
+            tokio::spawn(incoming::pass_over(body));
+        }
         self.account(&policy, &outcome, &facts, started);
         Ok(reply::response(&outcome, &facts.id))
     }
@@ -210,10 +214,10 @@ impl Gateway {
     async fn run(
         self: &Arc<Self>,
         policy: &Arc<Policy>,
-        request: Request<Incoming>,
+        head: Parts,
+        body: &mut Incoming,
         facts: &mut Facts,
     ) -> Result<Reply, Refusal> {
-        let (head, body) = request.into_parts();
         let own = head.uri.path() == INVALIDATE;
         let route = if own { None } else { Some(policy.routes.find(head.uri.path()).ok_or(Refusal::UnknownRoute)?) };
         facts.route = route.map(Arc::clone);

@@ -1,7 +1,7 @@
 //! `zvgate serve`
 
 use listenfd::ListenFd;
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use rustix::process::{DumpableBehavior, Resource, Rlimit, getrlimit, set_dumpable_behavior, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
@@ -15,6 +15,9 @@ use crate::settings::{ServerSettings, Settings};
 pub(super) fn run(configuration: &Configuration) -> Result<(), u8> {
     let settings = configuration.load()?;
     logging::begin(&settings.log);
+    // A dump of its memory would hold keys and customers' answers. Where the system has no limits to set, it has no dumps.
+    let _ = setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) });
+    let _ = set_dumpable_behavior(DumpableBehavior::NotDumpable);
     raise_descriptor_limit(&settings.server);
     let inherited = inherited().map_err(|error| {
         complain(&format!(

@@ -124,7 +124,7 @@ fn named_customers(headers: &HeaderMap) -> Result<Vec<String>, Refusal> {
 /// Reads a body that is not too long and does not take too long.
 pub(super) async fn read_body(
     headers: &HeaderMap,
-    body: Incoming,
+    body: &mut Incoming,
     max: u64,
     within: Duration,
 ) -> Result<Bytes, Refusal> {
@@ -135,7 +135,17 @@ pub(super) async fn read_body(
     tokio::time::timeout(within, collect(body, max)).await.unwrap_or(Err(Refusal::TooSlow))
 }
 
-async fn collect(mut body: Incoming, max: u64) -> Result<Bytes, Refusal> {
+/// How long the rest of a refused request's body is still taken.
+const PASS_OVER_FOR: Duration = Duration::from_secs(1);
+
+/// Takes the rest of a body that nobody wants: a connection, or a stream of HTTP/2, that is closed while its caller still
+/// sends would cost many callers the answer too.
+pub(super) async fn pass_over(mut body: Incoming) {
+    let rest = async { while let Some(Ok(_)) = body.frame().await {} };
+    tokio::time::timeout(PASS_OVER_FOR, rest).await.ok();
+}
+
+async fn collect(body: &mut Incoming, max: u64) -> Result<Bytes, Refusal> {
     let mut whole = Bytes::new();
     while let Some(frame) = body.frame().await {
         // A body that breaks off leaves nobody to answer; the connection is over.

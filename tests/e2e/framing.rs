@@ -4,7 +4,7 @@
 //! one (6.3), chunked wins over a length and closes the connection (6.1).
 
 use std::fmt::Write as _;
-use std::io::Write as _;
+use std::io::{Read, Write as _};
 
 use crate::scripted::{Act, Scripted};
 use crate::support::{Gate, READ, raw};
@@ -291,6 +291,23 @@ async fn framing_is_refused_or_answered_once_and_never_forwarded_twice() {
     assert_eq!(requests.iter().filter(|request| request.contains("666")).count(), hidden);
     assert!(requests.iter().all(|request| request.starts_with(&format!("POST {READ} HTTP/1.1\r\n"))));
     assert_eq!(gate.page("/healthz").await.status, 200);
+}
+
+/// His connection goes on, too.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_is_refused_before_his_body_came_may_go_on() {
+    let upstream = Scripted::start(|_, _| Act::success("[]")).await;
+    let gate = Gate::start(&upstream, &[]).await;
+    let mut stream = std::net::TcpStream::connect(gate.address).unwrap();
+    let mut answer = |bytes: &[u8]| {
+        stream.write_all(bytes).unwrap();
+        let mut buffer = [0; 4096];
+        let length = tokio::task::block_in_place(|| stream.read(&mut buffer)).unwrap();
+        statuses(&String::from_utf8_lossy(&buffer[..length]))
+    };
+    let refused = format!("POST /nowhere HTTP/1.1\r\nHost: localhost\r\nContent-Length: {}\r\n\r\n", BODY.len());
+    assert_eq!(answer(refused.as_bytes()), [404]);
+    assert_eq!(answer(&[BODY.as_bytes(), &sized("")].concat()), [200]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

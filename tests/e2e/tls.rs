@@ -25,14 +25,14 @@ use crate::support::{Gate, Platform, READ, Reply, Upstream, raw, settings};
 const BODY: &str = r#"{"params":{"customerId":"1"}}"#;
 
 /// Who signs certificates, and a folder for them.
-struct Authority {
+pub(crate) struct Authority {
     issuer: CertifiedIssuer<'static, KeyPair>,
     folder: tempfile::TempDir,
 }
 
 impl Authority {
     /// With a certificate of the gateway's, `cert.pem` and `key.pem`, and its own, `ca.pem`.
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let mut params = CertificateParams::new(Vec::new()).unwrap();
         params.distinguished_name.push(DnType::CommonName, "an authority");
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -54,11 +54,11 @@ impl Authority {
         signed.der().to_vec()
     }
 
-    fn file(&self, name: &str) -> PathBuf {
+    pub(crate) fn file(&self, name: &str) -> PathBuf {
         self.folder.path().join(format!("{name}.pem"))
     }
 
-    fn path(&self, name: &str) -> String {
+    pub(crate) fn path(&self, name: &str) -> String {
         self.file(name).display().to_string()
     }
 
@@ -139,6 +139,17 @@ async fn callers_come_over_tls_by_either_protocol_and_no_other_way() {
     for (option, code) in [("--tlsv1.3", 0), ("--tls-max=1.1", 35)] {
         let option: Vec<&str> = option.split('=').collect();
         assert_eq!(authority.curl(gate.address, &option).0, code, "{option:?}");
+    }
+}
+
+/// A stream that is ended while its caller still sends loses many callers the answer.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_is_refused_before_his_body_came_hears_why() {
+    let (platform, authority) = (Platform::open().await, Authority::new());
+    let gate = authority.gate(&platform, &[]).await;
+    for _ in 0..30 {
+        let (code, out) = authority.curl(gate.address, &["--http2", "-H", "Origin: http://shop.example"]);
+        assert_eq!((code, out.lines().last()), (0, Some("2 403")), "{out}");
     }
 }
 

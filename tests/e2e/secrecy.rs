@@ -1,0 +1,256 @@
+//! Law 7, over all that the gateway says: marked secrets and customers go in everywhere, and come out nowhere.
+
+use std::fmt::Write as _;
+use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use serde_json::json;
+use sha2::{Digest, Sha256};
+
+use crate::program::{Running, run, told};
+use crate::support::{MERCHANTS, Platform, READ, Upstream, WRITE};
+use crate::tls::Authority;
+
+/// No part of one of these stands in another.
+const OPEN_KEY: &str = "canary-openkey-Zq1";
+const CALLER_KEY: &str = "canary-callerkey-Zq2";
+const OTHER_KEY: &str = "canary-strangerskey-Zq3";
+const ADMIN_KEY: &str = "canary-adminkey-Zq4";
+const MISPLACED: &str = "canary-misplaced-Zq5";
+const CUSTOMER: &str = "777000777000777000";
+
+fn hash(key: &str) -> String {
+    Sha256::digest(key.as_bytes()).iter().fold(String::new(), |mut hex, byte| {
+        write!(hex, "{byte:02x}").unwrap();
+        hex
+    })
+}
+
+/// A gateway's configuration; `more` stands in its tenant's table, and then in its caller's.
+fn configuration(folder: &Path, upstream: &str, authority: &Authority, more: [&str; 2]) -> String {
+    let (open_id, grant_code, _) = MERCHANTS[0];
+    let (key_file, cert, key) = (folder.join("open-key"), authority.path("cert"), authority.path("key"));
+    let (admin, caller) = (hash(ADMIN_KEY), hash(CALLER_KEY));
+    let [tenants, callers] = more;
+    format!(
+        r#"
+[server]
+listen = "127.0.0.1:0"
+admin_listen = "127.0.0.1:0"
+admin_key_sha256 = "{admin}"
+max_body = "1KiB"
+body_timeout = "300ms"
+[server.tls]
+cert = "{cert}"
+key = "{key}"
+[upstream]
+base_url = "{upstream}"
+attempt_timeout = "300ms"
+write_timeout = "300ms"
+retries = 1
+[limits.upstream]
+rate = 0
+[log]
+level = "trace"
+access = "all"
+[tenants.shop]
+open_id = "{open_id}"
+grant_code = "{grant_code}"
+open_key_file = {key_file:?}
+{tenants}
+[callers.orders]
+key_sha256 = "{caller}"
+tenants = ["*"]
+routes = ["{READ}", "{WRITE}"]
+{callers}
+"#
+    )
+}
+
+/// What `curl` gets by HTTP/2, head and body.
+fn curl(authority: &Authority, url: &str, key: &str, more: &[&str]) -> String {
+    let mut command = Command::new("curl");
+    command.args(["-sSi", "--http2", "-m", "10", "--cacert", &authority.path("ca")]);
+    if !key.is_empty() {
+        command.args(["-H", &format!("Authorization: Bearer {key}")]);
+    }
+    let (_, out, err) = run(command.args(more).arg(url));
+    out + &err
+}
+
+/// A gateway's process, and all that comes out of it.
+struct Subject {
+    process: Running,
+    log: std::thread::JoinHandle<String>,
+    data: String,
+    admin: String,
+    said: String,
+}
+
+impl Subject {
+    /// Starts where dumps are allowed.
+    fn start(config: &Path) -> Self {
+        let mut command = Command::new("sh");
+        command.args(["-c", "ulimit -c unlimited; exec \"$0\" serve --config \"$1\"", env!("CARGO_BIN_EXE_zvgate")]);
+        command.arg(config).env_clear().current_dir(config.parent().unwrap()).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        let mut log = std::io::BufReader::new(child.stderr.take().unwrap());
+        let process = Running(child);
+        let line = told(&mut log, "serving");
+        let port = |key: &str| line[key].as_str().unwrap().rsplit(':').next().unwrap().to_owned();
+        let data = format!("https://localhost:{}", port("listen"));
+        let admin = format!("http://localhost:{}", port("admin_listen"));
+        let log = std::thread::spawn(move || {
+            let mut text = String::new();
+            std::io::Read::read_to_string(&mut log, &mut text).unwrap();
+            text
+        });
+        Self { process, log, data, admin, said: String::new() }
+    }
+
+    fn ask(&mut self, authority: &Authority, url: &str, key: &str, more: &[&str]) -> String {
+        let text = tokio::task::block_in_place(|| curl(authority, url, key, more));
+        writeln!(self.said, "{text}").unwrap();
+        text
+    }
+
+    /// Ends it in a way that would leave a dump; answers what it logged, and what it said.
+    fn end(mut self) -> (String, String) {
+        self.process.signal("ABRT");
+        let status = self.process.0.wait().unwrap();
+        assert_eq!((status.signal(), status.core_dumped()), (Some(6), false), "a dump would hold keys");
+        (self.log.join().unwrap(), self.said)
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_secret_comes_out_anywhere_and_no_customer_in_logs_or_metrics() {
+    let platform = Platform::open().await;
+    platform.keys(&[OPEN_KEY]).await;
+    let (authority, folder) = (Authority::new(), tempfile::tempdir().unwrap());
+    let (config, key_file) = (folder.path().join("zvgate.toml"), folder.path().join("open-key"));
+    let whole = configuration(folder.path(), &platform.url(), &authority, ["", ""]);
+    std::fs::write(&key_file, OPEN_KEY).unwrap();
+    std::fs::write(&config, &whole).unwrap();
+    let body = json!({ "params": { "customerId": CUSTOMER, "bizId": "b" } }).to_string();
+    let post = ["-H", "Content-Type: application/json", "-d", &body];
+    let anew = [&post[..], &["-H", "Cache-Control: no-cache"]].concat();
+    let customers = format!("X-Zvgate-Customer: {CUSTOMER}");
+    let named = [&post[..], &["-H", &customers]].concat();
+    let (mut logs, mut said) = (String::new(), String::new());
+
+    // Every failure of the platform: for what is kept, for a read, and for writes. A process for each, since its breaker opens.
+    for fault in ["throttle", "http500", "http503", "redirect", "error", "hang", "reset", "truncate", "garbage"] {
+        platform.faults(json!({ "fault": "none" })).await;
+        let mut subject = Subject::start(&config);
+        let (read, write) = (format!("{}{READ}", subject.data), format!("{}{WRITE}", subject.data));
+        assert!(subject.ask(&authority, &read, CALLER_KEY, &post).contains("stored"));
+        platform.faults(json!({ "fault": fault })).await;
+        let before = platform.requests(WRITE).await;
+        for (url, more) in [(&read, &post[..]), (&read, &anew), (&write, &post), (&write, &named)] {
+            subject.ask(&authority, url, CALLER_KEY, more);
+        }
+        assert_eq!(platform.requests(WRITE).await, before + 2, "{fault} was met");
+        let (log, heard) = subject.end();
+        logs += &log;
+        said += &heard;
+    }
+    platform.faults(json!({ "fault": "none" })).await;
+
+    let mut subject = Subject::start(&config);
+    let (data, admin) = (subject.data.clone(), subject.admin.clone());
+    let mut ask = |url: &str, key: &str, more: &[&str]| subject.ask(&authority, url, key, more);
+    let (read, write) = (format!("{data}{READ}"), format!("{data}{WRITE}"));
+    assert!(ask(&read, CALLER_KEY, &post).contains("stored"));
+    assert!(ask(&read, CALLER_KEY, &post).contains("hit"));
+    assert!(ask(&write, CALLER_KEY, &post).contains("HTTP/2 200"));
+
+    // Every refusal.
+    let json = "Content-Type: application/json";
+    let twice = format!(r#"{{"params":{{"customerId":"{CUSTOMER}","customerId":"{CUSTOMER}"}}}}"#);
+    let stranger = json!({ "openId": "x", "grantCode": MISPLACED, "params": { "customerId": CUSTOMER } }).to_string();
+    let long = format!("{{\"params\":{{\"customerId\":\"{CUSTOMER}\",\"x\":\"{}\"}}}}", "x".repeat(2000));
+    for (path, key, more, status) in [
+        (READ, "", &post[..], 401),
+        (READ, OTHER_KEY, &post, 401),
+        (READ, OPEN_KEY, &post, 401),
+        ("/v1/invalidate", CALLER_KEY, &post, 403),
+        (&*format!("/v3/{CUSTOMER}/{OTHER_KEY}"), CALLER_KEY, &post, 404),
+        (READ, CALLER_KEY, &["-X", "GET"], 405),
+        (READ, CALLER_KEY, &["-d", &body], 415),
+        (READ, CALLER_KEY, &["-H", json, "-d", &long], 413),
+        (READ, CALLER_KEY, &["-H", json, "-H", "Content-Length: 100", "--http1.1", "-d", &body], 408),
+        (READ, CALLER_KEY, &["-H", json, "-d", CUSTOMER], 400),
+        (READ, CALLER_KEY, &["-H", json, "-d", &twice], 400),
+        (READ, CALLER_KEY, &["-H", json, "-d", &stranger], 400),
+        (READ, CALLER_KEY, &[&post[..], &["-H", &format!("X-Zvgate-Tenant: {MISPLACED}")]].concat(), 400),
+        (READ, CALLER_KEY, &[&post[..], &["-H", "Cache-Control: only-if-cached, max-age=0"]].concat(), 504),
+        (READ, CALLER_KEY, &[&post[..], &["-H", &format!("X-Request-Timeout-Ms: {MISPLACED}")]].concat(), 400),
+    ] {
+        let text = ask(&format!("{data}{path}"), key, more);
+        let first = text.lines().next().unwrap_or_default();
+        assert_eq!(first.split(' ').nth(1), Some(&*status.to_string()), "{path} {more:?}: {text}");
+    }
+
+    // Every page, for who has the operators' key and who has another.
+    for key in [ADMIN_KEY, CALLER_KEY, ""] {
+        for page in ["metrics", "healthz", "readyz", "config", CUSTOMER, OTHER_KEY] {
+            ask(&format!("{admin}/{page}"), key, &[]);
+        }
+        ask(&format!("{admin}/cache/customers/{CUSTOMER}"), key, &["-X", "DELETE"]);
+        ask(&format!("{admin}/cache?tenant={MISPLACED}"), key, &["-X", "DELETE"]);
+        ask(&format!("{admin}/cache"), key, &["-X", "DELETE"]);
+    }
+
+    // Files that cannot be used: secrets in the wrong place, of the wrong type, under the wrong name.
+    let process = subject.process.0.id().to_string();
+    let misplaced = format!("\"{MISPLACED}\"");
+    for more in [
+        [&*format!("open_key = {misplaced}"), ""],
+        [&*format!("grant_codes = {misplaced}\npace = {misplaced}"), &*format!("limit = {misplaced}")],
+        ["default = 5", &*format!("key = {misplaced}\ninvalidate = {misplaced}")],
+        [&*format!("x = {{ y = {misplaced} }}"), &*format!("z = [{misplaced}]")],
+        [&*format!("open_id = {misplaced}"), ""],
+        [&*format!("x = {MISPLACED}"), ""],
+    ] {
+        std::fs::write(&config, configuration(folder.path(), &platform.url(), &authority, more)).unwrap();
+        assert!(Command::new("kill").args(["-HUP", &process]).status().unwrap().success());
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    std::fs::write(&config, &whole).unwrap();
+    std::fs::write(&key_file, format!("{MISPLACED}\n{MISPLACED}")).unwrap();
+    std::fs::write(
+        authority.file("key"),
+        format!("-----BEGIN PRIVATE KEY-----\n{MISPLACED}\n-----END PRIVATE KEY-----\n"),
+    )
+    .unwrap();
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let metrics = subject.ask(&authority, &format!("{admin}/metrics"), "", &[]);
+    assert!(metrics.contains("zvgate_config_reload_success 0"));
+
+    let (log, heard) = subject.end();
+    let (log, said) = (logs + &log, said + &heard);
+    for reached in [
+        "\"request\"",
+        "\"write\"",
+        "\"purge\"",
+        "cannot be used",
+        "open_key_file",
+        "unauthenticated",
+        "outcome_unknown",
+    ] {
+        assert!(log.contains(reached), "{reached} in {log}");
+    }
+    let keys = [OPEN_KEY, CALLER_KEY, OTHER_KEY, ADMIN_KEY, MISPLACED];
+    let private = std::fs::read_to_string(authority.file("ca")).unwrap();
+    for secret in keys.into_iter().chain([&*hash(CALLER_KEY), &*hash(ADMIN_KEY), private.lines().nth(1).unwrap()]) {
+        assert!(!log.contains(secret), "{secret} in the log: {log}");
+        assert!(!said.contains(secret), "{secret} in what was answered: {said}");
+    }
+    for unseen in [CUSTOMER, "成功", "couponsCardList"] {
+        assert!(!log.contains(unseen), "{unseen} in the log: {log}");
+        assert!(!metrics.contains(unseen), "{unseen} in {metrics}");
+    }
+}

@@ -1,0 +1,97 @@
+//! Callers who are slow on purpose: slow heads, slow bodies, ranges, slow reading, by slowhttptest.
+
+use std::net::SocketAddr;
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use http::Request;
+use http_body_util::Full;
+
+use crate::program::{Running, serve, write_config};
+use crate::support::{Caller, Platform, READ, Upstream, post, send, unix_now};
+
+/// How long each of the attacks lasts, and on how many connections.
+const SECONDS: u64 = 30;
+const CONNECTIONS: u64 = 1000;
+
+/// What may be told of how others fare: each answer's time in milliseconds.
+async fn ask_until(address: SocketAddr, end: Arc<AtomicBool>) -> Vec<f64> {
+    let mut caller = Caller::connect(address).await;
+    let mut times = Vec::new();
+    while !end.load(Ordering::Relaxed) {
+        let asked = unix_now();
+        assert_eq!(caller.read("1").await.status, 200);
+        times.push((unix_now() - asked) * 1000.0);
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    times
+}
+
+/// Five others ask for so long; answers the 99th hundredth of their times, in milliseconds.
+async fn p99_of_others(address: SocketAddr, time: Duration) -> f64 {
+    let end = Arc::new(AtomicBool::new(false));
+    let asking: Vec<_> = (0..5).map(|_| tokio::spawn(ask_until(address, Arc::clone(&end)))).collect();
+    tokio::time::sleep(time).await;
+    end.store(true, Ordering::Relaxed);
+    let mut times = Vec::new();
+    for asked in asking {
+        times.extend(asked.await.unwrap());
+    }
+    times.sort_unstable_by(f64::total_cmp);
+    times[times.len() * 99 / 100]
+}
+
+fn attack(mode: &[&str], url: &str) -> Child {
+    let number = |number: u64| number.to_string();
+    let mut command = Command::new("slowhttptest");
+    command.args(["-c", &number(CONNECTIONS), "-r", "400", "-l", &number(SECONDS), "-p", "3", "-v", "0", "-u", url]);
+    command.args(mode).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
+}
+
+async fn metric(admin: SocketAddr, name: &str) -> f64 {
+    let page = Request::get("/metrics").header("host", "localhost").body(Full::default()).unwrap();
+    let page = send(admin, page).await.text();
+    page.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok()).unwrap()
+}
+
+/// All four at once, on callers' and on operators' doors. Printed: what it costs the others, in this run, on this machine.
+#[tokio::test(flavor = "multi_thread")]
+async fn slow_callers_cost_the_others_nothing_and_memory_stays_flat() {
+    let platform = Platform::open().await;
+    let folder = tempfile::tempdir().unwrap();
+    let more = "[log]\naccess = \"none\"\n[cache]\nttl = \"1h\"\n";
+    let (_gateway, _log, told) = serve(&write_config(folder.path(), &platform.url(), more));
+    let address = |key: &str| told[key].as_str().unwrap().parse::<SocketAddr>().unwrap();
+    let (data, admin) = (address("listen"), address("admin_listen"));
+    assert_eq!(post(data, READ, &[], r#"{"params":{"customerId":"1"}}"#).await.status, 200);
+    let quiet = p99_of_others(data, Duration::from_secs(5)).await;
+    let (route, metrics) = (format!("http://{data}{READ}"), format!("http://{admin}/metrics"));
+    let json = ["-f", "application/json"];
+    let _attackers = [
+        attack(&["-H", "-t", "POST", "-i", "1"], &route),
+        attack(&[&["-B", "-i", "1", "-s", "60000"], &json[..]].concat(), &route),
+        attack(&["-R", "-t", "POST"], &route),
+        attack(&["-X", "-k", "5", "-w", "10", "-y", "20", "-n", "5", "-z", "32"], &metrics),
+    ]
+    .map(Running);
+    // Once all of them are there, time tells whether something grows.
+    let mut most = metric(admin, "zvgate_connections ").await;
+    let early = async {
+        for _ in 0..100 {
+            most = most.max(metric(admin, "zvgate_connections ").await);
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        metric(admin, "process_resident_memory_bytes ").await
+    };
+    let (attacked, early) = tokio::join!(p99_of_others(data, Duration::from_secs(SECONDS)), early);
+    let late = metric(admin, "process_resident_memory_bytes ").await;
+    println!(
+        "others' p99 {quiet:.1} ms alone, {attacked:.1} ms under attack; resident {:.1} MiB after 10 s, {:.1} MiB after {SECONDS} s; at most {most} connections",
+        early / f64::from(1 << 20),
+        late / f64::from(1 << 20)
+    );
+    assert!(most >= 500.0, "no attack: {most} connections");
+    assert!(late <= early + f64::from(8 << 20), "{early} bytes, then {late}");
+}
