@@ -213,3 +213,38 @@ fn certificates(key: &'static str, pem: &[u8]) -> Result<Vec<CertificateDer<'sta
         _ => Err(Unusable { key, why: "names a file without a certificate in PEM".to_owned() }),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn issue(files: &Files) {
+        let certified = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+        std::fs::write(&files.cert, certified.cert.pem()).unwrap();
+        std::fs::write(&files.key, certified.signing_key.serialize_pem()).unwrap();
+    }
+
+    #[test]
+    fn new_certificates_count_when_they_are_found_twice_and_others_are_told_of_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = |name: &str| folder.path().join(name);
+        let files = Files { cert: file("cert"), key: file("key"), client_ca: None };
+        issue(&files);
+        let tls = Tls::load(files.clone()).unwrap();
+        let first = tls.config();
+        assert_eq!((tls.look(), tls.is_pending()), (TlsNews::None, false));
+        issue(&files);
+        assert_eq!((tls.look(), tls.is_pending()), (TlsNews::None, true));
+        issue(&files);
+        assert_eq!((tls.look(), tls.is_pending()), (TlsNews::None, true), "what is found now is something else");
+        assert!(Arc::ptr_eq(&first, &tls.config()));
+        assert_eq!((tls.look(), tls.is_pending()), (TlsNews::Changed, false));
+        let second = tls.config();
+        assert!(!Arc::ptr_eq(&first, &second));
+        std::fs::remove_file(&files.key).unwrap();
+        assert_eq!(tls.look(), TlsNews::None);
+        assert!(matches!(tls.look(), TlsNews::Unusable(Unusable { key: "key", .. })));
+        assert_eq!((tls.look(), tls.look()), (TlsNews::None, TlsNews::None));
+        assert!(Arc::ptr_eq(&second, &tls.config()));
+    }
+}

@@ -285,7 +285,8 @@ async fn a_drain_tells_callers_of_http2_and_finishes_what_is_in_hand() {
         gate.stop.cancel();
     });
     assert_eq!(answered.unwrap().status, 200);
-    caller.connection.await.unwrap();
+    // Long before its idle time is over.
+    tokio::time::timeout(Duration::from_secs(20), caller.connection).await.unwrap().unwrap();
     gate.done.await.unwrap();
 }
 
@@ -309,4 +310,33 @@ async fn a_process_serves_tls_as_its_file_says() {
     while authority.served(address).await != new {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_carries_as_many_requests_as_configured() {
+    let upstream = Scripted::start(|_, _| Act::Hang).await;
+    let authority = Authority::new();
+    let gate = authority.gate(&upstream, &[("server.max_streams", "2"), ("limits.upstream.rate", "0")]).await;
+    let begun = async |wanted: usize| {
+        while upstream.requests.lock().unwrap().len() < wanted {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    let (caller, other) = (authority.caller(gate.address).await, authority.caller(gate.address).await);
+    // What may be sent at once is told with the first answer of all, the settings.
+    tokio::select! {
+        _ = caller.read("11") => panic!("nobody answers"),
+        () = begun(1) => {}
+    }
+    tokio::select! {
+        _ = async { tokio::join!(caller.read("12"), caller.read("13"), caller.read("14")) } => panic!("nobody answers"),
+        () = async {
+            begun(3).await;
+            tokio::select! {
+                _ = other.read("21") => panic!("nobody answers"),
+                () = begun(4) => {}
+            }
+        } => {}
+    }
+    assert!(upstream.requests.lock().unwrap()[3].contains("\"21\""), "the caller's third request waits");
 }

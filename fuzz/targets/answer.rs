@@ -1,0 +1,54 @@
+//! Reading an answer: never a panic, and no end is overlooked. The first byte chooses the status.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use oracle::Tree;
+use time::UtcOffset;
+use zvgate::answer::{End, Reader, Verdict, customers};
+use zvgate::clock::Wall;
+
+const EXPIRES: [&str; 3] = ["endAt", "endTime", "validEndDate"];
+
+fn ends(tree: &Tree, found: &mut Vec<Wall>) {
+    match tree {
+        Tree::Members(members) => {
+            for (name, value) in members {
+                match value {
+                    Tree::Text(text) if EXPIRES.contains(&name.as_str()) => {
+                        if let Some(End::At(wall)) = End::parse(text, UtcOffset::UTC) {
+                            found.push(wall);
+                        }
+                    }
+                    value => ends(value, found),
+                }
+            }
+        }
+        Tree::List(items) => items.iter().for_each(|item| ends(item, found)),
+        _ => {}
+    }
+}
+
+fuzz_target!(|input: &[u8]| {
+    let Some((first, body)) = input.split_first() else { return };
+    let status = [200, 204, 404, 429, 500][usize::from(*first) % 5];
+    let reader = Reader {
+        expires: EXPIRES.map(str::to_owned).into(),
+        retry_codes: vec!["110004".to_owned()],
+        utc_offset: UtcOffset::UTC,
+    };
+    let pointers = ["/data/userInfo/customer_id".to_owned()];
+    customers(body, &pointers);
+    let verdict = reader.read(status, body);
+    if status != 200 {
+        assert!(matches!(verdict, Verdict::HttpOther | Verdict::Throttled | Verdict::Http5xx));
+        return;
+    }
+    let tree = std::str::from_utf8(body).ok().and_then(Tree::parse);
+    let sound = tree.filter(|tree| tree.members().is_some() && tree.depth() <= 128);
+    assert_eq!(verdict == Verdict::Garbage, sound.is_none(), "what is JSON");
+    if let (Verdict::Success(contents), Some(tree)) = (verdict, sound) {
+        let mut wanted = Vec::new();
+        tree.member("data").iter().for_each(|data| ends(data, &mut wanted));
+        assert_eq!(contents.ends, wanted, "every end counts");
+    }
+});
