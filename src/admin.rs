@@ -12,7 +12,7 @@ use http_body_util::Full;
 use hyper::body::Incoming;
 use percent_encoding::percent_decode_str;
 
-use crate::gateway::{Foreign, Gateway, Inspected, bearer, foreign};
+use crate::gateway::{Foreign, Gateway, Inspected, bearer};
 use crate::metrics::Metrics;
 use crate::reply::BEARER;
 use crate::secret::KeyHash;
@@ -62,18 +62,16 @@ pub struct Access {
     keys: Vec<KeyHash>,
     /// Whether only this machine can ask.
     private: bool,
-    /// Names that may be used for this host.
-    hosts: Vec<String>,
 }
 
 impl Access {
     /// As configured. `private` tells whether only this machine can ask.
     pub fn new(settings: &ServerSettings, private: bool) -> Self {
-        Self { keys: settings.admin_keys.clone(), private, hosts: settings.hosts.clone() }
+        Self { keys: settings.admin_keys.clone(), private }
     }
 
     /// Lets a request through to what is not for everybody.
-    fn check(&self, request: &Request<Incoming>) -> Result<(), Page> {
+    fn check(&self, request: &Request<Incoming>, gateway: &Gateway) -> Result<(), Page> {
         if !self.keys.is_empty() {
             let known = bearer(request.headers()).is_some_and(|key| KeyHash::of(key).is_one_of(&self.keys));
             return if known { Ok(()) } else { Err(text(StatusCode::UNAUTHORIZED, "the operators' key is needed")) };
@@ -81,7 +79,7 @@ impl Access {
         if !self.private {
             return Err(not_found());
         }
-        match foreign(request.headers(), request.uri(), &self.hosts) {
+        match gateway.foreign(request.headers(), request.uri()) {
             None => Ok(()),
             Some(Foreign::Host) => Err(text(
                 StatusCode::MISDIRECTED_REQUEST,
@@ -148,7 +146,9 @@ impl Admin {
                 Some(reason) => text(StatusCode::SERVICE_UNAVAILABLE, reason),
             },
             "/metrics" | "/healthz" | "/readyz" => text(StatusCode::METHOD_NOT_ALLOWED, "only GET is served here"),
-            _ => self.access.check(request).map_or_else(|page| page, |()| self.inner_page(request, peer)),
+            _ => {
+                self.access.check(request, &self.gateway).map_or_else(|page| page, |()| self.inner_page(request, peer))
+            }
         }
     }
 

@@ -118,7 +118,7 @@ impl App {
     /// `server.drain_timeout`. The admin listener stays until the end.
     pub async fn run(self, stop: CancellationToken) {
         let Self { gateway, sockets, server, readiness, clock } = self;
-        let bounds = Bounds::new(&server);
+        let (bounds, operators_bounds) = (Bounds::new(&server), Bounds::for_operators(&server));
 
         let (stop_data, stop_admin) = (CancellationToken::new(), CancellationToken::new());
         let access = Access::new(&server, sockets.operators_are_private());
@@ -126,7 +126,8 @@ impl App {
         let operators = move |request, peer: Peer| pages.clone().handle(request, peer.address);
         let (desk, stop_desk) = (sockets.admin, stop_admin.clone());
         let admin = tokio::spawn(async move {
-            let door = Door { socket: desk.open().await, bounds, tally: None, secured: Arc::new(|| None) };
+            let door =
+                Door { socket: desk.open().await, bounds: operators_bounds, tally: None, secured: Arc::new(|| None) };
             door.serve(stop_desk, operators).await
         });
 
@@ -136,7 +137,7 @@ impl App {
             async move {
                 match peer.room {
                     Room::Enough => gateway.handle(request).await,
-                    Room::None => gateway.turn_away(&request),
+                    Room::None => gateway.turn_away(request).await,
                 }
             }
         };

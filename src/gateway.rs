@@ -23,13 +23,15 @@ use bytes::Bytes;
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, Method, Request, Response};
 use http_body_util::Full;
-use hyper::body::{Body, Incoming};
+use hyper::body::Incoming;
 use parking_lot::Mutex;
 use tokio::task::JoinHandle;
 use tokio_util::sync::DropGuard;
 use tokio_util::task::TaskTracker;
 
-pub use self::door::{Foreign, bearer, foreign};
+use self::account::Record;
+pub use self::door::{Foreign, bearer};
+pub use self::incoming::pass_over;
 use self::policy::Policy;
 pub use self::upkeep::Inspected;
 use self::write::Again;
@@ -40,13 +42,13 @@ use crate::envelope::Envelope;
 use crate::limit::{Before, Pace, Paces};
 use crate::metrics::Metrics;
 use crate::pseudonym::Pseudonyms;
-use crate::reply::{self, Denied, Refusal, Reply, Unavailable, Way};
+use crate::reply::{Denied, Refusal, Reply, Unavailable, Way};
 use crate::route::Route;
 use crate::settings::{CacheMode, CachedSettings, KindSettings, Settings};
 use crate::signer::{Call, Nonces};
 use crate::skew::Skew;
 use crate::tenant::{Identities, Tenant};
-use crate::upstream::{Resolved, Upstream};
+use crate::upstream::{FailureKind, Resolved, Upstream};
 
 /// Where callers tell of changes that were made elsewhere.
 const INVALIDATE: &str = "/v1/invalidate";
@@ -187,27 +189,24 @@ impl Gateway {
     /// # Errors
     /// Never: every failure is an answer.
     pub async fn handle(self: Arc<Self>, request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {
-        let started = self.clock.boot();
-        let policy = self.policy.load_full();
-        let mut facts = Facts::of(request.headers());
+        let mut record = Record::begin(&self, request.headers());
         let (head, mut body) = request.into_parts();
-        let outcome = self.run(&policy, head, &mut body, &mut facts).await;
-        if outcome.is_err() && !body.is_end_stream() {
-            tokio::spawn(incoming::pass_over(body));
+        let policy = Arc::clone(&record.policy);
+        let outcome = self.run(&policy, head, &mut body, &mut record.facts).await;
+        if outcome.is_err() {
+            pass_over(body);
         }
-        self.account(&policy, &outcome, &facts, started);
-        Ok(reply::response(&outcome, &facts.id))
+        Ok(record.end(&outcome))
     }
 
-    /// Answers a request on a connection that there is no room for.
+    /// Answers a request that there is no room for.
     ///
     /// # Errors
     /// Never.
-    pub fn turn_away(&self, request: &Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {
-        let facts = Facts::of(request.headers());
-        let outcome = Err(Refusal::Unavailable(Unavailable::Connections));
-        self.account(&self.policy.load(), &outcome, &facts, self.clock.boot());
-        Ok(reply::response(&outcome, &facts.id))
+    pub async fn turn_away(self: Arc<Self>, request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {
+        let record = Record::begin(&self, request.headers());
+        pass_over(request.into_body());
+        Ok(record.end(&Err(Refusal::Unavailable(Unavailable::Connections))))
     }
 
     /// The stages, in order.
@@ -251,7 +250,11 @@ impl Gateway {
         match begun {
             Begun::Answered(reply) => Ok(reply),
             Begun::Flight(awaited) => self.wait(policy, awaited, deadline).await,
-            Begun::Task(task, _presence) => task.await.unwrap_or(Err(Refusal::Unavailable(Unavailable::Stopping))),
+            Begun::Task(task, presence) => task.await.unwrap_or_else(|_| {
+                // A task that is lost may have sent; only writes go on when their callers leave.
+                let lost = if presence.is_none() { Refusal::OutcomeUnknown } else { Refusal::UpstreamFailed };
+                Err(lost(FailureKind::Reset))
+            }),
         }
     }
 
@@ -293,14 +296,21 @@ impl Gateway {
                 if arrival.demand.only_if_cached {
                     Err(Refusal::NotCached)
                 } else {
-                    Ok(self.pass(&arrival, Again::Allowed))
+                    self.pass(&arrival, Again::Allowed)
                 }
             }
             KindSettings::Cached(cached) => self.read(&arrival, cached),
-            KindSettings::Write(write) => Ok(self.write(&arrival, write)),
-            KindSettings::Pass => Ok(self.pass(&arrival, Again::Never)),
+            KindSettings::Write(write) => self.write(&arrival, write),
+            KindSettings::Pass => self.pass(&arrival, Again::Never),
             KindSettings::Off => Err(Refusal::UnknownRoute),
         }
+    }
+
+    /// Lets a task begin, unless as many are under way as callers may be connected: callers may leave, and what they asked for
+    /// goes on.
+    fn room_for_a_task(&self, policy: &Policy) -> Result<(), Refusal> {
+        let most = usize::try_from(policy.settings.server.max_connections).unwrap_or(usize::MAX);
+        if self.tasks.len() < most { Ok(()) } else { Err(Refusal::Unavailable(Unavailable::Connections)) }
     }
 
     /// Until when a read must be answered: the caller may ask for less time, not for more.

@@ -1,6 +1,7 @@
 //! Accepts connections, bounds them, and lets them finish.
 
 mod connection;
+mod phase;
 mod timed;
 
 use std::convert::Infallible;
@@ -26,6 +27,8 @@ use crate::settings::ServerSettings;
 
 /// Connections beyond the limit that are answered with a refusal; further ones are closed.
 const TURNED_AWAY_AT_ONCE: usize = 256;
+/// Connections of operators.
+const OPERATORS_AT_ONCE: usize = 256;
 /// Pause after the system had no descriptor or memory for a connection.
 const BREATHER: Duration = Duration::from_millis(100);
 
@@ -49,7 +52,7 @@ pub struct Bounds {
 }
 
 impl Bounds {
-    /// As configured.
+    /// As configured, for callers.
     pub fn new(settings: &ServerSettings) -> Self {
         let number = |number: u32| usize::try_from(number).unwrap_or(usize::MAX);
         Self {
@@ -61,6 +64,11 @@ impl Bounds {
             idle_timeout: settings.idle_timeout,
             drain_timeout: settings.drain_timeout,
         }
+    }
+
+    /// As configured, for operators: few, who must not take what callers need.
+    pub fn for_operators(settings: &ServerSettings) -> Self {
+        Self { max_connections: OPERATORS_AT_ONCE, ..Self::new(settings) }
     }
 }
 
@@ -181,13 +189,10 @@ impl Hall {
         A: Fn(Request<Incoming>, Peer) -> F + Clone + Send + 'static,
         F: Future<Output = Result<Response<Full<Bytes>>, Infallible>> + Send + 'static,
     {
-        let (permit, room) = match (take(&self.room), take(&self.turned_away)) {
-            (Some(permit), _) => (permit, Room::Enough),
-            (None, Some(permit)) => (permit, Room::None),
-            (None, None) => {
-                self.tally.iter().for_each(|tally| tally.dropped.inc());
-                return;
-            }
+        let permit = take(&self.room).map(|permit| (permit, Room::Enough));
+        let Some((permit, room)) = permit.or_else(|| Some((take(&self.turned_away)?, Room::None))) else {
+            self.tally.iter().for_each(|tally| tally.dropped.inc());
+            return;
         };
         let open = Open::new(self.tally.as_ref().map(|tally| &tally.open));
         let connection = Connection {

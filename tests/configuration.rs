@@ -363,3 +363,9 @@ fn check_exits_2_for_a_configuration_that_cannot_be_used() {
     assert!(complaint.contains("ZVGATE__NONSENSE: nonsense: unknown key"), "{complaint}");
     assert_eq!(check(folder.path(), &["--live"], &BTreeMap::new()).0, 2);
 }
+
+#[test]
+fn an_empty_table_of_callers_opens_nothing() {
+    let told = mistakes("[server]\nlisten = \"0.0.0.0:1\"\n[callers]\n");
+    assert!(told.contains("server.listen: 0.0.0.0:1 is beyond loopback"), "{told}");
+}

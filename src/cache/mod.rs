@@ -215,9 +215,8 @@ impl<F: Clone> Cache<F> {
         Some(StaleHit { answer: Arc::clone(&kept.answer), life: kept.life, stale })
     }
 
-    /// Joins the flight of a question, or begins one. Nobody who demands a new call joins an old one.
-    pub fn join(self: &Arc<Self>, question: &Question, demand: &Demand, now: Now) -> Entry<F> {
-        let era = self.era(question.subject.tenant);
+    /// Joins the flight of a question, or begins one, in an era of its tenant. Nobody who demands a new call joins an old one.
+    pub fn join(self: &Arc<Self>, question: &Question, demand: &Demand, era: u64, now: Now) -> Entry<F> {
         let max_waiters = self.max_waiters.load(Ordering::Relaxed);
         let mut stripe = self.stripe(&question.subject).lock();
         if !demand.no_cache {
@@ -284,7 +283,8 @@ impl<F: Clone> Cache<F> {
         self.shelves.weighted_size()
     }
 
-    fn era(&self, tenant: usize) -> u64 {
+    /// How often all that was known of a tenant became void: what was asked for in one era is void in the next.
+    pub fn era(&self, tenant: usize) -> u64 {
         self.tenants.load().get(tenant).map_or(0, |era| era.number.load(Ordering::SeqCst))
     }
 

@@ -32,7 +32,7 @@ fn question(customer: &str, key: &str) -> Question {
 }
 
 fn begin(cache: &Arc<Cache<()>>, question: &Question) -> (Landing<()>, Waiter<()>) {
-    match cache.join(question, &Demand::default(), now()) {
+    match cache.join(question, &Demand::default(), cache.era(question.subject.tenant), now()) {
         Entry::Begun(landing, waiter) => (landing, waiter),
         other => panic!("{other:?}"),
     }
@@ -57,7 +57,7 @@ fn who_comes_late_to_a_flight_gets_its_answer_and_begins_no_other() {
     let (landing, _waiter) = begin(&cache, &question("1", "a"));
     assert_eq!(told(&cache, &question("1", "a")), None);
     assert!(land(landing, "x"));
-    assert!(matches!(cache.join(&question("1", "a"), &Demand::default(), now()), Entry::Hit(_)));
+    assert!(matches!(cache.join(&question("1", "a"), &Demand::default(), cache.era(0), now()), Entry::Hit(_)));
 }
 
 #[tokio::test]
@@ -76,7 +76,7 @@ async fn a_flight_that_is_abandoned_tells_its_waiters_and_lets_the_next_begin() 
 fn only_so_many_wait_and_a_place_that_is_left_is_free() {
     let cache = cache();
     let (_landing, _first) = begin(&cache, &question("1", "a"));
-    let join = || cache.join(&question("1", "a"), &Demand::default(), now());
+    let join = || cache.join(&question("1", "a"), &Demand::default(), cache.era(0), now());
     let second = join();
     assert!(matches!(second, Entry::Joined(_)));
     assert!(matches!(join(), Entry::Crowded));
@@ -125,7 +125,9 @@ fn an_answer_that_is_not_kept_ends_an_older_one_unless_it_says_nothing() {
         let cache = cache();
         assert!(land(begin(&cache, &old).0, "old"));
         let demand = Demand { no_cache: true, ..Demand::default() };
-        let Entry::Begun(landing, _waiter) = cache.join(&old, &demand, now()) else { panic!("it begins") };
+        let Entry::Begun(landing, _waiter) = cache.join(&old, &demand, cache.era(0), now()) else {
+            panic!("it begins")
+        };
         let answer =
             Answer { status: 200, content_type: None, content_encoding: None, retry_after: None, body: "".into() };
         assert_eq!(landing.answer(Arc::new(answer), fate, now().boot, now()).kept, None);
@@ -176,7 +178,7 @@ fn a_refetch_tells_whether_the_old_answer_was_still_true() {
     let cache = cache();
     let refetch = |body: &'static str| {
         let demand = Demand { no_cache: true, ..Demand::default() };
-        let Entry::Begun(landing, _waiter) = cache.join(&question("1", "a"), &demand, now()) else {
+        let Entry::Begun(landing, _waiter) = cache.join(&question("1", "a"), &demand, cache.era(0), now()) else {
             panic!("it begins")
         };
         let answer =

@@ -13,6 +13,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
+use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
 
 use crate::settings::{Settings, Sources};
 
@@ -81,6 +82,7 @@ pub fn main() -> ExitCode {
             return if error.use_stderr() { UNUSABLE.into() } else { ExitCode::SUCCESS };
         }
     };
+    leave_no_dump();
     let done = match &arguments.command {
         None => {
             tell(&Arguments::command().render_help().to_string());
@@ -94,6 +96,12 @@ pub fn main() -> ExitCode {
         Some(Command::Key) => key::run(),
     };
     done.map_or_else(ExitCode::from, |()| ExitCode::SUCCESS)
+}
+
+/// A dump of the process's memory would hold keys and customers' answers. Where the system refuses, it has no dumps.
+fn leave_no_dump() {
+    let _ = setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) });
+    let _ = set_dumpable_behavior(DumpableBehavior::NotDumpable);
 }
 
 /// Writes to standard output; where nobody reads it, nothing is lost.

@@ -1,8 +1,9 @@
 //! `zvgate serve`
 
 use listenfd::ListenFd;
-use rustix::process::{DumpableBehavior, Resource, Rlimit, getrlimit, set_dumpable_behavior, setrlimit};
-use tokio::signal::unix::{SignalKind, signal};
+use rustix::net::sockopt::socket_acceptconn;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use super::stop::Stops;
@@ -13,11 +14,10 @@ use crate::limit::Before;
 use crate::settings::{ServerSettings, Settings};
 
 pub(super) fn run(configuration: &Configuration) -> Result<(), u8> {
+    // Before anything that takes time: a signal that comes earlier would end the process as if it had none of this.
+    let signals = Signals::catch().map_err(fail)?;
     let settings = configuration.load()?;
     logging::begin(&settings.log);
-    // A dump of its memory would hold keys and customers' answers. Where the system has no limits to set, it has no dumps.
-    let _ = setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) });
-    let _ = set_dumpable_behavior(DumpableBehavior::NotDumpable);
     raise_descriptor_limit(&settings.server);
     let inherited = inherited().map_err(|error| {
         complain(&format!(
@@ -25,7 +25,26 @@ pub(super) fn run(configuration: &Configuration) -> Result<(), u8> {
         ));
         UNUSABLE
     })?;
-    runtime(settings.server.workers)?.block_on(serve(configuration, &settings, inherited))
+    let runtime = runtime(settings.server.workers)?;
+    let served = runtime.block_on(serve(configuration, &settings, inherited, signals));
+    // A file system or a resolver that lets its readers wait must not hold the end up.
+    runtime.shutdown_background();
+    served
+}
+
+/// The signals that are heard.
+struct Signals {
+    stops: Stops,
+    hangups: Signal,
+}
+
+impl Signals {
+    /// Catches them from here on, for whatever runtime will listen.
+    fn catch() -> std::io::Result<Self> {
+        let catching = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let _entered = catching.enter();
+        Ok(Self { stops: Stops::new()?, hangups: signal(SignalKind::hangup())? })
+    }
 }
 
 /// Descriptors beside those of callers' connections: upstream, operators, files.
@@ -56,12 +75,22 @@ fn inherited() -> std::io::Result<Inherited> {
     if sockets.len() > 2 {
         return Err(std::io::Error::other(format!("{} sockets are too many", sockets.len())));
     }
-    Ok(Inherited { data: sockets.take_tcp_listener(0)?, admin: sockets.take_tcp_listener(1)? })
+    let mut take = |place| match sockets.take_tcp_listener(place)? {
+        Some(socket) if !socket_acceptconn(&socket)? => {
+            Err(std::io::Error::other(format!("socket {place} does not listen")))
+        }
+        taken => Ok(taken),
+    };
+    Ok(Inherited { data: take(0)?, admin: take(1)? })
 }
 
-async fn serve(configuration: &Configuration, settings: &Settings, inherited: Inherited) -> Result<(), u8> {
-    let mut stops = Stops::new().map_err(fail)?;
-    let mut hangups = signal(SignalKind::hangup()).map_err(fail)?;
+async fn serve(
+    configuration: &Configuration,
+    settings: &Settings,
+    inherited: Inherited,
+    signals: Signals,
+) -> Result<(), u8> {
+    let Signals { mut stops, mut hangups } = signals;
     let app = App::bind(settings, Clock::system(), Before::Unknown, inherited).await.map_err(|error| {
         complain(&format!("zvgate: {error}"));
         if error.is_configuration() { UNUSABLE } else { super::FAILED }

@@ -1,5 +1,11 @@
 //! What operators learn of a request: counts, times, and a line in the log.
 
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::{HeaderMap, Response};
+use http_body_util::Full;
+
 use super::policy::Policy;
 use super::{Facts, Gateway};
 use crate::clock::Boot;
@@ -10,17 +16,47 @@ use crate::settings::AccessLog;
 /// Customers whose names stand in one line of the log; of further ones, only how many there are.
 const SHOWN_CUSTOMERS: usize = 10;
 
-impl Gateway {
-    pub(super) fn account(&self, policy: &Policy, outcome: &Result<Reply, Refusal>, facts: &Facts, started: Boot) {
-        let took = self.clock.boot().since(started);
-        let (status, cache) = (reply::status(outcome), cache_use(outcome));
-        let route = facts.route.as_ref();
-        let handles = &policy.handles;
-        let caller = facts.caller.as_ref().unwrap_or(policy.callers.anonymous());
-        handles.request(route.map(|route| route.index), caller.index, status, cache, took);
-        if let Some(limit) = outcome.as_ref().err().and_then(limit_of) {
-            handles.caller(caller.index).limited.of(limit).inc();
+/// What is counted for a request whose caller left before there was an answer, as nginx has it.
+const CALLER_LEFT: u16 = 499;
+
+/// A request that operators will learn of, also where its caller leaves.
+pub(super) struct Record {
+    gateway: Arc<Gateway>,
+    pub(super) policy: Arc<Policy>,
+    pub(super) facts: Facts,
+    started: Boot,
+    ended: bool,
+}
+
+impl Record {
+    pub(super) fn begin(gateway: &Arc<Gateway>, headers: &HeaderMap) -> Self {
+        Self {
+            policy: gateway.policy.load_full(),
+            facts: Facts::of(headers),
+            started: gateway.clock.boot(),
+            gateway: Arc::clone(gateway),
+            ended: false,
         }
+    }
+
+    /// Accounts for the request, and writes its response.
+    pub(super) fn end(mut self, outcome: &Result<Reply, Refusal>) -> Response<Full<Bytes>> {
+        self.ended = true;
+        let refusal = outcome.as_ref().err();
+        if let Some(limit) = refusal.and_then(limit_of) {
+            let caller = self.facts.caller.as_ref().unwrap_or(self.policy.callers.anonymous());
+            self.policy.handles.caller(caller.index).limited.of(limit).inc();
+        }
+        self.account(reply::status(outcome), cache_use(outcome), refusal.map(Refusal::name));
+        reply::response(outcome, &self.facts.id)
+    }
+
+    fn account(&self, status: u16, cache: CacheUse, error: Option<&'static str>) {
+        let Self { gateway, policy, facts, .. } = self;
+        let took = gateway.clock.boot().since(self.started);
+        let route = facts.route.as_ref();
+        let caller = facts.caller.as_ref().unwrap_or(policy.callers.anonymous());
+        policy.handles.request(route.map(|route| route.index), caller.index, status, cache, took);
         let logged = match policy.settings.log.access {
             AccessLog::All => true,
             AccessLog::Errors => status >= 400,
@@ -31,9 +67,9 @@ impl Gateway {
                 route = route.map_or("none", |route| route.label.as_str()),
                 caller = caller.name.as_deref(),
                 tenant = facts.tenant.as_ref().map(|tenant| tenant.name.as_str()),
-                customers = self.shown(&facts.customers),
+                customers = gateway.shown(&facts.customers),
                 status,
-                error = outcome.as_ref().err().map(Refusal::name),
+                error,
                 cache = cache.name(),
                 ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
                 request_id = facts.id,
@@ -42,7 +78,17 @@ impl Gateway {
             );
         }
     }
+}
 
+impl Drop for Record {
+    fn drop(&mut self) {
+        if !self.ended {
+            self.account(CALLER_LEFT, CacheUse::None, Some("caller_left"));
+        }
+    }
+}
+
+impl Gateway {
     /// One line for a write, whatever came of it.
     pub(super) fn log_write(
         &self,

@@ -8,6 +8,7 @@ use http::request::Parts;
 use http::uri::Authority;
 use http::{HeaderMap, Uri, Version};
 
+use super::Gateway;
 use super::policy::Policy;
 use crate::caller::Caller;
 use crate::reply::{Denied, Refusal};
@@ -35,8 +36,15 @@ pub enum Foreign {
     Page,
 }
 
-/// Whether a web page may have asked, which could be made to by anybody. `names` are this machine's beside its addresses.
-pub fn foreign(headers: &HeaderMap, uri: &Uri, names: &[String]) -> Option<Foreign> {
+impl Gateway {
+    /// Whether a web page may have asked, which could be made to by anybody.
+    pub fn foreign(&self, headers: &HeaderMap, uri: &Uri) -> Option<Foreign> {
+        foreign(headers, uri, &self.policy.load().settings.server.hosts)
+    }
+}
+
+/// The same, where `names` are this machine's beside its addresses.
+fn foreign(headers: &HeaderMap, uri: &Uri, names: &[String]) -> Option<Foreign> {
     let named = headers.get(HOST).map(|host| std::str::from_utf8(host.as_bytes()).unwrap_or_default());
     let mut hosts = named.into_iter().chain(uri.authority().map(Authority::as_str));
     if !hosts.all(|host| is_own(host, names)) {

@@ -6,7 +6,7 @@ use bytes::{Bytes, BytesMut};
 use http::header::{CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE};
 use http::{HeaderMap, HeaderName};
 use http_body_util::BodyExt;
-use hyper::body::Incoming;
+use hyper::body::{Body, Incoming};
 
 use crate::cache::Demand;
 use crate::envelope::Envelope;
@@ -138,11 +138,15 @@ pub(super) async fn read_body(
 /// How long the rest of a refused request's body is still taken.
 const PASS_OVER_FOR: Duration = Duration::from_secs(1);
 
-/// Takes the rest of a body that nobody wants: a connection, or a stream of HTTP/2, that is closed while its caller still
-/// sends would cost many callers the answer too.
-pub(super) async fn pass_over(mut body: Incoming) {
-    let rest = async { while let Some(Ok(_)) = body.frame().await {} };
-    tokio::time::timeout(PASS_OVER_FOR, rest).await.ok();
+/// Takes the rest of a body that nobody wants, beside the answer: a connection, or a stream of HTTP/2, that is closed while
+/// its caller still sends would cost many callers the answer too.
+pub fn pass_over(mut body: Incoming) {
+    if !body.is_end_stream() {
+        tokio::spawn(async move {
+            let rest = async { while let Some(Ok(_)) = body.frame().await {} };
+            tokio::time::timeout(PASS_OVER_FOR, rest).await.ok();
+        });
+    }
 }
 
 async fn collect(body: &mut Incoming, max: u64) -> Result<Bytes, Refusal> {

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::ask::{Allowance, Asking, Unanswered};
 use super::policy::Policy;
+use super::write::Again;
 use super::{Arrival, Awaited, Begun, Gateway};
 use crate::answer::Reader;
 use crate::cache::{Demand, Entry, Fate, Found, Hit, Landed, Landing, Lifetimes, Question, Settled, StaleHit, Subject};
@@ -37,7 +38,13 @@ impl Gateway {
             lookups.of(Lookup::Miss).inc();
             return Err(Refusal::NotCached);
         }
-        let (waiter, way) = match self.cache.join(&question, &demand, now) {
+        self.room_for_a_task(arrival.policy)?;
+        // In this order: where the rules change from here on, the era does too, and the answer is not kept.
+        let era = self.cache.era(arrival.tenant.index);
+        if !Arc::ptr_eq(&self.policy.load(), arrival.policy) {
+            return self.pass(arrival, Again::Allowed);
+        }
+        let (waiter, way) = match self.cache.join(&question, &demand, era, now) {
             Entry::Hit(hit) => return Ok(Begun::Answered(told_again(arrival, &hit, now))),
             Entry::Joined(waiter) => {
                 lookups.of(Lookup::Collapsed).inc();
@@ -64,7 +71,11 @@ impl Gateway {
         now: Now,
     ) -> bool {
         let Some(turn) = arrival.pace(&self.paces).spare_turn() else { return false };
-        let begun = self.cache.join(question, &Demand::default(), now);
+        let era = self.cache.era(arrival.tenant.index);
+        if !Arc::ptr_eq(&self.policy.load(), arrival.policy) {
+            return false;
+        }
+        let begun = self.cache.join(question, &Demand::default(), era, now);
         if let Entry::Begun(landing, _nobody_waits) = begun {
             arrival.policy.handles.route(arrival.route.index).lookups.of(Lookup::Refresh).inc();
             self.tasks.spawn(Arc::clone(self).fly(Flight::of(arrival, cached), landing, Some(turn)));

@@ -20,7 +20,8 @@ use crate::upstream::{Failure, Reuse};
 
 impl Gateway {
     /// Sends a write in a task of its own, which runs to its end even when its caller leaves.
-    pub(super) fn write(self: &Arc<Self>, arrival: &Arrival<'_>, settings: &WriteSettings) -> Begun {
+    pub(super) fn write(self: &Arc<Self>, arrival: &Arrival<'_>, settings: &WriteSettings) -> Result<Begun, Refusal> {
+        self.room_for_a_task(arrival.policy)?;
         let write = Write {
             policy: Arc::clone(arrival.policy),
             caller: arrival.caller.index,
@@ -30,12 +31,13 @@ impl Gateway {
             settings: settings.clone(),
             facts: arrival.facts.clone(),
         };
-        Begun::Task(self.tasks.spawn(Arc::clone(self).carry_out(write)), None)
+        Ok(Begun::Task(self.tasks.spawn(Arc::clone(self).carry_out(write)), None))
     }
 
     /// Sends a request that is neither kept nor ends anything; in a task of its own too, since a call that is dropped
     /// half-way would leave its slot and its counts wrong. It is not sent once its caller has left.
-    pub(super) fn pass(self: &Arc<Self>, arrival: &Arrival<'_>, again: Again) -> Begun {
+    pub(super) fn pass(self: &Arc<Self>, arrival: &Arrival<'_>, again: Again) -> Result<Begun, Refusal> {
+        self.room_for_a_task(arrival.policy)?;
         let (reuse, retries) = match again {
             Again::Allowed => (Reuse::Idle, arrival.policy.settings.upstream.retries),
             // It may be lost with an idle connection, and nobody knows what it does.
@@ -57,7 +59,7 @@ impl Gateway {
             let asking = Asking { policy: &policy, route: &route, call: &call, reader: &reader, allowance };
             told(gateway.ask(&asking, None, || left.cancelled()).await, Refusal::of_read)
         });
-        Begun::Task(task, Some(presence))
+        Ok(Begun::Task(task, Some(presence)))
     }
 
     async fn carry_out(self: Arc<Self>, write: Write) -> Result<Reply, Refusal> {
@@ -71,6 +73,7 @@ impl Gateway {
             retries: 0,
         };
         let asking = Asking { policy, route, call, reader, allowance };
+        let mut end = End { gateway: &self, write: &write, told: false };
         let asked = self.ask(&asking, None, std::future::pending::<()>).await;
         let mut customers = write.facts.customers.clone();
         match &asked {
@@ -88,6 +91,7 @@ impl Gateway {
                 | Unanswered::Unwanted,
             ) => {}
         }
+        end.told = true;
         let outcome = told(asked, Refusal::of_write);
         self.log_write(policy, &outcome, &write.facts, &customers);
         outcome
@@ -138,6 +142,21 @@ struct Write {
     reader: Reader,
     settings: WriteSettings,
     facts: Facts,
+}
+
+/// Ends what is known of a write's customers also where its task is lost.
+struct End<'a> {
+    gateway: &'a Gateway,
+    write: &'a Write,
+    told: bool,
+}
+
+impl Drop for End<'_> {
+    fn drop(&mut self) {
+        if !self.told {
+            self.gateway.end_of(self.write, &mut self.write.facts.customers.clone(), false);
+        }
+    }
 }
 
 fn told(asked: Result<Asked, Unanswered>, failed: impl FnOnce(Failure) -> Refusal) -> Result<Reply, Refusal> {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Request, Response};
+use http::{Request, Response, StatusCode};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
@@ -20,14 +20,20 @@ use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
-use super::timed::{Phase, Timed};
+use super::phase::Phase;
+use super::timed::Timed;
 use super::{Bounds, Peer, Room, take};
+use crate::gateway::pass_over;
 
 /// How long an idle connection of HTTP/1.1 stays open in a drain, for a request that is on its way already: closing it
 /// at once would lose that. The answer tells that it is the last.
 const LINGER: Duration = Duration::from_secs(1);
 /// Least room that the library reads heads into.
 const LEAST_BUFFER: usize = 8 << 10;
+/// How much of an answer is handed over at once on a stream of HTTP/2: what its caller does not take stays shared.
+const PART: usize = 16 << 10;
+/// How long a connection that there is no room for may take to hear so.
+const TURN_AWAY_WITHIN: Duration = Duration::from_secs(1);
 /// What callers may send ahead on a stream of HTTP/2 and on all of a connection's, in bytes: bodies are small.
 const STREAM_WINDOW: u32 = 64 << 10;
 const CONNECTION_WINDOW: u32 = 256 << 10;
@@ -52,7 +58,11 @@ where
     pub(super) async fn serve(self, stream: TcpStream) {
         // Answers are written whole; holding the last packet back would only add delay. Failing to set it does no harm.
         let _ = stream.set_nodelay(true);
-        let (stream, phase) = Timed::new(stream, self.bounds.header_timeout, self.bounds.idle_timeout);
+        let header_timeout = match self.peer.room {
+            Room::Enough => self.bounds.header_timeout,
+            Room::None => self.bounds.header_timeout.min(TURN_AWAY_WITHIN),
+        };
+        let (stream, phase) = Timed::new(stream, header_timeout, self.bounds.idle_timeout);
         match &self.secured {
             None => self.http1(stream, phase).await,
             // Apart, so that connections without TLS need no room for it.
@@ -80,7 +90,10 @@ where
         server.max_buf_size(bounds.max_head.max(LEAST_BUFFER)).max_header_size(bounds.max_head);
         server.max_headers(bounds.max_headers);
         let serving = Arc::clone(&phase);
-        let service = service_fn(move |request| serving.serving(answer(request, peer)));
+        let service = service_fn(move |request| {
+            let (in_hand, answer) = (serving.begin(None), answer(request, peer));
+            async move { in_hand.answered(answer.await, usize::MAX) }
+        });
         let mut connection = pin!(server.serve_connection(TokioIo::new(stream), service));
         tokio::select! {
             // First, so that an answer that is made now is told to be the last.
@@ -102,22 +115,52 @@ where
         server.max_concurrent_streams(bounds.max_streams);
         server.max_header_list_size(u32::try_from(bounds.max_head).unwrap_or(u32::MAX));
         server.initial_stream_window_size(STREAM_WINDOW).initial_connection_window_size(CONNECTION_WINDOW);
-        let service = service_fn(move |request| {
+        let serving = Arc::clone(&phase);
+        let service = service_fn(move |request: Request<Incoming>| {
             let permit = take(&streams);
             let room = if permit.is_some() { peer.room } else { Room::None };
-            let answer = phase.serving(answer(request, Peer { room, ..peer }));
+            let in_hand = serving.begin(permit);
+            if peer.room == Room::None {
+                // A connection that there is no room for hears so once, and ends.
+                serving.tell_idle();
+            }
+            // The library bounds what heads amount to, and does not count.
+            let crowded = request.headers().len() > bounds.max_headers;
+            let answer = if crowded {
+                pass_over(request.into_body());
+                None
+            } else {
+                Some(answer(request, Peer { room, ..peer }))
+            };
             async move {
-                let answer = answer.await;
-                drop(permit);
-                answer
+                let answer = match answer {
+                    Some(answer) => answer.await,
+                    None => Ok(too_many_fields()),
+                };
+                in_hand.answered(answer, PART)
             }
         });
         let mut connection = pin!(server.serve_connection(TokioIo::new(stream), service));
         tokio::select! {
+            () = stop.cancelled() => {}
+            () = phase.idle() => {}
             _ = connection.as_mut() => return,
-            // It tells the caller which requests were taken; none is lost (RFC 9113, section 6.8).
-            () = stop.cancelled() => connection.as_mut().graceful_shutdown(),
         }
-        connection.await.ok();
+        // It tells the caller which requests were taken; none is lost (RFC 9113, section 6.8).
+        connection.as_mut().graceful_shutdown();
+        loop {
+            tokio::select! {
+                _ = connection.as_mut() => return,
+                // Who does not say that he heard it holds nothing up.
+                () = tokio::time::sleep(LINGER) => if phase.is_quiet() { return },
+            }
+        }
     }
+}
+
+/// The bare answer of HTTP to a head with too many fields.
+fn too_many_fields() -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::default());
+    *response.status_mut() = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;
+    response
 }

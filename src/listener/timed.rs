@@ -4,80 +4,13 @@ use std::future::Future;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use http::header::CONNECTION;
-use http::{HeaderValue, Response};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Sleep, sleep};
 
-/// Where a connection is between its requests; shared by the stream and the requests on it.
-#[derive(Debug, Default)]
-pub(super) struct Phase {
-    /// Requests that have begun.
-    begun: AtomicU64,
-    /// Requests that were answered.
-    answered: AtomicU64,
-    /// Whether the next answer is to tell that it is the connection's last.
-    ending: AtomicBool,
-    /// Whether bytes between requests may be anything but a head.
-    multiplexed: AtomicBool,
-}
-
-impl Phase {
-    /// Marks a request as under way until its answer is known.
-    pub(super) fn serving<F, B, E>(self: &Arc<Self>, answer: F) -> impl Future<Output = F::Output> + use<F, B, E>
-    where
-        F: Future<Output = Result<Response<B>, E>>,
-    {
-        self.begun.fetch_add(1, Ordering::Relaxed);
-        let phase = Arc::clone(self);
-        async move {
-            let mut answer = answer.await;
-            phase.answered.fetch_add(1, Ordering::Relaxed);
-            if phase.ending.load(Ordering::Relaxed)
-                && let Ok(answer) = &mut answer
-            {
-                answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
-            }
-            answer
-        }
-    }
-
-    /// From now on an answer is the connection's last.
-    pub(super) fn end(&self) {
-        self.ending.store(true, Ordering::Relaxed);
-    }
-
-    /// The connection carries several requests at once, and other things between them.
-    pub(super) fn multiplex(&self) {
-        self.multiplexed.store(true, Ordering::Relaxed);
-    }
-
-    fn stage(&self, head_begun: bool) -> Stage {
-        let (begun, answered) = (self.begun.load(Ordering::Relaxed), self.answered.load(Ordering::Relaxed));
-        if begun > answered {
-            Stage::Serving
-        } else if begun == 0 || (head_begun && !self.multiplexed.load(Ordering::Relaxed)) {
-            Stage::Head(begun)
-        } else {
-            Stage::Idle(begun)
-        }
-    }
-}
-
-/// What a connection waits for, and after how many requests.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Stage {
-    /// The rest of a head; before the first request, all of it.
-    Head(u64),
-    /// The next request.
-    Idle(u64),
-    /// Nothing: a request is being answered, and has its own time.
-    Serving,
-}
+use super::phase::{Phase, Stage};
 
 /// Idle time is counted in ticks of this part of its limit: a busy connection then sets no timer for each request, and an
 /// idle one is closed after at most one tick more than its limit.
@@ -88,8 +21,8 @@ const TICKS: u32 = 4;
 enum Alarm {
     /// The end of a head's time.
     Head(u64),
-    /// A tick; the connection was idle, after so many requests, for so many ticks.
-    Tick { begun: u64, idle: u32 },
+    /// A tick; nothing has moved, since so many moves, for so many ticks.
+    Tick { moves: u64, idle: u32 },
 }
 
 /// The stream.
@@ -135,20 +68,31 @@ impl<T> Timed<T> {
     /// Ready when the connection has waited for too long.
     fn poll_time(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         loop {
-            let begun = self.phase.begun.load(Ordering::Relaxed);
+            let begun = self.phase.begun();
             let stage = self.phase.stage(self.bytes_after == Some(begun));
             let (armed, timer) = self.timer_for(stage);
             ready!(timer.as_mut().poll(cx));
             self.timer = None;
-            let wrote = std::mem::take(&mut self.wrote);
-            let next = match (armed, stage) {
-                (Alarm::Head(_), _) => return Poll::Ready(Err(io::ErrorKind::TimedOut.into())),
-                (Alarm::Tick { begun: before, idle }, Stage::Idle(begun)) if before == begun && !wrote => {
-                    Alarm::Tick { begun, idle: idle + 1 }
+            let (moves, multiplexed) = (self.phase.moves(), self.phase.is_multiplexed());
+            // What a connection that carries several writes may be answers to nothing that was asked.
+            let wrote = std::mem::take(&mut self.wrote) && !multiplexed;
+            let stalled = multiplexed && self.phase.is_waiting_for_its_reader();
+            let next = match armed {
+                Alarm::Head(_) => return Poll::Ready(Err(io::ErrorKind::TimedOut.into())),
+                Alarm::Tick { moves: before, idle }
+                    if before == moves && !wrote && (stage != Stage::Serving || stalled) =>
+                {
+                    Alarm::Tick { moves, idle: idle + 1 }
                 }
-                (Alarm::Tick { .. }, _) => Alarm::Tick { begun, idle: 0 },
+                Alarm::Tick { .. } => Alarm::Tick { moves, idle: 0 },
             };
-            if matches!(next, Alarm::Tick { idle: TICKS.., .. }) {
+            let over = matches!(next, Alarm::Tick { idle: TICKS.., .. });
+            if over && stalled {
+                return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+            }
+            if over && multiplexed {
+                self.phase.tell_idle();
+            } else if over {
                 // The end of the stream: nobody is told, since nobody asked.
                 return Poll::Ready(Ok(()));
             }
@@ -167,8 +111,9 @@ impl<T> Timed<T> {
             None => {
                 let (alarm, time) = match stage {
                     Stage::Head(begun) => (Alarm::Head(begun), self.header_timeout),
-                    Stage::Idle(begun) => (Alarm::Tick { begun, idle: 0 }, self.idle_timeout / TICKS),
-                    Stage::Serving => (Alarm::Tick { begun: 0, idle: 0 }, self.idle_timeout / TICKS),
+                    Stage::Idle(_) | Stage::Serving => {
+                        (Alarm::Tick { moves: self.phase.moves(), idle: 0 }, self.idle_timeout / TICKS)
+                    }
                 };
                 self.timer.insert((alarm, Box::pin(sleep(time))))
             }

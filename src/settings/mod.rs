@@ -146,7 +146,7 @@ const fn seconds(number: u64) -> Duration {
 
 impl Settings {
     fn read(mut root: Table<'_>) -> Option<Self> {
-        let has_callers = root.has("callers");
+        let has_callers = root.has_within("callers");
         let server = ServerSettings::read(root.table("server"), has_callers);
         let upstream = UpstreamSettings::read(root.table("upstream"));
         let limits = LimitSettings::read(root.table("limits"));

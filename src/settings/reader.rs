@@ -113,6 +113,11 @@ impl<'a> Table<'a> {
         self.entries.contains_key(key)
     }
 
+    /// Whether the table of `key` is given here, and something in it.
+    pub(crate) fn has_within(&self, key: &str) -> bool {
+        self.entries.get(key).is_some_and(|value| matches!(&value.kind, ValueKind::Table(table) if !table.is_empty()))
+    }
+
     fn take(&mut self, key: &'static str) -> Option<Value> {
         let value = self.entries.remove(key).filter(|value| value.kind != ValueKind::Nil);
         self.known.insert(key, value.as_ref().and_then(origin_of));

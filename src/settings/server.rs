@@ -38,7 +38,7 @@ pub struct ServerSettings {
     pub max_headers: u32,
     /// Longest request body.
     pub max_body: Size,
-    /// How long a request's head may take, from its first byte.
+    /// How long a request's head may take, from its first byte; a connection's first head, from the connection on.
     pub header_timeout: Duration,
     /// How long a request's body may take.
     pub body_timeout: Duration,

@@ -4,6 +4,8 @@ use std::collections::HashMap;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
+use zeroize::Zeroizing;
+
 use crate::secret::Secret;
 
 use super::rate::PaceSettings;
@@ -117,7 +119,7 @@ const LONGEST_KEY: u64 = 4096;
 /// Why the file cannot be used, in words that follow its key in the configuration.
 pub fn read_key(file: &Path) -> Result<Secret, String> {
     let unreadable = |error: std::io::Error| format!("names a file that cannot be read ({})", error.kind());
-    let mut text = String::new();
+    let mut text = Zeroizing::new(String::new());
     let read = std::fs::File::open(file).and_then(|file| file.take(LONGEST_KEY + 1).read_to_string(&mut text));
     let length = read.map_err(unreadable)?;
     if length as u64 > LONGEST_KEY {

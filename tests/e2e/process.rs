@@ -207,6 +207,55 @@ async fn the_log_tells_of_requests_and_writes_without_whom_they_are_about() {
     );
 }
 
+/// A file system that lets its readers wait, as one over a network may, is played by a pipe that nobody writes to.
+#[tokio::test(flavor = "multi_thread")]
+async fn neither_a_stop_nor_a_second_signal_waits_for_a_file() {
+    let platform = Platform::open().await;
+    let folder = tempfile::tempdir().unwrap();
+    let key = folder.path().join("key");
+    let config = write_config(folder.path(), &platform.url(), "");
+    let text = std::fs::read_to_string(&config).unwrap();
+    let text = text.replace(&format!("open_key = {:?}", MERCHANTS[0].2), &format!("open_key_file = {key:?}"));
+    let text = text.replace("[server]", "[server]\ndrain_delay = \"60s\"");
+    let mkfifo = |path: &Path| assert!(Command::new("mkfifo").arg(path).status().unwrap().success());
+    for (delay, signals) in [("0s", 1), ("60s", 2)] {
+        std::fs::write(&config, text.replace("60s", delay)).unwrap();
+        std::fs::write(&key, MERCHANTS[0].2).unwrap();
+        let (mut gateway, _log, _) = serve(&config);
+        std::fs::remove_file(&key).unwrap();
+        mkfifo(&key);
+        // Longer than it takes to look at the file again.
+        tokio::time::sleep(std::time::Duration::from_millis(1200)).await;
+        for _ in 0..signals {
+            gateway.signal("TERM");
+            tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+        }
+        let ended = tokio::task::spawn_blocking(move || gateway.code());
+        assert_eq!(tokio::time::timeout(std::time::Duration::from_secs(15), ended).await.unwrap().unwrap(), 0);
+        std::fs::remove_file(&key).unwrap();
+    }
+}
+
+/// A service manager may send it as soon as the process is there.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hangup_before_it_serves_does_not_end_the_process() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = write_config(folder.path(), "http://127.0.0.1:1", "");
+    let pipe = folder.path().join("pipe");
+    assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    let mut command = zvgate();
+    let mut child = command.args(["serve", "--config"]).arg(&pipe).stderr(Stdio::piped()).spawn().unwrap();
+    let mut log = BufReader::new(child.stderr.take().unwrap());
+    let process = Running(child);
+    // Opens once the process reads, which it does until the end of what is written.
+    let mut writer = tokio::task::block_in_place(|| std::fs::File::create(&pipe)).unwrap();
+    process.signal("HUP");
+    tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+    std::io::Write::write_all(&mut writer, &std::fs::read(&config).unwrap()).unwrap();
+    drop(writer);
+    tokio::task::block_in_place(|| crate::program::told(&mut log, "serving"));
+}
+
 /// What a shell hands out is meant for other programs.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_process_takes_the_file_descriptors_that_it_may_have() {

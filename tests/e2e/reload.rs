@@ -1,6 +1,6 @@
 //! Another configuration, taken over while requests are served.
 
-use std::io::BufRead;
+use std::io::{BufRead, Read, Write};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -10,7 +10,7 @@ use zvgate::settings::Sources;
 
 use crate::program::{serve, write_config};
 use crate::scripted::{Act, Scripted};
-use crate::support::{Gate, MERCHANTS, Platform, READ, Upstream, WRITE, Words, post, settings};
+use crate::support::{Caller, Gate, MERCHANTS, Platform, READ, Upstream, WRITE, Words, post, settings};
 
 const SUCCESS: &str = "zvgate_config_reload_success";
 const BODY: &str = r#"{"params":{"customerId":"1"}}"#;
@@ -160,6 +160,41 @@ async fn answers_that_were_read_by_other_rules_are_kept_no_longer() {
     assert!(!gate.read("1").await.is_hit());
 }
 
+/// A request keeps the rules that it came under; what they would keep, other rules may not tell.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_asked_under_other_rules_is_not_kept() {
+    let platform = Platform::open().await;
+    let gate = Gate::start(&platform, &[("cache.expiry_margin", "0s")]).await;
+    platform.change("1", "issue", serde_json::json!({ "seconds": 300 })).await;
+    let mut caller = std::net::TcpStream::connect(gate.address).unwrap();
+    let head = format!(
+        "POST {READ} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nConnection: close\r\nContent-Length: {}\r\n\r\n",
+        BODY.len()
+    );
+    caller.write_all(format!("{head}{}", &BODY[..5]).as_bytes()).unwrap();
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert!(reload(&gate, &platform, &[("cache.expiry_margin", "10m")], ""));
+    caller.write_all(&BODY.as_bytes()[5..]).unwrap();
+    let mut reply = String::new();
+    tokio::task::block_in_place(|| caller.read_to_string(&mut reply)).unwrap();
+    assert!(reply.starts_with("HTTP/1.1 200 ") && !reply.contains("stored"), "{reply}");
+    assert!(!gate.read("1").await.is_hit() && !gate.read("1").await.is_hit(), "it ends too soon to be kept");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn hosts_change_on_both_listeners() {
+    let platform = Platform::open().await;
+    let gate = Gate::start(&platform, &[]).await;
+    let ask = async || {
+        let page = http::Request::get("/config").header("host", "gate.internal");
+        let page = crate::support::send(gate.admin, page.body(http_body_util::Full::default()).unwrap()).await;
+        (gate.post(READ, &[("host", "gate.internal")], BODY).await.status, page.status)
+    };
+    assert_eq!(ask().await, (421, 421));
+    assert!(reload(&gate, &platform, &[("server.hosts", "gate.internal")], ""));
+    assert_eq!(ask().await, (200, 200));
+}
+
 /// 200 reloads by SIGHUP under load, a third of them of broken files: no request fails, and the platform counts no burst.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_process_reloads_under_load_without_a_failed_request() {
@@ -173,11 +208,28 @@ async fn a_process_reloads_under_load_without_a_failed_request() {
         .map(|caller| {
             let (on, answered) = (Arc::clone(&on), Arc::clone(&answered));
             tokio::spawn(async move {
+                let mut connection = Caller::connect(address).await;
                 while on.load(Ordering::SeqCst) {
-                    let body = format!(r#"{{"params":{{"customerId":"{caller}"}}}}"#);
-                    let reply = post(address, READ, &[], &body).await;
+                    let reply = connection.read(&caller.to_string()).await;
                     assert_eq!(reply.status, 200, "{reply:?}");
                     answered.fetch_add(1, Ordering::SeqCst);
+                }
+            })
+        })
+        .collect();
+    // Others ask for what is not kept, as fast as they are answered: every turn of the pace is taken.
+    let calls = Arc::new(AtomicU64::new(0));
+    let pressing: Vec<_> = (0..4)
+        .map(|caller| {
+            let (on, calls) = (Arc::clone(&on), Arc::clone(&calls));
+            tokio::spawn(async move {
+                let mut connection = Caller::connect(address).await;
+                let mut number = 0;
+                while on.load(Ordering::SeqCst) {
+                    number += 1;
+                    let reply = connection.read(&format!("9{caller}{number:09}")).await;
+                    assert!([200, 429].contains(&reply.status), "{reply:?}");
+                    calls.fetch_add(u64::from(reply.status == 200), Ordering::SeqCst);
                 }
             })
         })
@@ -193,6 +245,8 @@ async fn a_process_reloads_under_load_without_a_failed_request() {
             gateway.signal("HUP");
             let words = if broken { "cannot be used" } else { "loaded again" };
             next_line(&mut log, words, folder.path());
+            // Long enough for the platform's own second to tell a burst.
+            std::thread::sleep(Duration::from_millis(40));
             let before = answered.load(Ordering::SeqCst);
             while answered.load(Ordering::SeqCst) < before + 5 {
                 std::thread::yield_now();
@@ -200,9 +254,10 @@ async fn a_process_reloads_under_load_without_a_failed_request() {
         }
     });
     on.store(false, Ordering::SeqCst);
-    for caller in callers {
+    for caller in callers.into_iter().chain(pressing) {
         caller.await.unwrap();
     }
+    assert!(calls.load(Ordering::SeqCst) > 40, "the pace was not used: {calls:?}");
     assert_eq!(platform.stats().await["refused"], serde_json::json!({}));
 }
 

@@ -14,7 +14,7 @@ use http_body_util::Full;
 use serde_json::Value;
 
 use crate::program::{Running, run, told, write_config};
-use crate::support::{Caller, Gate, Platform, READ, Upstream, post, send};
+use crate::support::{Caller, Gate, Platform, READ, Upstream, WRITE, post, send};
 
 const BODY: &str = r#"{"params":{"customerId":"1"}}"#;
 const ZVGATE: &str = env!("CARGO_BIN_EXE_zvgate");
@@ -66,8 +66,9 @@ async fn ask_until(address: SocketAddr, end: Arc<AtomicBool>, asked: Arc<AtomicU
     }
 }
 
-/// 50 callers with kept connections ask ten times a second each, while the process is replaced: three times by one
-/// that is there already, and twice by one that comes when the old one is gone.
+/// 50 callers with kept connections ask ten times a second each, another writes, and another asks too seldom for his
+/// connection to live, while the process is replaced: three times by one that is there already, and twice by one that comes
+/// when the old one is gone.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_restart_loses_no_request() {
     let platform = Platform::open().await;
@@ -79,6 +80,27 @@ async fn a_restart_loses_no_request() {
     let (end, asked) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
     let callers: Vec<_> =
         (0..50).map(|_| tokio::spawn(ask_until(address, Arc::clone(&end), Arc::clone(&asked)))).collect();
+    let other = |path: &'static str, pause: u64| {
+        let end = Arc::clone(&end);
+        tokio::spawn(async move {
+            let mut caller = Caller::connect(address).await;
+            while !end.load(Ordering::Relaxed) {
+                // As clients do: a connection that was closed is replaced.
+                if caller.is_over() {
+                    caller = Caller::connect(address).await;
+                }
+                let request =
+                    Request::post(path).header("host", "localhost").header("content-type", "application/json");
+                let reply = caller.send(request.body(Full::new(BODY.into())).unwrap()).await.unwrap();
+                assert_eq!(reply.status, 200, "{reply:?}");
+                if reply.header("connection") == "close" {
+                    caller = Caller::connect(address).await;
+                }
+                tokio::time::sleep(Duration::from_millis(pause)).await;
+            }
+        })
+    };
+    let others = [other(WRITE, 250), other(READ, 1700)];
     for overlapping in [true, false, true, false, true] {
         let before = asked.load(Ordering::Relaxed);
         while asked.load(Ordering::Relaxed) < before + 500 {
@@ -90,7 +112,7 @@ async fn a_restart_loses_no_request() {
         current = next.unwrap_or_else(start);
     }
     end.store(true, Ordering::Relaxed);
-    for caller in callers {
+    for caller in callers.into_iter().chain(others) {
         caller.await.unwrap();
     }
 }
@@ -145,6 +167,10 @@ async fn a_socket_that_would_open_the_gateway_to_everybody_is_refused() {
     let mut many = serve_with_sockets(&config, &everywhere, None);
     let (code, _, err) = run(many.env("LISTEN_FDS", "3"));
     assert_eq!((code, err.contains("LISTEN_FDS: 3 sockets are too many")), (2, true), "{err}");
+    let deaf = rustix::net::socket(rustix::net::AddressFamily::INET, rustix::net::SocketType::STREAM, None).unwrap();
+    rustix::net::bind(&deaf, &crate::support::loopback()).unwrap();
+    let (code, _, err) = run(&mut serve_with_sockets(&config, &deaf.into(), None));
+    assert_eq!((code, err.contains("does not listen")), (2, true), "{err}");
     let mut no_socket = serve_with_sockets(&config, &everywhere, None);
     let (code, _, err) = run(no_socket.env("LISTEN_FDS", "1").stdin(Stdio::null()));
     assert_eq!((code, err.contains("LISTEN_FDS: ")), (2, true), "{err}");

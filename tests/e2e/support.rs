@@ -289,7 +289,12 @@ impl Caller {
         Ok(Reply { status: head.status.as_u16(), headers: head.headers, body: body.collect().await?.to_bytes() })
     }
 
-    /// Waits until the other side closed the connection.
+    /// Whether the other side closed the connection.
+    pub(crate) fn is_over(&self) -> bool {
+        self.0.is_closed()
+    }
+
+    /// Waits until it did.
     pub(crate) async fn is_closed(&mut self) -> bool {
         while self.0.ready().await.is_ok() {
             tokio::time::sleep(Duration::from_millis(5)).await;

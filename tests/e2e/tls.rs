@@ -14,6 +14,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, RootCertStore};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use zvgate::settings::Sources;
@@ -339,4 +340,178 @@ async fn a_connection_carries_as_many_requests_as_configured() {
         } => {}
     }
     assert!(upstream.requests.lock().unwrap()[3].contains("\"21\""), "the caller's third request waits");
+}
+
+/// An empty SETTINGS frame, after what every connection of HTTP/2 begins with (RFC 9113, section 3.4).
+const HELLO: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+
+/// The types of the frames in what was read.
+fn frames(mut bytes: &[u8]) -> Vec<u8> {
+    let mut types = Vec::new();
+    while let [a, b, c, kind, ..] = bytes {
+        types.push(*kind);
+        let length = 9 + (usize::from(*a) << 16 | usize::from(*b) << 8 | usize::from(*c));
+        bytes = bytes.get(length..).unwrap_or_default();
+    }
+    types
+}
+
+/// GOAWAY.
+const GOAWAY: u8 = 7;
+
+async fn all_of(stream: &mut tokio_rustls::client::TlsStream<TcpStream>) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    // Who closes without a word of TLS has closed as well.
+    tokio::time::timeout(Duration::from_secs(20), stream.read_to_end(&mut bytes)).await.unwrap().ok();
+    bytes
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_whose_request_was_taken_back_ends_when_it_is_idle_and_the_request_is_told_of() {
+    let upstream = Scripted::start(|_, _| Act::Hang).await;
+    let authority = Authority::new();
+    let gate = authority.gate(&upstream, &[("server.idle_timeout", "1s")]).await;
+    let caller = authority.caller(gate.address).await;
+    tokio::select! {
+        _ = caller.read("1") => panic!("nobody answers"),
+        () = async {
+            while upstream.requests.lock().unwrap().is_empty() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        } => {}
+    }
+    let left = format!("zvgate_requests_total{{caller=\"anonymous\",route=\"{READ}\",status=\"499\"}}");
+    while gate.metric(&left).await < 1.0 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    tokio::time::timeout(Duration::from_secs(20), caller.connection).await.unwrap().unwrap();
+}
+
+/// Neither a connection that carries nothing nor one whose answers nobody takes is kept by pings.
+#[tokio::test(flavor = "multi_thread")]
+async fn pings_keep_no_connection_open() {
+    let (platform, authority) = (Platform::open().await, Authority::new());
+    let gate = authority.gate(&platform, &[("server.idle_timeout", "1s"), ("server.max_connections", "3")]).await;
+    let ping = async |stream: &mut tokio_rustls::client::TlsStream<TcpStream>| {
+        let ping = [&[0, 0, 8, 6, 0, 0, 0, 0, 0][..], &[7; 8]].concat();
+        for _ in 0..60 {
+            if stream.write_all(&ping).await.is_err() || stream.flush().await.is_err() {
+                return true;
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        false
+    };
+    let mut idle = authority.connect(gate.address).await;
+    idle.write_all(HELLO).await.unwrap();
+    // One request, whose answer finds no window: SETTINGS_INITIAL_WINDOW_SIZE 0, and its head by HPACK's plainest form.
+    let mut stalled = authority.connect(gate.address).await;
+    let text = |name: &str, value: &str| {
+        let length = |text: &str| u8::try_from(text.len()).unwrap();
+        [&[0, length(name)][..], name.as_bytes(), &[length(value)], value.as_bytes()].concat()
+    };
+    let head = [
+        text(":method", "POST"),
+        text(":scheme", "https"),
+        text(":authority", "localhost"),
+        text(":path", READ),
+        text("content-type", "application/json"),
+    ]
+    .concat();
+    let frame = |kind: u8, flags: u8, stream: u8, payload: &[u8]| {
+        let length = u8::try_from(payload.len()).unwrap();
+        [&[0, 0, length, kind, flags, 0, 0, 0, stream][..], payload].concat()
+    };
+    let preface = &HELLO[..24];
+    stalled.write_all(preface).await.unwrap();
+    stalled.write_all(&frame(4, 0, 0, &[0, 4, 0, 0, 0, 0])).await.unwrap();
+    for number in [1, 3, 5] {
+        stalled.write_all(&frame(1, 4, number, &head)).await.unwrap();
+        stalled.write_all(&frame(0, 1, number, BODY.as_bytes())).await.unwrap();
+    }
+    stalled.flush().await.unwrap();
+    while platform.requests(READ).await < 1 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let other = authority.caller(gate.address).await;
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    other.read("1").await.unwrap().is_error(503, "unavailable");
+    let closed = tokio::join!(ping(&mut idle), ping(&mut stalled));
+    assert_eq!(closed, (true, true));
+    assert_eq!(authority.caller(gate.address).await.read("1").await.unwrap().status, 200);
+}
+
+/// A caller who sends a request just then must know whether it was taken.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_idle_connection_of_http2_is_told_before_it_ends() {
+    let (platform, authority) = (Platform::open().await, Authority::new());
+    let gate = authority.gate(&platform, &[("server.idle_timeout", "1s"), ("server.header_timeout", "30s")]).await;
+    let caller = authority.caller(gate.address).await;
+    caller.read("1").await.unwrap();
+    let mut quiet = authority.connect(gate.address).await;
+    // With a request, so that it is idle and not slow.
+    let head = b"\x83\x86\x84\x41\x09localhost";
+    let request = [HELLO, &[0, 0, u8::try_from(head.len()).unwrap(), 1, 5, 0, 0, 0, 1], head].concat();
+    quiet.write_all(&request).await.unwrap();
+    quiet.flush().await.unwrap();
+    let bytes = all_of(&mut quiet).await;
+    assert!(frames(&bytes).contains(&GOAWAY), "{:?}", frames(&bytes));
+}
+
+/// One who does not answer the gateway's farewell holds no restart up.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_drain_does_not_wait_for_a_silent_connection() {
+    let (platform, authority) = (Platform::open().await, Authority::new());
+    let gate = authority.gate(&platform, &[]).await;
+    let mut silent = authority.connect(gate.address).await;
+    silent.write_all(HELLO).await.unwrap();
+    silent.flush().await.unwrap();
+    let mut first = [0; 9];
+    silent.read_exact(&mut first).await.unwrap();
+    gate.stop.cancel();
+    tokio::time::timeout(Duration::from_secs(15), gate.done).await.unwrap().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_comes_when_there_is_no_room_hears_so_and_may_come_again() {
+    let (platform, authority) = (Platform::open().await, Authority::new());
+    let gate = authority.gate(&platform, &[("server.max_connections", "1")]).await;
+    let first = authority.caller(gate.address).await;
+    assert_eq!(first.read("1").await.unwrap().status, 200);
+    let long = format!(r#"{{"params":{{"customerId":"1","x":"{}"}}}}"#, "x".repeat(50_000));
+    for option in ["--http2", "--http1.1"] {
+        for body in [BODY, &long] {
+            for _ in 0..10 {
+                let (code, out) = authority.curl(gate.address, &[option, "-H", "Expect:", "--data", body]);
+                let version = if option == "--http2" { "2" } else { "1.1" };
+                assert_eq!((code, out.lines().last()), (0, Some(&*format!("{version} 503"))), "{option}: {out}");
+            }
+        }
+    }
+    let turned_away = authority.caller(gate.address).await;
+    turned_away.read("1").await.unwrap().is_error(503, "unavailable");
+    tokio::time::timeout(Duration::from_secs(15), turned_away.connection).await.unwrap().unwrap();
+    drop(first);
+    loop {
+        if authority.caller(gate.address).await.read("1").await.is_ok_and(|reply| reply.status == 200) {
+            break;
+        }
+    }
+    // Who says nothing holds no place for long among those who are turned away.
+    let _silent: Vec<_> = (0..300).map(|_| std::net::TcpStream::connect(gate.address).unwrap()).collect();
+    tokio::time::sleep(Duration::from_millis(2500)).await;
+    let (code, _) = authority.curl(gate.address, &["--http2"]);
+    assert_eq!(code, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn fields_are_counted_in_http2_too() {
+    let (platform, authority) = (Platform::open().await, Authority::new());
+    let gate = authority.gate(&platform, &[("server.max_headers", "20")]).await;
+    let ask = |count: usize| {
+        let fields: Vec<String> = (0..count).map(|number| format!("X-{number}: a")).collect();
+        let options: Vec<&str> = fields.iter().flat_map(|field| ["-H", field]).collect();
+        authority.curl(gate.address, &options).1.lines().last().unwrap().to_owned()
+    };
+    assert_eq!((ask(10).as_str(), ask(30).as_str()), ("2 200", "2 431"));
 }

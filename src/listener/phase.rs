@@ -1,0 +1,183 @@
+//! Where a connection is between its requests, as its stream and the requests on it tell each other.
+
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use http::header::CONNECTION;
+use http::{HeaderValue, Response};
+use http_body::{Body, SizeHint};
+use http_body_util::Full;
+use tokio::sync::{Notify, OwnedSemaphorePermit};
+
+/// Where a connection is between its requests; shared by the stream and the requests on it.
+#[derive(Debug, Default)]
+pub(super) struct Phase {
+    /// Requests that have begun.
+    begun: AtomicU64,
+    /// Requests that have an answer, or whose caller took them back.
+    answered: AtomicU64,
+    /// Parts of answers that were taken to be sent, where there are several.
+    parts: AtomicU64,
+    /// Requests that are over: the answer was taken to be sent, or its caller left.
+    ended: AtomicU64,
+    /// Whether the next answer is to tell that it is the connection's last.
+    ending: AtomicBool,
+    /// Whether it carries several requests at once, and other things between them.
+    multiplexed: AtomicBool,
+    /// Told when a connection that carries several was idle for too long: it can say so before it ends.
+    idle: Notify,
+}
+
+impl Phase {
+    /// Marks a request as in hand until what is answered goes.
+    pub(super) fn begin(self: &Arc<Self>, permit: Option<OwnedSemaphorePermit>) -> InHand {
+        self.begun.fetch_add(1, Ordering::Relaxed);
+        InHand { phase: Arc::clone(self), answered: false, _permit: permit }
+    }
+
+    /// From now on an answer is the connection's last.
+    pub(super) fn end(&self) {
+        self.ending.store(true, Ordering::Relaxed);
+    }
+
+    /// The connection carries several requests at once, and other things between them.
+    pub(super) fn multiplex(&self) {
+        self.multiplexed.store(true, Ordering::Relaxed);
+    }
+
+    /// Ready when a connection that carries several requests was idle for too long.
+    pub(super) async fn idle(&self) {
+        self.idle.notified().await;
+    }
+
+    /// Tells that it was.
+    pub(super) fn tell_idle(&self) {
+        self.idle.notify_one();
+    }
+
+    /// Requests that have begun.
+    pub(super) fn begun(&self) -> u64 {
+        self.begun.load(Ordering::Relaxed)
+    }
+
+    /// Whether no request is in hand.
+    pub(super) fn is_quiet(&self) -> bool {
+        self.begun.load(Ordering::Relaxed) == self.ended.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn is_multiplexed(&self) -> bool {
+        self.multiplexed.load(Ordering::Relaxed)
+    }
+
+    /// Whether nothing is awaited but that the caller takes what is answered.
+    pub(super) fn is_waiting_for_its_reader(&self) -> bool {
+        self.answered.load(Ordering::Relaxed) > self.ended.load(Ordering::Relaxed)
+    }
+
+    /// Grows with whatever happens to requests.
+    pub(super) fn moves(&self) -> u64 {
+        let all = [&self.begun, &self.answered, &self.parts, &self.ended];
+        all.into_iter().map(|count| count.load(Ordering::Relaxed)).fold(0, u64::wrapping_add)
+    }
+
+    pub(super) fn stage(&self, head_begun: bool) -> Stage {
+        let begun = self.begun.load(Ordering::Relaxed);
+        if !self.is_quiet() {
+            Stage::Serving
+        } else if begun == 0 || (head_begun && !self.is_multiplexed()) {
+            Stage::Head(begun)
+        } else {
+            Stage::Idle(begun)
+        }
+    }
+}
+
+/// A request in hand; over when this goes.
+#[derive(Debug)]
+pub(super) struct InHand {
+    phase: Arc<Phase>,
+    answered: bool,
+    _permit: Option<OwnedSemaphorePermit>,
+}
+
+impl InHand {
+    /// The answer, in parts of so many bytes at most: as long as one waits to be sent, the request is in hand.
+    pub(super) fn answered<E>(
+        mut self,
+        answer: Result<Response<Full<Bytes>>, E>,
+        part: usize,
+    ) -> Result<Response<Leaving>, E> {
+        self.answered = true;
+        self.phase.answered.fetch_add(1, Ordering::Relaxed);
+        let mut answer = answer?;
+        if self.phase.ending.load(Ordering::Relaxed) {
+            answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        }
+        let (head, body) = answer.into_parts();
+        Ok(Response::from_parts(head, Leaving { body, part, rest: Bytes::new(), in_hand: self }))
+    }
+}
+
+impl Drop for InHand {
+    fn drop(&mut self) {
+        if !self.answered {
+            self.phase.answered.fetch_add(1, Ordering::Relaxed);
+        }
+        self.phase.ended.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// An answer's body on its way out.
+#[derive(Debug)]
+pub(super) struct Leaving {
+    body: Full<Bytes>,
+    part: usize,
+    rest: Bytes,
+    in_hand: InHand,
+}
+
+impl Body for Leaving {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<http_body::Frame<Bytes>, Infallible>>> {
+        if self.rest.is_empty()
+            && let Some(Ok(whole)) = ready!(Pin::new(&mut self.body).poll_frame(cx))
+        {
+            self.rest = whole.into_data().unwrap_or_default();
+        }
+        if self.rest.is_empty() {
+            return Poll::Ready(None);
+        }
+        self.in_hand.phase.parts.fetch_add(1, Ordering::Relaxed);
+        let length = self.part.min(self.rest.len());
+        Poll::Ready(Some(Ok(http_body::Frame::data(self.rest.split_to(length)))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.rest.is_empty() && self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        let left = self.body.size_hint().exact().unwrap_or_default();
+        SizeHint::with_exact(left + self.rest.len() as u64)
+    }
+}
+
+/// What a connection waits for, and after how many requests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Stage {
+    /// The rest of a head; before the first request, all of it.
+    Head(u64),
+    /// The next request.
+    Idle(u64),
+    /// Nothing: a request is being answered, and has its own time.
+    Serving,
+}
