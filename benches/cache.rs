@@ -88,13 +88,13 @@ fn churn(name: &str, max_bytes: u64, keys: u64, writes: u64) {
                 for number in 0..writes / 2 {
                     store(cache, reader, clock, (number * 2 + thread) % keys);
                     if number % 10_000 == 0 {
-                        cache.tidy();
+                        cache.tidy(clock.boot());
                     }
                 }
             });
         }
     });
-    cache.tidy();
+    cache.tidy(clock.boot());
     let (weighed, resident) = (cache.bytes(), resident());
     #[expect(
         clippy::cast_precision_loss,

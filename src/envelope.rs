@@ -140,7 +140,11 @@ fn is_absent(param: &Member<'_>, optional: &[String]) -> bool {
     empty && optional.iter().any(|name| *name == param.name)
 }
 
-fn check_names(node: &Node<'_>) -> Result<(), Refused> {
+/// Holds every object of a body to saying each thing once.
+///
+/// # Errors
+/// The first name that stands twice.
+pub fn check_names(node: &Node<'_>) -> Result<(), Refused> {
     match node {
         Node::Object(members) => {
             let mut names: Vec<&str> = members.iter().map(|member| &*member.name).collect();

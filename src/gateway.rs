@@ -9,6 +9,7 @@ mod incoming;
 mod policy;
 mod read;
 mod reload;
+mod shortcut;
 mod signing;
 mod upkeep;
 mod write;
@@ -33,11 +34,12 @@ use self::account::Record;
 pub use self::door::{Foreign, bearer};
 pub use self::incoming::pass_over;
 use self::policy::Policy;
+use self::shortcut::{Place, Shortcuts};
 pub use self::upkeep::Inspected;
 use self::write::Again;
 use crate::cache::{Cache, Demand, Question, Waiter};
 use crate::caller::Caller;
-use crate::clock::{Boot, Clock};
+use crate::clock::{Boot, Clock, Now};
 use crate::envelope::Envelope;
 use crate::limit::{Before, Pace, Paces};
 use crate::metrics::Metrics;
@@ -64,6 +66,7 @@ pub struct Gateway {
     /// How often the policy changed.
     reloads: AtomicU64,
     cache: Arc<Cache<Refusal>>,
+    shortcuts: Shortcuts,
     paces: Paces,
     nonces: Nonces,
     skew: Skew,
@@ -94,6 +97,7 @@ struct Entrance<'a> {
     policy: &'a Arc<Policy>,
     caller: &'a Arc<Caller>,
     route: &'a Arc<Route>,
+    now: Now,
     deadline: Boot,
 }
 
@@ -106,6 +110,9 @@ struct Arrival<'a> {
     envelope: &'a Envelope<'a>,
     tenant: &'a Arc<Tenant>,
     demand: Demand,
+    /// Where the request's shortcut is, if it may have one.
+    place: Option<Place<'a>>,
+    now: Now,
     deadline: Boot,
     facts: &'a Facts,
 }
@@ -170,6 +177,7 @@ impl Gateway {
         Self {
             cache: Arc::new(Cache::new(&policy.cache_options(&identities), metrics.cache.clone())),
             paces: Paces::new(policy.pace_rules(), before, &clock),
+            shortcuts: Shortcuts::new(),
             policy: ArcSwap::from_pointee(policy),
             private,
             identities: Mutex::new(identities),
@@ -192,7 +200,7 @@ impl Gateway {
         let mut record = Record::begin(&self, request.headers());
         let (head, mut body) = request.into_parts();
         let policy = Arc::clone(&record.policy);
-        let outcome = self.run(&policy, head, &mut body, &mut record.facts).await;
+        let outcome = self.run(&policy, head, &mut body, &mut record).await;
         if outcome.is_err() {
             pass_over(body);
         }
@@ -215,8 +223,9 @@ impl Gateway {
         policy: &Arc<Policy>,
         head: Parts,
         body: &mut Incoming,
-        facts: &mut Facts,
+        record: &mut Record,
     ) -> Result<Reply, Refusal> {
+        let facts = &mut record.facts;
         let own = head.uri.path() == INVALIDATE;
         let route = if own { None } else { Some(policy.routes.find(head.uri.path()).ok_or(Refusal::UnknownRoute)?) };
         facts.route = route.map(Arc::clone);
@@ -234,19 +243,27 @@ impl Gateway {
         if !incoming::is_json(&head.headers) {
             return Err(Refusal::UnsupportedMediaType);
         }
-        let body = incoming::read_body(
+        let (body, waited) = incoming::read_body(
             &head.headers,
             body,
             policy.settings.server.max_body.0,
             policy.settings.server.body_timeout,
         )
         .await?;
-        let deadline = self.deadline(&head.headers, policy.settings.server.request_timeout)?;
+        if waited {
+            record.waited(self.clock.now());
+        }
+        let (now, facts) = (record.now, &mut record.facts);
+        let deadline = now.boot + patience(&head.headers, policy.settings.server.request_timeout)?;
         let begun = match route {
-            Some(route) => self.begin(Entrance { policy, caller, route, deadline }, &head, &body, facts)?,
+            Some(route) => self.begin(Entrance { policy, caller, route, now, deadline }, &head, &body, facts)?,
             None => Begun::Answered(self.invalidate(policy, &head, caller, &body, facts)?),
         };
         drop((head, body));
+        if let Begun::Answered(reply) = begun {
+            return Ok(reply);
+        }
+        record.waits = true;
         match begun {
             Begun::Answered(reply) => Ok(reply),
             Begun::Flight(awaited) => self.wait(policy, awaited, deadline).await,
@@ -267,14 +284,19 @@ impl Gateway {
         body: &[u8],
         facts: &mut Facts,
     ) -> Result<Begun, Refusal> {
-        let Entrance { policy, caller, route, deadline } = entrance;
+        let Entrance { policy, caller, route, now, deadline } = entrance;
         let headers = &head.headers;
+        let now = self.skew.later(now);
+        let place = self.place(policy, route, headers, body);
+        if let Some(reply) = place.and_then(|place| self.by_shortcut(&entrance, &place, now, facts)) {
+            return Ok(Begun::Answered(reply));
+        }
         let envelope = Envelope::parse(body).map_err(Refusal::Body)?;
         if let KindSettings::Cached(CachedSettings { params: Some(taken), .. }) = &route.kind {
             envelope.check_params(taken).map_err(Refusal::Body)?;
         }
         facts.customers = incoming::customers(&route.kind, headers, &envelope)?;
-        let named = headers.get(X_ZVGATE_TENANT).map(http::HeaderValue::as_bytes);
+        let named = incoming::named_tenant(headers)?;
         let tenant = policy.tenants.choose(named, envelope.root()).map_err(Refusal::UnknownTenant)?;
         facts.tenant = Some(Arc::clone(tenant));
         if !caller.may_use_tenant(tenant) {
@@ -288,6 +310,8 @@ impl Gateway {
             envelope: &envelope,
             tenant,
             demand: incoming::demand(headers),
+            place,
+            now,
             deadline,
             facts,
         };
@@ -311,12 +335,6 @@ impl Gateway {
     fn room_for_a_task(&self, policy: &Policy) -> Result<(), Refusal> {
         let most = usize::try_from(policy.settings.server.max_connections).unwrap_or(usize::MAX);
         if self.tasks.len() < most { Ok(()) } else { Err(Refusal::Unavailable(Unavailable::Connections)) }
-    }
-
-    /// Until when a read must be answered: the caller may ask for less time, not for more.
-    fn deadline(&self, headers: &HeaderMap, longest: Duration) -> Result<Boot, Refusal> {
-        let patience = incoming::patience(headers)?.unwrap_or(longest);
-        Ok(self.clock.boot() + patience.min(longest))
     }
 
     /// The metrics' page.
@@ -354,7 +372,7 @@ impl Gateway {
 
     /// Frees memory and connections whose time is over: nobody else does while nothing is asked.
     pub fn tidy(&self) {
-        self.cache.tidy();
+        self.cache.tidy(self.clock.boot());
         self.metrics.cache_bytes.set(i64::try_from(self.cache.bytes()).unwrap_or(i64::MAX));
         self.upstream.tidy();
     }
@@ -364,4 +382,9 @@ impl Gateway {
         self.tasks.close();
         self.tasks.wait().await;
     }
+}
+
+/// How long a read may take to be answered: its caller may ask for less time, not for more.
+fn patience(headers: &HeaderMap, longest: Duration) -> Result<Duration, Refusal> {
+    Ok(incoming::patience(headers)?.unwrap_or(longest).min(longest))
 }

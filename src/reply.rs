@@ -112,7 +112,10 @@ fn told(reply: &Reply) -> Response<Full<Bytes>> {
     let status = match reply.way {
         Way::Hit { age, left } => {
             headers.insert(AGE, HeaderValue::from(age.as_secs()));
-            value(&format!("zvgate; hit; ttl={}", left.as_secs()))
+            let mut text = String::with_capacity(40);
+            text.push_str("zvgate; hit; ttl=");
+            push_number(&mut text, left.as_secs());
+            owned(text)
         }
         Way::Miss(Some(life)) => value(&format!("zvgate; fwd=miss; stored; ttl={}", life.as_secs())),
         Way::Miss(None) => HeaderValue::from_static("zvgate; fwd=miss"),
@@ -183,6 +186,19 @@ fn policy_text(policy: &str, limited: &Limited) -> String {
 /// Rounded up, and at least one: a caller who comes again then must not come too early.
 fn whole_seconds(pause: Duration) -> u64 {
     pause.as_secs().saturating_add(u64::from(pause.subsec_nanos() > 0)).max(1)
+}
+
+/// Writes a number without the detour of formatting.
+fn push_number(out: &mut String, number: u64) {
+    if number >= 10 {
+        push_number(out, number / 10);
+    }
+    out.push(char::from(b"0123456789".get((number % 10) as usize).copied().unwrap_or(b'0')));
+}
+
+/// The text itself, not a copy of it.
+fn owned(text: String) -> HeaderValue {
+    HeaderValue::from_maybe_shared(Bytes::from(text)).unwrap_or_else(|_| HeaderValue::from_static(""))
 }
 
 fn value(text: &str) -> HeaderValue {

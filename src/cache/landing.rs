@@ -98,6 +98,7 @@ impl<F: Clone> Landing<F> {
             cache.tally.entries.add(i64::try_from(shelf.len()).unwrap_or(i64::MAX));
             cache.shelves.insert(subject.clone(), Arc::new(shelf));
         }
+        cache.changed(subject);
         Settled { kept, changed }
     }
 }

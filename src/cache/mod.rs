@@ -114,6 +114,16 @@ pub enum Found {
     Nothing,
 }
 
+/// What was so when an answer was found: as long as it holds, nothing came between that answer and its caller.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mark {
+    stripe: usize,
+    /// How often something was kept or ended in the stripe.
+    changes: u64,
+    tenant: usize,
+    era: u64,
+}
+
 /// What becomes of a question that the cache could not answer at once.
 #[derive(Debug)]
 pub enum Entry<F: Clone> {
@@ -132,7 +142,9 @@ pub enum Entry<F: Clone> {
 pub struct Cache<F> {
     shelves: moka::sync::Cache<Subject, Arc<Shelf>>,
     stripes: Box<[Mutex<Stripe<F>>]>,
-    stripe_of: RandomState,
+    /// How often something was kept or ended in each stripe.
+    changes: Box<[AtomicU64]>,
+    hasher: RandomState,
     tenants: ArcSwap<Vec<Arc<Era>>>,
     max_waiters: AtomicUsize,
     /// In milliseconds.
@@ -163,7 +175,8 @@ impl<F: Clone> Cache<F> {
         let cache = Self {
             shelves,
             stripes: (0..STRIPES).map(|_| Mutex::default()).collect(),
-            stripe_of: RandomState::new(),
+            changes: (0..STRIPES).map(|_| AtomicU64::default()).collect(),
+            hasher: RandomState::new(),
             tenants: ArcSwap::default(),
             max_waiters: AtomicUsize::default(),
             unsettled_ttl: AtomicU64::default(),
@@ -240,7 +253,31 @@ impl<F: Clone> Cache<F> {
         let era = self.era(subject.tenant);
         let mut stripe = self.stripe(subject).lock();
         stripe.fence(subject, settled, now.boot);
-        self.shelves.remove(subject).map_or(0, |shelf| shelf.tellable(era, now).count())
+        let gone = self.shelves.remove(subject);
+        self.changed(subject);
+        gone.map_or(0, |shelf| shelf.tellable(era, now).count())
+    }
+
+    /// The mark of a subject. Made before an answer is looked for, it holds as long as that answer is the one to tell.
+    pub fn mark(&self, subject: &Subject) -> Mark {
+        let (stripe, tenant) = (self.stripe_of(subject), subject.tenant);
+        Mark { stripe, changes: self.changes_in(stripe), tenant, era: self.era(tenant) }
+    }
+
+    /// Whether nothing has come between since a mark was made.
+    pub fn holds(&self, mark: &Mark) -> bool {
+        self.changes_in(mark.stripe) == mark.changes && self.era(mark.tenant) == mark.era
+    }
+
+    fn changes_in(&self, stripe: usize) -> u64 {
+        self.changes.get(stripe).map_or(0, |changes| changes.load(Ordering::SeqCst))
+    }
+
+    /// Voids the marks of a subject: under its stripe's lock, once the shelf is as it shall be.
+    fn changed(&self, subject: &Subject) {
+        if let Some(changes) = self.changes.get(self.stripe_of(subject)) {
+            changes.fetch_add(1, Ordering::SeqCst);
+        }
     }
 
     /// Ends all that is known of a tenant.
@@ -274,8 +311,9 @@ impl<F: Clone> Cache<F> {
     }
 
     /// Frees what is over, and what was evicted.
-    pub fn tidy(&self) {
+    pub fn tidy(&self, now: Boot) {
         self.shelves.run_pending_tasks();
+        self.stripes.iter().for_each(|stripe| stripe.lock().forget(now));
     }
 
     /// Bytes of memory in use, as weighed.
@@ -293,10 +331,12 @@ impl<F: Clone> Cache<F> {
         self.tenants.load().get(tenant).is_some_and(|era| millis(sent) < era.settled.load(Ordering::SeqCst))
     }
 
+    fn stripe_of(&self, subject: &Subject) -> usize {
+        usize::try_from(self.hasher.hash_one(subject) % STRIPES as u64).unwrap_or_default()
+    }
+
     fn stripe(&self, subject: &Subject) -> &Mutex<Stripe<F>> {
-        let hash = self.stripe_of.hash_one(subject);
-        let index = usize::try_from(hash % STRIPES as u64).unwrap_or_default();
-        self.stripes.get(index).expect("a remainder by their number is the index of a stripe")
+        self.stripes.get(self.stripe_of(subject)).expect("a remainder by their number is the index of a stripe")
     }
 }
 

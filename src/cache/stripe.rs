@@ -1,7 +1,9 @@
 //! Where misses and writes of some subjects meet, under one lock.
 
 use std::collections::HashMap;
+use std::hash::BuildHasher;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::flight::Flight;
 use super::shelf::{Question, Subject};
@@ -12,9 +14,13 @@ use crate::clock::Boot;
 pub(super) struct Stripe<F> {
     /// A flight in here may be joined, and may keep its answer.
     pub(super) flights: HashMap<Question, Arc<Flight<F>>>,
-    /// Until when upstream may lag behind a write; forgotten when that is over.
-    settling: HashMap<Subject, Boot>,
+    /// Until when upstream may lag behind a write, by the subject's hash: two that share one make each other's answers live
+    /// shortly, and no name that somebody made long is kept. Forgotten when no call of that time can still be under way.
+    settling: HashMap<u64, Boot>,
 }
+
+/// Longer than any call is under way.
+const UNDER_WAY: Duration = Duration::from_secs(30);
 
 impl<F> Default for Stripe<F> {
     fn default() -> Self {
@@ -26,16 +32,21 @@ impl<F> Stripe<F> {
     /// Takes every flight of a subject out, and notes until when upstream may lag.
     pub(super) fn fence(&mut self, subject: &Subject, settled: Boot, now: Boot) {
         self.flights.retain(|question, _| question.subject != *subject);
-        self.settling.retain(|_, until| *until > now);
+        self.forget(now);
         if settled > now {
-            let until = self.settling.entry(subject.clone()).or_insert(settled);
+            let until = self.settling.entry(self.settling.hasher().hash_one(subject)).or_insert(settled);
             *until = settled.max(*until);
         }
     }
 
+    /// Forgets what makes no difference any more.
+    pub(super) fn forget(&mut self, now: Boot) {
+        self.settling.retain(|_, until| *until + UNDER_WAY > now);
+    }
+
     /// Whether upstream may still have answered from before a write at that moment.
     pub(super) fn settles(&self, subject: &Subject, sent: Boot) -> bool {
-        self.settling.get(subject).is_some_and(|until| sent < *until)
+        self.settling.get(&self.settling.hasher().hash_one(subject)).is_some_and(|until| sent < *until)
     }
 
     /// Takes a flight out, unless a newer one has its place or a write took it out; answers whether it was there.

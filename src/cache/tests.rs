@@ -144,7 +144,7 @@ fn one_customers_questions_are_bounded_and_the_oldest_goes() {
     let kept = (0..200).filter(|number| told(&cache, &question("1", &number.to_string())).is_some()).count();
     assert_eq!(kept, 64);
     assert!(told(&cache, &question("1", "199")).is_some() && told(&cache, &question("1", "0")).is_none());
-    cache.tidy();
+    cache.tidy(now().boot);
     assert_eq!(cache.tally.entries.get(), 64);
 }
 

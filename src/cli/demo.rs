@@ -26,7 +26,9 @@ async fn demo() -> Result<(), u8> {
     let mut stops = Stops::new().map_err(fail)?;
     let sandbox = bind_sandbox().await.map_err(fail)?;
     let platform = sandbox.address().map_err(fail)?;
-    let app = bind_gateway(platform).await?;
+    let settings = settings(platform)?;
+    let _log = logging::begin(&settings.log);
+    let app = bind_gateway(settings).await?;
     let (data, admin) = (app.address().map_err(fail)?, app.admin_address().map_err(fail)?);
     let card = sandbox.first_card(CUSTOMER).unwrap_or_default();
     tell(&banner(platform, data, admin, &card));
@@ -59,9 +61,7 @@ async fn bind_sandbox() -> io::Result<Sandbox> {
 }
 
 /// The usual ports, or for each one that is taken any free one.
-async fn bind_gateway(platform: SocketAddr) -> Result<App, u8> {
-    let mut settings = settings(platform)?;
-    logging::begin(&settings.log);
+async fn bind_gateway(mut settings: Settings) -> Result<App, u8> {
     for _ in 0..2 {
         match App::bind(&settings, Clock::system(), Before::Nothing, Inherited::default()).await {
             Err(StartError::Listen("server.listen", ..)) => settings.server.listen = any_port(),

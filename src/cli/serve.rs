@@ -17,7 +17,7 @@ pub(super) fn run(configuration: &Configuration) -> Result<(), u8> {
     // Before anything that takes time: a signal that comes earlier would end the process as if it had none of this.
     let signals = Signals::catch().map_err(fail)?;
     let settings = configuration.load()?;
-    logging::begin(&settings.log);
+    let _log = logging::begin(&settings.log);
     raise_descriptor_limit(&settings.server);
     let inherited = inherited().map_err(|error| {
         complain(&format!(

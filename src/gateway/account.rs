@@ -1,6 +1,7 @@
 //! What operators learn of a request: counts, times, and a line in the log.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderMap, Response};
@@ -8,7 +9,7 @@ use http_body_util::Full;
 
 use super::policy::Policy;
 use super::{Facts, Gateway};
-use crate::clock::Boot;
+use crate::clock::{Boot, Now};
 use crate::metrics::{CacheUse, Label, Limit};
 use crate::reply::{self, Refusal, Reply, Unavailable, Way};
 use crate::settings::AccessLog;
@@ -25,18 +26,31 @@ pub(super) struct Record {
     pub(super) policy: Arc<Policy>,
     pub(super) facts: Facts,
     started: Boot,
+    /// The time by which the request is judged.
+    pub(super) now: Now,
+    /// Whether anything was waited for: if not, it took no time that would be worth another look at the clock.
+    pub(super) waits: bool,
     ended: bool,
 }
 
 impl Record {
     pub(super) fn begin(gateway: &Arc<Gateway>, headers: &HeaderMap) -> Self {
+        let now = gateway.clock.now();
         Self {
             policy: gateway.policy.load_full(),
             facts: Facts::of(headers),
-            started: gateway.clock.boot(),
+            started: now.boot,
+            now,
+            waits: false,
             gateway: Arc::clone(gateway),
             ended: false,
         }
+    }
+
+    /// It is later now.
+    pub(super) fn waited(&mut self, now: Now) {
+        self.now = now;
+        self.waits = true;
     }
 
     /// Accounts for the request, and writes its response.
@@ -53,7 +67,7 @@ impl Record {
 
     fn account(&self, status: u16, cache: CacheUse, error: Option<&'static str>) {
         let Self { gateway, policy, facts, .. } = self;
-        let took = gateway.clock.boot().since(self.started);
+        let took = if self.waits { gateway.clock.boot().since(self.started) } else { Duration::ZERO };
         let route = facts.route.as_ref();
         let caller = facts.caller.as_ref().unwrap_or(policy.callers.anonymous());
         policy.handles.request(route.map(|route| route.index), caller.index, status, cache, took);
@@ -83,6 +97,7 @@ impl Record {
 impl Drop for Record {
     fn drop(&mut self) {
         if !self.ended {
+            self.waits = true;
             self.account(CALLER_LEFT, CacheUse::None, Some("caller_left"));
         }
     }

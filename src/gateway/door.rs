@@ -1,6 +1,6 @@
 //! Who comes in.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
 use http::header::{AUTHORIZATION, HOST, ORIGIN};
@@ -73,6 +73,13 @@ pub fn bearer(headers: &HeaderMap) -> Option<&[u8]> {
 
 /// Whether a host is this machine's: an address, `localhost`, or one of the names that are configured.
 fn is_own(host: &str, names: &[String]) -> bool {
+    // As nearly all callers write it, which needs no parsing.
+    let plain = host.rsplit_once(':').map_or(host, |(name, port)| {
+        if port.len() <= 5 && port.bytes().all(|b| b.is_ascii_digit()) { name } else { host }
+    });
+    if plain.parse::<Ipv4Addr>().is_ok() {
+        return true;
+    }
     let Ok(authority) = host.parse::<Authority>() else { return false };
     if authority.as_str().contains('@') {
         return false;

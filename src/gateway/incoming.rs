@@ -1,5 +1,8 @@
 //! What a request's head and body say to the gateway itself.
 
+use std::future::{Future, poll_fn};
+use std::pin::pin;
+use std::task::Poll;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -8,6 +11,7 @@ use http::{HeaderMap, HeaderName};
 use http_body_util::BodyExt;
 use hyper::body::{Body, Incoming};
 
+use super::X_ZVGATE_TENANT;
 use crate::cache::Demand;
 use crate::envelope::Envelope;
 use crate::reply::Refusal;
@@ -30,7 +34,14 @@ pub(super) fn request_id(headers: &HeaderMap) -> String {
         .map(http::HeaderValue::as_bytes)
         .filter(fits)
         .and_then(|id| std::str::from_utf8(id).ok())
-        .map_or_else(|| format!("{:032x}", fastrand::u128(..)), str::to_owned)
+        .map_or_else(new_id, str::to_owned)
+}
+
+/// 128 random bits in hex.
+fn new_id() -> String {
+    let digit = |number: u128| char::from(b"0123456789abcdef".get((number & 15) as usize).copied().unwrap_or(b'0'));
+    let bits = fastrand::u128(..);
+    (0..32).map(|place| digit(bits >> (place * 4))).collect()
 }
 
 /// The trace id of W3C's `traceparent`, where there is one.
@@ -109,6 +120,15 @@ pub(super) fn customers(
     }
 }
 
+/// The tenant that is named by the header; one name, as two could be read in two ways.
+pub(super) fn named_tenant(headers: &HeaderMap) -> Result<Option<&[u8]>, Refusal> {
+    let mut named = headers.get_all(X_ZVGATE_TENANT).iter();
+    match (named.next(), named.next()) {
+        (one, None) => Ok(one.map(http::HeaderValue::as_bytes)),
+        (_, Some(_)) => Err(Refusal::BadRequest("X-Zvgate-Tenant may be given once")),
+    }
+}
+
 fn named_customers(headers: &HeaderMap) -> Result<Vec<String>, Refusal> {
     let mut customers = Vec::new();
     for line in headers.get_all(X_ZVGATE_CUSTOMER) {
@@ -121,18 +141,24 @@ fn named_customers(headers: &HeaderMap) -> Result<Vec<String>, Refusal> {
     Ok(customers)
 }
 
-/// Reads a body that is not too long and does not take too long.
+/// Reads a body that is not too long and does not take too long; tells whether it had to be waited for.
 pub(super) async fn read_body(
     headers: &HeaderMap,
     body: &mut Incoming,
     max: u64,
     within: Duration,
-) -> Result<Bytes, Refusal> {
+) -> Result<(Bytes, bool), Refusal> {
     let announced = headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
     if announced.is_some_and(|length| length > max) {
         return Err(Refusal::BodyTooLarge(max));
     }
-    tokio::time::timeout(within, collect(body, max)).await.unwrap_or(Err(Refusal::TooSlow))
+    let mut collecting = pin!(collect(body, max));
+    // Nearly every body is there already, and needs no timer.
+    if let Poll::Ready(body) = poll_fn(|cx| Poll::Ready(collecting.as_mut().poll(cx))).await {
+        return Ok((body?, false));
+    }
+    let body = tokio::time::timeout(within, collecting).await.unwrap_or(Err(Refusal::TooSlow))?;
+    Ok((body, true))
 }
 
 /// How long the rest of a refused request's body is still taken.

@@ -16,6 +16,8 @@ use crate::tenant::{Identities, Tenants};
 
 /// What is decided.
 pub(super) struct Policy {
+    /// How many there were before.
+    pub(super) number: u64,
     pub(super) routes: Routes,
     pub(super) tenants: Tenants,
     pub(super) callers: Callers,
@@ -70,6 +72,7 @@ impl Policy {
             tenants.all().iter().map(|tenant| (tenant.index, tenant.name.as_str())).collect();
         let caller_names: Vec<&str> = settings.callers.iter().map(|caller| caller.name.as_str()).collect();
         Self {
+            number: before.map_or(0, |before| before.number + 1),
             handles: metrics.handles(&labels, &caller_names, &names),
             gates: gates(&settings, before, clock),
             callers: Callers::new(&settings.callers, private),

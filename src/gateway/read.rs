@@ -2,10 +2,14 @@
 
 use std::sync::Arc;
 
+use http::HeaderMap;
+use http::header::CACHE_CONTROL;
+
 use super::ask::{Allowance, Asking, Unanswered};
 use super::policy::Policy;
+use super::shortcut::Place;
 use super::write::Again;
-use super::{Arrival, Awaited, Begun, Gateway};
+use super::{Arrival, Awaited, Begun, Entrance, Facts, Gateway, X_ZVGATE_TENANT};
 use crate::answer::Reader;
 use crate::cache::{Demand, Entry, Fate, Found, Hit, Landed, Landing, Lifetimes, Question, Settled, StaleHit, Subject};
 use crate::clock::{Boot, Now};
@@ -13,7 +17,7 @@ use crate::limit::{Claimant, Turn};
 use crate::metrics::{Changed, Handles, Lookup};
 use crate::reply::{Refusal, Reply, StaleWhy, Unavailable, Way};
 use crate::route::Route;
-use crate::settings::CachedSettings;
+use crate::settings::{AccessLog, CacheMode, CachedSettings, KindSettings};
 use crate::signer::Call;
 use crate::upstream::{FailureKind, Reuse};
 
@@ -23,9 +27,15 @@ impl Gateway {
         let handles = &arrival.policy.handles;
         let lookups = &handles.route(arrival.route.index).lookups;
         let saved = &handles.call(arrival.tenant.index, arrival.route.index).saved;
-        let now = self.now();
+        let now = arrival.now;
+        let mark = self.cache.mark(&question.subject);
         match self.cache.look(&question, &demand, now) {
-            Found::Fresh(hit) => return Ok(Begun::Answered(told_again(arrival, &hit, now))),
+            Found::Fresh(hit) => {
+                if let Some(place) = &arrival.place {
+                    self.shortcuts.learn(place, arrival.tenant, arrival.facts.customers.first(), mark, &hit, now);
+                }
+                return Ok(Begun::Answered(told_again(handles, arrival.tenant.index, arrival.route.index, &hit, now)));
+            }
             Found::Stale(hit, turn_to_refresh) => {
                 if !(turn_to_refresh && self.refresh(arrival, cached, &question, now)) {
                     saved.inc();
@@ -45,7 +55,9 @@ impl Gateway {
             return self.pass(arrival, Again::Allowed);
         }
         let (waiter, way) = match self.cache.join(&question, &demand, era, now) {
-            Entry::Hit(hit) => return Ok(Begun::Answered(told_again(arrival, &hit, now))),
+            Entry::Hit(hit) => {
+                return Ok(Begun::Answered(told_again(handles, arrival.tenant.index, arrival.route.index, &hit, now)));
+            }
             Entry::Joined(waiter) => {
                 lookups.of(Lookup::Collapsed).inc();
                 (waiter, Some(Way::Collapsed))
@@ -60,6 +72,41 @@ impl Gateway {
         let stand_in = demand.takes_stale().then_some(question);
         let (tenant, route) = (arrival.tenant.index, arrival.route.index);
         Ok(Begun::Flight(Awaited { waiter, way, stand_in, tenant, route }))
+    }
+
+    /// Where the shortcut of a request may be: of one that asks for nothing special, on a cached route of one path.
+    pub(super) fn place<'a>(
+        &self,
+        policy: &Policy,
+        route: &Route,
+        headers: &HeaderMap,
+        body: &'a [u8],
+    ) -> Option<Place<'a>> {
+        let plain = matches!(route.kind, KindSettings::Cached(_))
+            && !route.wildcard
+            && policy.settings.cache.mode == CacheMode::On
+            && !headers.contains_key(CACHE_CONTROL)
+            && !headers.contains_key(X_ZVGATE_TENANT);
+        if plain { self.shortcuts.place(policy.number, route.index, body) } else { None }
+    }
+
+    /// The answer to a request that was read before, if it is still the one to tell.
+    pub(super) fn by_shortcut(
+        &self,
+        entrance: &Entrance<'_>,
+        place: &Place<'_>,
+        now: Now,
+        facts: &mut Facts,
+    ) -> Option<Reply> {
+        let (shortcut, hit) = self.shortcuts.find(place, now)?;
+        if !self.cache.holds(&shortcut.mark) || !entrance.caller.may_use_tenant(&shortcut.tenant) {
+            return None;
+        }
+        if entrance.policy.settings.log.access == AccessLog::All {
+            facts.customers = shortcut.customer.iter().cloned().collect();
+        }
+        facts.tenant = Some(Arc::clone(&shortcut.tenant));
+        Some(told_again(&entrance.policy.handles, shortcut.tenant.index, entrance.route.index, &hit, now))
     }
 
     /// Asks anew for an answer past its freshness, if the pace has a turn that nobody waits for; answers whether it does.
@@ -152,11 +199,10 @@ impl Gateway {
 }
 
 /// An answer from the cache.
-fn told_again(arrival: &Arrival<'_>, hit: &Hit, now: Now) -> Reply {
+fn told_again(handles: &Handles, tenant: usize, route: usize, hit: &Hit, now: Now) -> Reply {
     let found = if hit.life.negative { Lookup::NegativeHit } else { Lookup::Hit };
-    let handles = &arrival.policy.handles;
-    handles.route(arrival.route.index).lookups.of(found).inc();
-    handles.call(arrival.tenant.index, arrival.route.index).saved.inc();
+    handles.route(route).lookups.of(found).inc();
+    handles.call(tenant, route).saved.inc();
     let way = Way::Hit { age: hit.life.age(now), left: hit.left };
     Reply { answer: Arc::clone(&hit.answer), way }
 }

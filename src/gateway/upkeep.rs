@@ -6,13 +6,13 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::request::Parts;
 
-use super::incoming::MAX_CUSTOMERS;
+use super::incoming::{self, MAX_CUSTOMERS};
 use super::policy::Policy;
-use super::{Facts, Gateway, X_ZVGATE_TENANT};
+use super::{Facts, Gateway};
 use crate::answer::Answer;
 use crate::cache::{Life, Subject};
 use crate::caller::Caller;
-use crate::envelope::{MAX_DEPTH, push_text};
+use crate::envelope::{MAX_DEPTH, check_names, push_text};
 use crate::json::Node;
 use crate::metrics::Invalidation;
 use crate::reply::{Denied, Refusal, Reply, Way};
@@ -44,12 +44,13 @@ impl Gateway {
         const WANTED: Refusal = Refusal::BadRequest("the body must be {\"customerIds\":[\"…\"]}, at most 1000");
         let text = std::str::from_utf8(body).map_err(|_| WANTED)?;
         let root = Node::parse(text, MAX_DEPTH).map_err(|_| WANTED)?;
+        check_names(&root).map_err(Refusal::Body)?;
         let Some(Node::Array(ids)) = root.member("customerIds") else { return Err(WANTED) };
         let customers: Option<Vec<&str>> = ids.iter().map(Node::text).collect();
         let customers = customers.filter(|ids| ids.len() <= MAX_CUSTOMERS && ids.iter().all(|id| !id.is_empty()));
         let customers = customers.ok_or(WANTED)?;
         facts.customers = customers.iter().map(|id| (*id).to_owned()).collect();
-        let named = head.headers.get(X_ZVGATE_TENANT).map(http::HeaderValue::as_bytes);
+        let named = incoming::named_tenant(&head.headers)?;
         let tenant = policy.tenants.choose(named, &root).map_err(Refusal::UnknownTenant)?;
         facts.tenant = Some(Arc::clone(tenant));
         if !caller.may_use_tenant(tenant) {

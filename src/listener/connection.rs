@@ -32,6 +32,9 @@ const LINGER: Duration = Duration::from_secs(1);
 const LEAST_BUFFER: usize = 8 << 10;
 /// How much of an answer is handed over at once on a stream of HTTP/2: what its caller does not take stays shared.
 const PART: usize = 16 << 10;
+/// Requests that a connection of HTTP/2 carries before it is told to end: streams that are taken back leave something behind
+/// in the library for as long as their connection lives.
+const REQUESTS_PER_CONNECTION: u64 = 10_000;
 /// How long a connection that there is no room for may take to hear so.
 const TURN_AWAY_WITHIN: Duration = Duration::from_secs(1);
 /// What callers may send ahead on a stream of HTTP/2 and on all of a connection's, in bytes: bodies are small.
@@ -120,8 +123,8 @@ where
             let permit = take(&streams);
             let room = if permit.is_some() { peer.room } else { Room::None };
             let in_hand = serving.begin(permit);
-            if peer.room == Room::None {
-                // A connection that there is no room for hears so once, and ends.
+            // A connection that there is no room for hears so once, and ends; so does one that had its share.
+            if peer.room == Room::None || serving.begun() >= REQUESTS_PER_CONNECTION {
                 serving.tell_idle();
             }
             // The library bounds what heads amount to, and does not count.

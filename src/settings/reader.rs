@@ -236,6 +236,8 @@ impl<'a> Table<'a> {
                 let items: Vec<_> = items.iter().map(|item| self.found(key, &item.kind)).collect();
                 format!("found a list: [{}]", items.join(", "))
             }
+            // As in http://user:password@host.
+            ValueKind::String(text) if text.contains('@') => "found a value that is not shown".to_owned(),
             ValueKind::String(text) => format!("found {text:?}"),
             other => format!("found {other}"),
         }

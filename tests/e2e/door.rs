@@ -59,6 +59,27 @@ async fn callers_come_in_by_any_of_their_keys_to_what_they_may_use() {
     assert_eq!(gate.metric(&requests("anonymous", 401)).await, 5.0);
 }
 
+/// What one caller asked is known again when another asks the same; what he may do is not.
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_comes_in_by_what_another_asked_before() {
+    let platform = Platform::open().await;
+    let file = callers("").replace("tenants = [\"one\"]", "tenants = [\"two\"]");
+    let gate = Gate::with_file(&platform, &[], &file).await;
+    let ask = async |key: &str, more: &[(&str, &str)]| {
+        let bearer = format!("Bearer {key}");
+        gate.post(READ, &[&[("authorization", &*bearer)], more].concat(), BODY).await
+    };
+    for _ in 0..3 {
+        assert_eq!(ask("old", &[]).await.status, 200);
+        ask("few", &[]).await.is_error(403, "forbidden");
+    }
+    assert!(ask("old", &[]).await.is_hit());
+    assert!(!ask("old", &[("x-zvgate-tenant", "two")]).await.is_hit());
+    assert!(ask("old", &[]).await.is_hit() && ask("few", &[("x-zvgate-tenant", "two")]).await.is_hit());
+    assert_eq!(ask("old", &[("cache-control", "no-cache")]).await.header("cache-status"), "zvgate; fwd=request");
+    assert_eq!(platform.requests(READ).await, 3);
+}
+
 /// Each stage hides what comes after it: nobody learns of routes or tenants before he is known.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_wrong_is_told_in_the_order_of_the_stages() {

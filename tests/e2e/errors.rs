@@ -311,3 +311,14 @@ async fn a_request_id_is_kept_or_made() {
     let made = gate.post(READ, &[("x-request-id", "not; kept")], BODY).await;
     assert_eq!(made.header("x-request-id").len(), 32);
 }
+
+/// What can be read in two ways is read in none.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_said_twice_is_refused() {
+    let platform = Platform::open().await;
+    let gate = Gate::start(&platform, &[]).await;
+    let twice = [("x-zvgate-tenant", "one"), ("x-zvgate-tenant", "one")];
+    gate.post(READ, &twice, r#"{"params":{"customerId":"1"}}"#).await.is_error(400, "bad_request");
+    let twice = r#"{"customerIds":["1"],"customerIds":["2"]}"#;
+    gate.post("/v1/invalidate", &[], twice).await.is_error(400, "bad_request");
+}

@@ -236,6 +236,24 @@ async fn neither_a_stop_nor_a_second_signal_waits_for_a_file() {
     }
 }
 
+/// Lines that nobody reads are dropped, rather than that anybody waits for them.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_that_nobody_reads_stops_nobody() {
+    let platform = Platform::open().await;
+    let folder = tempfile::tempdir().unwrap();
+    let config = write_config(folder.path(), &platform.url(), "[log]\naccess = \"all\"\n");
+    let (mut gateway, _log, told) = serve(&config);
+    let address = told["listen"].as_str().unwrap().parse().unwrap();
+    // More than a pipe holds.
+    let mut caller = crate::support::Caller::connect(address).await;
+    for _ in 0..2000 {
+        assert_eq!(caller.read("1").await.status, 200);
+    }
+    gateway.signal("TERM");
+    let ended = tokio::task::spawn_blocking(move || gateway.code());
+    assert_eq!(tokio::time::timeout(std::time::Duration::from_secs(20), ended).await.unwrap().unwrap(), 0);
+}
+
 /// A service manager may send it as soon as the process is there.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_hangup_before_it_serves_does_not_end_the_process() {

@@ -78,6 +78,7 @@ impl Authority {
         let mut config = config.with_root_certificates(roots).with_no_client_auth();
         config.alpn_protocols = vec![b"h2".to_vec()];
         let tcp = TcpStream::connect(address).await.unwrap();
+        tcp.set_nodelay(true).unwrap();
         let name = ServerName::try_from("localhost").unwrap();
         TlsConnector::from(Arc::new(config)).connect(name, tcp).await.unwrap()
     }
@@ -514,4 +515,19 @@ async fn fields_are_counted_in_http2_too() {
         authority.curl(gate.address, &options).1.lines().last().unwrap().to_owned()
     };
     assert_eq!((ask(10).as_str(), ask(30).as_str()), ("2 200", "2 431"));
+}
+
+/// Streams that are taken back leave something behind in their connection: none carries them without end.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_of_http2_carries_its_share_and_ends() {
+    let (platform, authority) = (Platform::open().await, Authority::new());
+    let gate = authority.gate(&platform, &[]).await;
+    let caller = authority.caller(gate.address).await;
+    let mut count = 0;
+    while caller.read("1").await.is_ok_and(|reply| reply.status == 200) {
+        count += 1;
+        assert!(count <= 11_000, "it has no end");
+    }
+    assert!(count >= 10_000, "{count}");
+    assert_eq!(authority.caller(gate.address).await.read("1").await.unwrap().status, 200);
 }

@@ -1,0 +1,112 @@
+//! What the gateway is measured beside: the limit of the machine, of the HTTP library, and of the obvious program.
+
+use std::collections::HashMap;
+use std::convert::Infallible;
+use std::io::{Read, Write};
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use mio::net::{TcpListener, TcpStream};
+use mio::{Events, Interest, Poll, Token};
+
+/// A list of so many coupons, each of some 330 bytes, as the platform writes them. None ends soon.
+pub(crate) fn coupons(count: usize) -> String {
+    let coupon = r#"{"beginAt":"2019-08-24 00:00:00","cardId":"390913445498200065","channel":"naixue","couponId":"390913445519171584","couponType":"0","createdAt":"2019-10-15 17:10:28","customerId":"383933091455959041","title":"","updatedAt":"2019-10-15 17:10:2","useStatus":"0","templateId":"951","endAt":"2999-11-03 23:59:59","extra":""}"#;
+    format!(r#"{{"status":"true","code":"0","message":"","data":[{}]}}"#, vec![coupon; count].join(","))
+}
+
+/// Answers whatever comes with the same bytes, and parses nothing: what the machine can do. Requests must come one at a time
+/// and whole.
+pub(crate) fn bare_loop(address: SocketAddr) {
+    let body = coupons(5);
+    let answer =
+        format!("HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}", body.len());
+    let mut socket = TcpListener::bind(address).expect("a free address");
+    let mut poll = Poll::new().expect("a poll");
+    poll.registry().register(&mut socket, Token(0), Interest::READABLE).expect("room in the poll");
+    let (mut streams, mut next) = (HashMap::<Token, TcpStream>::new(), 1);
+    let (mut events, mut buffer) = (Events::with_capacity(1024), [0; 16 << 10]);
+    loop {
+        poll.poll(&mut events, None).expect("events");
+        for event in &events {
+            if event.token() == Token(0) {
+                while let Ok((mut stream, _)) = socket.accept() {
+                    stream.set_nodelay(true).expect("an option of every stream");
+                    poll.registry().register(&mut stream, Token(next), Interest::READABLE).expect("room in the poll");
+                    streams.insert(Token(next), stream);
+                    next += 1;
+                }
+                continue;
+            }
+            let Some(stream) = streams.get_mut(&event.token()) else { continue };
+            match stream.read(&mut buffer) {
+                Ok(length) if length > 0 => stream.write_all(answer.as_bytes()).unwrap_or_default(),
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
+                _ => drop(streams.remove(&event.token())),
+            }
+        }
+    }
+}
+
+fn respond(body: Bytes) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(body));
+    let json = http::HeaderValue::from_static("application/json");
+    response.headers_mut().insert(http::header::CONTENT_TYPE, json);
+    response
+}
+
+/// Serves by hyper on one thread; `answer` has the request's body.
+fn serve(address: SocketAddr, answer: impl Fn(Bytes) -> Bytes + Clone + 'static) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    let local = tokio::task::LocalSet::new();
+    local.block_on(&runtime, async move {
+        let socket = tokio::net::TcpListener::bind(address).await.expect("a free address");
+        loop {
+            let Ok((stream, _)) = socket.accept().await else { continue };
+            stream.set_nodelay(true).expect("an option of every stream");
+            let answer = answer.clone();
+            tokio::task::spawn_local(async move {
+                let service = service_fn(move |request: Request<Incoming>| {
+                    let answer = answer.clone();
+                    async move {
+                        let body = request.into_body().collect().await.map(http_body_util::Collected::to_bytes);
+                        Ok::<_, Infallible>(respond(answer(body.unwrap_or_default())))
+                    }
+                });
+                let _ = http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
+            });
+        }
+    });
+}
+
+/// hyper with a fixed answer.
+pub(crate) fn bare_hyper(address: SocketAddr) {
+    let body = Bytes::from(coupons(5));
+    serve(address, move |_| body.clone());
+}
+
+/// hyper, serde_json's `Value`, and a look-up in moka: what anybody would write first.
+pub(crate) fn obvious(address: SocketAddr) {
+    let cache = moka::sync::Cache::builder().max_capacity(1 << 20).time_to_live(Duration::from_secs(3600)).build();
+    let body = Bytes::from(coupons(5));
+    serve(address, move |request| {
+        let parsed: serde_json::Value = serde_json::from_slice(&request).unwrap_or_default();
+        let customer = parsed.pointer("/params/customerId").and_then(|id| id.as_str()).unwrap_or_default();
+        let key =
+            (customer.to_owned(), parsed["params"]["useStatus"].to_string(), parsed["params"]["cardId"].to_string());
+        cache.get_with(key, || body.clone())
+    });
+}
+
+/// Stands in for the platform: any call gets a list of so many coupons.
+pub(crate) fn platform(address: SocketAddr, count: usize) {
+    let body = Bytes::from(coupons(count));
+    serve(address, move |_| body.clone());
+}

@@ -1,0 +1,121 @@
+//! Requests that were read before: the same bytes on the same route ask the same, so that nothing of them is parsed again.
+//!
+//! A shortcut leads to an answer only as long as nothing was written, kept or ended where its customer belongs
+//! ([`Mark`]), and holds neither answers nor memory that the cache let go: it knows an answer weakly.
+
+use std::hash::{BuildHasher, RandomState};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use arc_swap::ArcSwapOption;
+
+use crate::answer::Answer;
+use crate::cache::{Hit, Life, Mark};
+use crate::clock::{Boot, Now};
+use crate::tenant::Tenant;
+
+/// A power of two. Each place that is in use takes some 300 bytes.
+const PLACES: usize = 1 << 15;
+/// Longest body that is remembered; those of the platform's read routes are some hundred bytes.
+const LONGEST: usize = 512;
+/// How long a shortcut is taken before its request goes the whole way again, by which the cache learns what is in use.
+const LASTS: Duration = Duration::from_secs(5);
+
+/// The shortcuts of a gateway.
+pub(super) struct Shortcuts {
+    places: Box<[ArcSwapOption<Shortcut>]>,
+    place_of: RandomState,
+}
+
+/// What a request of these bytes came to.
+pub(super) struct Shortcut {
+    request: Known,
+    pub(super) tenant: Arc<Tenant>,
+    pub(super) customer: Option<String>,
+    pub(super) mark: Mark,
+    answer: Weak<Answer>,
+    life: Life,
+    learned: Boot,
+    /// When it was taken last, in seconds since boot.
+    used: AtomicU64,
+}
+
+/// By what a request is known again.
+#[derive(PartialEq, Eq)]
+struct Known {
+    /// The number of the policy that it was read under.
+    policy: u64,
+    route: usize,
+    body: Box<[u8]>,
+}
+
+/// The place of a request that may have a shortcut.
+#[derive(Clone, Copy)]
+pub(super) struct Place<'a> {
+    index: usize,
+    policy: u64,
+    route: usize,
+    body: &'a [u8],
+}
+
+impl Shortcuts {
+    pub(super) fn new() -> Self {
+        Self { places: (0..PLACES).map(|_| ArcSwapOption::empty()).collect(), place_of: RandomState::new() }
+    }
+
+    /// The place of a request, under a policy.
+    pub(super) fn place<'a>(&self, policy: u64, route: usize, body: &'a [u8]) -> Option<Place<'a>> {
+        let hash = usize::try_from(self.place_of.hash_one(body) % PLACES as u64).unwrap_or_default();
+        (body.len() <= LONGEST).then_some(Place { index: hash, policy, route, body })
+    }
+
+    /// The shortcut of a request, and the answer that it leads to; whether the mark still holds, the cache must tell.
+    pub(super) fn find(&self, place: &Place<'_>, now: Now) -> Option<(Arc<Shortcut>, Hit)> {
+        let shortcut = self.places.get(place.index)?.load();
+        let shortcut = shortcut.as_ref()?;
+        let Known { policy, route, body } = &shortcut.request;
+        if (*policy, *route, &**body) != (place.policy, place.route, place.body)
+            || now.boot.since(shortcut.learned) > LASTS
+        {
+            return None;
+        }
+        let (life, left) = (shortcut.life, shortcut.life.left(now)?);
+        let answer = shortcut.answer.upgrade()?;
+        let second = now.boot.as_duration().as_secs();
+        if shortcut.used.load(Ordering::Relaxed) != second {
+            shortcut.used.store(second, Ordering::Relaxed);
+        }
+        Some((Arc::clone(shortcut), Hit { answer, life, left }))
+    }
+
+    /// Remembers what a request came to, unless its place is taken by one that is in use.
+    pub(super) fn learn(
+        &self,
+        place: &Place<'_>,
+        tenant: &Arc<Tenant>,
+        customer: Option<&String>,
+        mark: Mark,
+        hit: &Hit,
+        now: Now,
+    ) {
+        let Some(slot) = self.places.get(place.index) else { return };
+        let second = now.boot.as_duration().as_secs();
+        let request = Known { policy: place.policy, route: place.route, body: place.body.into() };
+        let taken = slot.load().as_ref().is_some_and(|other| {
+            other.request != request && other.used.load(Ordering::Relaxed) + LASTS.as_secs() >= second
+        });
+        if !taken {
+            slot.store(Some(Arc::new(Shortcut {
+                request,
+                tenant: Arc::clone(tenant),
+                customer: customer.cloned(),
+                mark,
+                answer: Arc::downgrade(&hit.answer),
+                life: hit.life,
+                learned: now.boot,
+                used: AtomicU64::new(second),
+            })));
+        }
+    }
+}
