@@ -16,7 +16,7 @@ use crate::clock::{Boot, Now};
 use crate::tenant::Tenant;
 
 /// A power of two. Each place that is in use takes some 300 bytes.
-const PLACES: usize = 1 << 15;
+const PLACES: usize = 1 << 16;
 /// Longest body that is remembered; those of the platform's read routes are some hundred bytes.
 const LONGEST: usize = 512;
 /// How long a shortcut is taken before its request goes the whole way again, by which the cache learns what is in use.
