@@ -216,3 +216,23 @@ async fn every_write_has_its_own_connection() {
     gate.read("1").await;
     assert_eq!(connections().await - before, 3 + 1, "three writes and a look; the read's connection was kept");
 }
+
+/// Callers may leave; what they asked for goes on, and is bounded all the same. Operators are served meanwhile.
+#[tokio::test(flavor = "multi_thread")]
+async fn writes_whose_callers_left_are_bounded() {
+    let upstream = Scripted::start(|_, _| Act::Hang).await;
+    let gate = Gate::start(&upstream, &[("server.max_connections", "5"), ("limits.upstream.rate", "0")]).await;
+    let body = r#"{"params":{"customerId":"1"}}"#;
+    let mut begun = 0;
+    let refused = loop {
+        let write = gate.post(WRITE, &[], body);
+        match tokio::time::timeout(std::time::Duration::from_millis(300), write).await {
+            Ok(refused) => break refused,
+            Err(_) => begun += 1,
+        }
+        assert!(begun <= 5, "{begun} are under way");
+    };
+    refused.is_error(503, "unavailable");
+    assert_eq!(begun, 5);
+    assert_eq!(gate.page("/healthz").await.status, 200);
+}
