@@ -236,3 +236,24 @@ async fn writes_whose_callers_left_are_bounded() {
     assert_eq!(begun, 5);
     assert_eq!(gate.page("/healthz").await.status, 200);
 }
+
+/// A request that came often is known again; what ended all of its tenant's answers ended its own.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_ends_a_tenants_answers_ends_those_that_are_asked_for_often() {
+    let platform = Platform::open().await;
+    let gate = Gate::start(&platform, &[]).await;
+    let often = async || {
+        gate.read("1").await;
+        for _ in 0..3 {
+            assert!(gate.read("1").await.is_hit());
+        }
+    };
+    often().await;
+    assert_eq!(gate.post(WRITE, &[], r#"{"params":{"bizId":"b"}}"#).await.status, 200);
+    assert!(!gate.read("1").await.is_hit(), "after a write to nobody knows whom");
+    often().await;
+    let purge = http::Request::delete("/cache?tenant=one").header("host", "localhost");
+    let purge = crate::support::send(gate.admin, purge.body(http_body_util::Full::default()).unwrap()).await;
+    assert_eq!(purge.json(), json!({ "dropped": 1 }));
+    assert!(!gate.read("1").await.is_hit(), "after a purge of the tenant");
+}
