@@ -251,7 +251,7 @@ impl Gateway {
         )
         .await?;
         if waited {
-            record.waited(self.clock.now());
+            record.now = self.clock.now();
         }
         let (now, facts) = (record.now, &mut record.facts);
         let deadline = now.boot + patience(&head.headers, policy.settings.server.request_timeout)?;
@@ -260,12 +260,11 @@ impl Gateway {
             None => Begun::Answered(self.invalidate(policy, &head, caller, &body, facts)?),
         };
         drop((head, body));
-        if let Begun::Answered(reply) = begun {
-            return Ok(reply);
-        }
-        record.waits = true;
         match begun {
-            Begun::Answered(reply) => Ok(reply),
+            Begun::Answered(reply) => {
+                record.at_once = !waited;
+                Ok(reply)
+            }
             Begun::Flight(awaited) => self.wait(policy, awaited, deadline).await,
             Begun::Task(task, presence) => task.await.unwrap_or_else(|_| {
                 // A task that is lost may have sent; only writes go on when their callers leave.

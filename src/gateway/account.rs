@@ -28,8 +28,8 @@ pub(super) struct Record {
     started: Boot,
     /// The time by which the request is judged.
     pub(super) now: Now,
-    /// Whether anything was waited for: if not, it took no time that would be worth another look at the clock.
-    pub(super) waits: bool,
+    /// Whether it was answered without waiting for anything, which takes no time worth another look at the clock.
+    pub(super) at_once: bool,
     ended: bool,
 }
 
@@ -41,16 +41,10 @@ impl Record {
             facts: Facts::of(headers),
             started: now.boot,
             now,
-            waits: false,
+            at_once: false,
             gateway: Arc::clone(gateway),
             ended: false,
         }
-    }
-
-    /// It is later now.
-    pub(super) fn waited(&mut self, now: Now) {
-        self.now = now;
-        self.waits = true;
     }
 
     /// Accounts for the request, and writes its response.
@@ -67,7 +61,7 @@ impl Record {
 
     fn account(&self, status: u16, cache: CacheUse, error: Option<&'static str>) {
         let Self { gateway, policy, facts, .. } = self;
-        let took = if self.waits { gateway.clock.boot().since(self.started) } else { Duration::ZERO };
+        let took = if self.at_once { Duration::ZERO } else { gateway.clock.boot().since(self.started) };
         let route = facts.route.as_ref();
         let caller = facts.caller.as_ref().unwrap_or(policy.callers.anonymous());
         policy.handles.request(route.map(|route| route.index), caller.index, status, cache, took);
@@ -97,7 +91,6 @@ impl Record {
 impl Drop for Record {
     fn drop(&mut self) {
         if !self.ended {
-            self.waits = true;
             self.account(CALLER_LEFT, CacheUse::None, Some("caller_left"));
         }
     }
