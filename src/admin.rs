@@ -8,7 +8,6 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use bytes::Bytes;
 use http::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, WWW_AUTHENTICATE};
 use http::{HeaderValue, Method, Request, Response, StatusCode};
-use http_body_util::Full;
 use hyper::body::Incoming;
 use percent_encoding::percent_decode_str;
 
@@ -115,13 +114,9 @@ impl Admin {
     ///
     /// # Errors
     /// Never: every failure is an answer.
-    pub async fn handle(
-        self,
-        request: Request<Incoming>,
-        peer: SocketAddr,
-    ) -> Result<Response<Full<Bytes>>, Infallible> {
+    pub async fn handle(self, request: Request<Incoming>, peer: SocketAddr) -> Result<Response<Bytes>, Infallible> {
         let (status, content_type, body) = self.page(&request, peer);
-        let mut response = Response::new(Full::new(Bytes::from(body)));
+        let mut response = Response::new(Bytes::from(body));
         *response.status_mut() = status;
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));

@@ -137,7 +137,7 @@ impl App {
             async move {
                 match peer.room {
                     Room::Enough => gateway.handle(request).await,
-                    Room::None => gateway.turn_away(request).await,
+                    Room::None => gateway.turn_away(request),
                 }
             }
         };

@@ -16,14 +16,12 @@ mod write;
 
 use std::convert::Infallible;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, Method, Request, Response};
-use http_body_util::Full;
 use hyper::body::Incoming;
 use parking_lot::Mutex;
 use tokio::task::JoinHandle;
@@ -63,8 +61,6 @@ pub struct Gateway {
     /// Whether only this machine can ask.
     private: bool,
     identities: Mutex<Identities>,
-    /// How often the policy changed.
-    reloads: AtomicU64,
     cache: Arc<Cache<Refusal>>,
     shortcuts: Shortcuts,
     paces: Paces,
@@ -181,7 +177,6 @@ impl Gateway {
             policy: ArcSwap::from_pointee(policy),
             private,
             identities: Mutex::new(identities),
-            reloads: AtomicU64::new(0),
             skew: Skew::new(settings.upstream.follows_clock()),
             metrics,
             tasks: TaskTracker::new(),
@@ -196,7 +191,7 @@ impl Gateway {
     ///
     /// # Errors
     /// Never: every failure is an answer.
-    pub async fn handle(self: Arc<Self>, request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {
+    pub async fn handle(self: Arc<Self>, request: Request<Incoming>) -> Result<Response<Bytes>, Infallible> {
         let mut record = Record::begin(&self, request.headers());
         let (head, mut body) = request.into_parts();
         let policy = Arc::clone(&record.policy);
@@ -211,8 +206,8 @@ impl Gateway {
     ///
     /// # Errors
     /// Never.
-    pub async fn turn_away(self: Arc<Self>, request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {
-        let record = Record::begin(&self, request.headers());
+    pub fn turn_away(self: &Arc<Self>, request: Request<Incoming>) -> Result<Response<Bytes>, Infallible> {
+        let record = Record::begin(self, request.headers());
         pass_over(request.into_body());
         Ok(record.end(&Err(Refusal::Unavailable(Unavailable::Connections))))
     }

@@ -13,7 +13,6 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Request, Response};
-use http_body_util::Full;
 use hyper::body::Incoming;
 use prometheus::{IntCounter, IntGauge};
 use rustls::ServerConfig;
@@ -135,7 +134,7 @@ impl Door {
     pub async fn serve<A, F>(self, stop: CancellationToken, answer: A) -> bool
     where
         A: Fn(Request<Incoming>, Peer) -> F + Clone + Send + 'static,
-        F: Future<Output = Result<Response<Full<Bytes>>, Infallible>> + Send + 'static,
+        F: Future<Output = Result<Response<Bytes>, Infallible>> + Send + 'static,
     {
         let Self { socket, bounds, tally, secured } = self;
         let hall = Hall {
@@ -187,7 +186,7 @@ impl Hall {
     fn let_in<A, F>(&self, (stream, address): (TcpStream, SocketAddr), answer: &A)
     where
         A: Fn(Request<Incoming>, Peer) -> F + Clone + Send + 'static,
-        F: Future<Output = Result<Response<Full<Bytes>>, Infallible>> + Send + 'static,
+        F: Future<Output = Result<Response<Bytes>, Infallible>> + Send + 'static,
     {
         let permit = take(&self.room).map(|permit| (permit, Room::Enough));
         let Some((permit, room)) = permit.or_else(|| Some((take(&self.turned_away)?, Room::None))) else {

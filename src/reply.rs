@@ -9,7 +9,6 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::header::{AGE, ALLOW, CONTENT_ENCODING, CONTENT_TYPE, HeaderName, RETRY_AFTER, WWW_AUTHENTICATE};
 use http::{HeaderValue, Response, StatusCode};
-use http_body_util::Full;
 
 use self::refusal::Again;
 pub use self::refusal::{Denied, Refusal, Unavailable};
@@ -85,7 +84,7 @@ pub fn status(outcome: &Result<Reply, Refusal>) -> u16 {
 }
 
 /// Writes the response to a request.
-pub fn response(outcome: &Result<Reply, Refusal>, request_id: &str) -> Response<Full<Bytes>> {
+pub fn response(outcome: &Result<Reply, Refusal>, request_id: &str) -> Response<Bytes> {
     let mut response = match outcome {
         Ok(reply) => told(reply),
         Err(refusal) => refused(refusal, request_id),
@@ -94,9 +93,9 @@ pub fn response(outcome: &Result<Reply, Refusal>, request_id: &str) -> Response<
     response
 }
 
-fn told(reply: &Reply) -> Response<Full<Bytes>> {
+fn told(reply: &Reply) -> Response<Bytes> {
     let answer = &reply.answer;
-    let mut response = Response::new(Full::new(answer.body.clone()));
+    let mut response = Response::new(answer.body.clone());
     *response.status_mut() = StatusCode::from_u16(answer.status).unwrap_or(StatusCode::BAD_GATEWAY);
     let headers = response.headers_mut();
     let kept = [
@@ -140,14 +139,14 @@ fn told(reply: &Reply) -> Response<Full<Bytes>> {
     response
 }
 
-fn refused(refusal: &Refusal, request_id: &str) -> Response<Full<Bytes>> {
+fn refused(refusal: &Refusal, request_id: &str) -> Response<Bytes> {
     let (status, name, error_type) = refusal.kind();
     let mut body = format!("{{\"status\":false,\"code\":990{},\"error\":\"{name}\",\"message\":", status.as_u16());
     push_text(&mut body, &refusal.message());
     body.push_str(",\"requestId\":");
     push_text(&mut body, request_id);
     body.push('}');
-    let mut response = Response::new(Full::new(Bytes::from(body)));
+    let mut response = Response::new(Bytes::from(body));
     *response.status_mut() = status;
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, JSON);

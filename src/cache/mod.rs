@@ -117,8 +117,7 @@ pub enum Found {
 /// What was so when an answer was found: as long as it holds, nothing came between that answer and its caller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Mark {
-    stripe: usize,
-    /// How often something was kept or ended in the stripe.
+    section: usize,
     changes: u64,
     tenant: usize,
     era: u64,
@@ -141,9 +140,7 @@ pub enum Entry<F: Clone> {
 #[derive(Debug)]
 pub struct Cache<F> {
     shelves: moka::sync::Cache<Subject, Arc<Shelf>>,
-    stripes: Box<[Mutex<Stripe<F>>]>,
-    /// How often something was kept or ended in each stripe.
-    changes: Box<[AtomicU64]>,
+    sections: Box<[Section<F>]>,
     hasher: RandomState,
     tenants: ArcSwap<Vec<Arc<Era>>>,
     max_waiters: AtomicUsize,
@@ -174,8 +171,7 @@ impl<F: Clone> Cache<F> {
             .build();
         let cache = Self {
             shelves,
-            stripes: (0..STRIPES).map(|_| Mutex::default()).collect(),
-            changes: (0..STRIPES).map(|_| AtomicU64::default()).collect(),
+            sections: (0..STRIPES).map(|_| Section::default()).collect(),
             hasher: RandomState::new(),
             tenants: ArcSwap::default(),
             max_waiters: AtomicUsize::default(),
@@ -260,24 +256,18 @@ impl<F: Clone> Cache<F> {
 
     /// The mark of a subject. Made before an answer is looked for, it holds as long as that answer is the one to tell.
     pub fn mark(&self, subject: &Subject) -> Mark {
-        let (stripe, tenant) = (self.stripe_of(subject), subject.tenant);
-        Mark { stripe, changes: self.changes_in(stripe), tenant, era: self.era(tenant) }
+        let (section, tenant) = (self.section_of(subject), subject.tenant);
+        Mark { section, changes: self.section(section).changes.load(Ordering::SeqCst), tenant, era: self.era(tenant) }
     }
 
     /// Whether nothing has come between since a mark was made.
     pub fn holds(&self, mark: &Mark) -> bool {
-        self.changes_in(mark.stripe) == mark.changes && self.era(mark.tenant) == mark.era
-    }
-
-    fn changes_in(&self, stripe: usize) -> u64 {
-        self.changes.get(stripe).map_or(0, |changes| changes.load(Ordering::SeqCst))
+        self.section(mark.section).changes.load(Ordering::SeqCst) == mark.changes && self.era(mark.tenant) == mark.era
     }
 
     /// Voids the marks of a subject: under its stripe's lock, once the shelf is as it shall be.
     fn changed(&self, subject: &Subject) {
-        if let Some(changes) = self.changes.get(self.stripe_of(subject)) {
-            changes.fetch_add(1, Ordering::SeqCst);
-        }
+        self.section(self.section_of(subject)).changes.fetch_add(1, Ordering::SeqCst);
     }
 
     /// Ends all that is known of a tenant.
@@ -313,7 +303,7 @@ impl<F: Clone> Cache<F> {
     /// Frees what is over, and what was evicted.
     pub fn tidy(&self, now: Boot) {
         self.shelves.run_pending_tasks();
-        self.stripes.iter().for_each(|stripe| stripe.lock().forget(now));
+        self.sections.iter().for_each(|section| section.stripe.lock().forget(now));
     }
 
     /// Bytes of memory in use, as weighed.
@@ -331,12 +321,29 @@ impl<F: Clone> Cache<F> {
         self.tenants.load().get(tenant).is_some_and(|era| millis(sent) < era.settled.load(Ordering::SeqCst))
     }
 
-    fn stripe_of(&self, subject: &Subject) -> usize {
+    fn section_of(&self, subject: &Subject) -> usize {
         usize::try_from(self.hasher.hash_one(subject) % STRIPES as u64).unwrap_or_default()
     }
 
+    fn section(&self, index: usize) -> &Section<F> {
+        self.sections.get(index).expect("a remainder by their number is the index of a section")
+    }
+
     fn stripe(&self, subject: &Subject) -> &Mutex<Stripe<F>> {
-        self.stripes.get(self.stripe_of(subject)).expect("a remainder by their number is the index of a stripe")
+        &self.section(self.section_of(subject)).stripe
+    }
+}
+
+/// Where misses and writes of some subjects meet, and how often something was kept or ended there.
+#[derive(Debug)]
+struct Section<F> {
+    stripe: Mutex<Stripe<F>>,
+    changes: AtomicU64,
+}
+
+impl<F> Default for Section<F> {
+    fn default() -> Self {
+        Self { stripe: Mutex::default(), changes: AtomicU64::default() }
     }
 }
 

@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderMap, Response};
-use http_body_util::Full;
 
 use super::policy::Policy;
 use super::{Facts, Gateway};
@@ -48,7 +47,7 @@ impl Record {
     }
 
     /// Accounts for the request, and writes its response.
-    pub(super) fn end(mut self, outcome: &Result<Reply, Refusal>) -> Response<Full<Bytes>> {
+    pub(super) fn end(mut self, outcome: &Result<Reply, Refusal>) -> Response<Bytes> {
         self.ended = true;
         let refusal = outcome.as_ref().err();
         if let Some(limit) = refusal.and_then(limit_of) {

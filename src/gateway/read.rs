@@ -28,16 +28,18 @@ impl Gateway {
         let lookups = &handles.route(arrival.route.index).lookups;
         let saved = &handles.call(arrival.tenant.index, arrival.route.index).saved;
         let now = arrival.now;
+        let hit_told =
+            |hit: &Hit| Begun::Answered(told_again(handles, arrival.tenant.index, arrival.route.index, hit, now));
         let mark = self.cache.mark(&question.subject);
         match self.cache.look(&question, &demand, now) {
             Found::Fresh(hit) => {
                 if let Some(place) = &arrival.place {
                     self.shortcuts.learn(place, arrival.tenant, arrival.facts.customers.first(), mark, &hit, now);
                 }
-                return Ok(Begun::Answered(told_again(handles, arrival.tenant.index, arrival.route.index, &hit, now)));
+                return Ok(hit_told(&hit));
             }
             Found::Stale(hit, turn_to_refresh) => {
-                if !(turn_to_refresh && self.refresh(arrival, cached, &question, now)) {
+                if !(turn_to_refresh && self.refresh(arrival, cached, &question)) {
                     saved.inc();
                 }
                 return Ok(Begun::Answered(stale(handles, arrival.route.index, &hit, StaleWhy::Revalidating, now)));
@@ -49,15 +51,9 @@ impl Gateway {
             return Err(Refusal::NotCached);
         }
         self.room_for_a_task(arrival.policy)?;
-        // In this order: where the rules change from here on, the era does too, and the answer is not kept.
-        let era = self.cache.era(arrival.tenant.index);
-        if !Arc::ptr_eq(&self.policy.load(), arrival.policy) {
-            return self.pass(arrival, Again::Allowed);
-        }
-        let (waiter, way) = match self.cache.join(&question, &demand, era, now) {
-            Entry::Hit(hit) => {
-                return Ok(Begun::Answered(told_again(handles, arrival.tenant.index, arrival.route.index, &hit, now)));
-            }
+        let Some(entry) = self.join(arrival, &question, &demand) else { return self.pass(arrival, Again::Allowed) };
+        let (waiter, way) = match entry {
+            Entry::Hit(hit) => return Ok(hit_told(&hit)),
             Entry::Joined(waiter) => {
                 lookups.of(Lookup::Collapsed).inc();
                 (waiter, Some(Way::Collapsed))
@@ -72,6 +68,15 @@ impl Gateway {
         let stand_in = demand.takes_stale().then_some(question);
         let (tenant, route) = (arrival.tenant.index, arrival.route.index);
         Ok(Begun::Flight(Awaited { waiter, way, stand_in, tenant, route }))
+    }
+
+    /// Joins or begins the flight of a question; `None` where other rules are in force by now, under which nothing of this
+    /// request may be kept.
+    fn join(&self, arrival: &Arrival<'_>, question: &Question, demand: &Demand) -> Option<Entry<Refusal>> {
+        // In this order: where the rules change from here on, the era does too, and the answer is not kept.
+        let era = self.cache.era(arrival.tenant.index);
+        let in_force = Arc::ptr_eq(&self.policy.load(), arrival.policy);
+        in_force.then(|| self.cache.join(question, demand, era, arrival.now))
     }
 
     /// Where the shortcut of a request may be: of one that asks for nothing special, on a cached route of one path.
@@ -110,20 +115,9 @@ impl Gateway {
     }
 
     /// Asks anew for an answer past its freshness, if the pace has a turn that nobody waits for; answers whether it does.
-    fn refresh(
-        self: &Arc<Self>,
-        arrival: &Arrival<'_>,
-        cached: &CachedSettings,
-        question: &Question,
-        now: Now,
-    ) -> bool {
+    fn refresh(self: &Arc<Self>, arrival: &Arrival<'_>, cached: &CachedSettings, question: &Question) -> bool {
         let Some(turn) = arrival.pace(&self.paces).spare_turn() else { return false };
-        let era = self.cache.era(arrival.tenant.index);
-        if !Arc::ptr_eq(&self.policy.load(), arrival.policy) {
-            return false;
-        }
-        let begun = self.cache.join(question, &Demand::default(), era, now);
-        if let Entry::Begun(landing, _nobody_waits) = begun {
+        if let Some(Entry::Begun(landing, _nobody_waits)) = self.join(arrival, question, &Demand::default()) {
             arrival.policy.handles.route(arrival.route.index).lookups.of(Lookup::Refresh).inc();
             self.tasks.spawn(Arc::clone(self).fly(Flight::of(arrival, cached), landing, Some(turn)));
             return true;

@@ -42,12 +42,17 @@ pub(super) struct Shortcut {
 }
 
 /// By what a request is known again.
-#[derive(PartialEq, Eq)]
 struct Known {
     /// The number of the policy that it was read under.
     policy: u64,
     route: usize,
     body: Box<[u8]>,
+}
+
+impl Known {
+    fn is(&self, place: &Place<'_>) -> bool {
+        (self.policy, self.route, &*self.body) == (place.policy, place.route, place.body)
+    }
 }
 
 /// The place of a request that may have a shortcut.
@@ -74,10 +79,7 @@ impl Shortcuts {
     pub(super) fn find(&self, place: &Place<'_>, now: Now) -> Option<(Arc<Shortcut>, Hit)> {
         let shortcut = self.places.get(place.index)?.load();
         let shortcut = shortcut.as_ref()?;
-        let Known { policy, route, body } = &shortcut.request;
-        if (*policy, *route, &**body) != (place.policy, place.route, place.body)
-            || now.boot.since(shortcut.learned) > LASTS
-        {
+        if !shortcut.request.is(place) || now.boot.since(shortcut.learned) > LASTS {
             return None;
         }
         let (life, left) = (shortcut.life, shortcut.life.left(now)?);
@@ -101,13 +103,12 @@ impl Shortcuts {
     ) {
         let Some(slot) = self.places.get(place.index) else { return };
         let second = now.boot.as_duration().as_secs();
-        let request = Known { policy: place.policy, route: place.route, body: place.body.into() };
         let taken = slot.load().as_ref().is_some_and(|other| {
-            other.request != request && other.used.load(Ordering::Relaxed) + LASTS.as_secs() >= second
+            !other.request.is(place) && other.used.load(Ordering::Relaxed) + LASTS.as_secs() >= second
         });
         if !taken {
             slot.store(Some(Arc::new(Shortcut {
-                request,
+                request: Known { policy: place.policy, route: place.route, body: place.body.into() },
                 tenant: Arc::clone(tenant),
                 customer: customer.cloned(),
                 mark,

@@ -8,7 +8,6 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Request, Response, StatusCode};
-use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
@@ -55,7 +54,7 @@ pub(super) struct Connection<A> {
 impl<A, F> Connection<A>
 where
     A: Fn(Request<Incoming>, Peer) -> F + Clone + Send + 'static,
-    F: Future<Output = Result<Response<Full<Bytes>>, Infallible>> + Send + 'static,
+    F: Future<Output = Result<Response<Bytes>, Infallible>> + Send + 'static,
 {
     /// Serves it to its end. One that breaks concerns its caller alone, who knows.
     pub(super) async fn serve(self, stream: TcpStream) {
@@ -101,7 +100,7 @@ where
         tokio::select! {
             // First, so that an answer that is made now is told to be the last.
             biased;
-            () = stop.cancelled() => phase.end(),
+            () = stop.cancelled() => phase.last_answer(),
             _ = connection.as_mut() => return,
         }
         tokio::select! {
@@ -125,7 +124,7 @@ where
             let in_hand = serving.begin(permit);
             // A connection that there is no room for hears so once, and ends; so does one that had its share.
             if peer.room == Room::None || serving.begun() >= REQUESTS_PER_CONNECTION {
-                serving.tell_idle();
+                serving.ask_to_end();
             }
             // The library bounds what heads amount to, and does not count.
             let crowded = request.headers().len() > bounds.max_headers;
@@ -146,7 +145,7 @@ where
         let mut connection = pin!(server.serve_connection(TokioIo::new(stream), service));
         tokio::select! {
             () = stop.cancelled() => {}
-            () = phase.idle() => {}
+            () = phase.asked_to_end() => {}
             _ = connection.as_mut() => return,
         }
         // It tells the caller which requests were taken; none is lost (RFC 9113, section 6.8).
@@ -162,8 +161,8 @@ where
 }
 
 /// The bare answer of HTTP to a head with too many fields.
-fn too_many_fields() -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::default());
+fn too_many_fields() -> Response<Bytes> {
+    let mut response = Response::new(Bytes::new());
     *response.status_mut() = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;
     response
 }

@@ -4,13 +4,12 @@ use std::convert::Infallible;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use http::header::CONNECTION;
 use http::{HeaderValue, Response};
-use http_body::{Body, SizeHint};
-use http_body_util::Full;
+use http_body::{Body, Frame, SizeHint};
 use tokio::sync::{Notify, OwnedSemaphorePermit};
 
 /// Where a connection is between its requests; shared by the stream and the requests on it.
@@ -25,11 +24,11 @@ pub(super) struct Phase {
     /// Requests that are over: the answer was taken to be sent, or its caller left.
     ended: AtomicU64,
     /// Whether the next answer is to tell that it is the connection's last.
-    ending: AtomicBool,
+    last: AtomicBool,
     /// Whether it carries several requests at once, and other things between them.
     multiplexed: AtomicBool,
-    /// Told when a connection that carries several was idle for too long: it can say so before it ends.
-    idle: Notify,
+    /// Told when a connection that carries several shall end: it can say so before.
+    end: Notify,
 }
 
 impl Phase {
@@ -40,8 +39,8 @@ impl Phase {
     }
 
     /// From now on an answer is the connection's last.
-    pub(super) fn end(&self) {
-        self.ending.store(true, Ordering::Relaxed);
+    pub(super) fn last_answer(&self) {
+        self.last.store(true, Ordering::Relaxed);
     }
 
     /// The connection carries several requests at once, and other things between them.
@@ -49,14 +48,14 @@ impl Phase {
         self.multiplexed.store(true, Ordering::Relaxed);
     }
 
-    /// Ready when a connection that carries several requests was idle for too long.
-    pub(super) async fn idle(&self) {
-        self.idle.notified().await;
+    /// Asks a connection that carries several requests to end: it was idle for too long, or had its share.
+    pub(super) fn ask_to_end(&self) {
+        self.end.notify_one();
     }
 
-    /// Tells that it was.
-    pub(super) fn tell_idle(&self) {
-        self.idle.notify_one();
+    /// Ready once it was asked to.
+    pub(super) async fn asked_to_end(&self) {
+        self.end.notified().await;
     }
 
     /// Requests that have begun.
@@ -108,17 +107,16 @@ impl InHand {
     /// The answer, in parts of so many bytes at most: as long as one waits to be sent, the request is in hand.
     pub(super) fn answered<E>(
         mut self,
-        answer: Result<Response<Full<Bytes>>, E>,
+        answer: Result<Response<Bytes>, E>,
         part: usize,
     ) -> Result<Response<Leaving>, E> {
         self.answered = true;
         self.phase.answered.fetch_add(1, Ordering::Relaxed);
         let mut answer = answer?;
-        if self.phase.ending.load(Ordering::Relaxed) {
+        if self.phase.last.load(Ordering::Relaxed) {
             answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         }
-        let (head, body) = answer.into_parts();
-        Ok(Response::from_parts(head, Leaving { body, part, rest: Bytes::new(), in_hand: self }))
+        Ok(answer.map(|rest| Leaving { rest, part, in_hand: self }))
     }
 }
 
@@ -134,9 +132,8 @@ impl Drop for InHand {
 /// An answer's body on its way out.
 #[derive(Debug)]
 pub(super) struct Leaving {
-    body: Full<Bytes>,
-    part: usize,
     rest: Bytes,
+    part: usize,
     in_hand: InHand,
 }
 
@@ -144,30 +141,21 @@ impl Body for Leaving {
     type Data = Bytes;
     type Error = Infallible;
 
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<http_body::Frame<Bytes>, Infallible>>> {
-        if self.rest.is_empty()
-            && let Some(Ok(whole)) = ready!(Pin::new(&mut self.body).poll_frame(cx))
-        {
-            self.rest = whole.into_data().unwrap_or_default();
-        }
+    fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
         if self.rest.is_empty() {
             return Poll::Ready(None);
         }
         self.in_hand.phase.parts.fetch_add(1, Ordering::Relaxed);
         let length = self.part.min(self.rest.len());
-        Poll::Ready(Some(Ok(http_body::Frame::data(self.rest.split_to(length)))))
+        Poll::Ready(Some(Ok(Frame::data(self.rest.split_to(length)))))
     }
 
     fn is_end_stream(&self) -> bool {
-        self.rest.is_empty() && self.body.is_end_stream()
+        self.rest.is_empty()
     }
 
     fn size_hint(&self) -> SizeHint {
-        let left = self.body.size_hint().exact().unwrap_or_default();
-        SizeHint::with_exact(left + self.rest.len() as u64)
+        SizeHint::with_exact(self.rest.len() as u64)
     }
 }
 

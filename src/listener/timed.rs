@@ -91,7 +91,7 @@ impl<T> Timed<T> {
                 return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
             }
             if over && multiplexed {
-                self.phase.tell_idle();
+                self.phase.ask_to_end();
             } else if over {
                 // The end of the stream: nobody is told, since nobody asked.
                 return Poll::Ready(Ok(()));
