@@ -92,7 +92,9 @@ fn hit(criterion: &mut Criterion) {
     let way = Way::Hit { age: Duration::from_secs(3), left: Duration::from_secs(27) };
     let outcome = Ok(Reply { answer: Arc::new(answer()), way });
     criterion.bench_function("reply: head of a hit", |bencher| {
-        bencher.iter(|| reply::response(black_box(&outcome), "0123456789abcdef0123456789abcdef"));
+        bencher.iter(|| {
+            reply::response(black_box(&outcome), http::HeaderValue::from_static("0123456789abcdef0123456789abcdef"))
+        });
     });
 }
 

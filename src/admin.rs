@@ -11,7 +11,7 @@ use http::{HeaderValue, Method, Request, Response, StatusCode};
 use hyper::body::Incoming;
 use percent_encoding::percent_decode_str;
 
-use crate::gateway::{Foreign, Gateway, Inspected, bearer};
+use crate::gateway::{Fields, Foreign, Gateway, Inspected};
 use crate::metrics::Metrics;
 use crate::reply::BEARER;
 use crate::secret::KeyHash;
@@ -72,13 +72,14 @@ impl Access {
     /// Lets a request through to what is not for everybody.
     fn check(&self, request: &Request<Incoming>, gateway: &Gateway) -> Result<(), Page> {
         if !self.keys.is_empty() {
-            let known = bearer(request.headers()).is_some_and(|key| KeyHash::of(key).is_one_of(&self.keys));
+            let known =
+                Fields::of(request.headers()).bearer().is_some_and(|key| KeyHash::of(key).is_one_of(&self.keys));
             return if known { Ok(()) } else { Err(text(StatusCode::UNAUTHORIZED, "the operators' key is needed")) };
         }
         if !self.private {
             return Err(not_found());
         }
-        match gateway.foreign(request.headers(), request.uri()) {
+        match gateway.foreign(&Fields::of(request.headers()), request.uri()) {
             None => Ok(()),
             Some(Foreign::Host) => Err(text(
                 StatusCode::MISDIRECTED_REQUEST,

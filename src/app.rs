@@ -17,7 +17,7 @@ use crate::admin::{Access, Admin, Readiness};
 use crate::clock::Clock;
 use crate::gateway::{Equipment, Gateway};
 use crate::limit::Before;
-use crate::listener::{Bounds, Door, Peer, Room, Tally};
+use crate::listener::{Bounds, Door, Peer, Tally};
 use crate::pseudonym::Pseudonyms;
 use crate::settings::{ServerSettings, Settings};
 use crate::signer::Nonces;
@@ -132,15 +132,7 @@ impl App {
         });
 
         let front = Arc::clone(&gateway);
-        let callers = move |request, peer: Peer| {
-            let gateway = Arc::clone(&front);
-            async move {
-                match peer.room {
-                    Room::Enough => gateway.handle(request).await,
-                    Room::None => gateway.turn_away(request),
-                }
-            }
-        };
+        let callers = move |request, peer: Peer| Arc::clone(&front).handle(request, peer.room);
         let metrics = gateway.metrics();
         let tally = Tally { open: metrics.connections.clone(), dropped: metrics.connections_dropped.clone() };
         let front = Arc::clone(&gateway);

@@ -79,6 +79,11 @@ impl Callers {
         &self.anonymous
     }
 
+    /// The caller of a number, or the anonymous one.
+    pub fn numbered(&self, index: usize) -> &Caller {
+        index.checked_sub(1).and_then(|place| self.named.get(place)).unwrap_or(&self.anonymous)
+    }
+
     /// The caller whose key this is. Every caller's are compared: how long it takes tells nothing of any.
     pub fn with_key(&self, key: &[u8]) -> Option<&Arc<Caller>> {
         let hash = KeyHash::of(key);

@@ -5,6 +5,7 @@
 mod account;
 mod ask;
 mod door;
+mod fields;
 mod incoming;
 mod policy;
 mod read;
@@ -16,12 +17,11 @@ mod write;
 
 use std::convert::Infallible;
 use std::sync::Arc;
-use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use http::request::Parts;
-use http::{HeaderMap, HeaderName, Method, Request, Response};
+use http::{HeaderValue, Method, Request, Response};
 use hyper::body::Incoming;
 use parking_lot::Mutex;
 use tokio::task::JoinHandle;
@@ -29,7 +29,8 @@ use tokio_util::sync::DropGuard;
 use tokio_util::task::TaskTracker;
 
 use self::account::Record;
-pub use self::door::{Foreign, bearer};
+pub use self::door::Foreign;
+pub use self::fields::Fields;
 pub use self::incoming::pass_over;
 use self::policy::Policy;
 use self::shortcut::{Place, Shortcuts};
@@ -52,7 +53,6 @@ use crate::upstream::{FailureKind, Resolved, Upstream};
 
 /// Where callers tell of changes that were made elsewhere.
 const INVALIDATE: &str = "/v1/invalidate";
-const X_ZVGATE_TENANT: HeaderName = HeaderName::from_static("x-zvgate-tenant");
 
 /// Everything that a request meets.
 pub struct Gateway {
@@ -87,13 +87,23 @@ pub struct Equipment {
     pub before: Before,
 }
 
+/// Whether there is room for a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Room {
+    /// There is.
+    Enough,
+    /// There is not: it is to be refused.
+    None,
+}
+
 /// A request whose head was let in.
 #[derive(Clone, Copy)]
 struct Entrance<'a> {
     policy: &'a Arc<Policy>,
     caller: &'a Arc<Caller>,
     route: &'a Arc<Route>,
-    now: Now,
+    path: &'a str,
+    fields: &'a Fields<'a>,
     deadline: Boot,
 }
 
@@ -125,7 +135,7 @@ impl Arrival<'_> {
     }
 }
 
-/// What a request came to before anybody had to wait.
+/// What a request came to before anybody had to wait for upstream.
 enum Begun {
     /// It is answered.
     Answered(Reply),
@@ -144,23 +154,38 @@ struct Awaited {
     stand_in: Option<Question>,
     tenant: usize,
     route: usize,
+    /// Until when the caller waits.
+    deadline: Boot,
 }
 
-/// What is learned of a request on its way, for the log.
-#[derive(Clone, Debug, Default)]
+/// What is learned of a request on its way, for the log: names by the numbers that its policy has for them.
+#[derive(Clone, Debug)]
 struct Facts {
-    id: String,
+    id: HeaderValue,
     trace: Option<String>,
-    route: Option<Arc<Route>>,
-    caller: Option<Arc<Caller>>,
-    tenant: Option<Arc<Tenant>>,
+    route: Option<usize>,
+    /// Anonymous ones are the first.
+    caller: usize,
+    tenant: Option<usize>,
     customers: Vec<String>,
+    /// The time by which the request is judged.
+    now: Now,
+    /// Whether it was answered without waiting for anything, which takes no time worth another look at the clock.
+    at_once: bool,
 }
 
 impl Facts {
-    fn of(headers: &HeaderMap) -> Self {
-        let trace = incoming::trace_id(headers).map(str::to_owned);
-        Self { id: incoming::request_id(headers), trace, ..Self::default() }
+    fn new(fields: &Fields<'_>, now: Now) -> Self {
+        Self {
+            id: fields.request_id(),
+            trace: fields.trace_id().map(str::to_owned),
+            route: None,
+            caller: 0,
+            tenant: None,
+            customers: Vec::new(),
+            now,
+            at_once: false,
+        }
     }
 }
 
@@ -187,101 +212,89 @@ impl Gateway {
         }
     }
 
-    /// Answers a request.
+    /// Answers a request, or refuses one that there is no room for.
     ///
     /// # Errors
     /// Never: every failure is an answer.
-    pub async fn handle(self: Arc<Self>, request: Request<Incoming>) -> Result<Response<Bytes>, Infallible> {
-        let mut record = Record::begin(&self, request.headers());
+    pub async fn handle(
+        self: Arc<Self>,
+        request: Request<Incoming>,
+        room: Room,
+    ) -> Result<Response<Bytes>, Infallible> {
         let (head, mut body) = request.into_parts();
-        let policy = Arc::clone(&record.policy);
-        let outcome = self.run(&policy, head, &mut body, &mut record).await;
-        if outcome.is_err() {
+        let fields = Fields::of(&head.headers);
+        let mut record = Record::begin(self, &fields);
+        let Record { gateway, policy, facts, .. } = &mut record;
+        let begun = match room {
+            Room::Enough => gateway.run(policy, &head, &fields, &mut body, facts).await,
+            Room::None => Err(Refusal::Unavailable(Unavailable::Connections)),
+        };
+        if begun.is_err() {
             pass_over(body);
         }
+        // What the caller sent is not held for as long as upstream takes.
+        drop(head);
+        let outcome = match begun {
+            Ok(Begun::Answered(reply)) => Ok(reply),
+            // Apart, so that nobody else needs room for it.
+            Ok(Begun::Flight(awaited)) => Box::pin(gateway.wait(policy, awaited)).await,
+            Ok(Begun::Task(task, presence)) => task.await.unwrap_or_else(|_| {
+                // A task that is lost may have sent; only writes go on when their callers leave.
+                let lost = if presence.is_none() { Refusal::OutcomeUnknown } else { Refusal::UpstreamFailed };
+                Err(lost(FailureKind::Reset))
+            }),
+            Err(refusal) => Err(refusal),
+        };
         Ok(record.end(&outcome))
-    }
-
-    /// Answers a request that there is no room for.
-    ///
-    /// # Errors
-    /// Never.
-    pub fn turn_away(self: &Arc<Self>, request: Request<Incoming>) -> Result<Response<Bytes>, Infallible> {
-        let record = Record::begin(self, request.headers());
-        pass_over(request.into_body());
-        Ok(record.end(&Err(Refusal::Unavailable(Unavailable::Connections))))
     }
 
     /// The stages, in order.
     async fn run(
         self: &Arc<Self>,
         policy: &Arc<Policy>,
-        head: Parts,
+        head: &Parts,
+        fields: &Fields<'_>,
         body: &mut Incoming,
-        record: &mut Record,
-    ) -> Result<Reply, Refusal> {
-        let facts = &mut record.facts;
-        let own = head.uri.path() == INVALIDATE;
-        let route = if own { None } else { Some(policy.routes.find(head.uri.path()).ok_or(Refusal::UnknownRoute)?) };
-        facts.route = route.map(Arc::clone);
+        facts: &mut Facts,
+    ) -> Result<Begun, Refusal> {
+        let path = head.uri.path();
+        let own = path == INVALIDATE;
+        let route = if own { None } else { Some(policy.routes.find(path).ok_or(Refusal::UnknownRoute)?) };
+        facts.route = route.map(|route| route.index);
         if head.method != Method::POST {
             return Err(Refusal::MethodNotAllowed);
         }
-        let caller = door::caller(policy, &head)?;
-        facts.caller = Some(Arc::clone(caller));
+        let caller = door::caller(policy, head, fields)?;
+        facts.caller = caller.index;
         match route {
             Some(route) if !caller.may_use_route(route) => return Err(Refusal::Forbidden(Denied::Route)),
             None if !caller.invalidate => return Err(Refusal::Forbidden(Denied::Invalidate)),
             Some(_) | None => {}
         }
         policy.admit(caller).map_err(Refusal::CallerLimited)?;
-        if !incoming::is_json(&head.headers) {
+        if !fields.tell_json() {
             return Err(Refusal::UnsupportedMediaType);
         }
-        let (body, waited) = incoming::read_body(
-            &head.headers,
-            body,
-            policy.settings.server.max_body.0,
-            policy.settings.server.body_timeout,
-        )
-        .await?;
+        let server = &policy.settings.server;
+        let (body, waited) = incoming::read_body(body, server.max_body.0, server.body_timeout).await?;
         if waited {
-            record.now = self.clock.now();
+            facts.now = self.clock.now();
         }
-        let (now, facts) = (record.now, &mut record.facts);
-        let deadline = now.boot + patience(&head.headers, policy.settings.server.request_timeout)?;
+        let deadline = facts.now.boot + fields.patience(server.request_timeout)?;
         let begun = match route {
-            Some(route) => self.begin(Entrance { policy, caller, route, now, deadline }, &head, &body, facts)?,
-            None => Begun::Answered(self.invalidate(policy, &head, caller, &body, facts)?),
+            Some(route) => self.begin(Entrance { policy, caller, route, path, fields, deadline }, &body, facts)?,
+            None => Begun::Answered(self.invalidate(policy, fields, caller, &body, facts)?),
         };
-        drop((head, body));
-        match begun {
-            Begun::Answered(reply) => {
-                record.at_once = !waited;
-                Ok(reply)
-            }
-            Begun::Flight(awaited) => self.wait(policy, awaited, deadline).await,
-            Begun::Task(task, presence) => task.await.unwrap_or_else(|_| {
-                // A task that is lost may have sent; only writes go on when their callers leave.
-                let lost = if presence.is_none() { Refusal::OutcomeUnknown } else { Refusal::UpstreamFailed };
-                Err(lost(FailureKind::Reset))
-            }),
-        }
+        facts.at_once = !waited && matches!(begun, Begun::Answered(_));
+        Ok(begun)
     }
 
     /// The stages from a whole body on. Nobody waits here: what a body is read into is many times its size, and must
     /// not be held for as long as upstream takes.
-    fn begin(
-        self: &Arc<Self>,
-        entrance: Entrance<'_>,
-        head: &Parts,
-        body: &[u8],
-        facts: &mut Facts,
-    ) -> Result<Begun, Refusal> {
-        let Entrance { policy, caller, route, now, deadline } = entrance;
-        let headers = &head.headers;
-        let now = self.skew.later(now);
-        let place = self.place(policy, route, headers, body);
+    fn begin(self: &Arc<Self>, entrance: Entrance<'_>, body: &[u8], facts: &mut Facts) -> Result<Begun, Refusal> {
+        let Entrance { policy, caller, route, path, fields, deadline } = entrance;
+        let now = self.skew.later(facts.now);
+        let place = self.place(&entrance, body);
         if let Some(reply) = place.and_then(|place| self.by_shortcut(&entrance, &place, now, facts)) {
             return Ok(Begun::Answered(reply));
         }
@@ -289,10 +302,9 @@ impl Gateway {
         if let KindSettings::Cached(CachedSettings { params: Some(taken), .. }) = &route.kind {
             envelope.check_params(taken).map_err(Refusal::Body)?;
         }
-        facts.customers = incoming::customers(&route.kind, headers, &envelope)?;
-        let named = incoming::named_tenant(headers)?;
-        let tenant = policy.tenants.choose(named, envelope.root()).map_err(Refusal::UnknownTenant)?;
-        facts.tenant = Some(Arc::clone(tenant));
+        facts.customers = incoming::customers(&route.kind, fields, &envelope)?;
+        let tenant = policy.tenants.choose(fields.tenant()?, envelope.root()).map_err(Refusal::UnknownTenant)?;
+        facts.tenant = Some(tenant.index);
         if !caller.may_use_tenant(tenant) {
             return Err(Refusal::Forbidden(Denied::Tenant));
         }
@@ -300,10 +312,10 @@ impl Gateway {
             policy,
             caller,
             route,
-            path: head.uri.path(),
+            path,
             envelope: &envelope,
             tenant,
-            demand: incoming::demand(headers),
+            demand: fields.demand(),
             place,
             now,
             deadline,
@@ -376,9 +388,4 @@ impl Gateway {
         self.tasks.close();
         self.tasks.wait().await;
     }
-}
-
-/// How long a read may take to be answered: its caller may ask for less time, not for more.
-fn patience(headers: &HeaderMap, longest: Duration) -> Result<Duration, Refusal> {
-    Ok(incoming::patience(headers)?.unwrap_or(longest).min(longest))
 }

@@ -2,6 +2,7 @@
 
 mod connection;
 mod phase;
+mod seldom;
 mod timed;
 
 use std::convert::Infallible;
@@ -22,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use self::connection::Connection;
+use crate::gateway::Room;
 use crate::settings::ServerSettings;
 
 /// Connections beyond the limit that are answered with a refusal; further ones are closed.
@@ -69,15 +71,6 @@ impl Bounds {
     pub fn for_operators(settings: &ServerSettings) -> Self {
         Self { max_connections: OPERATORS_AT_ONCE, ..Self::new(settings) }
     }
-}
-
-/// Whether there is room for a request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Room {
-    /// There is.
-    Enough,
-    /// There is not: it is to be refused.
-    None,
 }
 
 /// Who asks.

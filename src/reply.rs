@@ -84,12 +84,12 @@ pub fn status(outcome: &Result<Reply, Refusal>) -> u16 {
 }
 
 /// Writes the response to a request.
-pub fn response(outcome: &Result<Reply, Refusal>, request_id: &str) -> Response<Bytes> {
+pub fn response(outcome: &Result<Reply, Refusal>, request_id: HeaderValue) -> Response<Bytes> {
     let mut response = match outcome {
         Ok(reply) => told(reply),
-        Err(refusal) => refused(refusal, request_id),
+        Err(refusal) => refused(refusal, request_id.to_str().unwrap_or_default()),
     };
-    response.headers_mut().insert(X_REQUEST_ID, value(request_id));
+    response.headers_mut().insert(X_REQUEST_ID, request_id);
     response
 }
 

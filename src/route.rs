@@ -3,6 +3,8 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use foldhash::fast::RandomState;
+
 use crate::settings::{KindSettings, PaceSettings, RouteSettings};
 
 /// A route that is served.
@@ -26,7 +28,7 @@ pub struct Route {
 #[derive(Debug)]
 pub struct Routes {
     all: Vec<Arc<Route>>,
-    exact: HashMap<String, Arc<Route>>,
+    exact: HashMap<String, Arc<Route>, RandomState>,
     /// Beginnings of paths, the longest first.
     prefixes: Vec<(String, Arc<Route>)>,
 }
@@ -34,7 +36,7 @@ pub struct Routes {
 impl Routes {
     /// The routes as configured.
     pub fn new(settings: &[RouteSettings]) -> Self {
-        let mut routes = Self { all: Vec::new(), exact: HashMap::new(), prefixes: Vec::new() };
+        let mut routes = Self { all: Vec::new(), exact: HashMap::default(), prefixes: Vec::new() };
         for (index, one) in settings.iter().enumerate() {
             let prefix = one.path.strip_suffix("**");
             let label = if prefix.is_some() { "other".to_owned() } else { one.path.clone() };

@@ -4,11 +4,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderMap, Response};
+use http::{HeaderValue, Response};
 
 use super::policy::Policy;
-use super::{Facts, Gateway};
-use crate::clock::{Boot, Now};
+use super::{Facts, Fields, Gateway};
+use crate::clock::Boot;
 use crate::metrics::{CacheUse, Label, Limit};
 use crate::reply::{self, Refusal, Reply, Unavailable, Way};
 use crate::settings::AccessLog;
@@ -21,29 +21,18 @@ const CALLER_LEFT: u16 = 499;
 
 /// A request that operators will learn of, also where its caller leaves.
 pub(super) struct Record {
-    gateway: Arc<Gateway>,
+    pub(super) gateway: Arc<Gateway>,
     pub(super) policy: Arc<Policy>,
     pub(super) facts: Facts,
     started: Boot,
-    /// The time by which the request is judged.
-    pub(super) now: Now,
-    /// Whether it was answered without waiting for anything, which takes no time worth another look at the clock.
-    pub(super) at_once: bool,
     ended: bool,
 }
 
 impl Record {
-    pub(super) fn begin(gateway: &Arc<Gateway>, headers: &HeaderMap) -> Self {
+    pub(super) fn begin(gateway: Arc<Gateway>, fields: &Fields<'_>) -> Self {
         let now = gateway.clock.now();
-        Self {
-            policy: gateway.policy.load_full(),
-            facts: Facts::of(headers),
-            started: now.boot,
-            now,
-            at_once: false,
-            gateway: Arc::clone(gateway),
-            ended: false,
-        }
+        let (policy, facts) = (gateway.policy.load_full(), Facts::new(fields, now));
+        Self { gateway, policy, facts, started: now.boot, ended: false }
     }
 
     /// Accounts for the request, and writes its response.
@@ -51,19 +40,17 @@ impl Record {
         self.ended = true;
         let refusal = outcome.as_ref().err();
         if let Some(limit) = refusal.and_then(limit_of) {
-            let caller = self.facts.caller.as_ref().unwrap_or(self.policy.callers.anonymous());
-            self.policy.handles.caller(caller.index).limited.of(limit).inc();
+            self.policy.handles.caller(self.facts.caller).limited.of(limit).inc();
         }
         self.account(reply::status(outcome), cache_use(outcome), refusal.map(Refusal::name));
-        reply::response(outcome, &self.facts.id)
+        let id = std::mem::replace(&mut self.facts.id, HeaderValue::from_static(""));
+        reply::response(outcome, id)
     }
 
     fn account(&self, status: u16, cache: CacheUse, error: Option<&'static str>) {
         let Self { gateway, policy, facts, .. } = self;
-        let took = if self.at_once { Duration::ZERO } else { gateway.clock.boot().since(self.started) };
-        let route = facts.route.as_ref();
-        let caller = facts.caller.as_ref().unwrap_or(policy.callers.anonymous());
-        policy.handles.request(route.map(|route| route.index), caller.index, status, cache, took);
+        let took = if facts.at_once { Duration::ZERO } else { gateway.clock.boot().since(self.started) };
+        policy.handles.request(facts.route, facts.caller, status, cache, took);
         let logged = match policy.settings.log.access {
             AccessLog::All => true,
             AccessLog::Errors => status >= 400,
@@ -71,15 +58,15 @@ impl Record {
         };
         if logged {
             tracing::info!(
-                route = route.map_or("none", |route| route.label.as_str()),
-                caller = caller.name.as_deref(),
-                tenant = facts.tenant.as_ref().map(|tenant| tenant.name.as_str()),
+                route = policy.route_name(facts).unwrap_or("none"),
+                caller = policy.caller_name(facts),
+                tenant = policy.tenant_name(facts),
                 customers = gateway.shown(&facts.customers),
                 status,
                 error,
                 cache = cache.name(),
                 ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
-                request_id = facts.id,
+                request_id = facts.shown_id(),
                 trace_id = facts.trace,
                 "request"
             );
@@ -95,6 +82,29 @@ impl Drop for Record {
     }
 }
 
+impl Facts {
+    /// The request's id as the log has it.
+    pub(super) fn shown_id(&self) -> &str {
+        self.id.to_str().unwrap_or_default()
+    }
+}
+
+/// The names of what a request came to, as the log has them.
+impl Policy {
+    fn route_name(&self, facts: &Facts) -> Option<&str> {
+        self.routes.all().get(facts.route?).map(|route| route.label.as_str())
+    }
+
+    fn caller_name(&self, facts: &Facts) -> Option<&str> {
+        self.callers.numbered(facts.caller).name.as_deref()
+    }
+
+    fn tenant_name(&self, facts: &Facts) -> Option<&str> {
+        let number = facts.tenant?;
+        self.tenants.all().iter().find(|tenant| tenant.index == number).map(|tenant| tenant.name.as_str())
+    }
+}
+
 impl Gateway {
     /// One line for a write, whatever came of it.
     pub(super) fn log_write(
@@ -106,13 +116,13 @@ impl Gateway {
     ) {
         if policy.settings.log.writes {
             tracing::info!(
-                route = facts.route.as_ref().map(|route| route.label.as_str()),
-                caller = facts.caller.as_ref().and_then(|caller| caller.name.as_deref()),
-                tenant = facts.tenant.as_ref().map(|tenant| tenant.name.as_str()),
+                route = policy.route_name(facts),
+                caller = policy.caller_name(facts),
+                tenant = policy.tenant_name(facts),
                 customers = self.shown(customers),
                 status = reply::status(outcome),
                 error = outcome.as_ref().err().map(Refusal::name),
-                request_id = facts.id,
+                request_id = facts.shown_id(),
                 trace_id = facts.trace,
                 "write"
             );

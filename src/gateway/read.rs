@@ -2,17 +2,14 @@
 
 use std::sync::Arc;
 
-use http::HeaderMap;
-use http::header::CACHE_CONTROL;
-
 use super::ask::{Allowance, Asking, Unanswered};
 use super::policy::Policy;
 use super::shortcut::Place;
 use super::write::Again;
-use super::{Arrival, Awaited, Begun, Entrance, Facts, Gateway, X_ZVGATE_TENANT};
+use super::{Arrival, Awaited, Begun, Entrance, Facts, Gateway};
 use crate::answer::Reader;
 use crate::cache::{Demand, Entry, Fate, Found, Hit, Landed, Landing, Lifetimes, Question, Settled, StaleHit, Subject};
-use crate::clock::{Boot, Now};
+use crate::clock::Now;
 use crate::limit::{Claimant, Turn};
 use crate::metrics::{Changed, Handles, Lookup};
 use crate::reply::{Refusal, Reply, StaleWhy, Unavailable, Way};
@@ -29,14 +26,14 @@ impl Gateway {
         let saved = &handles.call(arrival.tenant.index, arrival.route.index).saved;
         let now = arrival.now;
         let hit_told =
-            |hit: &Hit| Begun::Answered(told_again(handles, arrival.tenant.index, arrival.route.index, hit, now));
+            |hit: Hit| Begun::Answered(told_again(handles, arrival.tenant.index, arrival.route.index, hit, now));
         let mark = self.cache.mark(&question.subject);
         match self.cache.look(&question, &demand, now) {
             Found::Fresh(hit) => {
                 if let Some(place) = &arrival.place {
                     self.shortcuts.learn(place, arrival.tenant, arrival.facts.customers.first(), mark, &hit, now);
                 }
-                return Ok(hit_told(&hit));
+                return Ok(hit_told(hit));
             }
             Found::Stale(hit, turn_to_refresh) => {
                 if !(turn_to_refresh && self.refresh(arrival, cached, &question)) {
@@ -53,7 +50,7 @@ impl Gateway {
         self.room_for_a_task(arrival.policy)?;
         let Some(entry) = self.join(arrival, &question, &demand) else { return self.pass(arrival, Again::Allowed) };
         let (waiter, way) = match entry {
-            Entry::Hit(hit) => return Ok(hit_told(&hit)),
+            Entry::Hit(hit) => return Ok(hit_told(hit)),
             Entry::Joined(waiter) => {
                 lookups.of(Lookup::Collapsed).inc();
                 (waiter, Some(Way::Collapsed))
@@ -67,7 +64,7 @@ impl Gateway {
         };
         let stand_in = demand.takes_stale().then_some(question);
         let (tenant, route) = (arrival.tenant.index, arrival.route.index);
-        Ok(Begun::Flight(Awaited { waiter, way, stand_in, tenant, route }))
+        Ok(Begun::Flight(Awaited { waiter, way, stand_in, tenant, route, deadline: arrival.deadline }))
     }
 
     /// Joins or begins the flight of a question; `None` where other rules are in force by now, under which nothing of this
@@ -80,18 +77,12 @@ impl Gateway {
     }
 
     /// Where the shortcut of a request may be: of one that asks for nothing special, on a cached route of one path.
-    pub(super) fn place<'a>(
-        &self,
-        policy: &Policy,
-        route: &Route,
-        headers: &HeaderMap,
-        body: &'a [u8],
-    ) -> Option<Place<'a>> {
+    pub(super) fn place<'a>(&self, entrance: &Entrance<'_>, body: &'a [u8]) -> Option<Place<'a>> {
+        let Entrance { policy, route, fields, .. } = entrance;
         let plain = matches!(route.kind, KindSettings::Cached(_))
             && !route.wildcard
             && policy.settings.cache.mode == CacheMode::On
-            && !headers.contains_key(CACHE_CONTROL)
-            && !headers.contains_key(X_ZVGATE_TENANT);
+            && fields.are_plain();
         if plain { self.shortcuts.place(policy.number, route.index, body) } else { None }
     }
 
@@ -103,15 +94,17 @@ impl Gateway {
         now: Now,
         facts: &mut Facts,
     ) -> Option<Reply> {
-        let (shortcut, hit) = self.shortcuts.find(place, now)?;
+        let shortcut = self.shortcuts.at(place);
+        let shortcut = shortcut.as_deref()?;
+        let hit = shortcut.hit(place, now)?;
         if !self.cache.holds(&shortcut.mark) || !entrance.caller.may_use_tenant(&shortcut.tenant) {
             return None;
         }
         if entrance.policy.settings.log.access == AccessLog::All {
             facts.customers = shortcut.customer.iter().cloned().collect();
         }
-        facts.tenant = Some(Arc::clone(&shortcut.tenant));
-        Some(told_again(&entrance.policy.handles, shortcut.tenant.index, entrance.route.index, &hit, now))
+        facts.tenant = Some(shortcut.tenant.index);
+        Some(told_again(&entrance.policy.handles, shortcut.tenant.index, entrance.route.index, hit, now))
     }
 
     /// Asks anew for an answer past its freshness, if the pace has a turn that nobody waits for; answers whether it does.
@@ -126,8 +119,8 @@ impl Gateway {
     }
 
     /// Waits for a flight, for as long as the caller does.
-    pub(super) async fn wait(&self, policy: &Policy, awaited: Awaited, deadline: Boot) -> Result<Reply, Refusal> {
-        let Awaited { waiter, way, stand_in, tenant, route } = awaited;
+    pub(super) async fn wait(&self, policy: &Policy, awaited: Awaited) -> Result<Reply, Refusal> {
+        let Awaited { waiter, way, stand_in, tenant, route, deadline } = awaited;
         let left = deadline.since(self.clock.boot());
         let landed = tokio::time::timeout(left, waiter.outcome()).await;
         let (outcome, failure) = match landed {
@@ -193,12 +186,12 @@ impl Gateway {
 }
 
 /// An answer from the cache.
-fn told_again(handles: &Handles, tenant: usize, route: usize, hit: &Hit, now: Now) -> Reply {
+fn told_again(handles: &Handles, tenant: usize, route: usize, hit: Hit, now: Now) -> Reply {
     let found = if hit.life.negative { Lookup::NegativeHit } else { Lookup::Hit };
     handles.route(route).lookups.of(found).inc();
     handles.call(tenant, route).saved.inc();
     let way = Way::Hit { age: hit.life.age(now), left: hit.left };
-    Reply { answer: Arc::clone(&hit.answer), way }
+    Reply { answer: hit.answer, way }
 }
 
 /// An answer from the cache that is past its freshness.

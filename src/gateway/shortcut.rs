@@ -3,12 +3,13 @@
 //! A shortcut leads to an answer only as long as nothing was written, kept or ended where its customer belongs
 //! ([`Mark`]), and holds neither answers nor memory that the cache let go: it knows an answer weakly.
 
-use std::hash::{BuildHasher, RandomState};
+use std::hash::BuildHasher;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use arc_swap::ArcSwapOption;
+use arc_swap::{ArcSwapOption, Guard};
+use foldhash::fast::RandomState;
 
 use crate::answer::Answer;
 use crate::cache::{Hit, Life, Mark};
@@ -25,6 +26,7 @@ const LASTS: Duration = Duration::from_secs(5);
 /// The shortcuts of a gateway.
 pub(super) struct Shortcuts {
     places: Box<[ArcSwapOption<Shortcut>]>,
+    /// Quick rather than strong: who finds bodies that share a place only makes them go the whole way.
     place_of: RandomState,
 }
 
@@ -39,6 +41,22 @@ pub(super) struct Shortcut {
     learned: Boot,
     /// When it was taken last, in seconds since boot.
     used: AtomicU64,
+}
+
+impl Shortcut {
+    /// The answer that it leads to, if it is this request's; whether the mark still holds, the cache must tell.
+    pub(super) fn hit(&self, place: &Place<'_>, now: Now) -> Option<Hit> {
+        if !self.request.is(place) || now.boot.since(self.learned) > LASTS {
+            return None;
+        }
+        let left = self.life.left(now)?;
+        let answer = self.answer.upgrade()?;
+        let second = now.boot.as_duration().as_secs();
+        if self.used.load(Ordering::Relaxed) != second {
+            self.used.store(second, Ordering::Relaxed);
+        }
+        Some(Hit { answer, life: self.life, left })
+    }
 }
 
 /// By what a request is known again.
@@ -66,7 +84,7 @@ pub(super) struct Place<'a> {
 
 impl Shortcuts {
     pub(super) fn new() -> Self {
-        Self { places: (0..PLACES).map(|_| ArcSwapOption::empty()).collect(), place_of: RandomState::new() }
+        Self { places: (0..PLACES).map(|_| ArcSwapOption::empty()).collect(), place_of: RandomState::default() }
     }
 
     /// The place of a request, under a policy.
@@ -75,20 +93,9 @@ impl Shortcuts {
         (body.len() <= LONGEST).then_some(Place { index: hash, policy, route, body })
     }
 
-    /// The shortcut of a request, and the answer that it leads to; whether the mark still holds, the cache must tell.
-    pub(super) fn find(&self, place: &Place<'_>, now: Now) -> Option<(Arc<Shortcut>, Hit)> {
-        let shortcut = self.places.get(place.index)?.load();
-        let shortcut = shortcut.as_ref()?;
-        if !shortcut.request.is(place) || now.boot.since(shortcut.learned) > LASTS {
-            return None;
-        }
-        let (life, left) = (shortcut.life, shortcut.life.left(now)?);
-        let answer = shortcut.answer.upgrade()?;
-        let second = now.boot.as_duration().as_secs();
-        if shortcut.used.load(Ordering::Relaxed) != second {
-            shortcut.used.store(second, Ordering::Relaxed);
-        }
-        Some((Arc::clone(shortcut), Hit { answer, life, left }))
+    /// What is remembered at a place, perhaps of another request.
+    pub(super) fn at(&self, place: &Place<'_>) -> Guard<Option<Arc<Shortcut>>> {
+        self.places.get(place.index).map_or_else(|| Guard::from_inner(None), ArcSwapOption::load)
     }
 
     /// Remembers what a request came to, unless its place is taken by one that is in use.

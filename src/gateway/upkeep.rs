@@ -4,9 +4,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::request::Parts;
 
-use super::incoming::{self, MAX_CUSTOMERS};
+use super::fields::Fields;
+use super::incoming::MAX_CUSTOMERS;
 use super::policy::Policy;
 use super::{Facts, Gateway};
 use crate::answer::Answer;
@@ -36,7 +36,7 @@ impl Gateway {
     pub(super) fn invalidate(
         &self,
         policy: &Policy,
-        head: &Parts,
+        fields: &Fields<'_>,
         caller: &Caller,
         body: &[u8],
         facts: &mut Facts,
@@ -50,9 +50,9 @@ impl Gateway {
         let customers = customers.filter(|ids| ids.len() <= MAX_CUSTOMERS && ids.iter().all(|id| !id.is_empty()));
         let customers = customers.ok_or(WANTED)?;
         facts.customers = customers.iter().map(|id| (*id).to_owned()).collect();
-        let named = incoming::named_tenant(&head.headers)?;
+        let named = fields.tenant()?;
         let tenant = policy.tenants.choose(named, &root).map_err(Refusal::UnknownTenant)?;
-        facts.tenant = Some(Arc::clone(tenant));
+        facts.tenant = Some(tenant.index);
         if !caller.may_use_tenant(tenant) {
             return Err(Refusal::Forbidden(Denied::Tenant));
         }

@@ -117,7 +117,7 @@ impl Gateway {
             tracing::warn!(
                 tenant = tenant.name,
                 route = write.route.label,
-                request_id = write.facts.id,
+                request_id = write.facts.shown_id(),
                 "a write named no customer, or too many: all answers of its tenant are invalidated"
             );
         }

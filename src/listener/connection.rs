@@ -20,9 +20,10 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
 use super::phase::Phase;
+use super::seldom::Seldom;
 use super::timed::Timed;
-use super::{Bounds, Peer, Room, take};
-use crate::gateway::pass_over;
+use super::{Bounds, Peer, take};
+use crate::gateway::{Room, pass_over};
 
 /// How long an idle connection of HTTP/1.1 stays open in a drain, for a request that is on its way already: closing it
 /// at once would lose that. The answer tells that it is the last.
@@ -97,10 +98,12 @@ where
             async move { in_hand.answered(answer.await, usize::MAX) }
         });
         let mut connection = pin!(server.serve_connection(TokioIo::new(stream), service));
+        let stopped = pin!(stop.cancelled());
+        let mut stopped = Seldom::new(stopped);
         tokio::select! {
             // First, so that an answer that is made now is told to be the last.
             biased;
-            () = stop.cancelled() => phase.last_answer(),
+            () = &mut stopped => phase.last_answer(),
             _ = connection.as_mut() => return,
         }
         tokio::select! {

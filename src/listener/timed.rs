@@ -11,6 +11,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Sleep, sleep};
 
 use super::phase::{Phase, Stage};
+use super::seldom::Seldom;
 
 /// Idle time is counted in ticks of this part of its limit: a busy connection then sets no timer for each request, and an
 /// idle one is closed after at most one tick more than its limit.
@@ -25,6 +26,13 @@ enum Alarm {
     Tick { moves: u64, idle: u32 },
 }
 
+/// A timer that is seldom due.
+type Timer = Seldom<Pin<Box<Sleep>>>;
+
+fn timer(time: Duration) -> Timer {
+    Seldom::new(Box::pin(sleep(time)))
+}
+
 /// The stream.
 #[derive(Debug)]
 pub(super) struct Timed<T> {
@@ -34,7 +42,7 @@ pub(super) struct Timed<T> {
     idle_timeout: Duration,
     /// The requests that had begun when bytes came last: more bytes after their answers begin the next head.
     bytes_after: Option<u64>,
-    timer: Option<(Alarm, Pin<Box<Sleep>>)>,
+    timer: Option<(Alarm, Timer)>,
     /// Whether anything was written since the last tick.
     wrote: bool,
     /// Set while nothing of what is written leaves.
@@ -70,8 +78,8 @@ impl<T> Timed<T> {
         loop {
             let begun = self.phase.begun();
             let stage = self.phase.stage(self.bytes_after == Some(begun));
-            let (armed, timer) = self.timer_for(stage);
-            ready!(timer.as_mut().poll(cx));
+            let (armed, running) = self.timer_for(stage);
+            ready!(Pin::new(running).poll(cx));
             self.timer = None;
             let (moves, multiplexed) = (self.phase.moves(), self.phase.is_multiplexed());
             // What a connection that carries several writes may be answers to nothing that was asked.
@@ -96,17 +104,17 @@ impl<T> Timed<T> {
                 // The end of the stream: nobody is told, since nobody asked.
                 return Poll::Ready(Ok(()));
             }
-            self.timer = Some((next, Box::pin(sleep(self.idle_timeout / TICKS))));
+            self.timer = Some((next, timer(self.idle_timeout / TICKS)));
         }
     }
 
     /// The timer that fits the stage: a running one, or a new one.
-    fn timer_for(&mut self, stage: Stage) -> (Alarm, &mut Pin<Box<Sleep>>) {
+    fn timer_for(&mut self, stage: Stage) -> (Alarm, &mut Timer) {
         let fits = |alarm: &Alarm| match stage {
             Stage::Head(begun) => *alarm == Alarm::Head(begun),
             Stage::Idle(_) | Stage::Serving => matches!(alarm, Alarm::Tick { .. }),
         };
-        let (alarm, timer) = match self.timer.take().filter(|(alarm, _)| fits(alarm)) {
+        let (alarm, running) = match self.timer.take().filter(|(alarm, _)| fits(alarm)) {
             Some(running) => self.timer.insert(running),
             None => {
                 let (alarm, time) = match stage {
@@ -115,10 +123,10 @@ impl<T> Timed<T> {
                         (Alarm::Tick { moves: self.phase.moves(), idle: 0 }, self.idle_timeout / TICKS)
                     }
                 };
-                self.timer.insert((alarm, Box::pin(sleep(time))))
+                self.timer.insert((alarm, timer(time)))
             }
         };
-        (*alarm, timer)
+        (*alarm, running)
     }
 }
 
