@@ -245,7 +245,7 @@ impl Gateway {
             }),
             Err(refusal) => Err(refusal),
         };
-        Ok(record.end(&outcome))
+        Ok(record.end(outcome))
     }
 
     /// The stages, in order.

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{AGE, ALLOW, CONTENT_ENCODING, CONTENT_TYPE, HeaderName, RETRY_AFTER, WWW_AUTHENTICATE};
-use http::{HeaderValue, Response, StatusCode};
+use http::{HeaderMap, HeaderValue, Response, StatusCode};
 
 use self::refusal::Again;
 pub use self::refusal::{Denied, Refusal, Unavailable};
@@ -84,20 +84,27 @@ pub fn status(outcome: &Result<Reply, Refusal>) -> u16 {
 }
 
 /// Writes the response to a request.
-pub fn response(outcome: &Result<Reply, Refusal>, request_id: HeaderValue) -> Response<Bytes> {
+pub fn response(outcome: Result<Reply, Refusal>, request_id: HeaderValue) -> Response<Bytes> {
     let mut response = match outcome {
         Ok(reply) => told(reply),
-        Err(refusal) => refused(refusal, request_id.to_str().unwrap_or_default()),
+        Err(refusal) => refused(&refusal, request_id.to_str().unwrap_or_default()),
     };
     response.headers_mut().insert(X_REQUEST_ID, request_id);
     response
 }
 
-fn told(reply: &Reply) -> Response<Bytes> {
-    let answer = &reply.answer;
-    let mut response = Response::new(answer.body.clone());
-    *response.status_mut() = StatusCode::from_u16(answer.status).unwrap_or(StatusCode::BAD_GATEWAY);
-    let headers = response.headers_mut();
+/// An answer as the owner of its body on the way out: that its body is read is counted where the answer is, in memory that
+/// is at hand, and not once more in memory of the body's own.
+struct Owner(Arc<Answer>);
+
+impl AsRef<[u8]> for Owner {
+    fn as_ref(&self) -> &[u8] {
+        &self.0.body
+    }
+}
+
+fn told(Reply { answer, way }: Reply) -> Response<Bytes> {
+    let mut headers = HeaderMap::new();
     let kept = [
         (CONTENT_TYPE, &answer.content_type),
         (CONTENT_ENCODING, &answer.content_encoding),
@@ -108,9 +115,23 @@ fn told(reply: &Reply) -> Response<Bytes> {
             headers.insert(name, kept.clone());
         }
     }
-    let status = match reply.way {
-        Way::Hit { age, left } => {
-            headers.insert(AGE, HeaderValue::from(age.as_secs()));
+    if let Way::Hit { age, .. } | Way::Stale { age, .. } = way {
+        headers.insert(AGE, HeaderValue::from(age.as_secs()));
+    }
+    if let Some(status) = cache_status(way) {
+        headers.insert(CACHE_STATUS, status);
+    }
+    let status = StatusCode::from_u16(answer.status).unwrap_or(StatusCode::BAD_GATEWAY);
+    let mut response = Response::new(Bytes::from_owner(Owner(answer)));
+    *response.status_mut() = status;
+    *response.headers_mut() = headers;
+    response
+}
+
+/// `Cache-Status` of an answer that upstream gave.
+fn cache_status(way: Way) -> Option<HeaderValue> {
+    Some(match way {
+        Way::Hit { left, .. } => {
             let mut text = String::with_capacity(40);
             text.push_str("zvgate; hit; ttl=");
             push_number(&mut text, left.as_secs());
@@ -121,9 +142,8 @@ fn told(reply: &Reply) -> Response<Bytes> {
         Way::Collapsed => HeaderValue::from_static("zvgate; fwd=miss; collapsed"),
         Way::Requested => HeaderValue::from_static("zvgate; fwd=request"),
         Way::Bypass => HeaderValue::from_static("zvgate; fwd=bypass"),
-        Way::Own => return response,
-        Way::Stale { age, past, why } => {
-            headers.insert(AGE, HeaderValue::from(age.as_secs()));
+        Way::Own => return None,
+        Way::Stale { past, why, .. } => {
             let ttl = whole_seconds(past);
             value(&match why {
                 StaleWhy::Revalidating => format!("zvgate; hit; ttl=-{ttl}; detail=stale-while-revalidate"),
@@ -134,9 +154,7 @@ fn told(reply: &Reply) -> Response<Bytes> {
                 StaleWhy::Unsent => format!("zvgate; hit; ttl=-{ttl}; detail=stale-if-error"),
             })
         }
-    };
-    headers.insert(CACHE_STATUS, status);
-    response
+    })
 }
 
 fn refused(refusal: &Refusal, request_id: &str) -> Response<Bytes> {

@@ -92,7 +92,8 @@ pub(crate) fn bare_hyper(address: SocketAddr) {
     serve(address, move |_| body.clone());
 }
 
-/// hyper, serde_json's `Value`, and a look-up in moka: what anybody would write first.
+/// hyper, serde_json's `Value`, and a look-up in moka: what anybody would write first. Each customer's answer is its own, as one
+/// that came from upstream would be.
 pub(crate) fn obvious(address: SocketAddr) {
     let cache = moka::sync::Cache::builder().max_capacity(1 << 20).time_to_live(Duration::from_secs(3600)).build();
     let body = Bytes::from(coupons(5));
@@ -101,7 +102,7 @@ pub(crate) fn obvious(address: SocketAddr) {
         let customer = parsed.pointer("/params/customerId").and_then(|id| id.as_str()).unwrap_or_default();
         let key =
             (customer.to_owned(), parsed["params"]["useStatus"].to_string(), parsed["params"]["cardId"].to_string());
-        cache.get_with(key, || body.clone())
+        cache.get_with(key, || Bytes::copy_from_slice(&body))
     });
 }
 

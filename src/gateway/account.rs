@@ -36,13 +36,13 @@ impl Record {
     }
 
     /// Accounts for the request, and writes its response.
-    pub(super) fn end(mut self, outcome: &Result<Reply, Refusal>) -> Response<Bytes> {
+    pub(super) fn end(mut self, outcome: Result<Reply, Refusal>) -> Response<Bytes> {
         self.ended = true;
         let refusal = outcome.as_ref().err();
         if let Some(limit) = refusal.and_then(limit_of) {
             self.policy.handles.caller(self.facts.caller).limited.of(limit).inc();
         }
-        self.account(reply::status(outcome), cache_use(outcome), refusal.map(Refusal::name));
+        self.account(reply::status(&outcome), cache_use(&outcome), refusal.map(Refusal::name));
         let id = std::mem::replace(&mut self.facts.id, HeaderValue::from_static(""));
         reply::response(outcome, id)
     }

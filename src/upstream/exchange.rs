@@ -26,6 +26,9 @@ use crate::signer::SignedRequest;
 
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 const AGENT: HeaderValue = HeaderValue::from_static(concat!("zvgate/", env!("CARGO_PKG_VERSION")));
+/// `Content-Type` of nearly every answer.
+const USUAL_TYPES: [&str; 3] =
+    ["application/json", "application/json;charset=UTF-8", "application/json; charset=utf-8"];
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 
 /// An answer, and what came with it beside what callers get.
@@ -155,8 +158,7 @@ impl Connection {
         if let Some(pool) = self.home.take().filter(|_| !closes && head.version == http::Version::HTTP_11) {
             pool.put(self.idle, keep_alive_hint(&head.headers));
         }
-        // Copied, as a slice of them would keep the connection's whole read buffer.
-        let header = |name| HeaderValue::from_bytes(head.headers.get(name)?.as_bytes()).ok();
+        let header = |name| kept(head.headers.get(name)?);
         let answer = Answer {
             status: head.status.as_u16(),
             content_type: header(CONTENT_TYPE),
@@ -166,6 +168,13 @@ impl Connection {
         };
         Ok(Exchanged { answer, date: date(&head.headers) })
     }
+}
+
+/// A value to keep: copied, as a slice of the head would keep the connection's whole read buffer. Those that nearly every
+/// answer has are there already, and cost a hit no memory of its own.
+fn kept(value: &HeaderValue) -> Option<HeaderValue> {
+    let usual = USUAL_TYPES.into_iter().find(|usual| usual.as_bytes() == value.as_bytes());
+    usual.map(HeaderValue::from_static).or_else(|| HeaderValue::from_bytes(value.as_bytes()).ok())
 }
 
 /// `Date`, unless an `Age` tells that it is that of an earlier answer.
