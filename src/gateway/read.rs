@@ -94,9 +94,9 @@ impl Gateway {
         now: Now,
         facts: &mut Facts,
     ) -> Option<Reply> {
-        let shortcut = self.shortcuts.at(place);
+        let shortcut = self.shortcuts.of(place)?;
         let shortcut = shortcut.as_deref()?;
-        let hit = shortcut.hit(place, now)?;
+        let hit = shortcut.hit(now)?;
         if !self.cache.holds(&shortcut.mark) || !entrance.caller.may_use_tenant(&shortcut.tenant) {
             return None;
         }

@@ -44,9 +44,9 @@ pub(super) struct Shortcut {
 }
 
 impl Shortcut {
-    /// The answer that it leads to, if it is this request's; whether the mark still holds, the cache must tell.
-    pub(super) fn hit(&self, place: &Place<'_>, now: Now) -> Option<Hit> {
-        if !self.request.is(place) || now.boot.since(self.learned) > LASTS {
+    /// The answer that it leads to; whether the mark still holds, the cache must tell.
+    pub(super) fn hit(&self, now: Now) -> Option<Hit> {
+        if now.boot.since(self.learned) > LASTS {
             return None;
         }
         let left = self.life.left(now)?;
@@ -73,10 +73,10 @@ impl Known {
     }
 }
 
-/// The place of a request that may have a shortcut.
+/// Where the shortcut of a request may be: at one of two places, so that few requests find both taken by others.
 #[derive(Clone, Copy)]
 pub(super) struct Place<'a> {
-    index: usize,
+    either: [usize; 2],
     policy: u64,
     route: usize,
     body: &'a [u8],
@@ -89,16 +89,22 @@ impl Shortcuts {
 
     /// The place of a request, under a policy.
     pub(super) fn place<'a>(&self, policy: u64, route: usize, body: &'a [u8]) -> Option<Place<'a>> {
-        let hash = usize::try_from(self.place_of.hash_one(body) % PLACES as u64).unwrap_or_default();
-        (body.len() <= LONGEST).then_some(Place { index: hash, policy, route, body })
+        let hash = self.place_of.hash_one(body);
+        let either = [hash, hash >> 32].map(|hash| usize::try_from(hash % PLACES as u64).unwrap_or_default());
+        (body.len() <= LONGEST).then_some(Place { either, policy, route, body })
     }
 
-    /// What is remembered at a place, perhaps of another request.
-    pub(super) fn at(&self, place: &Place<'_>) -> Guard<Option<Arc<Shortcut>>> {
-        self.places.get(place.index).map_or_else(|| Guard::from_inner(None), ArcSwapOption::load)
+    fn slots<'a>(&'a self, place: &Place<'_>) -> impl Iterator<Item = &'a ArcSwapOption<Shortcut>> {
+        place.either.into_iter().filter_map(|index| self.places.get(index))
     }
 
-    /// Remembers what a request came to, unless its place is taken by one that is in use.
+    /// What is remembered of a request.
+    pub(super) fn of(&self, place: &Place<'_>) -> Option<Guard<Option<Arc<Shortcut>>>> {
+        let is_its = |known: &Guard<Option<Arc<Shortcut>>>| known.as_ref().is_some_and(|known| known.request.is(place));
+        self.slots(place).map(ArcSwapOption::load).find(is_its)
+    }
+
+    /// Remembers what a request came to, unless both its places are taken by others that are in use.
     pub(super) fn learn(
         &self,
         place: &Place<'_>,
@@ -108,12 +114,12 @@ impl Shortcuts {
         hit: &Hit,
         now: Now,
     ) {
-        let Some(slot) = self.places.get(place.index) else { return };
         let second = now.boot.as_duration().as_secs();
-        let taken = slot.load().as_ref().is_some_and(|other| {
-            !other.request.is(place) && other.used.load(Ordering::Relaxed) + LASTS.as_secs() >= second
-        });
-        if !taken {
+        let is_its = |known: &Arc<Shortcut>| known.request.is(place);
+        let is_used = |known: &Arc<Shortcut>| known.used.load(Ordering::Relaxed) + LASTS.as_secs() >= second;
+        let its = self.slots(place).find(|slot| slot.load().as_ref().is_some_and(is_its));
+        let free = || self.slots(place).find(|slot| !slot.load().as_ref().is_some_and(is_used));
+        if let Some(slot) = its.or_else(free) {
             slot.store(Some(Arc::new(Shortcut {
                 request: Known { policy: place.policy, route: place.route, body: place.body.into() },
                 tenant: Arc::clone(tenant),
