@@ -212,6 +212,11 @@ fn is_common_number(text: &str) -> bool {
 /// Writes a string in the shortest form that JSON has for it.
 pub(crate) fn push_text(out: &mut String, text: &str) {
     out.push('"');
+    if text.bytes().all(|byte| byte >= b' ' && !matches!(byte, b'"' | b'\\')) {
+        out.push_str(text);
+        out.push('"');
+        return;
+    }
     for c in text.chars() {
         match c {
             '"' => out.push_str("\\\""),

@@ -41,7 +41,7 @@ impl<'a> Node<'a> {
     /// # Errors
     /// Where it is not JSON, nests deeper, or holds half of a surrogate pair.
     pub fn parse(text: &'a str, max_depth: usize) -> Result<Self, JsonError> {
-        let mut scanner = Scanner { text, at: 0 };
+        let mut scanner = Scanner { text, at: 0, members: 0 };
         scanner.skip_space();
         let node = scanner.value(max_depth)?;
         scanner.skip_space();
@@ -131,9 +131,14 @@ impl fmt::Display for JsonError {
 
 impl std::error::Error for JsonError {}
 
+/// Members that an object may find room for before they are read: no text may ask for much memory with few bytes.
+const MOST_FORESEEN: usize = 16;
+
 struct Scanner<'a> {
     text: &'a str,
     at: usize,
+    /// Members of the last object: those of a list have the same, and need to find room for them once.
+    members: usize,
 }
 
 impl<'a> Scanner<'a> {
@@ -180,12 +185,12 @@ impl<'a> Scanner<'a> {
     fn object(&mut self, depth_left: usize) -> Result<Node<'a>, JsonError> {
         let depth_left = depth_left.checked_sub(1).ok_or_else(|| self.error(Problem::Depth))?;
         self.at += 1;
-        let mut members = Vec::new();
         self.skip_space();
         if self.peek() == Some(b'}') {
             self.at += 1;
-            return Ok(Node::Object(members));
+            return Ok(Node::Object(Vec::new()));
         }
+        let mut members = Vec::with_capacity(self.members.min(MOST_FORESEEN));
         loop {
             self.skip_space();
             if self.peek() != Some(b'"') {
@@ -202,6 +207,7 @@ impl<'a> Scanner<'a> {
             let value = self.value(depth_left)?;
             members.push(Member { name, raw: self.since(start), value });
             if self.ends_with(b'}')? {
+                self.members = members.len();
                 return Ok(Node::Object(members));
             }
         }
@@ -245,14 +251,15 @@ impl<'a> Scanner<'a> {
         let start = self.at;
         let mut escaped = false;
         loop {
+            let rest = self.text.as_bytes().get(self.at..).unwrap_or_default();
+            self.at += rest.iter().position(|byte| matches!(byte, b'"' | b'\\' | 0..=0x1f)).unwrap_or(rest.len());
             match self.peek() {
                 Some(b'"') => break,
                 Some(b'\\') => {
                     escaped = true;
                     self.at += 2;
                 }
-                None | Some(0..=0x1f) => return Err(self.error(Problem::Text)),
-                Some(_) => self.at += 1,
+                _ => return Err(self.error(Problem::Text)),
             }
         }
         let plain = self.since(start);

@@ -20,18 +20,10 @@ impl End {
     /// Reads a date; `None` where it cannot be read. Fields may have one digit, seconds and the whole time may be
     /// missing (then they are zero, so that the coupon ends no later than meant), and fractions of a second are cut.
     pub fn parse(text: &str, offset: UtcOffset) -> Option<Self> {
-        let text = text.trim();
-        let (date, clock) = text.split_once([' ', 'T']).unwrap_or((text, "0:0:0"));
-        let [year, month, day] = numbers(date, '-')?;
+        let [year, month, day, hour, minute, second] = as_documented(text).or_else(|| by_hand(text))?;
         if year >= NO_END_FROM_YEAR {
             return Some(Self::Never);
         }
-        let clock = clock.trim();
-        let clock = clock.split_once('.').filter(|(_, f)| f.bytes().all(|b| b.is_ascii_digit())).map_or(clock, |c| c.0);
-        let [hour, minute, second] = match clock.matches(':').count() {
-            1 => numbers(&format!("{clock}:0"), ':')?,
-            _ => numbers(clock, ':')?,
-        };
         let end_of_day = hour == 24 && minute == 0 && second == 0;
         if (hour > 23 && !end_of_day) || minute > 59 || second > 59 {
             return None;
@@ -41,6 +33,41 @@ impl End {
         let seconds = date.midnight().assume_utc().unix_timestamp() + hour * 3600 + minute * 60 + second;
         Some(Self::At(Wall::from_unix_seconds(seconds - i64::from(offset.whole_seconds()))))
     }
+}
+
+/// Year to second of `YYYY-MM-DD HH:MM:SS`, which nearly every date is.
+fn as_documented(text: &str) -> Option<[i64; 6]> {
+    const PATTERN: &[u8; 19] = b"0000-00-00 00:00:00";
+    let text: &[u8; 19] = text.as_bytes().try_into().ok()?;
+    let mut numbers = [0; 6];
+    let mut number = numbers.iter_mut();
+    let mut current = number.next()?;
+    for (byte, pattern) in text.iter().zip(PATTERN) {
+        match (pattern, byte) {
+            (b'0', b'0'..=b'9') => *current = *current * 10 + i64::from(byte - b'0'),
+            (b'0', _) => return None,
+            _ if byte == pattern => current = number.next()?,
+            _ => return None,
+        }
+    }
+    Some(numbers)
+}
+
+/// Year to second of a date as somebody wrote it.
+fn by_hand(text: &str) -> Option<[i64; 6]> {
+    let text = text.trim();
+    let (date, clock) = text.split_once([' ', 'T']).unwrap_or((text, "0:0:0"));
+    let [year, month, day] = numbers(date, '-')?;
+    if year >= NO_END_FROM_YEAR {
+        return Some([year, 0, 0, 0, 0, 0]);
+    }
+    let clock = clock.trim();
+    let clock = clock.split_once('.').filter(|(_, f)| f.bytes().all(|b| b.is_ascii_digit())).map_or(clock, |c| c.0);
+    let [hour, minute, second] = match clock.matches(':').count() {
+        1 => numbers(&format!("{clock}:0"), ':')?,
+        _ => numbers(clock, ':')?,
+    };
+    Some([year, month, day, hour, minute, second])
 }
 
 /// Three numbers of one to five digits with a separator between them.
