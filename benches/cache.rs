@@ -47,8 +47,7 @@ fn answer(coupons: usize) -> Answer {
     Answer {
         status: 200,
         content_type: http::HeaderValue::from_bytes(b"application/json;charset=UTF-8").ok(),
-        content_encoding: None,
-        retry_after: None,
+        rare: None,
         body: body.into_bytes().into_boxed_slice().into(),
     }
 }

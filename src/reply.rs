@@ -105,15 +105,12 @@ impl AsRef<[u8]> for Owner {
 
 fn told(Reply { answer, way }: Reply) -> Response<Bytes> {
     let mut headers = HeaderMap::new();
-    let kept = [
-        (CONTENT_TYPE, &answer.content_type),
-        (CONTENT_ENCODING, &answer.content_encoding),
-        (RETRY_AFTER, &answer.retry_after),
-    ];
-    for (name, kept) in kept {
-        if let Some(kept) = kept {
-            headers.insert(name, kept.clone());
-        }
+    if let Some(kept) = &answer.content_type {
+        headers.insert(CONTENT_TYPE, kept.clone());
+    }
+    if let Some(rare) = &answer.rare {
+        let kept = [(CONTENT_ENCODING, &rare.content_encoding), (RETRY_AFTER, &rare.retry_after)];
+        headers.extend(kept.into_iter().filter_map(|(name, kept)| Some((name, kept.clone()?))));
     }
     if let Way::Hit { age, .. } | Way::Stale { age, .. } = way {
         headers.insert(AGE, HeaderValue::from(age.as_secs()));

@@ -23,19 +23,29 @@ pub struct Answer {
     pub status: u16,
     /// `Content-Type`, as it came.
     pub content_type: Option<HeaderValue>,
+    /// What few answers have; apart, so that the others have no room for it.
+    pub rare: Option<Box<Rare>>,
+    /// The body, in an allocation of its own size.
+    pub body: Bytes,
+}
+
+/// Fields of an answer's head that are handed on, and that few answers have.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Rare {
     /// `Content-Encoding`, as it came.
     pub content_encoding: Option<HeaderValue>,
     /// `Retry-After`, as it came.
     pub retry_after: Option<HeaderValue>,
-    /// The body, in an allocation of its own size.
-    pub body: Bytes,
 }
 
 impl Answer {
     /// Bytes of its body and headers.
     pub fn size(&self) -> usize {
-        let headers = [&self.content_type, &self.content_encoding, &self.retry_after];
-        self.body.len() + headers.into_iter().flatten().map(HeaderValue::len).sum::<usize>()
+        let rare = self.rare.iter().map(|rare| {
+            let headers = [&rare.content_encoding, &rare.retry_after];
+            size_of::<Rare>() + headers.into_iter().flatten().map(HeaderValue::len).sum::<usize>()
+        });
+        self.body.len() + self.content_type.as_ref().map_or(0, HeaderValue::len) + rare.sum::<usize>()
     }
 }
 

@@ -2,6 +2,7 @@
 //! where that may help.
 
 use std::future::Future;
+use std::pin::pin;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -135,11 +136,11 @@ impl Gateway {
         let inflight = &policy.handles.tenant(call.tenant.index).inflight;
         inflight.inc();
         let started = self.clock.boot();
-        let attempted = async {
+        let attempted = pin!(async {
             let (exchanged, sent) = self.attempt(call, allowance, reuse, &turn).await?;
             let verdict = reader.read(exchanged.answer.status, &exchanged.answer.body);
             Ok(Asked { answer: Arc::new(exchanged.answer), verdict, sent, received: self.now() })
-        };
+        });
         // Who had too little time left knows nothing of upstream.
         let in_time = || self.clock.boot() < allowance.deadline;
         let outcome =

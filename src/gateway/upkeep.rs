@@ -61,8 +61,7 @@ impl Gateway {
         let answer = Answer {
             status: 200,
             content_type: Some(http::HeaderValue::from_static("application/json")),
-            content_encoding: None,
-            retry_after: None,
+            rare: None,
             body: Bytes::from(format!("{{\"dropped\":{dropped}}}")),
         };
         Ok(Reply { answer: Arc::new(answer), way: Way::Own })

@@ -1,6 +1,7 @@
 //! What is kept of a tenant's dealings with upstream: attempts under way, whether it is worth asking, and retries.
 
 use std::future::Future;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -120,8 +121,11 @@ pub struct Attempt {
 impl Attempt {
     /// Runs the attempt to its end; `health` tells how that speaks of upstream, if it does. One that hangs is told of as
     /// unanswered at once, so that the next ones need not wait for it.
-    pub async fn watch<T>(mut self, attempt: impl Future<Output = T>, health: impl FnOnce(&T) -> Option<Health>) -> T {
-        let mut attempt = std::pin::pin!(attempt);
+    pub async fn watch<T>(
+        mut self,
+        mut attempt: Pin<&mut impl Future<Output = T>>,
+        health: impl FnOnce(&T) -> Option<Health>,
+    ) -> T {
         let outcome = tokio::time::timeout(HUNG, attempt.as_mut()).await;
         let outcome = match outcome {
             Ok(outcome) => outcome,
@@ -167,6 +171,8 @@ impl Drop for Attempt {
 
 #[cfg(test)]
 mod tests {
+    use std::pin::pin;
+
     use super::*;
 
     #[tokio::test]
@@ -175,16 +181,16 @@ mod tests {
         let circuit = Arc::new(Circuit::new(4, &clock));
         for _ in 0..5 {
             let attempt = circuit.begin(Duration::ZERO).await.unwrap();
-            attempt.watch(std::future::ready(()), |()| Some(Health::Unanswered)).await;
+            attempt.watch(pin!(std::future::ready(())), |()| Some(Health::Unanswered)).await;
         }
         assert!(matches!(circuit.check(), Err(Shut::Open(_))));
         hands.advance(Duration::from_secs(1));
         drop(circuit.begin(Duration::ZERO).await.unwrap());
         let silent = circuit.begin(Duration::ZERO).await.unwrap();
-        silent.watch(std::future::ready(()), |()| None).await;
+        silent.watch(pin!(std::future::ready(())), |()| None).await;
         let probe = circuit.begin(Duration::ZERO).await.unwrap();
         assert!(circuit.begin(Duration::ZERO).await.is_err(), "one at a time");
-        probe.watch(std::future::ready(()), |()| Some(Health::Answered)).await;
+        probe.watch(pin!(std::future::ready(())), |()| Some(Health::Answered)).await;
         assert!(!circuit.is_open() && circuit.begin(Duration::ZERO).await.is_ok());
     }
 }

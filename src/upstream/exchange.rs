@@ -1,6 +1,7 @@
 //! One request and its answer.
 
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
@@ -19,7 +20,7 @@ use super::connect::Stream;
 use super::failure::{Failure, FailureKind};
 use super::pool::{Idle, Pool};
 use super::wire::{Meter, Wire};
-use crate::answer::Answer;
+use crate::answer::{Answer, Rare};
 use crate::clock::Wall;
 use crate::settings::BaseUrl;
 use crate::signer::SignedRequest;
@@ -88,16 +89,16 @@ impl Connection {
         let meter = Arc::clone(&self.idle.meter);
         let reused = self.reused;
         let (mut answering, told) = (false, AtomicU64::new(before));
-        let exchange = async {
-            let response = self.send(request, &meter, before, &told, &left).await?;
-            answering = true;
-            answered();
-            self.receive(response).await
-        };
         let outcome = if within.is_zero() {
-            drop(exchange);
+            drop(self);
             Err(FailureKind::Timeout)
         } else {
+            let exchange = pin!(async {
+                let response = self.send(request, &meter, before, &told, &left).await?;
+                answering = true;
+                answered();
+                self.receive(response).await
+            });
             tokio::time::timeout(within, exchange).await.unwrap_or(Err(FailureKind::Timeout))
         };
         outcome.map_err(|kind| {
@@ -118,7 +119,7 @@ impl Connection {
         left: &impl Fn(),
     ) -> Result<Response<Incoming>, FailureKind> {
         let request = self.request(request).map_err(|_| FailureKind::NotHttp)?;
-        let mut response = std::pin::pin!(self.idle.sender.send_request(request));
+        let mut response = pin!(self.idle.sender.send_request(request));
         loop {
             tokio::select! {
                 response = &mut response => return response.map_err(|error| kind_of(&error)),
@@ -159,13 +160,9 @@ impl Connection {
             pool.put(self.idle, keep_alive_hint(&head.headers));
         }
         let header = |name| kept(head.headers.get(name)?);
-        let answer = Answer {
-            status: head.status.as_u16(),
-            content_type: header(CONTENT_TYPE),
-            content_encoding: header(CONTENT_ENCODING),
-            retry_after: header(RETRY_AFTER),
-            body,
-        };
+        let rare = Rare { content_encoding: header(CONTENT_ENCODING), retry_after: header(RETRY_AFTER) };
+        let rare = (rare != Rare::default()).then(|| Box::new(rare));
+        let answer = Answer { status: head.status.as_u16(), content_type: header(CONTENT_TYPE), rare, body };
         Ok(Exchanged { answer, date: date(&head.headers) })
     }
 }

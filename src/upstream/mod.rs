@@ -97,7 +97,8 @@ impl Upstream {
                 return Ok(Connection::reused(idle, home, self.connector.base_url(), self.max_response));
             }
         }
-        let stream = self.connector.connect().await.map_err(Failure::before)?;
+        // Apart, so that calls on kept connections have no room for it.
+        let stream = Box::pin(self.connector.connect()).await.map_err(Failure::before)?;
         Connection::open(stream, home, self.connector.base_url(), self.max_response).await
     }
 
