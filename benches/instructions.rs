@@ -1,0 +1,207 @@
+//! Instructions that the gateway executes for a hit and for a miss: a count that is the same on a busy machine.
+//!
+//! `cargo bench --bench instructions` runs `zvgate serve` under callgrind, asks until everything is warm, and counts from
+//! there. A count that is more than 5 % above `benches/instructions.txt` is a failure; `-- --keep` writes the file
+//! anew. It needs valgrind, which `.ci/setup` installs. What the kernel executes is not counted.
+
+#![expect(clippy::print_stdout, reason = "a bench tells its figures on standard output")]
+#![allow(clippy::panic, clippy::indexing_slicing, reason = "a bench that cannot go on ends")]
+
+use std::fmt::Write as _;
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+/// How much more than the kept count is a failure, in hundredths.
+const TOLERANCE: u64 = 5;
+/// Customers that are asked for again and again; few, so that all are asked for within the seconds that a shortcut lasts
+/// under callgrind.
+const CUSTOMERS: u64 = 100;
+
+/// What is counted: requests that come before and those that count, and the customer of each.
+struct Counted {
+    name: &'static str,
+    requests: [u64; 2],
+    customer: fn(u64) -> u64,
+}
+
+const PATHS: [Counted; 2] = [
+    Counted { name: "hit", requests: [1000, 2000], customer: |number| number % CUSTOMERS },
+    Counted { name: "miss", requests: [500, 1000], customer: |number| number },
+];
+
+fn main() {
+    let upstream = platform();
+    let counted = PATHS.map(|path| (path.name, count(upstream, &path) / path.requests[1]));
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/instructions.txt");
+    if std::env::args().any(|word| word == "--keep") {
+        keep(&file, &counted);
+        return;
+    }
+    let kept = std::fs::read_to_string(&file).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
+    assert!(kept.contains(std::env::consts::ARCH), "{} is of another kind of machine: -- --keep", file.display());
+    let mut grown = false;
+    for (name, instructions) in counted {
+        let line = kept.lines().find_map(|line| line.strip_prefix(name)?.trim().parse::<u64>().ok());
+        let before = line.unwrap_or_else(|| panic!("{} has no count of a {name}", file.display()));
+        println!("{name}: {instructions} instructions, {before} kept");
+        grown |= instructions * 100 > before * (100 + TOLERANCE);
+    }
+    assert!(!grown, "more than {TOLERANCE} % above what is kept: make it less, or say why and keep it by -- --keep");
+}
+
+/// Keeps what was counted, and by what it was compiled.
+fn keep(file: &Path, counted: &[(&str, u64)]) {
+    let compiler = Command::new("rustc").arg("--version").output().expect("rustc");
+    let mut text = format!(
+        "# Instructions of a request, by `cargo bench --bench instructions -- --keep`: {}, {}",
+        std::env::consts::ARCH,
+        String::from_utf8_lossy(&compiler.stdout)
+    );
+    for (name, instructions) in counted {
+        let _ = writeln!(text, "{name} {instructions}");
+        println!("{name}: {instructions} instructions");
+    }
+    std::fs::write(file, text).expect("room for a file");
+}
+
+/// Instructions of a gateway from its first warm request to its last.
+fn count(upstream: SocketAddr, path: &Counted) -> u64 {
+    let place = tempfile::tempdir().expect("a folder");
+    let listen = free_address();
+    let config = place.path().join("zvgate.toml");
+    let text = format!(
+        r#"[server]
+listen = "{listen}"
+admin_listen = "127.0.0.1:0"
+workers = 1
+[upstream]
+base_url = "http://{upstream}"
+[tenants.bench]
+open_id = "d14c1559e87b747d577c834b275a4310"
+grant_code = "ba67d4fa46"
+open_key = "LyvrkvkxRkG2R6aM55bXpPwjYAbkEXTbVnKwfDYvVHjNwNFAmx"
+[limits.upstream]
+rate = 0
+[log]
+access = "none"
+[cache]
+ttl = "1h"
+"#
+    );
+    std::fs::write(&config, text).expect("room for a file");
+    let counts = place.path().join("callgrind.out");
+    let mut gateway = start(&config, &counts);
+    let mut stream = connect(&mut gateway.0, listen);
+    let [before, counted] = path.requests;
+    ask(&mut stream, (0..before).map(path.customer));
+    gateway.dump();
+    ask(&mut stream, (before..before + counted).map(path.customer));
+    gateway.dump();
+    // The second dump begins where the first ended.
+    let counts = std::fs::read_to_string(counts.with_extension("out.2")).expect("what callgrind wrote");
+    let totals = counts.lines().find_map(|line| line.strip_prefix("totals: ")?.parse().ok());
+    totals.expect("a line of totals")
+}
+
+/// A gateway under callgrind; ends with this value, by its own id.
+struct Gateway(Child);
+
+impl Gateway {
+    /// Has callgrind write down what it counted since the last time.
+    fn dump(&self) {
+        let told = Command::new("vgdb").arg(format!("--pid={}", self.0.id())).arg("dump").output();
+        let told = told.expect("vgdb, of valgrind");
+        assert!(told.status.success(), "{}", String::from_utf8_lossy(&told.stderr));
+    }
+}
+
+impl Drop for Gateway {
+    fn drop(&mut self) {
+        self.0.kill().ok();
+        self.0.wait().ok();
+    }
+}
+
+fn start(config: &Path, counts: &Path) -> Gateway {
+    let mut command = Command::new("valgrind");
+    command.args(["-q", "--tool=callgrind"]).arg(format!("--callgrind-out-file={}", counts.display()));
+    command.arg(env!("CARGO_BIN_EXE_zvgate")).args(["serve", "--config"]).arg(config);
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    Gateway(command.spawn().expect("valgrind: .ci/setup installs it"))
+}
+
+/// Asks for one after the other.
+fn ask(stream: &mut TcpStream, customers: impl Iterator<Item = u64>) {
+    let mut received = Vec::new();
+    for customer in customers {
+        let body = format!(r#"{{"params":{{"customerId":"38393309{customer:010}","useStatus":"","cardId":""}}}}"#);
+        let request = format!(
+            "POST /v3/crm/coupon/getCustomerCoupons HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        stream.write_all(request.as_bytes()).expect("a connection");
+        read_message(stream, &mut received);
+        assert!(received.starts_with(b"HTTP/1.1 200 "), "{}", String::from_utf8_lossy(&received));
+    }
+}
+
+fn connect(gateway: &mut Child, address: SocketAddr) -> TcpStream {
+    for _ in 0..600 {
+        if let Ok(stream) = TcpStream::connect(address) {
+            stream.set_nodelay(true).expect("an option of every stream");
+            return stream;
+        }
+        assert!(gateway.try_wait().expect("a child").is_none(), "the gateway ended");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    panic!("the gateway does not come up under callgrind");
+}
+
+fn free_address() -> SocketAddr {
+    let socket = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
+    socket.local_addr().expect("a bound socket")
+}
+
+/// Stands in for the platform, in this process: any call gets a list of five coupons.
+fn platform() -> SocketAddr {
+    let coupon = r#"{"beginAt":"2019-08-24 00:00:00","cardId":"390913445498200065","channel":"naixue","couponId":"390913445519171584","couponType":"0","createdAt":"2019-10-15 17:10:28","customerId":"383933091455959041","title":"","updatedAt":"2019-10-15 17:10:2","useStatus":"0","templateId":"951","endAt":"2999-11-03 23:59:59","extra":""}"#;
+    let body = format!(r#"{{"status":"true","code":"0","message":"","data":[{}]}}"#, [coupon; 5].join(","));
+    let answer =
+        format!("HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}", body.len());
+    let socket = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
+    let address = socket.local_addr().expect("a bound socket");
+    std::thread::spawn(move || {
+        for mut stream in socket.incoming().flatten() {
+            let answer = answer.clone();
+            std::thread::spawn(move || {
+                let mut received = Vec::new();
+                while read_message(&mut stream, &mut received) {
+                    stream.write_all(answer.as_bytes()).expect("a gateway");
+                }
+            });
+        }
+    });
+    address
+}
+
+/// Reads a message with its body; tells whether one came.
+fn read_message(stream: &mut TcpStream, message: &mut Vec<u8>) -> bool {
+    message.clear();
+    let mut buffer = [0; 8 << 10];
+    loop {
+        let length = stream.read(&mut buffer).unwrap_or_default();
+        if length == 0 {
+            return false;
+        }
+        message.extend_from_slice(&buffer[..length]);
+        let Some(head) = message.windows(4).position(|end| end == b"\r\n\r\n") else { continue };
+        let text = String::from_utf8_lossy(&message[..head]).to_ascii_lowercase();
+        let length = text.lines().find_map(|line| line.strip_prefix("content-length:")?.trim().parse::<usize>().ok());
+        if message.len() == head + 4 + length.unwrap_or_default() {
+            return true;
+        }
+    }
+}
