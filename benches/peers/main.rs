@@ -1,18 +1,33 @@
-//! The gateway beside what users run instead, in one run on one machine.
+//! The gateway beside what users run instead, in one run on one machine; how its cost grows; how late answers are under a
+//! constant load; and what it takes of memory and time to start.
 //!
-//! `cargo bench --bench peers` starts each server on a core of its own, loads it by wrk from the other cores, in turns, and
-//! prints and keeps the ratios (`benches/results/`). It needs wrk, nginx with its Lua module, Varnish with its modules, and
-//! taskset: `benches/peers/setup` installs them. `-- --test` only sees that our own servers answer.
+//! `cargo bench --bench peers` starts each server on a core of its own, loads it from the other cores, in turns, and prints
+//! and keeps what it saw (`benches/results/`). Words choose parts: `-- compare scale paced resident`; `--rounds=5` and
+//! `--seconds=4` say how often and how long. It needs wrk, nginx with its Lua module, Varnish with its modules, and taskset:
+//! `benches/peers/setup` installs them. `-- --test` only sees that our own servers answer.
 
 #![expect(clippy::print_stdout, reason = "a bench tells its figures on standard output")]
 #![allow(clippy::panic, clippy::indexing_slicing, reason = "a bench that cannot go on ends")]
+#![allow(clippy::cast_precision_loss, reason = "figures are told with three digits")]
 
 mod chart;
-mod load;
+mod compare;
+mod drive;
+mod paced;
+mod process;
+mod resident;
+mod scale;
 mod servers;
 mod table;
+mod wrk;
 
+use std::fmt::Write as _;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+
+use crate::drive::Drive;
+use crate::process::{COUPONS, Place, gateway, own, platform};
+use crate::table::Row;
 
 /// As the program's, so that what differs is the program.
 #[global_allocator]
@@ -22,21 +37,115 @@ fn loopback(port: u16) -> SocketAddr {
     SocketAddr::from((Ipv4Addr::LOCALHOST, port))
 }
 
+/// A run: how it measures, and what it saw.
+struct Bench {
+    /// How often each server has its turn, and for how many seconds.
+    rounds: usize,
+    seconds: u64,
+    told: String,
+    raw: String,
+}
+
+impl Bench {
+    fn of(words: &[&str]) -> Self {
+        let number = |name: &str| words.iter().find_map(|word| word.strip_prefix(name)?.parse().ok());
+        let rounds = number("--rounds=").and_then(|rounds| usize::try_from(rounds).ok()).unwrap_or(5);
+        Self { rounds, seconds: number("--seconds=").unwrap_or(4), told: String::new(), raw: String::new() }
+    }
+
+    /// Prints a part of the results, to be kept in the end.
+    fn tell(&mut self, text: &str) {
+        println!("{text}");
+        self.told.push_str(text);
+        self.told.push('\n');
+    }
+
+    /// Notes what was seen in every round.
+    fn keep_raw(&mut self, title: &str, rows: &[Row]) {
+        for (row, seen) in rows.iter().flat_map(|row| row.seen.iter().map(move |seen| (row, seen))) {
+            let (per_second, p99, cpu) = (seen.per_second, seen.p99, seen.cpu);
+            let _ = writeln!(self.raw, "{title}\t{}\t{per_second:.0}\t{p99:.0}\t{cpu:.2}", row.name);
+        }
+    }
+
+    /// Keeps a file beside the results.
+    fn keep(&self, name: &str, text: &str) {
+        std::fs::create_dir_all(results()).expect("a folder for results");
+        std::fs::write(results().join(name), text).expect("room for results");
+    }
+
+    /// Keeps all that was told, dated.
+    fn end(self, words: &[&str]) {
+        let output = |program: &str, arguments: &[&str]| {
+            let output = std::process::Command::new(program).args(arguments).output().map(|output| output.stdout);
+            String::from_utf8_lossy(&output.unwrap_or_default()).trim().to_owned()
+        };
+        let date = output("date", &["-u", "+%Y-%m-%d"]);
+        let machine = output("sh", &["-c", "lscpu | grep -E 'Model name|L2|L3'; uname -sr; nproc"]);
+        let parts: Vec<&str> = PARTS.map(|(name, _)| name).into_iter().filter(|name| chosen(words, name)).collect();
+        let words = words.iter().filter(|word| **word != "--bench").copied().collect::<Vec<_>>().join(" ");
+        let text = format!(
+            "# {date}: `cargo bench --bench peers -- {words}`\n\n```\n{machine}\n```\n\n{}### Raw: requests a second, p99 and a core's time a request in microseconds, in turns\n\n```\n{}```\n",
+            self.told, self.raw
+        );
+        let name = if parts.len() == PARTS.len() { "all".to_owned() } else { parts.join("-") };
+        self.keep(&format!("{date}-{name}.md"), &text);
+    }
+}
+
+fn results() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/results")
+}
+
+type Part = (&'static str, fn(&mut Bench));
+const PARTS: [Part; 4] =
+    [("compare", compare::run), ("scale", scale::run), ("paced", paced::run), ("resident", resident::run)];
+
+/// Whether a part is asked for: all are where none is named.
+fn chosen(words: &[&str], part: &str) -> bool {
+    words.contains(&part) || !PARTS.iter().any(|(name, _)| words.contains(name))
+}
+
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     match words.as_slice() {
-        ["server", kind, port] => {
-            let address = loopback(port.parse().expect("a port"));
-            match *kind {
-                "loop" => servers::bare_loop(address),
-                "hyper" => servers::bare_hyper(address),
-                "obvious" => servers::obvious(address),
-                "platform" => servers::platform(address, 5),
-                other => panic!("no server is called {other}"),
+        ["server", kind, port, coupons] => serve(kind, loopback(port.parse().expect("a port")), coupons),
+        _ if words.contains(&"--test") => try_own_servers(),
+        _ => {
+            let mut bench = Bench::of(&words);
+            for (_, run) in PARTS.iter().filter(|(name, _)| chosen(&words, name)) {
+                run(&mut bench);
             }
+            bench.end(&words);
         }
-        _ if words.contains(&"--test") => load::try_own_servers(),
-        _ => table::run(),
     }
+}
+
+fn serve(kind: &str, address: SocketAddr, coupons: &str) {
+    let coupons = coupons.parse().expect("a number of coupons");
+    match kind {
+        "loop" => servers::bare_loop(address, coupons),
+        // The platform's stand-in tells anybody the same list.
+        "hyper" | "platform" => servers::bare_hyper(address, coupons),
+        "each" => servers::each_their_own(address, coupons),
+        "obvious" => servers::obvious(address, coupons),
+        other => panic!("no server is called {other}"),
+    }
+}
+
+/// Sees that each of our own servers answers, to our own callers.
+fn try_own_servers() {
+    let place = Place::new();
+    let _platform = platform(18_600, COUPONS);
+    let ours = [("loop", 18_601), ("hyper", 18_602), ("each", 18_603), ("obvious", 18_604)];
+    let _servers = ours.map(|(kind, port)| own(kind, port));
+    let _gateway = gateway(&place, "0", 18_610, 18_600, "");
+    for port in ours.map(|(_, port)| port).into_iter().chain([18_610]) {
+        for rate in [None, Some(1000.0)] {
+            let times = Drive { connections: 10, requests: 100, rate, customer: |number| number % 30 }.run(port);
+            assert_eq!(times.len(), 100);
+        }
+    }
+    println!("our own servers answer");
 }

@@ -1,9 +1,11 @@
 //! What the gateway is measured beside: the limit of the machine, of the HTTP library, and of the obvious program.
 
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::convert::Infallible;
 use std::io::{Read, Write};
 use std::net::SocketAddr;
+use std::rc::Rc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -24,8 +26,8 @@ pub(crate) fn coupons(count: usize) -> String {
 
 /// Answers whatever comes with the same bytes, and parses nothing: what the machine can do. Requests must come one at a time
 /// and whole.
-pub(crate) fn bare_loop(address: SocketAddr) {
-    let body = coupons(5);
+pub(crate) fn bare_loop(address: SocketAddr, count: usize) {
+    let body = coupons(count);
     let answer =
         format!("HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}", body.len());
     let mut socket = TcpListener::bind(address).expect("a free address");
@@ -87,16 +89,28 @@ fn serve(address: SocketAddr, answer: impl Fn(Bytes) -> Bytes + Clone + 'static)
 }
 
 /// hyper with a fixed answer.
-pub(crate) fn bare_hyper(address: SocketAddr) {
-    let body = Bytes::from(coupons(5));
+pub(crate) fn bare_hyper(address: SocketAddr, count: usize) {
+    let body = Bytes::from(coupons(count));
     serve(address, move |_| body.clone());
+}
+
+/// hyper with as many answers as there are customers, in memory of their own, told in turns that no cache of the machine
+/// foresees: what a gateway with so many customers could do if finding the answer took no time.
+pub(crate) fn each_their_own(address: SocketAddr, count: usize) {
+    let body = coupons(count);
+    let bodies: Vec<Bytes> = (0..10_000).map(|_| Bytes::copy_from_slice(body.as_bytes())).collect();
+    let (bodies, turn) = (Rc::new(bodies), Rc::new(Cell::new(0)));
+    serve(address, move |_| {
+        turn.set((turn.get() + 6151) % bodies.len());
+        bodies[turn.get()].clone()
+    });
 }
 
 /// hyper, serde_json's `Value`, and a look-up in moka: what anybody would write first. Each customer's answer is its own, as one
 /// that came from upstream would be.
-pub(crate) fn obvious(address: SocketAddr) {
+pub(crate) fn obvious(address: SocketAddr, count: usize) {
     let cache = moka::sync::Cache::builder().max_capacity(1 << 20).time_to_live(Duration::from_secs(3600)).build();
-    let body = Bytes::from(coupons(5));
+    let body = Bytes::from(coupons(count));
     serve(address, move |request| {
         let parsed: serde_json::Value = serde_json::from_slice(&request).unwrap_or_default();
         let customer = parsed.pointer("/params/customerId").and_then(|id| id.as_str()).unwrap_or_default();
@@ -104,10 +118,4 @@ pub(crate) fn obvious(address: SocketAddr) {
             (customer.to_owned(), parsed["params"]["useStatus"].to_string(), parsed["params"]["cardId"].to_string());
         cache.get_with(key, || Bytes::copy_from_slice(&body))
     });
-}
-
-/// Stands in for the platform: any call gets a list of so many coupons.
-pub(crate) fn platform(address: SocketAddr, count: usize) {
-    let body = Bytes::from(coupons(count));
-    serve(address, move |_| body.clone());
 }

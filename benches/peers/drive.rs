@@ -1,0 +1,118 @@
+//! Callers of our own, on this thread: each customer in turn, or at a constant rate that no slow answer slows down.
+
+use std::io::{ErrorKind, Read, Write};
+use std::time::{Duration, Instant};
+
+use hdrhistogram::Histogram;
+use mio::net::TcpStream;
+use mio::{Events, Interest, Poll, Token};
+
+use crate::loopback;
+use crate::process::ROUTE;
+
+/// What is asked.
+pub(crate) struct Drive<K> {
+    pub(crate) connections: usize,
+    pub(crate) requests: u64,
+    /// Requests a second; `None`: each connection asks again when it was answered.
+    pub(crate) rate: Option<f64>,
+    /// The customer of each request.
+    pub(crate) customer: K,
+}
+
+/// A caller's connection.
+struct Line {
+    stream: TcpStream,
+    received: Vec<u8>,
+    /// When its request should have been sent.
+    due: Duration,
+}
+
+#[expect(clippy::disallowed_methods, reason = "a bench measures with the clock that is made for it")]
+fn now() -> Instant {
+    Instant::now()
+}
+
+impl<K: FnMut(u64) -> u64> Drive<K> {
+    /// Asks, and answers how long each answer took, in microseconds, from when its request was due: one that had to wait for
+    /// a connection has waited for the server (no coordinated omission).
+    pub(crate) fn run(mut self, port: u16) -> Histogram<u64> {
+        let mut poll = Poll::new().expect("a poll");
+        let mut lines: Vec<Line> = (0..self.connections).map(|number| Line::open(port, number, &poll)).collect();
+        let mut idle: Vec<usize> = (0..lines.len()).collect();
+        let (mut begun, mut ended) = (0, 0);
+        let mut times = Histogram::new(3).expect("three digits are few enough");
+        let (mut events, mut buffer, start) = (Events::with_capacity(1024), vec![0; 1 << 20], now());
+        let pause = self.rate.map(|_| Duration::ZERO);
+        while ended < self.requests {
+            while begun < self.requests
+                && let Some(line) = idle.pop()
+            {
+                let passed = start.elapsed();
+                let due = self.rate.map_or(passed, |rate| Duration::from_secs_f64(begun as f64 / rate));
+                if due > passed {
+                    idle.push(line);
+                    break;
+                }
+                lines[line].ask(due, (self.customer)(begun));
+                begun += 1;
+            }
+            poll.poll(&mut events, pause).expect("events");
+            for event in &events {
+                let line = &mut lines[event.token().0];
+                if line.is_answered(&mut buffer) {
+                    let took = start.elapsed().saturating_sub(line.due);
+                    times.record(u64::try_from(took.as_micros()).unwrap_or(u64::MAX)).expect("it grows");
+                    ended += 1;
+                    idle.push(event.token().0);
+                }
+            }
+        }
+        times
+    }
+}
+
+impl Line {
+    fn open(port: u16, number: usize, poll: &Poll) -> Self {
+        // Made while waiting, so that a crowd of them does not overflow the queue of the socket.
+        let stream = std::net::TcpStream::connect(loopback(port)).expect("a server");
+        stream.set_nonblocking(true).expect("an option of every stream");
+        stream.set_nodelay(true).expect("an option of every stream");
+        let mut stream = TcpStream::from_std(stream);
+        poll.registry().register(&mut stream, Token(number), Interest::READABLE).expect("room in the poll");
+        Self { stream, received: Vec::new(), due: Duration::ZERO }
+    }
+
+    fn ask(&mut self, due: Duration, customer: u64) {
+        let body = body(customer);
+        let head = format!(
+            "POST {ROUTE} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        self.due = due;
+        self.received.clear();
+        self.stream.write_all(head.as_bytes()).expect("room for a request");
+    }
+
+    /// Reads what is there, and tells whether that was the rest of the answer.
+    fn is_answered(&mut self, buffer: &mut [u8]) -> bool {
+        loop {
+            match self.stream.read(buffer) {
+                Ok(0) => panic!("the server closed a connection"),
+                Ok(length) => self.received.extend_from_slice(&buffer[..length]),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => break,
+                Err(error) => panic!("a connection broke: {error}"),
+            }
+        }
+        let Some(head) = self.received.windows(4).position(|end| end == b"\r\n\r\n") else { return false };
+        let text = String::from_utf8_lossy(&self.received[..head]).to_ascii_lowercase();
+        assert!(text.starts_with("http/1.1 200 "), "{text}");
+        let length = text.lines().find_map(|line| line.strip_prefix("content-length:")?.trim().parse::<usize>().ok());
+        self.received.len() == head + 4 + length.expect("a length")
+    }
+}
+
+/// What is asked of a customer, as wrk's script writes it.
+pub(crate) fn body(customer: u64) -> String {
+    format!(r#"{{"params":{{"customerId":"38393309{customer:010}","useStatus":"","cardId":""}}}}"#)
+}

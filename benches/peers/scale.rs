@@ -1,0 +1,132 @@
+//! How the cost of a hit grows: with entries, with coupons, with connections, and where more is asked for than may be kept.
+
+use std::fmt::Write as _;
+
+use crate::chart::{self, Line};
+use crate::drive::Drive;
+use crate::process::{COUPONS, Place, Running, cores_from, gateway, platform};
+use crate::table::{Row, measure};
+use crate::wrk::{Customers, Load, Seen};
+use crate::{Bench, table};
+
+const UPSTREAM: u16 = 18_700;
+const GATEWAY: u16 = 18_710;
+const ROOM: &str = "max_bytes = \"4GiB\"";
+const CONNECTIONS: usize = 66;
+
+pub(crate) fn run(bench: &mut Bench) {
+    by_entries(bench);
+    by_coupons(bench);
+    by_connections(bench);
+    storms(bench);
+}
+
+fn load(bench: &Bench, connections: usize, customers: Customers) -> Load {
+    Load { cores: cores_from(1), connections, seconds: bench.seconds, customers }
+}
+
+/// Has the answer of every customer kept.
+fn fill(port: u16, customers: usize) {
+    Drive { connections: CONNECTIONS, requests: customers as u64, rate: None, customer: |number| number + 1 }.run(port);
+}
+
+/// A measured point of a line.
+fn point(bench: &Bench, name: &str, server: (u16, &Running), load: &Load) -> Row {
+    let mut rows = measure(&[(name, server.0, server.1)], load, bench.rounds);
+    rows.pop().expect("one row for one server")
+}
+
+fn by_entries(bench: &mut Bench) {
+    let place = Place::new();
+    let _platform = platform(UPSTREAM, COUPONS);
+    let mut rows = Vec::new();
+    let mut lines = ["uniform", "zipf"].map(|name| Line { name: name.to_owned(), points: Vec::new() });
+    let server = gateway(&place, "0", GATEWAY, UPSTREAM, ROOM);
+    for entries in [10_000, 100_000, 1_000_000] {
+        fill(GATEWAY, entries);
+        for (line, customers) in lines.iter_mut().zip([Customers::Uniform(entries), Customers::Zipf(entries)]) {
+            let name = format!("{entries} entries, {}", line.name);
+            let row = point(bench, &name, (GATEWAY, &server), &load(bench, CONNECTIONS, customers));
+            line.points.push((entries as f64, row.middle(|seen| seen.cpu)));
+            rows.push(row);
+        }
+    }
+    tell(bench, "Entries: 1.7 kB each, 66 connections", &rows);
+    plot(bench, "scale-entries.svg", "A hit's cost by entries", "entries", &lines);
+}
+
+fn by_coupons(bench: &mut Bench) {
+    let (mut rows, mut line) = (Vec::new(), Line { name: "zvgate".to_owned(), points: Vec::new() });
+    let mut nothing = Line { name: "bare hyper, fixed answer".to_owned(), points: Vec::new() };
+    for coupons in [1, 5, 50, 500, 2000] {
+        let place = Place::new();
+        let platform = platform(UPSTREAM, coupons);
+        let server = gateway(&place, "0", GATEWAY, UPSTREAM, ROOM);
+        let load = load(bench, CONNECTIONS, Customers::Uniform(100));
+        fill(GATEWAY, 100);
+        let row = point(bench, &format!("{coupons} coupons"), (GATEWAY, &server), &load);
+        line.points.push((coupons as f64, row.middle(|seen| seen.cpu)));
+        rows.push(row);
+        drop(platform);
+        let hyper = crate::process::own_with("hyper", UPSTREAM, coupons);
+        let row = point(bench, &format!("{coupons} coupons, bare hyper"), (UPSTREAM, &hyper), &load);
+        nothing.points.push((coupons as f64, row.middle(|seen| seen.cpu)));
+        rows.push(row);
+    }
+    tell(bench, "Coupons: 100 customers, some 330 bytes a coupon, 66 connections", &rows);
+    plot(bench, "scale-coupons.svg", "A hit's cost by coupons", "coupons in an answer", &[line, nothing]);
+}
+
+fn by_connections(bench: &mut Bench) {
+    let place = Place::new();
+    let _platform = platform(UPSTREAM, COUPONS);
+    let server = gateway(&place, "0", GATEWAY, UPSTREAM, ROOM);
+    let hyper = crate::process::own("hyper", GATEWAY + 2);
+    fill(GATEWAY, 10_000);
+    let mut rows = Vec::new();
+    let mut lines =
+        ["zvgate", "bare hyper, fixed answer"].map(|name| Line { name: name.to_owned(), points: Vec::new() });
+    for connections in [1, 66, 1000, 10_000] {
+        let load = load(bench, connections, Customers::Uniform(10_000));
+        for (line, server) in lines.iter_mut().zip([(GATEWAY, &server), (GATEWAY + 2, &hyper)]) {
+            let row = point(bench, &format!("{connections} connections, {}", line.name), server, &load);
+            line.points.push((connections as f64, row.middle(|seen| seen.cpu)));
+            rows.push(row);
+        }
+    }
+    tell(bench, "Connections: 10,000 customers, 1.7 kB", &rows);
+    plot(bench, "scale-connections.svg", "A hit's cost by connections", "connections", &lines);
+}
+
+/// Ever new customers: where nothing has to go for them, and where each puts others out.
+fn storms(bench: &mut Bench) {
+    let place = Place::new();
+    let _platform = platform(UPSTREAM, COUPONS);
+    let roomy = gateway(&place, "0", GATEWAY, UPSTREAM, ROOM);
+    let tight = gateway(&place, "0", GATEWAY + 2, UPSTREAM, "max_bytes = \"16MiB\"");
+    fill(GATEWAY + 2, 20_000);
+    let load = load(bench, CONNECTIONS, Customers::Uniform(1_000_000_000));
+    let servers = [("misses with room", GATEWAY, &roomy), ("misses that evict, of 16 MiB", GATEWAY + 2, &tight)];
+    let rows = measure(&servers, &load, bench.rounds);
+    tell(bench, "Eviction storm: every request another customer", &rows);
+    let resident = tight.resident() / f64::from(1 << 20);
+    bench.tell(&format!("Resident after the storm, with `cache.max_bytes` of 16 MiB: {resident:.0} MiB.\n"));
+}
+
+fn tell(bench: &mut Bench, title: &str, rows: &[Row]) {
+    let mut text = format!(
+        "### {title}\n\n| | a second, median | a core's time a request: min / median / max | p99, median |\n| --- | --- | --- | --- |\n"
+    );
+    for row in rows {
+        let (per_second, p99) = (row.middle(|seen| seen.per_second), row.middle(|seen| seen.p99) / 1000.0);
+        let (least, half, most) = table::middle(row.seen.iter().map(|seen: &Seen| seen.cpu).collect());
+        let _ =
+            writeln!(text, "| {} | {per_second:.0} | {least:.2} / {half:.2} / {most:.2} µs | {p99:.2} ms |", row.name);
+    }
+    bench.keep_raw(title, rows);
+    bench.tell(&text);
+}
+
+fn plot(bench: &Bench, file: &str, title: &str, across: &str, lines: &[Line]) {
+    bench.keep(file, &chart::lines(title, across, "a core's time, µs", lines));
+}
