@@ -63,7 +63,7 @@ impl Load {
         };
         Seen {
             per_second: after("Requests/sec:").parse().expect("a number"),
-            p99: micros(&after("99%")),
+            p99: micros(&after(" 99%")),
             cpu: cpu / before(" requests in ") * 1e6,
         }
     }
