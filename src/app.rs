@@ -17,6 +17,7 @@ use crate::admin::{Access, Admin, Readiness};
 use crate::clock::Clock;
 use crate::gateway::{Equipment, Gateway};
 use crate::limit::Before;
+pub use crate::listener::Workers;
 use crate::listener::{Bounds, Door, Peer, Tally};
 use crate::pseudonym::Pseudonyms;
 use crate::settings::{ServerSettings, Settings};
@@ -114,9 +115,9 @@ impl App {
         Arc::clone(&self.gateway)
     }
 
-    /// Serves until `stop`; then accepts for `server.drain_delay` more, and finishes what is in hand in
-    /// `server.drain_timeout`. The admin listener stays until the end.
-    pub async fn run(self, stop: CancellationToken) {
+    /// Serves callers on `workers` until `stop`; then accepts for `server.drain_delay` more, and finishes what is in hand
+    /// in `server.drain_timeout`. Operators are served where this runs, however busy the workers are, and until the end.
+    pub async fn run(self, workers: Workers, stop: CancellationToken) {
         let Self { gateway, sockets, server, readiness, clock } = self;
         let (bounds, operators_bounds) = (Bounds::new(&server), Bounds::for_operators(&server));
 
@@ -126,8 +127,13 @@ impl App {
         let operators = move |request, peer: Peer| pages.clone().handle(request, peer.address);
         let (desk, stop_desk) = (sockets.admin, stop_admin.clone());
         let admin = tokio::spawn(async move {
-            let door =
-                Door { socket: desk.open().await, bounds: operators_bounds, tally: None, secured: Arc::new(|| None) };
+            let door = Door {
+                socket: desk.open().await,
+                bounds: operators_bounds,
+                tally: None,
+                secured: Arc::new(|| None),
+                workers: Workers::new(Vec::new()),
+            };
             door.serve(stop_desk, operators).await
         });
 
@@ -137,7 +143,7 @@ impl App {
         let tally = Tally { open: metrics.connections.clone(), dropped: metrics.connections_dropped.clone() };
         let front = Arc::clone(&gateway);
         let secured = Arc::new(move || front.tls().map(|tls| tls.config()));
-        let door = Door { socket: sockets.data, bounds, tally: Some(tally), secured };
+        let door = Door { socket: sockets.data, bounds, tally: Some(tally), secured, workers };
         let data = tokio::spawn(door.serve(stop_data.clone(), callers));
         readiness.ready();
 

@@ -4,6 +4,7 @@ mod connection;
 mod phase;
 mod seldom;
 mod timed;
+mod workers;
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -23,6 +24,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use self::connection::Connection;
+pub use self::workers::Workers;
 use crate::gateway::Room;
 use crate::settings::ServerSettings;
 
@@ -120,6 +122,8 @@ pub struct Door {
     pub tally: Option<Tally>,
     /// Asked for each connection.
     pub secured: Secured,
+    /// Who serves what comes in.
+    pub workers: Workers,
 }
 
 impl Door {
@@ -129,7 +133,7 @@ impl Door {
         A: Fn(Request<Incoming>, Peer) -> F + Clone + Send + 'static,
         F: Future<Output = Result<Response<Bytes>, Infallible>> + Send + 'static,
     {
-        let Self { socket, bounds, tally, secured } = self;
+        let Self { socket, bounds, tally, secured, workers } = self;
         let hall = Hall {
             room: Arc::new(Semaphore::new(bounds.max_connections)),
             turned_away: Arc::new(Semaphore::new(TURNED_AWAY_AT_ONCE)),
@@ -138,12 +142,13 @@ impl Door {
             bounds,
             tally,
             secured,
+            workers,
             stop,
         };
         loop {
             let accepted = tokio::select! {
                 () = hall.stop.cancelled() => break,
-                accepted = socket.accept() => accepted,
+                accepted = socket.accept() => accepted.and_then(|(stream, address)| Ok((stream.into_std()?, address))),
             };
             match accepted {
                 Ok(accepted) => hall.let_in(accepted, &answer),
@@ -171,12 +176,13 @@ struct Hall {
     bounds: Bounds,
     tally: Option<Tally>,
     secured: Secured,
+    workers: Workers,
     stop: CancellationToken,
 }
 
 impl Hall {
     /// Serves a connection, or turns it away.
-    fn let_in<A, F>(&self, (stream, address): (TcpStream, SocketAddr), answer: &A)
+    fn let_in<A, F>(&self, (stream, address): (net::TcpStream, SocketAddr), answer: &A)
     where
         A: Fn(Request<Incoming>, Peer) -> F + Clone + Send + 'static,
         F: Future<Output = Result<Response<Bytes>, Infallible>> + Send + 'static,
@@ -195,10 +201,14 @@ impl Hall {
             stop: self.stop.child_token(),
             answer: answer.clone(),
         };
-        self.connections.spawn(async move {
-            connection.serve(stream).await;
+        let served = async move {
+            // The system tells this worker, and no other, what comes in.
+            if let Ok(stream) = TcpStream::from_std(stream) {
+                connection.serve(stream).await;
+            }
             drop((open, permit));
-        });
+        };
+        self.workers.serve(served, &self.connections);
     }
 }
 
@@ -207,10 +217,10 @@ fn take(permits: &Arc<Semaphore>) -> Option<OwnedSemaphorePermit> {
 }
 
 /// A connection that waits already: the socket does not block.
-fn accept_waiting(socket: &net::TcpListener) -> io::Result<(TcpStream, SocketAddr)> {
-    let (stream, address) = socket.accept()?;
-    stream.set_nonblocking(true)?;
-    Ok((TcpStream::from_std(stream)?, address))
+fn accept_waiting(socket: &net::TcpListener) -> io::Result<(net::TcpStream, SocketAddr)> {
+    let accepted = socket.accept()?;
+    accepted.0.set_nonblocking(true)?;
+    Ok(accepted)
 }
 
 /// A connection that was gone before it was accepted concerns nobody; without descriptors or memory, wait for some.

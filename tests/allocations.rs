@@ -14,7 +14,7 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
-use zvgate::app::{App, Inherited};
+use zvgate::app::{App, Inherited, Workers};
 use zvgate::clock::Clock;
 use zvgate::limit::Before;
 use zvgate::sandbox::{Faults, Merchant, Options, Sandbox};
@@ -91,7 +91,7 @@ async fn gateway() -> SocketAddr {
     let app = App::bind(&settings, Clock::system(), Before::Nothing, Inherited::default()).await.unwrap();
     let address = app.address().unwrap();
     tokio::spawn(sandbox.run(CancellationToken::new()));
-    tokio::spawn(app.run(CancellationToken::new()));
+    tokio::spawn(app.run(Workers::new(Vec::new()), CancellationToken::new()));
     address
 }
 

@@ -31,7 +31,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), u8> {
     tell(&settings.effective());
     let missing = settings.missing_for_serving();
     if arguments.live && missing.is_empty() {
-        return runtime(1)?.block_on(live(&settings));
+        return runtime()?.block_on(live(&settings));
     }
     if !missing.is_empty() {
         complain(&format!("to serve, the configuration also needs {}", missing.join(", ")));

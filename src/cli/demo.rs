@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 use super::sandbox::{EXAMPLE_GRANT_CODE, EXAMPLE_OPEN_ID, EXAMPLE_OPEN_KEY, USUAL_ADDRESS, example};
 use super::stop::Stops;
 use super::{fail, logging, runtime, tell};
-use crate::app::{App, Inherited, StartError};
+use crate::app::{App, Inherited, StartError, Workers};
 use crate::clock::Clock;
 use crate::limit::Before;
 use crate::sandbox::{Faults, Options, Sandbox};
@@ -19,7 +19,7 @@ use crate::settings::{Settings, Sources};
 const CUSTOMER: &str = "383933091455959041";
 
 pub(super) fn run() -> Result<(), u8> {
-    runtime(0)?.block_on(demo())
+    runtime()?.block_on(demo())
 }
 
 async fn demo() -> Result<(), u8> {
@@ -34,7 +34,7 @@ async fn demo() -> Result<(), u8> {
     tell(&banner(platform, data, admin, &card));
     let (stop_gateway, stop_sandbox) = (CancellationToken::new(), CancellationToken::new());
     let platform = tokio::spawn(sandbox.run(stop_sandbox.clone()));
-    let gateway = app.run(stop_gateway.clone());
+    let gateway = app.run(Workers::new(Vec::new()), stop_gateway.clone());
     let stopping = async {
         stops.next().await;
         stop_gateway.cancel();

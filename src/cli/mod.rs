@@ -122,15 +122,7 @@ fn fail<E: std::fmt::Display>(error: E) -> u8 {
     FAILED
 }
 
-/// A runtime with so many worker threads; 0: one a core. A worker alone takes tasks in the order in which they woke; several hand
-/// them to each other, which keeps late those of a thousand busy connections that wait in line for that.
-fn runtime(workers: u32) -> Result<tokio::runtime::Runtime, u8> {
-    let cores = || std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    let workers = usize::try_from(workers).ok().filter(|workers| *workers > 0).unwrap_or_else(cores);
-    let mut builder = if workers == 1 {
-        tokio::runtime::Builder::new_current_thread()
-    } else {
-        tokio::runtime::Builder::new_multi_thread()
-    };
-    builder.worker_threads(workers).enable_all().build().map_err(fail)
+/// A runtime on this thread.
+fn runtime() -> Result<tokio::runtime::Runtime, u8> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(fail)
 }

@@ -1,5 +1,10 @@
 //! `zvgate serve`
 
+use std::future::pending;
+use std::io;
+use std::num::NonZero;
+use std::thread;
+
 use listenfd::ListenFd;
 use rustix::net::sockopt::socket_acceptconn;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -8,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::stop::Stops;
 use super::{Configuration, UNUSABLE, complain, fail, logging, runtime};
-use crate::app::{App, Inherited};
+use crate::app::{App, Inherited, Workers};
 use crate::clock::Clock;
 use crate::limit::Before;
 use crate::settings::{ServerSettings, Settings};
@@ -25,8 +30,9 @@ pub(super) fn run(configuration: &Configuration) -> Result<(), u8> {
         ));
         UNUSABLE
     })?;
-    let runtime = runtime(settings.server.workers)?;
-    let served = runtime.block_on(serve(configuration, &settings, inherited, signals));
+    let workers = start_workers(settings.server.workers)?;
+    let runtime = runtime()?;
+    let served = runtime.block_on(serve(configuration, &settings, inherited, signals, workers));
     // A file system or a resolver that lets its readers wait must not hold the end up.
     runtime.shutdown_background();
     served
@@ -40,11 +46,25 @@ struct Signals {
 
 impl Signals {
     /// Catches them from here on, for whatever runtime will listen.
-    fn catch() -> std::io::Result<Self> {
+    fn catch() -> io::Result<Self> {
         let catching = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let _entered = catching.enter();
         Ok(Self { stops: Stops::new()?, hangups: signal(SignalKind::hangup())? })
     }
+}
+
+/// Starts so many workers, 0: one a core. They end with the process.
+fn start_workers(number: u32) -> Result<Workers, u8> {
+    let cores = || thread::available_parallelism().map_or(1, NonZero::get);
+    let number = usize::try_from(number).ok().filter(|number| *number > 0).unwrap_or_else(cores);
+    let start = |number| {
+        let runtime = runtime()?;
+        let handle = runtime.handle().clone();
+        let work = move || runtime.block_on(pending::<()>());
+        let started = thread::Builder::new().name(format!("worker-{number}")).spawn(work);
+        started.map(|_| handle).map_err(|error| fail(format!("server.workers: thread {number}: {error}")))
+    };
+    Ok(Workers::new((1..=number).map(start).collect::<Result<_, _>>()?))
 }
 
 /// Descriptors beside those of callers' connections: upstream, operators, files.
@@ -70,14 +90,14 @@ fn raise_descriptor_limit(server: &ServerSettings) {
 }
 
 /// The sockets that the process was started with, as systemd hands them over (sd_listen_fds(3)).
-fn inherited() -> std::io::Result<Inherited> {
+fn inherited() -> io::Result<Inherited> {
     let mut sockets = ListenFd::from_env();
     if sockets.len() > 2 {
-        return Err(std::io::Error::other(format!("{} sockets are too many", sockets.len())));
+        return Err(io::Error::other(format!("{} sockets are too many", sockets.len())));
     }
     let mut take = |place| match sockets.take_tcp_listener(place)? {
         Some(socket) if !socket_acceptconn(&socket)? => {
-            Err(std::io::Error::other(format!("socket {place} does not listen")))
+            Err(io::Error::other(format!("socket {place} does not listen")))
         }
         taken => Ok(taken),
     };
@@ -89,6 +109,7 @@ async fn serve(
     settings: &Settings,
     inherited: Inherited,
     signals: Signals,
+    workers: Workers,
 ) -> Result<(), u8> {
     let Signals { mut stops, mut hangups } = signals;
     let app = App::bind(settings, Clock::system(), Before::Unknown, inherited).await.map_err(|error| {
@@ -106,10 +127,10 @@ async fn serve(
                 gateway.reload(loaded.as_ref());
             }
         }
-        std::future::pending::<()>().await;
+        pending::<()>().await;
     };
     let stop = CancellationToken::new();
-    let running = app.run(stop.clone());
+    let running = app.run(workers, stop.clone());
     let stopping = async {
         stops.next().await;
         stop.cancel();

@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 use serde_json::Value;
 
 use crate::program::{Running, run, serve, write_config, zvgate};
-use crate::support::{MERCHANTS, Platform, READ, Upstream, post};
+use crate::support::{Caller, MERCHANTS, Platform, READ, Upstream, post};
 
 #[test]
 fn without_a_command_help_is_printed() {
@@ -44,6 +44,55 @@ async fn a_gateway_process_serves_and_stops_at_sigterm_and_sigint() {
         assert_eq!(gateway.code(), 0);
         assert!(std::net::TcpStream::connect(address).is_err());
     }
+}
+
+/// How often each thread of such a name has slept: those of a process that may not be dumped can still be read here.
+fn naps(process: u32, name: &str) -> Vec<u64> {
+    let threads = std::fs::read_dir(format!("/proc/{process}/task")).unwrap();
+    let told = threads.map(|thread| std::fs::read_to_string(thread.unwrap().path().join("status")).unwrap());
+    let of = |told: &str, field: &str| {
+        told.lines().find_map(|line| Some(line.strip_prefix(field)?.trim().to_owned())).unwrap()
+    };
+    told.filter(|told| of(told, "Name:").starts_with(name))
+        .map(|told| of(&told, "voluntary_ctxt_switches:").parse().unwrap())
+        .collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_worker_serves_and_all_share_one_cache() {
+    const WORKERS: usize = 3;
+    let platform = Platform::open().await;
+    platform.faults(serde_json::json!({ "latency_ms": 200 })).await;
+    let folder = tempfile::tempdir().unwrap();
+    let config = write_config(folder.path(), &platform.url(), "");
+    let text = std::fs::read_to_string(&config).unwrap();
+    std::fs::write(&config, text.replace("[server]\n", &format!("[server]\nworkers = {WORKERS}\n"))).unwrap();
+    let (mut gateway, _log, told) = serve(&config);
+    let address = told["listen"].as_str().unwrap().parse().unwrap();
+    let mut asking = tokio::task::JoinSet::new();
+    for _ in 0..2 * WORKERS {
+        let mut caller = Caller::connect(address).await;
+        asking.spawn(async move {
+            assert_eq!(caller.read("1").await.status, 200);
+            caller
+        });
+    }
+    let mut callers = asking.join_all().await;
+    assert_eq!(platform.requests(READ).await, 1, "all workers' callers wait for one call");
+
+    let before = naps(gateway.0.id(), "worker-");
+    for _ in 0..50 {
+        for caller in &mut callers {
+            assert!(caller.read("1").await.is_hit());
+        }
+    }
+    let after = naps(gateway.0.id(), "worker-");
+    assert_eq!((before.len(), after.len()), (WORKERS, WORKERS));
+    for (before, after) in before.iter().zip(&after) {
+        assert!(after - before >= 50, "one of the workers had nothing to do: {before} to {after}");
+    }
+    gateway.signal("TERM");
+    assert_eq!(gateway.code(), 0);
 }
 
 /// The process before it may have used the pace up.
@@ -245,7 +294,7 @@ async fn a_log_that_nobody_reads_stops_nobody() {
     let (mut gateway, _log, told) = serve(&config);
     let address = told["listen"].as_str().unwrap().parse().unwrap();
     // More than a pipe holds.
-    let mut caller = crate::support::Caller::connect(address).await;
+    let mut caller = Caller::connect(address).await;
     for _ in 0..2000 {
         assert_eq!(caller.read("1").await.status, 200);
     }

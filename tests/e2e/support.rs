@@ -13,7 +13,7 @@ use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
 use tokio::net::TcpStream;
 use tokio_util::sync::{CancellationToken, DropGuard};
-use zvgate::app::{App, Inherited};
+use zvgate::app::{App, Inherited, Workers};
 use zvgate::clock::{Clock, Hands};
 use zvgate::gateway::Gateway;
 use zvgate::limit::Before;
@@ -180,7 +180,7 @@ impl Gate {
         let (address, admin) = (app.address().unwrap(), app.admin_address().unwrap());
         let gateway = app.gateway();
         let stop = CancellationToken::new();
-        let done = tokio::spawn(app.run(stop.clone()));
+        let done = tokio::spawn(app.run(Workers::new(Vec::new()), stop.clone()));
         Self { address, admin, hands, gateway, done, _stop: stop.clone().drop_guard(), stop }
     }
 
