@@ -252,7 +252,7 @@ impl<'a> Scanner<'a> {
         let mut escaped = false;
         loop {
             let rest = self.text.as_bytes().get(self.at..).unwrap_or_default();
-            self.at += rest.iter().position(|byte| matches!(byte, b'"' | b'\\' | 0..=0x1f)).unwrap_or(rest.len());
+            self.at += plain(rest);
             match self.peek() {
                 Some(b'"') => break,
                 Some(b'\\') => {
@@ -302,6 +302,26 @@ impl<'a> Scanner<'a> {
         }
         if self.at == start { Err(self.error(Problem::Number)) } else { Ok(()) }
     }
+}
+
+/// How many bytes there are before the first that ends a string or is special in one: `"`, `\`, and control characters.
+fn plain(bytes: &[u8]) -> usize {
+    /// Eight bytes at once, in all of which the highest bit is set where the byte, or one before it, is special.
+    fn specials(bytes: u64) -> u64 {
+        const EACH: u64 = u64::MAX / 0xff;
+        let below = |bytes: u64, bound: u64| bytes.wrapping_sub(EACH * bound) & !bytes;
+        let is = |byte: u8| below(bytes ^ (EACH * u64::from(byte)), 1);
+        (below(bytes, 0x20) | is(b'"') | is(b'\\')) & (EACH << 7)
+    }
+    let (eights, rest) = bytes.as_chunks::<8>();
+    for (place, eight) in eights.iter().enumerate() {
+        let specials = specials(u64::from_le_bytes(*eight));
+        if specials != 0 {
+            return place * 8 + specials.trailing_zeros() as usize / 8;
+        }
+    }
+    let special = rest.iter().position(|byte| matches!(byte, b'"' | b'\\' | 0..=0x1f));
+    eights.len() * 8 + special.unwrap_or(rest.len())
 }
 
 #[cfg(test)]

@@ -5,13 +5,15 @@
 
 mod moment;
 
+use std::{ptr, slice};
+
 use bytes::Bytes;
 use http::HeaderValue;
 use time::UtcOffset;
 
 pub use self::moment::End;
 use crate::clock::Wall;
-use crate::json::Node;
+use crate::json::{Member, Node};
 
 /// Deepest nesting that is read; what nests deeper counts as garbage.
 const MAX_DEPTH: usize = 128;
@@ -117,49 +119,51 @@ impl Reader {
     }
 
     fn contents(&self, data: Option<&Node<'_>>) -> Contents {
-        let coupons: Vec<&Node<'_>> = match data {
-            None | Some(Node::Null) => Vec::new(),
-            Some(Node::String(text)) if text.trim().is_empty() => Vec::new(),
-            Some(Node::Array(items)) => items.iter().collect(),
+        let (coupons, beside): (&[Node<'_>], &[Member<'_>]) = match data {
+            None | Some(Node::Null) => (&[], &[]),
+            Some(Node::String(text)) if text.trim().is_empty() => (&[], &[]),
+            Some(Node::Array(items)) => (items, &[]),
             Some(object @ Node::Object(members)) => match object.member("list") {
-                Some(Node::Array(items)) => items.iter().collect(),
-                Some(Node::Null) => Vec::new(),
-                _ if members.is_empty() => Vec::new(),
-                _ => vec![object],
+                Some(Node::Array(items)) => (items, members),
+                Some(Node::Null) => (&[], members),
+                _ if members.is_empty() => (&[], &[]),
+                _ => (slice::from_ref(object), &[]),
             },
-            Some(other) => vec![other],
+            Some(other) => (slice::from_ref(other), &[]),
         };
         let mut contents = Contents { empty: coupons.is_empty(), ..Contents::default() };
         if self.expires.is_empty() {
             return contents;
         }
-        contents.open =
-            coupons.iter().filter(|coupon| is_open(coupon)).map(|coupon| self.ends(coupon).into_iter().min()).collect();
-        let all = data.map(|data| self.ends(data)).unwrap_or_default();
-        contents.ends = all.into_iter().filter_map(|end| if let End::At(at) = end { Some(at) } else { None }).collect();
+        let mut ends = Vec::new();
+        for coupon in coupons {
+            let others = ends.len();
+            self.collect_ends(coupon, &mut ends);
+            if is_open(coupon) {
+                contents.open.push(ends.iter().skip(others).min().copied());
+            }
+        }
+        let is_list = |value: &Node<'_>| matches!(value, Node::Array(items) if ptr::eq(items.as_slice(), coupons));
+        beside.iter().filter(|member| !is_list(&member.value)).for_each(|member| self.collect_end(member, &mut ends));
+        contents.ends =
+            ends.into_iter().filter_map(|end| if let End::At(at) = end { Some(at) } else { None }).collect();
         contents
-    }
-
-    fn ends(&self, node: &Node<'_>) -> Vec<End> {
-        let mut found = Vec::new();
-        self.collect_ends(node, &mut found);
-        found
     }
 
     fn collect_ends(&self, node: &Node<'_>, found: &mut Vec<End>) {
         match node {
-            Node::Object(members) => {
-                for member in members {
-                    match &member.value {
-                        Node::String(text) if self.expires.iter().any(|name| *name == member.name) => {
-                            found.extend(End::parse(text, self.utc_offset));
-                        }
-                        other => self.collect_ends(other, found),
-                    }
-                }
-            }
+            Node::Object(members) => members.iter().for_each(|member| self.collect_end(member, found)),
             Node::Array(items) => items.iter().for_each(|item| self.collect_ends(item, found)),
             Node::String(_) | Node::Number(_) | Node::Bool(_) | Node::Null => {}
+        }
+    }
+
+    fn collect_end(&self, member: &Member<'_>, found: &mut Vec<End>) {
+        match &member.value {
+            Node::String(text) if self.expires.iter().any(|name| *name == member.name) => {
+                found.extend(End::parse(text, self.utc_offset));
+            }
+            other => self.collect_ends(other, found),
         }
     }
 }

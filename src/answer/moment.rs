@@ -155,6 +155,13 @@ mod tests {
         }
 
         #[test]
+        fn a_date_as_documented_is_read_the_short_way_as_by_hand(text in "[0-8][0-9]{3}-[0-9]{2}-[0-9]{2} [0-9]{2}:[0-9]{2}:[0-9]{2}") {
+            let by_hand = by_hand(&text);
+            prop_assert!(by_hand.is_some());
+            prop_assert_eq!(as_documented(&text), by_hand);
+        }
+
+        #[test]
         fn a_written_date_is_read_back(seconds in 0i64..200_000_000_000) {
             let moment = time::OffsetDateTime::from_unix_timestamp(seconds).unwrap().to_offset(CHINA);
             let text = format!(

@@ -91,6 +91,25 @@ fn every_end_counts_whatever_its_name_or_depth() {
 }
 
 #[test]
+fn ends_beside_a_list_count_and_those_in_it_count_once() {
+    let beside = contents(
+        r#"{"total":1,"list":[{"useStatus":0,"endAt":"2030-01-01"}],"endAt":"2028-01-01","list":[{"endAt":"2027-01-01"}]}"#,
+    );
+    assert_eq!(beside.ends, ["2030-01-01", "2028-01-01", "2027-01-01"].map(at));
+    assert_eq!(beside.open, [Some(End::At(at("2030-01-01")))]);
+    let alone = contents(r#"{"list":null,"endAt":"2029-01-01"}"#);
+    assert_eq!((alone.ends, alone.empty), (vec![at("2029-01-01")], true));
+}
+
+#[test]
+fn each_open_coupon_has_its_own_first_end() {
+    let data = r#"[{"endAt":"2027-01-01"},{"useStatus":1,"endAt":"2026-01-01"},{},
+        {"endAt":"2031-01-01","more":[{"endAt":"2029-01-01"}]}]"#;
+    let end = |text| Some(End::At(at(text)));
+    assert_eq!(contents(data).open, [end("2027-01-01"), None, end("2029-01-01")]);
+}
+
+#[test]
 fn a_coupon_is_open_unless_its_status_is_settled() {
     for (coupon, open) in [
         (r#"{"useStatus":"0","endAt":""}"#, vec![None]),

@@ -93,6 +93,7 @@ fn any_json() -> impl Strategy<Value = Value> {
         any::<i64>().prop_map(Value::from),
         (-1e9f64..1e9).prop_map(Value::from),
         "\\PC{0,8}".prop_map(Value::from),
+        "[ -~é\"\\\\\u{0}-\u{1f}]{0,40}".prop_map(Value::from),
         Just(Value::from("\"\\\n\u{7}😀")),
     ];
     leaf.prop_recursive(4, 24, 5, |inner| {
@@ -105,6 +106,13 @@ fn any_json() -> impl Strategy<Value = Value> {
 }
 
 proptest! {
+    #[test]
+    fn what_is_plain_in_a_string_is_found_eight_bytes_at_once(bytes in proptest::collection::vec(any::<u8>(), 0..40), more in "[a-z]{0,20}") {
+        let bytes: Vec<u8> = more.bytes().chain(bytes).collect();
+        let reference = bytes.iter().position(|byte| *byte == b'"' || *byte == b'\\' || *byte < b' ').unwrap_or(bytes.len());
+        prop_assert_eq!(plain(&bytes), reference);
+    }
+
     #[test]
     fn what_serde_json_writes_is_read_the_same(value in any_json(), pretty in any::<bool>()) {
         let text = if pretty { serde_json::to_string_pretty(&value) } else { serde_json::to_string(&value) }.unwrap();
