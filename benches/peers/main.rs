@@ -26,7 +26,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use crate::drive::Drive;
-use crate::process::{COUPONS, Place, gateway, own, platform};
+use crate::process::{COUPONS, Place, forward, gateway, own, platform};
 use crate::table::Row;
 
 /// As the program's, so that what differs is the program.
@@ -110,7 +110,8 @@ fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     match words.as_slice() {
-        ["server", kind, port, coupons] => serve(kind, loopback(port.parse().expect("a port")), coupons),
+        ["server", "forward", port, platform] => servers::forwarding(address(port), address(platform)),
+        ["server", kind, port, coupons] => serve(kind, address(port), coupons),
         _ if words.contains(&"--test") => try_own_servers(),
         _ => {
             let mut bench = Bench::of(&words);
@@ -120,6 +121,10 @@ fn main() {
             bench.end(&words);
         }
     }
+}
+
+fn address(port: &str) -> SocketAddr {
+    loopback(port.parse().expect("a port"))
 }
 
 fn serve(kind: &str, address: SocketAddr, coupons: &str) {
@@ -140,8 +145,9 @@ fn try_own_servers() {
     let _platform = platform(18_600, COUPONS);
     let ours = [("loop", 18_601), ("hyper", 18_602), ("each", 18_603), ("obvious", 18_604)];
     let _servers = ours.map(|(kind, port)| own(kind, port));
+    let _forward = forward(18_605, 18_600);
     let _gateway = gateway(&place, "0", 18_610, 18_600, "");
-    for port in ours.map(|(_, port)| port).into_iter().chain([18_610]) {
+    for port in ours.map(|(_, port)| port).into_iter().chain([18_605, 18_610]) {
         for rate in [None, Some(1000.0)] {
             let times = Drive { connections: 10, requests: 100, rate, customer: |number| number % 30 }.run(port);
             assert_eq!(times.len(), 100);

@@ -88,10 +88,10 @@ pub(crate) fn pinned(cores: &str, program: &Path) -> Command {
 }
 
 /// Starts one of our own servers.
-fn start(kind: &str, cores: &str, port: u16, coupons: usize) -> Running {
+fn start(kind: &str, cores: &str, port: u16, argument: usize) -> Running {
     let program = std::env::current_exe().expect("the path of this program");
     let mut command = pinned(cores, &program);
-    command.args(["server", kind, &port.to_string(), &coupons.to_string()]);
+    command.args(["server", kind, &port.to_string(), &argument.to_string()]);
     let running = Running(command.spawn().expect("a process"));
     wait_for(port);
     running
@@ -105,6 +105,11 @@ pub(crate) fn own(kind: &str, port: u16) -> Running {
 /// The same, whose answers have so many coupons.
 pub(crate) fn own_with(kind: &str, port: u16, coupons: usize) -> Running {
     start(kind, "0", port, coupons)
+}
+
+/// Starts one that forwards what it is asked, on the core that is measured.
+pub(crate) fn forward(port: u16, platform: u16) -> Running {
+    start("forward", "0", port, platform.into())
 }
 
 /// Starts the platform's stand-in.

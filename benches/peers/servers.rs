@@ -1,6 +1,6 @@
 //! What the gateway is measured beside: the limit of the machine, of the HTTP library, and of the obvious program.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::convert::Infallible;
 use std::io::{Read, Write};
@@ -12,11 +12,14 @@ use bytes::Bytes;
 use http::{Request, Response};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
+use hyper::client::conn::http1::SendRequest;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use mio::net::{TcpListener, TcpStream};
 use mio::{Events, Interest, Poll, Token};
+
+use crate::process::ROUTE;
 
 /// A list of so many coupons, each of some 330 bytes, as the platform writes them. None ends soon.
 pub(crate) fn coupons(count: usize) -> String {
@@ -65,7 +68,7 @@ fn respond(body: Bytes) -> Response<Full<Bytes>> {
 }
 
 /// Serves by hyper on one thread; `answer` has the request's body.
-fn serve(address: SocketAddr, answer: impl Fn(Bytes) -> Bytes + Clone + 'static) {
+fn serve(address: SocketAddr, answer: impl AsyncFn(Bytes) -> Bytes + Clone + 'static) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     let local = tokio::task::LocalSet::new();
     local.block_on(&runtime, async move {
@@ -79,7 +82,7 @@ fn serve(address: SocketAddr, answer: impl Fn(Bytes) -> Bytes + Clone + 'static)
                     let answer = answer.clone();
                     async move {
                         let body = request.into_body().collect().await.map(http_body_util::Collected::to_bytes);
-                        Ok::<_, Infallible>(respond(answer(body.unwrap_or_default())))
+                        Ok::<_, Infallible>(respond(answer(body.unwrap_or_default()).await))
                     }
                 });
                 let _ = http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
@@ -91,7 +94,7 @@ fn serve(address: SocketAddr, answer: impl Fn(Bytes) -> Bytes + Clone + 'static)
 /// hyper with a fixed answer.
 pub(crate) fn bare_hyper(address: SocketAddr, count: usize) {
     let body = Bytes::from(coupons(count));
-    serve(address, move |_| body.clone());
+    serve(address, async move |_| body.clone());
 }
 
 /// hyper with as many answers as there are customers, in memory of their own, told in turns that no cache of the machine
@@ -100,10 +103,36 @@ pub(crate) fn each_their_own(address: SocketAddr, count: usize) {
     let body = coupons(count);
     let bodies: Vec<Bytes> = (0..10_000).map(|_| Bytes::copy_from_slice(body.as_bytes())).collect();
     let (bodies, turn) = (Rc::new(bodies), Rc::new(Cell::new(0)));
-    serve(address, move |_| {
+    serve(address, async move |_| {
         turn.set((turn.get() + 6151) % bodies.len());
         bodies[turn.get()].clone()
     });
+}
+
+/// hyper that forwards each request to the platform's stand-in, and its answer back, on connections that are kept: what a proxy of
+/// this library can do that neither reads, signs, bounds, counts nor keeps anything.
+pub(crate) fn forwarding(address: SocketAddr, platform: SocketAddr) {
+    let idle: Rc<RefCell<Vec<SendRequest<Full<Bytes>>>>> = Rc::default();
+    serve(address, async move |request| {
+        let kept = idle.borrow_mut().pop();
+        let mut connection = match kept {
+            Some(connection) => connection,
+            None => connect(platform).await,
+        };
+        let request = Request::post(ROUTE).header(http::header::HOST, "platform").body(Full::new(request));
+        let answer = connection.send_request(request.expect("a request")).await.expect("an answer");
+        let answer = answer.into_body().collect().await.expect("a whole answer").to_bytes();
+        idle.borrow_mut().push(connection);
+        answer
+    });
+}
+
+async fn connect(platform: SocketAddr) -> SendRequest<Full<Bytes>> {
+    let stream = tokio::net::TcpStream::connect(platform).await.expect("a platform");
+    stream.set_nodelay(true).expect("an option of every stream");
+    let (connection, driver) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.expect("a connection");
+    tokio::task::spawn_local(driver);
+    connection
 }
 
 /// hyper, serde_json's `Value`, and a look-up in moka: what anybody would write first. Each customer's answer is its own, as one
@@ -111,7 +140,7 @@ pub(crate) fn each_their_own(address: SocketAddr, count: usize) {
 pub(crate) fn obvious(address: SocketAddr, count: usize) {
     let cache = moka::sync::Cache::builder().max_capacity(1 << 20).time_to_live(Duration::from_secs(3600)).build();
     let body = Bytes::from(coupons(count));
-    serve(address, move |request| {
+    serve(address, async move |request: Bytes| {
         let parsed: serde_json::Value = serde_json::from_slice(&request).unwrap_or_default();
         let customer = parsed.pointer("/params/customerId").and_then(|id| id.as_str()).unwrap_or_default();
         let key =
