@@ -2,6 +2,7 @@
 
 mod connection;
 mod phase;
+mod resumed;
 mod seldom;
 mod timed;
 mod workers;

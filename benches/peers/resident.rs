@@ -82,7 +82,7 @@ fn entry() -> (f64, f64) {
 
 /// Resident memory once nothing is under way.
 fn settled(server: &Running) -> f64 {
-    std::thread::sleep(Duration::from_secs(2));
+    std::thread::sleep(Duration::from_secs(5));
     server.resident()
 }
 

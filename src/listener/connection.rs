@@ -1,25 +1,28 @@
 //! One connection: what secures it, what it speaks, and how it ends.
 
 use std::convert::Infallible;
-use std::future::Future;
-use std::pin::pin;
+use std::future::{Future, poll_fn};
+use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Request, Response, StatusCode};
 use hyper::body::Incoming;
-use hyper::server::conn::{http1, http2};
+use hyper::server::conn::http1::{self, Parts};
+use hyper::server::conn::http2;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use rustls::ServerConfig;
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
 use super::phase::Phase;
+use super::resumed::Resumed;
 use super::seldom::Seldom;
 use super::timed::Timed;
 use super::{Bounds, Peer, take};
@@ -50,6 +53,16 @@ pub(super) struct Connection<A> {
     pub(super) secured: Option<Arc<ServerConfig>>,
     pub(super) stop: CancellationToken,
     pub(super) answer: A,
+}
+
+/// Why a connection is not served on for now.
+enum Pause {
+    /// Nothing was asked for a while.
+    Rest,
+    /// It is over.
+    End,
+    /// The process is to end.
+    Stop,
 }
 
 impl<A, F> Connection<A>
@@ -93,24 +106,59 @@ where
         server.max_buf_size(bounds.max_head.max(LEAST_BUFFER)).max_header_size(bounds.max_head);
         server.max_headers(bounds.max_headers);
         let serving = Arc::clone(&phase);
-        let service = service_fn(move |request| {
+        let mut service = service_fn(move |request| {
             let (in_hand, answer) = (serving.begin(None), answer(request, peer));
             async move { in_hand.answered(answer.await, usize::MAX) }
         });
-        let mut connection = pin!(server.serve_connection(TokioIo::new(stream), service));
+        let linger = LINGER.min(bounds.drain_timeout / 2);
         let stopped = pin!(stop.cancelled());
         let mut stopped = Seldom::new(stopped);
-        tokio::select! {
-            // First, so that an answer that is made now is told to be the last.
-            biased;
-            () = &mut stopped => phase.last_answer(),
-            _ = connection.as_mut() => return,
+        let mut stream = Resumed::new(stream);
+        loop {
+            // Apart, so that a connection at rest has no room for it.
+            let mut connection = Box::new(server.serve_connection(TokioIo::new(stream), service));
+            let pause = poll_fn(|cx| {
+                // First, so that an answer that is made now is told to be the last.
+                if Pin::new(&mut stopped).poll(cx).is_ready() {
+                    return Poll::Ready(Pause::Stop);
+                }
+                if Pin::new(&mut *connection).poll(cx).is_ready() {
+                    return Poll::Ready(Pause::End);
+                }
+                if phase.is_at_rest() { Poll::Ready(Pause::Rest) } else { Poll::Pending }
+            });
+            match pause.await {
+                Pause::End => return,
+                Pause::Rest => {}
+                Pause::Stop => {
+                    phase.last_answer();
+                    if tokio::time::timeout(linger, &mut *connection).await.is_err() {
+                        Pin::new(&mut *connection).graceful_shutdown();
+                        connection.await.ok();
+                    }
+                    return;
+                }
+            }
+            // Nothing came that was not answered: the buffer, which goes here, is empty.
+            let Parts { io, service: resting, .. } = (*connection).into_parts();
+            (stream, service) = (io.into_inner(), resting);
+            let come = tokio::select! {
+                biased;
+                () = &mut stopped => {
+                    phase.last_answer();
+                    tokio::time::timeout(linger, stream.resume()).await.is_ok_and(|come| come)
+                }
+                come = stream.resume() => come,
+            };
+            if !come {
+                stream.shutdown().await.ok();
+                return;
+            }
+            if phase.is_last() {
+                Box::new(server.serve_connection(TokioIo::new(stream), service)).await.ok();
+                return;
+            }
         }
-        tokio::select! {
-            _ = connection.as_mut() => return,
-            () = tokio::time::sleep(LINGER.min(bounds.drain_timeout / 2)) => connection.as_mut().graceful_shutdown(),
-        }
-        connection.await.ok();
     }
 
     async fn http2(self, stream: impl AsyncRead + AsyncWrite + Unpin + Send, phase: Arc<Phase>) {

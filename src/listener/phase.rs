@@ -25,6 +25,8 @@ pub(super) struct Phase {
     ended: AtomicU64,
     /// Whether the next answer is to tell that it is the connection's last.
     last: AtomicBool,
+    /// Whether nothing was asked for a while.
+    at_rest: AtomicBool,
     /// Whether it carries several requests at once, and other things between them.
     multiplexed: AtomicBool,
     /// Told when a connection that carries several shall end: it can say so before.
@@ -41,6 +43,19 @@ impl Phase {
     /// From now on an answer is the connection's last.
     pub(super) fn last_answer(&self) {
         self.last.store(true, Ordering::Relaxed);
+    }
+
+    pub(super) fn is_last(&self) -> bool {
+        self.last.load(Ordering::Relaxed)
+    }
+
+    /// Nothing was asked for a while, or something comes again: the connection need not be held ready for it meanwhile.
+    pub(super) fn rest(&self, at_rest: bool) {
+        self.at_rest.store(at_rest, Ordering::Relaxed);
+    }
+
+    pub(super) fn is_at_rest(&self) -> bool {
+        self.at_rest.load(Ordering::Relaxed)
     }
 
     /// The connection carries several requests at once, and other things between them.
@@ -113,7 +128,7 @@ impl InHand {
         self.answered = true;
         self.phase.answered.fetch_add(1, Ordering::Relaxed);
         let mut answer = answer?;
-        if self.phase.last.load(Ordering::Relaxed) {
+        if self.phase.is_last() {
             answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         }
         Ok(answer.map(|rest| Leaving { rest, part, in_hand: self }))

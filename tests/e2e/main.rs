@@ -17,6 +17,7 @@ mod pacing;
 mod process;
 mod reload;
 mod restart;
+mod resting;
 mod retries;
 mod sandbox;
 mod secrecy;

@@ -63,7 +63,7 @@ impl Authority {
         self.file(name).display().to_string()
     }
 
-    async fn gate(&self, upstream: &impl Upstream, words: crate::support::Words<'_>) -> Gate {
+    pub(crate) async fn gate(&self, upstream: &impl Upstream, words: crate::support::Words<'_>) -> Gate {
         let (cert, key) = (self.path("cert"), self.path("key"));
         let mut all = vec![("server.tls.cert", cert.as_str()), ("server.tls.key", key.as_str())];
         all.extend(words);
@@ -71,12 +71,21 @@ impl Authority {
     }
 
     async fn connect(&self, address: SocketAddr) -> tokio_rustls::client::TlsStream<TcpStream> {
+        self.connect_by(address, b"h2").await
+    }
+
+    /// A connection by a protocol, as ALPN names it (RFC 7301).
+    pub(crate) async fn connect_by(
+        &self,
+        address: SocketAddr,
+        protocol: &[u8],
+    ) -> tokio_rustls::client::TlsStream<TcpStream> {
         let mut roots = RootCertStore::empty();
         roots.add(self.issuer.der().clone()).unwrap();
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let config = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
         let mut config = config.with_root_certificates(roots).with_no_client_auth();
-        config.alpn_protocols = vec![b"h2".to_vec()];
+        config.alpn_protocols = vec![protocol.to_vec()];
         let tcp = TcpStream::connect(address).await.unwrap();
         tcp.set_nodelay(true).unwrap();
         let name = ServerName::try_from("localhost").unwrap();

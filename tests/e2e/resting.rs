@@ -1,0 +1,91 @@
+//! Connections on which nothing was asked for a while, which go on as if nothing had been.
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::time::Duration;
+
+use crate::support::{Caller, Gate, Platform, READ};
+use crate::tls::Authority;
+
+const BODY: &str = r#"{"params":{"customerId":"1"}}"#;
+/// With an idle time-out of 2 s, a connection rests from one second without a request on at the latest.
+const IDLE: (&str, &str) = ("server.idle_timeout", "2s");
+const REST: Duration = Duration::from_millis(1200);
+
+fn request() -> String {
+    let head = "Host: localhost\r\nContent-Type: application/json";
+    format!("POST {READ} HTTP/1.1\r\n{head}\r\nContent-Length: {}\r\n\r\n{BODY}", BODY.len())
+}
+
+/// Reads one answer, which fits into a piece.
+fn answer(stream: &mut TcpStream) -> String {
+    let mut bytes = [0; 16 << 10];
+    let length = stream.read(&mut bytes).unwrap();
+    String::from_utf8_lossy(&bytes[..length]).into_owned()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_goes_on_after_a_rest_however_its_next_request_comes() {
+    let platform = Platform::open().await;
+    let gate = Gate::start(&platform, &[IDLE]).await;
+    let mut stream = TcpStream::connect(gate.address).unwrap();
+    stream.set_nodelay(true).unwrap();
+    for cuts in [&[][..], &[1], &[1, 2], &[30], &[request().len() - 5]] {
+        let text = request();
+        let mut from = 0;
+        for cut in cuts.iter().copied().chain([text.len()]) {
+            stream.write_all(&text.as_bytes()[from..cut]).unwrap();
+            from = cut;
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        let answer = answer(&mut stream);
+        assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{cuts:?}: {answer}");
+        std::thread::sleep(REST);
+    }
+    stream.write_all(request().repeat(2).as_bytes()).unwrap();
+    std::thread::sleep(Duration::from_millis(50));
+    assert_eq!(answer(&mut stream).matches("HTTP/1.1 200 OK\r\n").count(), 2, "two at once");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_of_tls_goes_on_after_a_rest() {
+    let (platform, authority) = (Platform::open().await, Authority::new());
+    let gate = authority.gate(&platform, &[IDLE]).await;
+    let mut caller = Caller::over(authority.connect_by(gate.address, b"http/1.1").await).await;
+    for _ in 0..3 {
+        assert_eq!(caller.read("1").await.status, 200);
+        tokio::time::sleep(REST).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_head_that_stops_after_a_rest_is_closed_in_time() {
+    let platform = Platform::open().await;
+    let gate = Gate::start(&platform, &[IDLE, ("server.header_timeout", "200ms")]).await;
+    let mut stream = TcpStream::connect(gate.address).unwrap();
+    stream.write_all(request().as_bytes()).unwrap();
+    assert!(answer(&mut stream).starts_with("HTTP/1.1 200 OK\r\n"));
+    std::thread::sleep(REST);
+    stream.write_all(b"POST ").unwrap();
+    // Long before its idle time is over, had it gone on.
+    stream.set_read_timeout(Some(Duration::from_millis(1500))).unwrap();
+    assert_eq!(answer(&mut stream), "", "it is closed");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_at_rest_is_told_to_end_before_it_is_closed() {
+    let platform = Platform::open().await;
+    let gate = Gate::start(&platform, &[IDLE]).await;
+    let (mut kept, mut idle) = (Caller::connect(gate.address).await, Caller::connect(gate.address).await);
+    kept.read("1").await;
+    idle.read("1").await;
+    tokio::time::sleep(REST).await;
+    gate.stop.cancel();
+    while TcpStream::connect(gate.address).is_ok() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let last = kept.read("1").await;
+    assert_eq!((last.status, last.header("connection")), (200, "close"));
+    gate.done.await.unwrap();
+    assert!(idle.is_closed().await, "one that is not used does not hold the gateway up");
+}
