@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use prometheus::{IntCounter, IntGauge};
 use time::UtcOffset;
-use zvgate::answer::{Answer, Reader};
+use zvgate::answer::{Answer, ContentType, Reader};
 use zvgate::cache::{Cache, Demand, Entry, Fate, Lifetimes, Options, Question, Subject, Tally};
 use zvgate::clock::Clock;
 
@@ -44,12 +44,7 @@ fn cache(max_bytes: u64) -> Arc<Cache<()>> {
 fn answer(coupons: usize) -> Answer {
     let coupon = r#"{"beginAt":"2019-08-24 00:00:00","cardId":"390913445498200065","channel":"naixue","couponId":"390913445519171584","couponType":"0","createdAt":"2019-10-15 17:10:28","customerId":"383933091455959041","title":"","updatedAt":"2019-10-15 17:10:2","useStatus":"0","templateId":"951","endAt":"2999-11-03 23:59:59","extra":""}"#;
     let body = format!(r#"{{"status":"true","code":"0","data":[{}]}}"#, vec![coupon; coupons].join(","));
-    Answer {
-        status: 200,
-        content_type: http::HeaderValue::from_bytes(b"application/json;charset=UTF-8").ok(),
-        rare: None,
-        body: body.into_bytes().into_boxed_slice().into(),
-    }
+    Answer { status: 200, content_type: Some(ContentType::json()), rare: None, body: body.into_bytes().into() }
 }
 
 fn question(customer: u64) -> Question {

@@ -31,7 +31,7 @@ fn answer() -> Answer {
     let coupon = r#"{"beginAt":"2019-08-24 00:00:00","cardId":"390913445498200065","channel":"naixue","couponId":"390913445519171584","couponType":"0","createdAt":"2019-10-15 17:10:28","customerId":"383933091455959041","title":"","updatedAt":"2019-10-15 17:10:2","useStatus":"0","templateId":"951","endAt":"2999-11-03 23:59:59","extra":""}"#;
     let list = [coupon; 5].join(",");
     let body = format!(r#"{{"status":"true","code":"0","message":"","data":[{list}]}}"#);
-    Answer { status: 200, content_type: None, rare: None, body: body.into() }
+    Answer { status: 200, content_type: None, rare: None, body: body.into_bytes().into() }
 }
 
 fn reader() -> Reader {
@@ -94,7 +94,11 @@ fn hit(criterion: &mut Criterion) {
     criterion.bench_function("reply: head of a hit", |bencher| {
         bencher.iter(|| {
             let outcome = Ok(Reply { answer: Arc::clone(&answer), way });
-            reply::response(black_box(outcome), http::HeaderValue::from_static("0123456789abcdef0123456789abcdef"))
+            reply::response(
+                black_box(outcome),
+                http::HeaderValue::from_static("0123456789abcdef0123456789abcdef"),
+                http::HeaderMap::new(),
+            )
         });
     });
 }

@@ -24,14 +24,15 @@ impl Wall {
         self.0.div_euclid(1000)
     }
 
+    /// A moment that never comes.
+    pub const NEVER: Self = Self(i64::MAX);
+
     /// How far `self` lies after `earlier`; `None` where it does not lie after it.
     pub fn after(self, earlier: Self) -> Option<Duration> {
-        let ahead = u64::try_from(self.0.checked_sub(earlier.0)?).ok()?;
+        let ahead = u64::try_from(self.0.saturating_sub(earlier.0)).ok()?;
         (ahead > 0).then(|| Duration::from_millis(ahead))
     }
-}
 
-impl Wall {
     /// The moment so many milliseconds later, or earlier.
     pub const fn plus(self, millis: i64) -> Self {
         Self(self.0.saturating_add(millis))
@@ -43,7 +44,7 @@ impl Sub<Boot> for Wall {
     type Output = i64;
 
     fn sub(self, boot: Boot) -> i64 {
-        self.0.saturating_sub(i64::try_from(boot.0.as_millis()).unwrap_or(i64::MAX))
+        self.0.saturating_sub(i64::try_from(boot.as_duration().as_millis()).unwrap_or(i64::MAX))
     }
 }
 
@@ -55,32 +56,54 @@ impl Sub<Duration> for Wall {
     }
 }
 
-/// A moment on the clock that counts since boot, suspended time included (`CLOCK_BOOTTIME`). It never steps.
+/// A moment on the clock that counts since boot, suspended time included (`CLOCK_BOOTTIME`), in nanoseconds: it never steps,
+/// and half a millennium fits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Boot(Duration);
+pub struct Boot(u64);
+
+const NANOS_PER_MILLI: u64 = 1_000_000;
+const NANOS_PER_SECOND: u64 = 1_000_000_000;
 
 impl Boot {
+    /// A moment that never comes.
+    pub const NEVER: Self = Self(u64::MAX);
+
     /// The moment `since_boot` after boot.
     pub const fn from_duration(since_boot: Duration) -> Self {
-        Self(since_boot)
+        Self(nanos(since_boot))
     }
 
     /// Time since boot.
     pub const fn as_duration(self) -> Duration {
-        self.0
+        Duration::from_nanos(self.0)
+    }
+
+    /// Whole seconds since boot.
+    pub const fn seconds(self) -> u64 {
+        self.0 / NANOS_PER_SECOND
+    }
+
+    /// Milliseconds since boot, rounded up.
+    pub const fn millis(self) -> u64 {
+        self.0.div_ceil(NANOS_PER_MILLI)
     }
 
     /// How far `self` lies after `earlier`; zero where it does not.
-    pub fn since(self, earlier: Self) -> Duration {
-        self.0.saturating_sub(earlier.0)
+    pub const fn since(self, earlier: Self) -> Duration {
+        Duration::from_nanos(self.0.saturating_sub(earlier.0))
     }
+}
+
+/// A span in nanoseconds, as many as can be counted.
+const fn nanos(span: Duration) -> u64 {
+    span.as_secs().saturating_mul(NANOS_PER_SECOND).saturating_add(span.subsec_nanos() as u64)
 }
 
 impl Add<Duration> for Boot {
     type Output = Self;
 
     fn add(self, span: Duration) -> Self {
-        Self(self.0.saturating_add(span))
+        Self(self.0.saturating_add(nanos(span)))
     }
 }
 
@@ -88,7 +111,7 @@ impl Sub<Duration> for Boot {
     type Output = Self;
 
     fn sub(self, span: Duration) -> Self {
-        Self(self.0.saturating_sub(span))
+        Self(self.0.saturating_sub(nanos(span)))
     }
 }
 
@@ -138,7 +161,7 @@ impl Clock {
         let time = clock_gettime(ClockId::Boottime);
         let since = Duration::new(u64::try_from(time.tv_sec).unwrap_or(0), u32::try_from(time.tv_nsec).unwrap_or(0));
         let shift = self.0.as_ref().map_or(0, |hands| hands.boot.load(Ordering::Relaxed));
-        Boot(since + Duration::from_millis(u64::try_from(shift).unwrap_or(0)))
+        Boot::from_duration(since) + Duration::from_millis(u64::try_from(shift).unwrap_or(0))
     }
 }
 

@@ -16,12 +16,13 @@ mod upkeep;
 mod write;
 
 use std::convert::Infallible;
+use std::future::Future;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use http::request::Parts;
-use http::{HeaderValue, Method, Request, Response};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, Uri};
 use hyper::body::Incoming;
 use parking_lot::Mutex;
 use tokio::task::JoinHandle;
@@ -49,7 +50,7 @@ use crate::settings::{CacheMode, CachedSettings, KindSettings, Settings};
 use crate::signer::{Call, Nonces};
 use crate::skew::Skew;
 use crate::tenant::{Identities, Tenant};
-use crate::upstream::{FailureKind, Resolved, Upstream};
+use crate::upstream::{Resolved, Upstream};
 
 /// Where callers tell of changes that were made elsewhere.
 const INVALIDATE: &str = "/v1/invalidate";
@@ -139,14 +140,20 @@ impl Arrival<'_> {
 enum Begun {
     /// It is answered.
     Answered(Reply),
-    /// A call answers it, its own or another's.
-    Flight(Awaited),
-    /// A task of its own answers it; some are told when their caller leaves.
+    /// It will be.
+    Waits(Awaited),
+}
+
+/// What a request waits for.
+enum Awaited {
+    /// A call that answers it, its own or another's.
+    Flight(Boarded),
+    /// A task of its own that answers it; some are told when their caller leaves.
     Task(JoinHandle<Result<Reply, Refusal>>, Option<DropGuard>),
 }
 
 /// A caller's part in a flight.
-struct Awaited {
+struct Boarded {
     waiter: Waiter<Refusal>,
     /// How the answer is said to have come; `None`: as a miss of the caller's own.
     way: Option<Way>,
@@ -216,36 +223,38 @@ impl Gateway {
     ///
     /// # Errors
     /// Never: every failure is an answer.
-    pub async fn handle(
+    pub fn handle(
         self: Arc<Self>,
         request: Request<Incoming>,
         room: Room,
-    ) -> Result<Response<Bytes>, Infallible> {
-        let (head, mut body) = request.into_parts();
+    ) -> impl Future<Output = Result<Response<Bytes>, Infallible>> + Send {
+        let (mut head, mut body) = request.into_parts();
+        // A block holds once what it is given; an `async fn` would hold it twice.
+        async move {
+            let response = self.answer(&mut head, &mut body, room).await;
+            pass_over(body);
+            Ok(response)
+        }
+    }
+
+    async fn answer(self: &Arc<Self>, head: &mut Parts, body: &mut Incoming, room: Room) -> Response<Bytes> {
         let fields = Fields::of(&head.headers);
         let mut record = Record::begin(self, &fields);
-        let Record { gateway, policy, facts, .. } = &mut record;
         let begun = match room {
-            Room::Enough => gateway.run(policy, &head, &fields, &mut body, facts).await,
+            Room::Enough => self.run(&record.policy, head, &fields, body, &mut record.facts).await,
             Room::None => Err(Refusal::Unavailable(Unavailable::Connections)),
         };
-        if begun.is_err() {
-            pass_over(body);
-        }
-        // What the caller sent is not held for as long as upstream takes.
-        drop(head);
+        let mut fields = std::mem::take(&mut head.headers);
         let outcome = match begun {
             Ok(Begun::Answered(reply)) => Ok(reply),
-            // Apart, so that nobody else needs room for it.
-            Ok(Begun::Flight(awaited)) => Box::pin(gateway.wait(policy, awaited)).await,
-            Ok(Begun::Task(task, presence)) => task.await.unwrap_or_else(|_| {
-                // A task that is lost may have sent; only writes go on when their callers leave.
-                let lost = if presence.is_none() { Refusal::OutcomeUnknown } else { Refusal::UpstreamFailed };
-                Err(lost(FailureKind::Reset))
-            }),
+            Ok(Begun::Waits(awaited)) => {
+                // What the caller sent is not held for as long as upstream takes.
+                (fields, head.uri) = (HeaderMap::new(), Uri::default());
+                record.wait(awaited).await
+            }
             Err(refusal) => Err(refusal),
         };
-        Ok(record.end(outcome))
+        record.end(outcome, fields)
     }
 
     /// The stages, in order.

@@ -83,13 +83,17 @@ pub fn status(outcome: &Result<Reply, Refusal>) -> u16 {
     outcome.as_ref().map_or_else(|refusal| refusal.kind().0.as_u16(), |reply| reply.answer.status)
 }
 
-/// Writes the response to a request.
-pub fn response(outcome: Result<Reply, Refusal>, request_id: HeaderValue) -> Response<Bytes> {
-    let mut response = match outcome {
-        Ok(reply) => told(reply),
-        Err(refusal) => refused(&refusal, request_id.to_str().unwrap_or_default()),
+/// Writes the response to a request, with its fields in the memory of `fields`, which are over.
+pub fn response(outcome: Result<Reply, Refusal>, request_id: HeaderValue, mut fields: HeaderMap) -> Response<Bytes> {
+    fields.clear();
+    let (status, body) = match outcome {
+        Ok(reply) => told(reply, &mut fields),
+        Err(refusal) => refused(&refusal, request_id.to_str().unwrap_or_default(), &mut fields),
     };
-    response.headers_mut().insert(X_REQUEST_ID, request_id);
+    fields.insert(X_REQUEST_ID, request_id);
+    let mut response = Response::new(body);
+    *response.status_mut() = status;
+    *response.headers_mut() = fields;
     response
 }
 
@@ -103,10 +107,9 @@ impl AsRef<[u8]> for Owner {
     }
 }
 
-fn told(Reply { answer, way }: Reply) -> Response<Bytes> {
-    let mut headers = HeaderMap::new();
+fn told(Reply { answer, way }: Reply, headers: &mut HeaderMap) -> (StatusCode, Bytes) {
     if let Some(kept) = &answer.content_type {
-        headers.insert(CONTENT_TYPE, kept.clone());
+        headers.insert(CONTENT_TYPE, kept.value().clone());
     }
     if let Some(rare) = &answer.rare {
         let kept = [(CONTENT_ENCODING, &rare.content_encoding), (RETRY_AFTER, &rare.retry_after)];
@@ -119,19 +122,20 @@ fn told(Reply { answer, way }: Reply) -> Response<Bytes> {
         headers.insert(CACHE_STATUS, status);
     }
     let status = StatusCode::from_u16(answer.status).unwrap_or(StatusCode::BAD_GATEWAY);
-    let mut response = Response::new(Bytes::from_owner(Owner(answer)));
-    *response.status_mut() = status;
-    *response.headers_mut() = headers;
-    response
+    (status, Bytes::from_owner(Owner(answer)))
 }
 
 /// `Cache-Status` of an answer that upstream gave.
 fn cache_status(way: Way) -> Option<HeaderValue> {
     Some(match way {
         Way::Hit { left, .. } => {
-            let mut text = String::with_capacity(40);
-            text.push_str("zvgate; hit; ttl=");
-            push_number(&mut text, left.as_secs());
+            const HIT: &str = "zvgate; hit; ttl=";
+            let (seconds, mut digits) = (left.as_secs(), itoa::Buffer::new());
+            let digits = digits.format(seconds);
+            // Of just the room that it needs, so that it need not move.
+            let mut text = String::with_capacity(HIT.len() + digits.len());
+            text.push_str(HIT);
+            text.push_str(digits);
             owned(text)
         }
         Way::Miss(Some(life)) => value(&format!("zvgate; fwd=miss; stored; ttl={}", life.as_secs())),
@@ -154,16 +158,13 @@ fn cache_status(way: Way) -> Option<HeaderValue> {
     })
 }
 
-fn refused(refusal: &Refusal, request_id: &str) -> Response<Bytes> {
+fn refused(refusal: &Refusal, request_id: &str, headers: &mut HeaderMap) -> (StatusCode, Bytes) {
     let (status, name, error_type) = refusal.kind();
     let mut body = format!("{{\"status\":false,\"code\":990{},\"error\":\"{name}\",\"message\":", status.as_u16());
     push_text(&mut body, &refusal.message());
     body.push_str(",\"requestId\":");
     push_text(&mut body, request_id);
     body.push('}');
-    let mut response = Response::new(Bytes::from(body));
-    *response.status_mut() = status;
-    let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, JSON);
     headers.insert(PROXY_STATUS, value(&format!("zvgate; error={error_type}")));
     if status == StatusCode::METHOD_NOT_ALLOWED {
@@ -184,7 +185,7 @@ fn refused(refusal: &Refusal, request_id: &str) -> Response<Bytes> {
         }
         Again::Unknown => {}
     }
-    response
+    (status, body.into())
 }
 
 /// `"upstream";q=10;w=1` (draft-ietf-httpapi-ratelimit-headers-11); the window only where it is whole seconds.
@@ -200,14 +201,6 @@ fn policy_text(policy: &str, limited: &Limited) -> String {
 /// Rounded up, and at least one: a caller who comes again then must not come too early.
 fn whole_seconds(pause: Duration) -> u64 {
     pause.as_secs().saturating_add(u64::from(pause.subsec_nanos() > 0)).max(1)
-}
-
-/// Writes a number without the detour of formatting.
-fn push_number(out: &mut String, number: u64) {
-    if number >= 10 {
-        push_number(out, number / 10);
-    }
-    out.push(char::from(b"0123456789".get((number % 10) as usize).copied().unwrap_or(b'0')));
 }
 
 /// The text itself, not a copy of it.

@@ -5,15 +5,14 @@
 
 mod moment;
 
-use std::{ptr, slice};
+use std::borrow::Cow;
 
-use bytes::Bytes;
 use http::HeaderValue;
 use time::UtcOffset;
 
 pub use self::moment::End;
 use crate::clock::Wall;
-use crate::json::{Member, Node};
+use crate::json::{JsonError, Kind, Node, Scanner};
 
 /// Deepest nesting that is read; what nests deeper counts as garbage.
 const MAX_DEPTH: usize = 128;
@@ -24,11 +23,56 @@ pub struct Answer {
     /// HTTP status.
     pub status: u16,
     /// `Content-Type`, as it came.
-    pub content_type: Option<HeaderValue>,
+    pub content_type: Option<ContentType>,
     /// What few answers have; apart, so that the others have no room for it.
     pub rare: Option<Box<Rare>>,
-    /// The body, in an allocation of its own size.
-    pub body: Bytes,
+    /// The body.
+    pub body: Box<[u8]>,
+}
+
+/// A `Content-Type`: one of those that nearly all answers have, which takes no memory, or another.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ContentType {
+    /// One that is usual.
+    Usual(&'static HeaderValue),
+    /// Another.
+    Other(Box<HeaderValue>),
+}
+
+/// What nearly every answer has.
+static USUAL_TYPES: [HeaderValue; 3] = [
+    HeaderValue::from_static("application/json"),
+    HeaderValue::from_static("application/json;charset=UTF-8"),
+    HeaderValue::from_static("application/json; charset=utf-8"),
+];
+
+impl ContentType {
+    /// That of JSON.
+    pub fn json() -> Self {
+        let [json, ..] = &USUAL_TYPES;
+        Self::Usual(json)
+    }
+
+    /// The value.
+    pub fn value(&self) -> &HeaderValue {
+        match self {
+            Self::Usual(value) => value,
+            Self::Other(value) => value,
+        }
+    }
+}
+
+/// Copied: a slice of the head that it came in would keep the connection's whole read buffer.
+impl From<&HeaderValue> for ContentType {
+    fn from(value: &HeaderValue) -> Self {
+        let usual = USUAL_TYPES.iter().find(|usual| *usual == value);
+        usual.map_or_else(|| Self::Other(Box::new(copied(value))), Self::Usual)
+    }
+}
+
+/// The same value in memory of its own.
+pub fn copied(value: &HeaderValue) -> HeaderValue {
+    HeaderValue::from_bytes(value.as_bytes()).unwrap_or_else(|_| HeaderValue::from_static(""))
 }
 
 /// Fields of an answer's head that are handed on, and that few answers have.
@@ -41,13 +85,17 @@ pub struct Rare {
 }
 
 impl Answer {
-    /// Bytes of its body and headers.
+    /// Bytes of its body and of what else it holds beside itself.
     pub fn size(&self) -> usize {
-        let rare = self.rare.iter().map(|rare| {
+        let other_type = match &self.content_type {
+            Some(ContentType::Other(value)) => size_of::<HeaderValue>() + value.len(),
+            Some(ContentType::Usual(_)) | None => 0,
+        };
+        let rare = self.rare.as_ref().map_or(0, |rare| {
             let headers = [&rare.content_encoding, &rare.retry_after];
             size_of::<Rare>() + headers.into_iter().flatten().map(HeaderValue::len).sum::<usize>()
         });
-        self.body.len() + self.content_type.as_ref().map_or(0, HeaderValue::len) + rare.sum::<usize>()
+        self.body.len() + other_type + rare
     }
 }
 
@@ -103,84 +151,178 @@ impl Reader {
             _ => return Verdict::HttpOther,
         }
         let text = std::str::from_utf8(body).ok();
-        let Some(root) = text.and_then(|text| Node::parse(text, MAX_DEPTH).ok()) else { return Verdict::Garbage };
-        if root.members().is_none() {
-            return Verdict::Garbage;
-        }
-        let code = root.member("code").and_then(Node::text).map(str::trim);
+        let root = text.and_then(|text| Scanner::read(text, MAX_DEPTH, |scanner| self.root(scanner)).ok());
+        let Some(Root { success, code, contents }) = root else { return Verdict::Garbage };
+        let code = code.as_deref().map(str::trim);
         if code.is_some_and(|code| self.retry_codes.iter().any(|retry| retry == code)) {
             return Verdict::Throttled;
         }
-        match (root.member("status").is_some_and(is_true), code) {
+        match (success, code) {
             (false, _) | (true, None) => Verdict::Error,
-            (true, Some("0")) => Verdict::Success(self.contents(root.member("data"))),
+            (true, Some("0")) => Verdict::Success(contents),
             (true, Some(_)) => Verdict::Exception,
         }
     }
 
-    fn contents(&self, data: Option<&Node<'_>>) -> Contents {
-        let (coupons, beside): (&[Node<'_>], &[Member<'_>]) = match data {
-            None | Some(Node::Null) => (&[], &[]),
-            Some(Node::String(text)) if text.trim().is_empty() => (&[], &[]),
-            Some(Node::Array(items)) => (items, &[]),
-            Some(object @ Node::Object(members)) => match object.member("list") {
-                Some(Node::Array(items)) => (items, members),
-                Some(Node::Null) => (&[], members),
-                _ if members.is_empty() => (&[], &[]),
-                _ => (slice::from_ref(object), &[]),
-            },
-            Some(other) => (slice::from_ref(other), &[]),
+    /// Reads the whole, an object. Of a member that is there several times, the first counts.
+    fn root<'a>(&self, scanner: &mut Scanner<'a>) -> Result<Root<'a>, JsonError> {
+        let (mut success, mut code, mut contents) = (None, None, None);
+        scanner.object(|scanner, name| {
+            match &*name {
+                "status" if success.is_none() => success = Some(is_true(scanner)?),
+                "code" if code.is_none() => code = Some(scanner.text()?),
+                "data" if contents.is_none() => contents = Some(self.data(scanner)?),
+                _ => scanner.skip()?,
+            }
+            Ok(())
+        })?;
+        let nothing = || Contents { empty: true, ..Contents::default() };
+        let (success, code) = (success.unwrap_or(false), code.flatten());
+        Ok(Root { success, code, contents: contents.unwrap_or_else(nothing) })
+    }
+
+    /// Reads `data`.
+    fn data(&self, scanner: &mut Scanner<'_>) -> Result<Contents, JsonError> {
+        let mut found = Found::default();
+        let data = match scanner.kind()? {
+            Kind::Array => Data::List(self.list(scanner, &mut found)?),
+            Kind::Object => self.list_or_coupon(scanner, &mut found)?,
+            Kind::String if scanner.text()?.is_some_and(|text| text.trim().is_empty()) => Data::List(0),
+            Kind::Word if scanner.word()?.is_none() => Data::List(0),
+            // Read by the conditions above: what is no list counts as a coupon, though it is none that is known.
+            Kind::String | Kind::Word => Data::Coupon { settled: false },
+            Kind::Number => {
+                scanner.skip()?;
+                Data::Coupon { settled: false }
+            }
         };
-        let mut contents = Contents { empty: coupons.is_empty(), ..Contents::default() };
+        if let Data::Coupon { settled } = data {
+            found.coupon(0, settled);
+        }
+        let empty = data == Data::List(0);
         if self.expires.is_empty() {
-            return contents;
+            return Ok(Contents { empty, ..Contents::default() });
         }
-        let mut ends = Vec::new();
-        for coupon in coupons {
-            let others = ends.len();
-            self.collect_ends(coupon, &mut ends);
-            if is_open(coupon) {
-                contents.open.push(ends.iter().skip(others).min().copied());
-            }
-        }
-        let is_list = |value: &Node<'_>| matches!(value, Node::Array(items) if ptr::eq(items.as_slice(), coupons));
-        beside.iter().filter(|member| !is_list(&member.value)).for_each(|member| self.collect_end(member, &mut ends));
-        contents.ends =
-            ends.into_iter().filter_map(|end| if let End::At(at) = end { Some(at) } else { None }).collect();
-        contents
+        let moment = |end: End| if let End::At(at) = end { Some(at) } else { None };
+        Ok(Contents { ends: found.ends.into_iter().filter_map(moment).collect(), open: found.open, empty })
     }
 
-    fn collect_ends(&self, node: &Node<'_>, found: &mut Vec<End>) {
-        match node {
-            Node::Object(members) => members.iter().for_each(|member| self.collect_end(member, found)),
-            Node::Array(items) => items.iter().for_each(|item| self.collect_ends(item, found)),
-            Node::String(_) | Node::Number(_) | Node::Bool(_) | Node::Null => {}
-        }
+    /// Reads a list of coupons; answers how many there are.
+    fn list(&self, scanner: &mut Scanner<'_>, found: &mut Found) -> Result<usize, JsonError> {
+        let mut count = 0;
+        scanner.array(|scanner| {
+            count += 1;
+            let (before, mut settled) = (found.ends.len(), None);
+            if scanner.kind()? == Kind::Object {
+                scanner.object(|scanner, name| self.member(scanner, &name, &mut settled, &mut found.ends))?;
+            } else {
+                self.ends(scanner, &mut found.ends)?;
+            }
+            found.coupon(before, settled.unwrap_or(false));
+            Ok(())
+        })?;
+        Ok(count)
     }
 
-    fn collect_end(&self, member: &Member<'_>, found: &mut Vec<End>) {
-        match &member.value {
-            Node::String(text) if self.expires.iter().any(|name| *name == member.name) => {
-                found.extend(End::parse(text, self.utc_offset));
+    /// Reads an object that holds a list of coupons, and perhaps ends beside it, or that is a coupon itself.
+    fn list_or_coupon(&self, scanner: &mut Scanner<'_>, found: &mut Found) -> Result<Data, JsonError> {
+        let (mut members, mut seen, mut list, mut settled) = (0, false, None, None);
+        scanner.object(|scanner, name| {
+            members += 1;
+            let first = name == "list" && !std::mem::replace(&mut seen, true);
+            match scanner.kind()? {
+                Kind::Array if first => list = Some(self.list(scanner, found)?),
+                Kind::Word if first => list = scanner.word()?.is_none().then_some(0),
+                _ => self.member(scanner, &name, &mut settled, &mut found.ends)?,
             }
-            other => self.collect_ends(other, found),
+            Ok(())
+        })?;
+        let list = if members == 0 { Some(0) } else { list };
+        Ok(list.map_or(Data::Coupon { settled: settled.unwrap_or(false) }, Data::List))
+    }
+
+    /// Reads a member: the ends in it, and whether it is a status that says that its coupon is settled.
+    fn member(
+        &self,
+        scanner: &mut Scanner<'_>,
+        name: &str,
+        settled: &mut Option<bool>,
+        ends: &mut Vec<End>,
+    ) -> Result<(), JsonError> {
+        let kind = scanner.kind()?;
+        if !matches!(kind, Kind::String | Kind::Number) {
+            if name == STATUS {
+                settled.get_or_insert(false);
+            }
+            return self.ends(scanner, ends);
+        }
+        let text = scanner.text()?.unwrap_or_default();
+        if name == STATUS {
+            settled.get_or_insert_with(|| is_settled(&text));
+        }
+        if kind == Kind::String && self.expires.iter().any(|end| end == name) {
+            ends.extend(End::parse(&text, self.utc_offset));
+        }
+        Ok(())
+    }
+
+    /// Reads a value that is no coupon: the ends in it, at any depth.
+    fn ends(&self, scanner: &mut Scanner<'_>, ends: &mut Vec<End>) -> Result<(), JsonError> {
+        match scanner.kind()? {
+            Kind::Object => scanner.object(|scanner, name| self.member(scanner, &name, &mut None, ends)),
+            Kind::Array => scanner.array(|scanner| self.ends(scanner, ends)),
+            Kind::String | Kind::Number | Kind::Word => scanner.skip(),
         }
     }
 }
 
-fn is_true(node: &Node<'_>) -> bool {
-    match node {
-        Node::Bool(truth) => *truth,
-        Node::String(text) => text.trim().eq_ignore_ascii_case("true"),
-        _ => false,
+/// What an answer says, as far as it is read.
+struct Root<'a> {
+    success: bool,
+    code: Option<Cow<'a, str>>,
+    contents: Contents,
+}
+
+/// What `data` is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Data {
+    /// So many coupons.
+    List(usize),
+    /// One.
+    Coupon { settled: bool },
+}
+
+/// The ends that were found, and the coupons that are open.
+#[derive(Default)]
+struct Found {
+    ends: Vec<End>,
+    open: Vec<Option<End>>,
+}
+
+impl Found {
+    /// Notes a coupon, whose ends are those that were found since there were so many.
+    fn coupon(&mut self, before: usize, settled: bool) {
+        if !settled {
+            self.open.push(self.ends.iter().skip(before).min().copied());
+        }
     }
 }
 
-/// Whether the platform may still change a coupon by itself. Settled are: 1 redeemed, 5 not taken in time, 6 expired,
+fn is_true(scanner: &mut Scanner<'_>) -> Result<bool, JsonError> {
+    if scanner.kind()? == Kind::Word {
+        return Ok(scanner.word()? == Some(true));
+    }
+    let is_string = scanner.kind()? == Kind::String;
+    Ok(scanner.text()?.is_some_and(|text| is_string && text.trim().eq_ignore_ascii_case("true")))
+}
+
+/// The member of a coupon that tells whether it was used.
+const STATUS: &str = "useStatus";
+
+/// Whether the platform changes a coupon of this status no more by itself: 1 redeemed, 5 not taken in time, 6 expired,
 /// 7 deleted or recalled.
-fn is_open(coupon: &Node<'_>) -> bool {
-    let status = coupon.member("useStatus").and_then(Node::text).map(str::trim);
-    !matches!(status, Some("1" | "5" | "6" | "7"))
+fn is_settled(status: &str) -> bool {
+    matches!(status.trim(), "1" | "5" | "6" | "7")
 }
 
 /// Every customer that the pointers name in an answer; none where it is not JSON.

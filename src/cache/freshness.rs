@@ -42,18 +42,33 @@ pub struct Life {
     pub received: Boot,
     /// Until when it is fresh.
     fresh_until: Boot,
-    /// Until when it may be told at all, whichever clock gets there first.
-    end: Option<(Wall, Boot)>,
-    /// For how long after its freshness it is served while it is refreshed.
-    revalidate: Duration,
-    /// For how long after its freshness it may stand in for a failing upstream.
-    if_error: Duration,
-    /// How long it was fresh when it came.
-    pub lasts: Duration,
+    /// Until when it is served past its freshness while it is refreshed.
+    revalidate_until: Boot,
+    /// Until when it may stand in for a failing upstream.
+    if_error_until: Boot,
+    /// Until when it may be told at all.
+    end: Deadline,
     /// Whether it says that there is nothing.
     pub negative: bool,
     /// What bounded its life when it came.
     pub bound: Bound,
+}
+
+/// Two deadlines, of which the first to come counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Deadline {
+    wall: Wall,
+    boot: Boot,
+}
+
+impl Deadline {
+    const NEVER: Self = Self { wall: Wall::NEVER, boot: Boot::NEVER };
+
+    /// How far off it is; `None` once it has come.
+    fn left(self, now: Now) -> Option<Duration> {
+        let left = self.boot.since(now.boot).min(self.wall.after(now.wall)?);
+        (left > Duration::ZERO).then_some(left)
+    }
 }
 
 /// An answer past its freshness that may still be told.
@@ -91,75 +106,78 @@ impl Fate {
             Verdict::HttpOther => return Self::Ignored,
         };
         let end = first_end(&contents.ends, lifetimes.expiry_margin, sent, received);
-        let fresh = |ttl: Duration, bound| Life {
-            received: received.boot,
-            fresh_until: received.boot + ttl,
-            end,
-            revalidate: Duration::ZERO,
-            if_error: Duration::ZERO,
-            lasts: ttl,
-            negative,
-            bound,
+        let Some(left) = end.left(received) else { return Self::Supersedes };
+        let fresh = |ttl: Duration, bound| {
+            let fresh_until = received.boot + ttl.min(left);
+            let bound = if left < ttl { Bound::EndAt } else { bound };
+            Life {
+                received: received.boot,
+                fresh_until,
+                revalidate_until: fresh_until,
+                if_error_until: fresh_until,
+                end,
+                negative,
+                bound,
+            }
         };
-        let settled = fresh(lifetimes.ttl, Bound::Ttl);
+        let unsettled = contents.open.iter().any(|end| is_unsettled(*end, received.wall));
         let life = if negative {
             fresh(lifetimes.negative_ttl, Bound::Negative)
-        } else if contents.open.iter().any(|end| is_unsettled(*end, received.wall)) {
-            settled.unsettled(lifetimes.unsettled_ttl)
+        } else if unsettled && lifetimes.unsettled_ttl < lifetimes.ttl {
+            fresh(lifetimes.unsettled_ttl, Bound::Unsettled)
+        } else if unsettled {
+            fresh(lifetimes.ttl, Bound::Ttl)
         } else {
-            let (revalidate, if_error) = (lifetimes.stale_while_revalidate, lifetimes.stale_if_error);
-            Life { revalidate, if_error, ..settled }
+            let settled = fresh(lifetimes.ttl, Bound::Ttl);
+            Life {
+                revalidate_until: settled.fresh_until + lifetimes.stale_while_revalidate,
+                if_error_until: settled.fresh_until + lifetimes.stale_if_error,
+                ..settled
+            }
         };
-        match life.left(received) {
-            None => Self::Supersedes,
-            Some(lasts) if lasts < life.lasts => Self::Kept(Life { lasts, bound: Bound::EndAt, ..life }),
-            Some(_) => Self::Kept(life),
-        }
+        if life.lasts().is_zero() { Self::Supersedes } else { Self::Kept(life) }
     }
 }
 
 impl Life {
+    /// How long the answer was fresh when it came.
+    pub fn lasts(&self) -> Duration {
+        self.fresh_until.since(self.received)
+    }
+
     /// How long the answer is still fresh; `None` from the moment on that it is not.
     pub fn left(&self, now: Now) -> Option<Duration> {
-        let fresh = self.fresh_until.since(now.boot);
-        let left = match self.end {
-            None => fresh,
-            Some((wall, boot)) => fresh.min(wall.after(now.wall)?).min(boot.since(now.boot)),
-        };
+        let left = self.end.left(now)?.min(self.fresh_until.since(now.boot));
         (left > Duration::ZERO).then_some(left)
     }
 
     /// How the answer may still be told past its freshness; `None` while it is fresh, and from its end on.
     pub fn stale(&self, now: Now) -> Option<Stale> {
-        let ended = self.end.is_some_and(|(wall, boot)| wall <= now.wall || boot <= now.boot);
-        if ended || now.boot < self.fresh_until {
+        if now.boot < self.fresh_until || self.end.left(now).is_none() {
             return None;
         }
-        let past = now.boot.since(self.fresh_until);
-        let stale = Stale { past, revalidate: past < self.revalidate, if_error: past < self.if_error };
-        (stale.revalidate || stale.if_error).then_some(stale)
+        let (revalidate, if_error) = (now.boot < self.revalidate_until, now.boot < self.if_error_until);
+        (revalidate || if_error).then(|| Stale { past: now.boot.since(self.fresh_until), revalidate, if_error })
     }
 
     /// How long it may still be told in any way.
     pub fn told_for(&self, now: Now) -> Duration {
-        let modes = (self.fresh_until + self.revalidate.max(self.if_error)).since(now.boot);
-        let until_end = self.end.map(|(wall, boot)| wall.after(now.wall).unwrap_or_default().min(boot.since(now.boot)));
-        until_end.map_or(modes, |end| end.min(modes))
+        let modes = self.revalidate_until.max(self.if_error_until).since(now.boot);
+        self.end.left(now).unwrap_or_default().min(modes)
     }
 
     /// The same answer, as one that may change by itself at any moment.
     pub(super) fn unsettled(self, ttl: Duration) -> Self {
-        let settled = Self { revalidate: Duration::ZERO, if_error: Duration::ZERO, ..self };
-        if ttl >= self.lasts {
-            return settled;
-        }
-        Self { fresh_until: self.received + ttl, lasts: ttl, bound: Bound::Unsettled, ..settled }
+        let shorter = ttl < self.lasts();
+        let fresh_until = if shorter { self.received + ttl } else { self.fresh_until };
+        let bound = if shorter { Bound::Unsettled } else { self.bound };
+        Self { fresh_until, revalidate_until: fresh_until, if_error_until: fresh_until, bound, ..self }
     }
 
     /// When the answer is of no use any more, not even to be compared with the one that replaces it: it is remembered
     /// for as long again as it was fresh.
     pub(super) fn forget_at(&self) -> Boot {
-        self.fresh_until + self.lasts.max(self.revalidate).max(self.if_error)
+        (self.fresh_until + self.lasts()).max(self.revalidate_until).max(self.if_error_until)
     }
 
     /// How long ago the answer came.
@@ -178,11 +196,11 @@ fn is_unsettled(end: Option<End>, now: Wall) -> bool {
 
 /// The two deadlines of the earliest end that lay ahead when the request was sent. Where the wall clock stepped in
 /// between, the earlier reading counts.
-fn first_end(ends: &[Wall], margin: Duration, sent: Now, received: Now) -> Option<(Wall, Boot)> {
+fn first_end(ends: &[Wall], margin: Duration, sent: Now, received: Now) -> Deadline {
     let earlier = sent.wall.min(received.wall);
-    let end = ends.iter().copied().filter(|end| *end > earlier).min()?;
+    let Some(end) = ends.iter().copied().filter(|end| *end > earlier).min() else { return Deadline::NEVER };
     let reached = |seen: Now| seen.boot + end.after(seen.wall).unwrap_or_default();
-    Some((end - margin, reached(sent).min(reached(received)) - margin))
+    Deadline { wall: end - margin, boot: reached(sent).min(reached(received)) - margin }
 }
 
 #[cfg(test)]

@@ -273,7 +273,7 @@ impl<F: Clone> Cache<F> {
     /// Ends all that is known of a tenant.
     pub fn invalidate_tenant(&self, tenant: usize, settled: Boot) {
         if let Some(era) = self.tenants.load().get(tenant) {
-            era.settled.fetch_max(millis(settled), Ordering::SeqCst);
+            era.settled.fetch_max(settled.millis(), Ordering::SeqCst);
             era.number.fetch_add(1, Ordering::SeqCst);
         }
     }
@@ -318,7 +318,7 @@ impl<F: Clone> Cache<F> {
 
     /// Whether upstream may still have answered from before a tenant-wide write at that moment.
     fn tenant_settles(&self, tenant: usize, sent: Boot) -> bool {
-        self.tenants.load().get(tenant).is_some_and(|era| millis(sent) < era.settled.load(Ordering::SeqCst))
+        self.tenants.load().get(tenant).is_some_and(|era| sent.millis() < era.settled.load(Ordering::SeqCst))
     }
 
     fn section_of(&self, subject: &Subject) -> usize {
@@ -354,11 +354,6 @@ struct Era {
     number: AtomicU64,
     /// Until when upstream may lag behind a write to nobody knows whom, in milliseconds since boot.
     settled: AtomicU64,
-}
-
-/// Milliseconds since boot, rounded up.
-fn millis(moment: Boot) -> u64 {
-    u64::try_from(moment.as_duration().as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX)
 }
 
 /// Tells moka when a shelf's memory is worth nothing any more. Freshness is not judged by it: its clock is not ours.

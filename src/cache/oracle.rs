@@ -213,7 +213,7 @@ impl World {
         };
         let sent = Now { wall: Wall::from_unix_seconds(sent_wall), boot: Boot::from_duration(seconds(sent_boot)) };
         let fate = Fate::of(&verdict, &LIFETIMES, sent, self.now());
-        let answer = Answer { status: 200, content_type: None, rare: None, body: body.clone().into() };
+        let answer = Answer { status: 200, content_type: None, rare: None, body: body.as_bytes().into() };
         landing.answer(Arc::new(answer), fate, sent.boot, self.now());
 
         // The oracle's own account of the same.

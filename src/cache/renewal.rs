@@ -3,7 +3,6 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use super::millis;
 use crate::clock::Boot;
 
 /// Pause after the first refresh that brought nothing; it doubles with each further one.
@@ -23,12 +22,12 @@ impl Renewal {
     /// Gives the turn to one caller at a time.
     pub(super) fn claim(&self, now: Boot) -> bool {
         let not_before = self.not_before.load(Ordering::Relaxed);
-        if millis(now) < not_before {
+        if now.millis() < not_before {
             return false;
         }
         let tried = u32::try_from(self.tried.load(Ordering::Relaxed)).unwrap_or(u32::MAX);
         let pause = FIRST_PAUSE.saturating_mul(2u32.saturating_pow(tried)).min(LAST_PAUSE);
-        let next = millis(now + pause);
+        let next = (now + pause).millis();
         let won = self.not_before.compare_exchange(not_before, next, Ordering::Relaxed, Ordering::Relaxed).is_ok();
         if won {
             self.tried.fetch_add(1, Ordering::Relaxed);

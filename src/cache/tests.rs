@@ -39,7 +39,7 @@ fn begin(cache: &Arc<Cache<()>>, question: &Question) -> (Landing<()>, Waiter<()
 }
 
 fn land(landing: Landing<()>, body: &'static str) -> bool {
-    let answer = Answer { status: 200, content_type: None, rare: None, body: body.into() };
+    let answer = Answer { status: 200, content_type: None, rare: None, body: body.as_bytes().into() };
     let fate = Fate::of(&Verdict::Success(Contents::default()), &LIFETIMES, now(), now());
     landing.answer(Arc::new(answer), fate, now().boot, now()).kept.is_some()
 }
@@ -127,7 +127,7 @@ fn an_answer_that_is_not_kept_ends_an_older_one_unless_it_says_nothing() {
         let Entry::Begun(landing, _waiter) = cache.join(&old, &demand, cache.era(0), now()) else {
             panic!("it begins")
         };
-        let answer = Answer { status: 200, content_type: None, rare: None, body: "".into() };
+        let answer = Answer { status: 200, content_type: None, rare: None, body: Box::default() };
         assert_eq!(landing.answer(Arc::new(answer), fate, now().boot, now()).kept, None);
         assert_eq!(told(&cache, &old).as_deref(), stays);
     }
@@ -160,10 +160,10 @@ fn what_is_asked_for_while_upstream_settles_lives_shortly() {
             let sent = now();
             fence(&cache, sent.boot + Duration::from_secs(settles));
             let (landing, _waiter) = begin(&cache, &question("1", "a"));
-            let answer = Answer { status: 200, content_type: None, rare: None, body: "".into() };
+            let answer = Answer { status: 200, content_type: None, rare: None, body: Box::default() };
             let fate = Fate::of(&Verdict::Success(Contents::default()), &LIFETIMES, sent, sent);
             let life = landing.answer(Arc::new(answer), fate, sent.boot, sent).kept.unwrap();
-            assert_eq!(life.lasts, Duration::from_secs(lasts));
+            assert_eq!(life.lasts(), Duration::from_secs(lasts));
             let later = Now { boot: sent.boot + Duration::from_secs(lasts + 1), ..sent };
             assert_eq!(life.stale(later).is_some(), settles == 0, "no stale mode while it settles");
         }
@@ -178,7 +178,7 @@ fn a_refetch_tells_whether_the_old_answer_was_still_true() {
         let Entry::Begun(landing, _waiter) = cache.join(&question("1", "a"), &demand, cache.era(0), now()) else {
             panic!("it begins")
         };
-        let answer = Answer { status: 200, content_type: None, rare: None, body: body.into() };
+        let answer = Answer { status: 200, content_type: None, rare: None, body: body.as_bytes().into() };
         let fate = Fate::of(&Verdict::Success(Contents::default()), &LIFETIMES, now(), now());
         landing.answer(Arc::new(answer), fate, now().boot, now()).changed
     };

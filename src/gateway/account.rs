@@ -3,15 +3,17 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::Guard;
 use bytes::Bytes;
-use http::{HeaderValue, Response};
+use http::{HeaderMap, HeaderValue, Response};
 
 use super::policy::Policy;
-use super::{Facts, Fields, Gateway};
+use super::{Awaited, Facts, Fields, Gateway};
 use crate::clock::Boot;
 use crate::metrics::{CacheUse, Label, Limit};
 use crate::reply::{self, Refusal, Reply, Unavailable, Way};
 use crate::settings::AccessLog;
+use crate::upstream::FailureKind;
 
 /// Customers whose names stand in one line of the log; of further ones, only how many there are.
 const SHOWN_CUSTOMERS: usize = 10;
@@ -20,23 +22,38 @@ const SHOWN_CUSTOMERS: usize = 10;
 const CALLER_LEFT: u16 = 499;
 
 /// A request that operators will learn of, also where its caller leaves.
-pub(super) struct Record {
-    pub(super) gateway: Arc<Gateway>,
-    pub(super) policy: Arc<Policy>,
+pub(super) struct Record<'a> {
+    gateway: &'a Arc<Gateway>,
+    pub(super) policy: Guard<Arc<Policy>>,
     pub(super) facts: Facts,
     started: Boot,
     ended: bool,
 }
 
-impl Record {
-    pub(super) fn begin(gateway: Arc<Gateway>, fields: &Fields<'_>) -> Self {
+impl<'a> Record<'a> {
+    pub(super) fn begin(gateway: &'a Arc<Gateway>, fields: &Fields<'_>) -> Self {
         let now = gateway.clock.now();
-        let (policy, facts) = (gateway.policy.load_full(), Facts::new(fields, now));
+        let (policy, facts) = (gateway.policy.load(), Facts::new(fields, now));
         Self { gateway, policy, facts, started: now.boot, ended: false }
     }
 
-    /// Accounts for the request, and writes its response.
-    pub(super) fn end(mut self, outcome: Result<Reply, Refusal>) -> Response<Bytes> {
+    /// Waits for the answer.
+    pub(super) async fn wait(&mut self, awaited: Awaited) -> Result<Reply, Refusal> {
+        // A thread can lend a few of these, which are for those who answer at once.
+        self.policy = Guard::from_inner(Arc::clone(&self.policy));
+        match awaited {
+            // Apart, so that nobody else needs room for it.
+            Awaited::Flight(boarded) => Box::pin(self.gateway.wait(&self.policy, boarded)).await,
+            Awaited::Task(task, presence) => task.await.unwrap_or_else(|_| {
+                // A task that is lost may have sent; only writes go on when their callers leave.
+                let lost = if presence.is_none() { Refusal::OutcomeUnknown } else { Refusal::UpstreamFailed };
+                Err(lost(FailureKind::Reset))
+            }),
+        }
+    }
+
+    /// Accounts for the request, and writes its response, with its head in the memory of `fields`.
+    pub(super) fn end(mut self, outcome: Result<Reply, Refusal>, fields: HeaderMap) -> Response<Bytes> {
         self.ended = true;
         let refusal = outcome.as_ref().err();
         if let Some(limit) = refusal.and_then(limit_of) {
@@ -44,7 +61,7 @@ impl Record {
         }
         self.account(reply::status(&outcome), cache_use(&outcome), refusal.map(Refusal::name));
         let id = std::mem::replace(&mut self.facts.id, HeaderValue::from_static(""));
-        reply::response(outcome, id)
+        reply::response(outcome, id, fields)
     }
 
     fn account(&self, status: u16, cache: CacheUse, error: Option<&'static str>) {
@@ -74,7 +91,7 @@ impl Record {
     }
 }
 
-impl Drop for Record {
+impl Drop for Record<'_> {
     fn drop(&mut self) {
         if !self.ended {
             self.account(CALLER_LEFT, CacheUse::None, Some("caller_left"));

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use http::request::Parts;
 use http::uri::Authority;
-use http::{Uri, Version};
+use http::{HeaderValue, Uri, Version};
 
 use super::Gateway;
 use super::fields::{Fields, Given};
@@ -45,8 +45,8 @@ impl Gateway {
 
 /// The same, where `names` are this machine's beside its addresses.
 fn foreign(fields: &Fields<'_>, uri: &Uri, names: &[String]) -> Option<Foreign> {
-    let named = fields.host.first().map(|host| std::str::from_utf8(host.as_bytes()).unwrap_or_default());
-    let mut hosts = named.into_iter().chain(uri.authority().map(Authority::as_str));
+    let named = fields.host.first().map(HeaderValue::as_bytes);
+    let mut hosts = named.into_iter().chain(uri.authority().map(|authority| authority.as_str().as_bytes()));
     if !hosts.all(|host| is_own(host, names)) {
         return Some(Foreign::Host);
     }
@@ -63,15 +63,16 @@ fn check_host_is_one(version: Version, fields: &Fields<'_>) -> Result<(), Refusa
 }
 
 /// Whether a host is this machine's: an address, `localhost`, or one of the names that are configured.
-fn is_own(host: &str, names: &[String]) -> bool {
+fn is_own(host: &[u8], names: &[String]) -> bool {
     // As nearly all callers write it, which needs no parsing.
-    let plain = host.rsplit_once(':').map_or(host, |(name, port)| {
-        if port.len() <= 5 && port.bytes().all(|b| b.is_ascii_digit()) { name } else { host }
-    });
-    if plain == "127.0.0.1" || plain == "localhost" || plain.parse::<Ipv4Addr>().is_ok() {
+    let digits = host.iter().rev().take(5).take_while(|b| b.is_ascii_digit()).count();
+    let before_port = host.get(..host.len() - digits).and_then(|before| before.strip_suffix(b":"));
+    let plain = before_port.unwrap_or(host);
+    let is_ipv4 = || std::str::from_utf8(plain).is_ok_and(|plain| plain.parse::<Ipv4Addr>().is_ok());
+    if plain == b"127.0.0.1" || plain == b"localhost" || is_ipv4() {
         return true;
     }
-    let Ok(authority) = host.parse::<Authority>() else { return false };
+    let Ok(authority) = Authority::try_from(host) else { return false };
     if authority.as_str().contains('@') {
         return false;
     }
@@ -101,7 +102,7 @@ mod tests {
             ("", false),
             ("a b", false),
         ] {
-            assert_eq!(is_own(host, &names), own, "{host}");
+            assert_eq!(is_own(host.as_bytes(), &names), own, "{host}");
         }
     }
 }

@@ -6,7 +6,7 @@ use super::ask::{Allowance, Asking, Unanswered};
 use super::policy::Policy;
 use super::shortcut::Place;
 use super::write::Again;
-use super::{Arrival, Awaited, Begun, Entrance, Facts, Gateway};
+use super::{Arrival, Awaited, Begun, Boarded, Entrance, Facts, Gateway};
 use crate::answer::Reader;
 use crate::cache::{Demand, Entry, Fate, Found, Hit, Landed, Landing, Lifetimes, Question, Settled, StaleHit, Subject};
 use crate::clock::Now;
@@ -31,7 +31,7 @@ impl Gateway {
         match self.cache.look(&question, &demand, now) {
             Found::Fresh(hit) => {
                 if let Some(place) = &arrival.place {
-                    self.shortcuts.learn(place, arrival.tenant, arrival.facts.customers.first(), mark, &hit, now);
+                    self.shortcuts.learn(place, arrival.tenant, mark, &hit, now);
                 }
                 return Ok(hit_told(hit));
             }
@@ -64,7 +64,8 @@ impl Gateway {
         };
         let stand_in = demand.takes_stale().then_some(question);
         let (tenant, route) = (arrival.tenant.index, arrival.route.index);
-        Ok(Begun::Flight(Awaited { waiter, way, stand_in, tenant, route, deadline: arrival.deadline }))
+        let boarded = Boarded { waiter, way, stand_in, tenant, route, deadline: arrival.deadline };
+        Ok(Begun::Waits(Awaited::Flight(boarded)))
     }
 
     /// Joins or begins the flight of a question; `None` where other rules are in force by now, under which nothing of this
@@ -76,12 +77,14 @@ impl Gateway {
         in_force.then(|| self.cache.join(question, demand, era, arrival.now))
     }
 
-    /// Where the shortcut of a request may be: of one that asks for nothing special, on a cached route of one path.
+    /// Where the shortcut of a request may be: of one that asks for nothing special, on a cached route of one path. Where
+    /// answers are logged too, their customers are, whom a shortcut does not know.
     pub(super) fn place<'a>(&self, entrance: &Entrance<'_>, body: &'a [u8]) -> Option<Place<'a>> {
         let Entrance { policy, route, fields, .. } = entrance;
         let plain = matches!(route.kind, KindSettings::Cached(_))
             && !route.wildcard
             && policy.settings.cache.mode == CacheMode::On
+            && policy.settings.log.access != AccessLog::All
             && fields.are_plain();
         if plain { self.shortcuts.place(policy.number, route.index, body) } else { None }
     }
@@ -100,9 +103,6 @@ impl Gateway {
         if !self.cache.holds(&shortcut.mark) || !entrance.caller.may_use_tenant(&shortcut.tenant) {
             return None;
         }
-        if entrance.policy.settings.log.access == AccessLog::All {
-            facts.customers = shortcut.customer.iter().cloned().collect();
-        }
         facts.tenant = Some(shortcut.tenant.index);
         Some(told_again(&entrance.policy.handles, shortcut.tenant.index, entrance.route.index, hit, now))
     }
@@ -119,8 +119,8 @@ impl Gateway {
     }
 
     /// Waits for a flight, for as long as the caller does.
-    pub(super) async fn wait(&self, policy: &Policy, awaited: Awaited) -> Result<Reply, Refusal> {
-        let Awaited { waiter, way, stand_in, tenant, route, deadline } = awaited;
+    pub(super) async fn wait(&self, policy: &Policy, boarded: Boarded) -> Result<Reply, Refusal> {
+        let Boarded { waiter, way, stand_in, tenant, route, deadline } = boarded;
         let left = deadline.since(self.clock.boot());
         let landed = tokio::time::timeout(left, waiter.outcome()).await;
         let (outcome, failure) = match landed {
@@ -132,7 +132,7 @@ impl Gateway {
             Ok(Landed::Abandoned) => (Err(Refusal::Unavailable(Unavailable::Stopping)), Some(StaleWhy::Unsent)),
             Ok(Landed::Answer { answer, kept, failure }) => {
                 let why = failure.then_some(StaleWhy::Answered(answer.status));
-                (Ok(Reply { answer, way: way.unwrap_or(Way::Miss(kept.map(|life| life.lasts))) }), why)
+                (Ok(Reply { answer, way: way.unwrap_or(Way::Miss(kept.map(|life| life.lasts()))) }), why)
             }
         };
         let saved = &policy.handles.call(tenant, route).saved;
@@ -176,7 +176,7 @@ impl Gateway {
 
     fn count_settled(&self, handles: &Handles, route: usize, settled: Settled) {
         if let Some(life) = settled.kept {
-            self.metrics.cache_ttl.of(life.bound).observe(life.lasts.as_secs_f64());
+            self.metrics.cache_ttl.of(life.bound).observe(life.lasts().as_secs_f64());
         }
         if let Some(changed) = settled.changed {
             let changed = if changed { Changed::Yes } else { Changed::No };

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use arc_swap::{ArcSwapOption, Guard};
 use foldhash::fast::RandomState;
+use smallvec::SmallVec;
 
 use crate::answer::Answer;
 use crate::cache::{Hit, Life, Mark};
@@ -18,6 +19,8 @@ use crate::tenant::Tenant;
 
 /// A power of two. Each place that is in use takes some 300 bytes.
 const PLACES: usize = 1 << 16;
+/// Bodies of up to so many bytes, as those of the platform's read routes are, lie where all else is that is known of them.
+const USUAL: usize = 96;
 /// Longest body that is remembered; those of the platform's read routes are some hundred bytes.
 const LONGEST: usize = 512;
 /// How long a shortcut is taken before its request goes the whole way again, by which the cache learns what is in use.
@@ -34,7 +37,6 @@ pub(super) struct Shortcuts {
 pub(super) struct Shortcut {
     request: Known,
     pub(super) tenant: Arc<Tenant>,
-    pub(super) customer: Option<String>,
     pub(super) mark: Mark,
     answer: Weak<Answer>,
     life: Life,
@@ -51,7 +53,7 @@ impl Shortcut {
         }
         let left = self.life.left(now)?;
         let answer = self.answer.upgrade()?;
-        let second = now.boot.as_duration().as_secs();
+        let second = now.boot.seconds();
         if self.used.load(Ordering::Relaxed) != second {
             self.used.store(second, Ordering::Relaxed);
         }
@@ -64,7 +66,7 @@ struct Known {
     /// The number of the policy that it was read under.
     policy: u64,
     route: usize,
-    body: Box<[u8]>,
+    body: SmallVec<[u8; USUAL]>,
 }
 
 impl Known {
@@ -105,16 +107,8 @@ impl Shortcuts {
     }
 
     /// Remembers what a request came to, unless both its places are taken by others that are in use.
-    pub(super) fn learn(
-        &self,
-        place: &Place<'_>,
-        tenant: &Arc<Tenant>,
-        customer: Option<&String>,
-        mark: Mark,
-        hit: &Hit,
-        now: Now,
-    ) {
-        let second = now.boot.as_duration().as_secs();
+    pub(super) fn learn(&self, place: &Place<'_>, tenant: &Arc<Tenant>, mark: Mark, hit: &Hit, now: Now) {
+        let second = now.boot.seconds();
         let is_its = |known: &Arc<Shortcut>| known.request.is(place);
         let is_used = |known: &Arc<Shortcut>| known.used.load(Ordering::Relaxed) + LASTS.as_secs() >= second;
         let its = self.slots(place).find(|slot| slot.load().as_ref().is_some_and(is_its));
@@ -123,7 +117,6 @@ impl Shortcuts {
             slot.store(Some(Arc::new(Shortcut {
                 request: Known { policy: place.policy, route: place.route, body: place.body.into() },
                 tenant: Arc::clone(tenant),
-                customer: customer.cloned(),
                 mark,
                 answer: Arc::downgrade(&hit.answer),
                 life: hit.life,

@@ -3,13 +3,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
-
 use super::fields::Fields;
 use super::incoming::MAX_CUSTOMERS;
 use super::policy::Policy;
 use super::{Facts, Gateway};
-use crate::answer::Answer;
+use crate::answer::{Answer, ContentType};
 use crate::cache::{Life, Subject};
 use crate::caller::Caller;
 use crate::envelope::{MAX_DEPTH, check_names, push_text};
@@ -60,9 +58,9 @@ impl Gateway {
             customers.iter().map(|id| self.end_of_customer(tenant, id, Invalidation::Invalidate)).sum();
         let answer = Answer {
             status: 200,
-            content_type: Some(http::HeaderValue::from_static("application/json")),
+            content_type: Some(ContentType::json()),
             rare: None,
-            body: Bytes::from(format!("{{\"dropped\":{dropped}}}")),
+            body: format!("{{\"dropped\":{dropped}}}").into_bytes().into(),
         };
         Ok(Reply { answer: Arc::new(answer), way: Way::Own })
     }

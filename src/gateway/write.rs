@@ -7,7 +7,7 @@ use super::incoming::MAX_CUSTOMERS;
 use tokio_util::sync::CancellationToken;
 
 use super::policy::Policy;
-use super::{Arrival, Begun, Facts, Gateway};
+use super::{Arrival, Awaited, Begun, Facts, Gateway};
 use crate::answer::{self, Reader, Verdict};
 use crate::cache::Subject;
 use crate::limit::Claimant;
@@ -31,7 +31,7 @@ impl Gateway {
             settings: settings.clone(),
             facts: arrival.facts.clone(),
         };
-        Ok(Begun::Task(self.tasks.spawn(Arc::clone(self).carry_out(write)), None))
+        Ok(Begun::Waits(Awaited::Task(self.tasks.spawn(Arc::clone(self).carry_out(write)), None)))
     }
 
     /// Sends a request that is neither kept nor ends anything; in a task of its own too, since a call that is dropped
@@ -59,7 +59,7 @@ impl Gateway {
             let asking = Asking { policy: &policy, route: &route, call: &call, reader: &reader, allowance };
             told(gateway.ask(&asking, None, || left.cancelled()).await, Refusal::of_read)
         });
-        Ok(Begun::Task(task, Some(presence)))
+        Ok(Begun::Waits(Awaited::Task(task, Some(presence))))
     }
 
     async fn carry_out(self: Arc<Self>, write: Write) -> Result<Reply, Refusal> {

@@ -110,7 +110,7 @@ proptest! {
     fn what_is_plain_in_a_string_is_found_eight_bytes_at_once(bytes in proptest::collection::vec(any::<u8>(), 0..40), more in "[a-z]{0,20}") {
         let bytes: Vec<u8> = more.bytes().chain(bytes).collect();
         let reference = bytes.iter().position(|byte| *byte == b'"' || *byte == b'\\' || *byte < b' ').unwrap_or(bytes.len());
-        prop_assert_eq!(plain(&bytes), reference);
+        prop_assert_eq!(scanner::plain(&bytes), reference);
     }
 
     #[test]

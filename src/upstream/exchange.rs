@@ -20,16 +20,13 @@ use super::connect::Stream;
 use super::failure::{Failure, FailureKind};
 use super::pool::{Idle, Pool};
 use super::wire::{Meter, Wire};
-use crate::answer::{Answer, Rare};
+use crate::answer::{Answer, ContentType, Rare, copied};
 use crate::clock::Wall;
 use crate::settings::BaseUrl;
 use crate::signer::SignedRequest;
 
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 const AGENT: HeaderValue = HeaderValue::from_static(concat!("zvgate/", env!("CARGO_PKG_VERSION")));
-/// `Content-Type` of nearly every answer.
-const USUAL_TYPES: [&str; 3] =
-    ["application/json", "application/json;charset=UTF-8", "application/json; charset=utf-8"];
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 
 /// An answer, and what came with it beside what callers get.
@@ -159,19 +156,13 @@ impl Connection {
         if let Some(pool) = self.home.take().filter(|_| !closes && head.version == http::Version::HTTP_11) {
             pool.put(self.idle, keep_alive_hint(&head.headers));
         }
-        let header = |name| kept(head.headers.get(name)?);
+        let header = |name| head.headers.get(name).map(copied);
         let rare = Rare { content_encoding: header(CONTENT_ENCODING), retry_after: header(RETRY_AFTER) };
         let rare = (rare != Rare::default()).then(|| Box::new(rare));
-        let answer = Answer { status: head.status.as_u16(), content_type: header(CONTENT_TYPE), rare, body };
+        let content_type = head.headers.get(CONTENT_TYPE).map(ContentType::from);
+        let answer = Answer { status: head.status.as_u16(), content_type, rare, body };
         Ok(Exchanged { answer, date: date(&head.headers) })
     }
-}
-
-/// A value to keep: copied, as a slice of the head would keep the connection's whole read buffer. Those that nearly every
-/// answer has are there already, and cost a hit no memory of its own.
-fn kept(value: &HeaderValue) -> Option<HeaderValue> {
-    let usual = USUAL_TYPES.into_iter().find(|usual| usual.as_bytes() == value.as_bytes());
-    usual.map(HeaderValue::from_static).or_else(|| HeaderValue::from_bytes(value.as_bytes()).ok())
 }
 
 /// `Date`, unless an `Age` tells that it is that of an earlier answer.
@@ -182,7 +173,7 @@ fn date(headers: &HeaderMap) -> Option<Wall> {
 }
 
 /// Reads a body into one allocation of its own size.
-async fn read(mut body: Incoming, max: usize) -> Result<Bytes, FailureKind> {
+async fn read(mut body: Incoming, max: usize) -> Result<Box<[u8]>, FailureKind> {
     let announced = usize::try_from(body.size_hint().lower()).unwrap_or(usize::MAX);
     if announced > max {
         return Err(FailureKind::Oversized);
@@ -196,7 +187,7 @@ async fn read(mut body: Incoming, max: usize) -> Result<Bytes, FailureKind> {
         }
         whole.extend_from_slice(data);
     }
-    Ok(whole.into_boxed_slice().into())
+    Ok(whole.into_boxed_slice())
 }
 
 fn kind_of(error: &hyper::Error) -> FailureKind {

@@ -16,7 +16,7 @@ impl<const N: usize> Recent<N> {
 
     /// Counts one more.
     pub(super) fn add(&mut self, now: Boot) {
-        let second = now.as_duration().as_secs();
+        let second = now.seconds();
         let index = usize::try_from(second % N as u64).unwrap_or_default();
         if let Some(place) = self.seconds.get_mut(index) {
             let before = if place.0 == second { place.1 } else { 0 };
@@ -26,7 +26,7 @@ impl<const N: usize> Recent<N> {
 
     /// How many there were.
     pub(super) fn count(&self, now: Boot) -> u32 {
-        let second = now.as_duration().as_secs();
+        let second = now.seconds();
         let recent = self.seconds.iter().filter(|(at, _)| *at + N as u64 > second);
         recent.map(|(_, count)| *count).fold(0, u32::saturating_add)
     }

@@ -29,7 +29,7 @@ fn fate(verdict: &Verdict) -> Fate {
 
 fn life(verdict: &Verdict) -> (u64, Bound) {
     match fate(verdict) {
-        Fate::Kept(life) => (life.lasts.as_secs(), life.bound),
+        Fate::Kept(life) => (life.lasts().as_secs(), life.bound),
         other => panic!("{other:?}"),
     }
 }
