@@ -56,7 +56,7 @@ fn question(customer: u64) -> Question {
 fn store(cache: &Arc<Cache<()>>, reader: &Reader, clock: &Clock, customer: u64) {
     let (question, now) = (question(customer), clock.now());
     let demand = Demand { no_cache: true, ..Demand::default() };
-    if let Entry::Begun(landing, _waiter) = cache.join(&question, &demand, cache.era(0), now) {
+    if let Entry::Begun(landing, _waiter) = cache.join(&question, &demand, cache.era(0), None, now) {
         let answer = answer(1 + usize::try_from(customer % 40).unwrap_or_default());
         let fate = Fate::of(&reader.read(200, &answer.body), &LIFETIMES, now, now);
         landing.answer(Arc::new(answer), fate, now.boot, now);
@@ -116,12 +116,13 @@ fn wake_up(followers: usize, rounds: usize) {
         let cache = cache(MIB);
         let clock = Clock::system();
         let question = question(u64::try_from(round).unwrap_or_default());
-        let Entry::Begun(landing, leader) = cache.join(&question, &Demand::default(), cache.era(0), clock.now()) else {
+        let Entry::Begun(landing, leader) = cache.join(&question, &Demand::default(), cache.era(0), None, clock.now())
+        else {
             continue;
         };
         drop(leader);
         let tasks: Vec<_> = (0..followers)
-            .filter_map(|_| match cache.join(&question, &Demand::default(), cache.era(0), clock.now()) {
+            .filter_map(|_| match cache.join(&question, &Demand::default(), cache.era(0), None, clock.now()) {
                 Entry::Joined(waiter) => Some(waiter),
                 _ => None,
             })

@@ -67,7 +67,8 @@ fn filled(clock: &Clock) -> Arc<Cache<Refusal>> {
     let answer = Arc::new(answer());
     for customer in 0..CUSTOMERS {
         let now = clock.now();
-        let Entry::Begun(landing, _waiter) = cache.join(&question(customer), &Demand::default(), cache.era(0), now)
+        let Entry::Begun(landing, _waiter) =
+            cache.join(&question(customer), &Demand::default(), cache.era(0), None, now)
         else {
             continue;
         };

@@ -214,7 +214,7 @@ fn equip(settings: &Settings, clock: &Clock, before: Before) -> Result<Equipment
     let base_url = base_url.ok_or(StartError::Missing(missing))?;
     let unusable = |key: &str, error: &dyn fmt::Display| StartError::Unusable(format!("{key}: {error}"));
     let upstream =
-        Upstream::new(base_url, &settings.upstream, clock).map_err(|error| StartError::Unusable(error.to_string()))?;
+        Upstream::new(&base_url, &settings.upstream, clock).map_err(|error| StartError::Unusable(error.to_string()))?;
     let nonces = Nonces::new().map_err(|error| unusable("nonces", &error))?;
     let pseudonyms = Pseudonyms::new(settings.log.hash_key_file.as_deref())
         .map_err(|error| unusable("log.hash_key_file", &error))?;

@@ -34,17 +34,18 @@ pub use self::door::Foreign;
 pub use self::fields::Fields;
 pub use self::incoming::pass_over;
 use self::policy::Policy;
+use self::read::Boarded;
 use self::shortcut::{Place, Shortcuts};
 pub use self::upkeep::Inspected;
 use self::write::Again;
-use crate::cache::{Cache, Demand, Question, Waiter};
+use crate::cache::{Cache, Demand};
 use crate::caller::Caller;
 use crate::clock::{Boot, Clock, Now};
 use crate::envelope::Envelope;
 use crate::limit::{Before, Pace, Paces};
 use crate::metrics::Metrics;
 use crate::pseudonym::Pseudonyms;
-use crate::reply::{Denied, Refusal, Reply, Unavailable, Way};
+use crate::reply::{Denied, Refusal, Reply, Unavailable};
 use crate::route::Route;
 use crate::settings::{CacheMode, CachedSettings, KindSettings, Settings};
 use crate::signer::{Call, Nonces};
@@ -126,7 +127,8 @@ struct Arrival<'a> {
 
 impl Arrival<'_> {
     fn call(&self) -> Call {
-        let (path, members) = (self.path.into(), self.envelope.forwarded().into());
+        let path = if self.route.wildcard { self.path.into() } else { Arc::clone(&self.route.pattern) };
+        let members = self.envelope.forwarded().into();
         Call { tenant: Arc::clone(self.tenant), path, members }
     }
 
@@ -150,19 +152,6 @@ enum Awaited {
     Flight(Boarded),
     /// A task of its own that answers it; some are told when their caller leaves.
     Task(JoinHandle<Result<Reply, Refusal>>, Option<DropGuard>),
-}
-
-/// A caller's part in a flight.
-struct Boarded {
-    waiter: Waiter<Refusal>,
-    /// How the answer is said to have come; `None`: as a miss of the caller's own.
-    way: Option<Way>,
-    /// What may be told past its freshness if the flight fails.
-    stand_in: Option<Question>,
-    tenant: usize,
-    route: usize,
-    /// Until when the caller waits.
-    deadline: Boot,
 }
 
 /// What is learned of a request on its way, for the log: names by the numbers that its policy has for them.

@@ -9,7 +9,7 @@ mod scanner;
 use std::borrow::Cow;
 use std::fmt;
 
-pub use self::scanner::{Kind, Scanner};
+pub use self::scanner::{Next, Scanner};
 
 /// One JSON value, borrowed from the text it was read from.
 #[derive(Clone, Debug, PartialEq)]

@@ -12,7 +12,7 @@ use time::UtcOffset;
 
 pub use self::moment::End;
 use crate::clock::Wall;
-use crate::json::{JsonError, Kind, Node, Scanner};
+use crate::json::{JsonError, Next, Node, Scanner};
 
 /// Deepest nesting that is read; what nests deeper counts as garbage.
 const MAX_DEPTH: usize = 128;
@@ -151,8 +151,8 @@ impl Reader {
             _ => return Verdict::HttpOther,
         }
         let text = std::str::from_utf8(body).ok();
-        let root = text.and_then(|text| Scanner::read(text, MAX_DEPTH, |scanner| self.root(scanner)).ok());
-        let Some(Root { success, code, contents }) = root else { return Verdict::Garbage };
+        let root = text.and_then(|text| Scanner::read(text, MAX_DEPTH, |scanner, next| self.root(scanner, &next)).ok());
+        let Some(Root { success, code, contents }) = root.flatten() else { return Verdict::Garbage };
         let code = code.as_deref().map(str::trim);
         if code.is_some_and(|code| self.retry_codes.iter().any(|retry| retry == code)) {
             return Verdict::Throttled;
@@ -164,37 +164,39 @@ impl Reader {
         }
     }
 
-    /// Reads the whole, an object. Of a member that is there several times, the first counts.
-    fn root<'a>(&self, scanner: &mut Scanner<'a>) -> Result<Root<'a>, JsonError> {
+    /// Reads the whole, if it is an object. Of a member that is there several times, the first counts.
+    fn root<'a>(&self, scanner: &mut Scanner<'a>, next: &Next<'a>) -> Result<Option<Root<'a>>, JsonError> {
+        if *next != Next::Object {
+            return scanner.pass(next).map(|()| None);
+        }
         let (mut success, mut code, mut contents) = (None, None, None);
-        scanner.object(|scanner, name| {
+        scanner.object(|scanner, name, next| {
             match &*name {
-                "status" if success.is_none() => success = Some(is_true(scanner)?),
-                "code" if code.is_none() => code = Some(scanner.text()?),
-                "data" if contents.is_none() => contents = Some(self.data(scanner)?),
-                _ => scanner.skip()?,
+                "status" if success.is_none() => success = Some(is_true(&next)),
+                "code" if code.is_none() => code = Some(next.clone()),
+                "data" if contents.is_none() => {
+                    contents = Some(self.data(scanner, next)?);
+                    return Ok(());
+                }
+                _ => {}
             }
-            Ok(())
+            scanner.pass(&next)
         })?;
         let nothing = || Contents { empty: true, ..Contents::default() };
-        let (success, code) = (success.unwrap_or(false), code.flatten());
-        Ok(Root { success, code, contents: contents.unwrap_or_else(nothing) })
+        let (success, code) = (success.unwrap_or(false), code.and_then(Next::into_text));
+        Ok(Some(Root { success, code, contents: contents.unwrap_or_else(nothing) }))
     }
 
     /// Reads `data`.
-    fn data(&self, scanner: &mut Scanner<'_>) -> Result<Contents, JsonError> {
+    fn data<'a>(&self, scanner: &mut Scanner<'a>, next: Next<'a>) -> Result<Contents, JsonError> {
         let mut found = Found::default();
-        let data = match scanner.kind()? {
-            Kind::Array => Data::List(self.list(scanner, &mut found)?),
-            Kind::Object => self.list_or_coupon(scanner, &mut found)?,
-            Kind::String if scanner.text()?.is_some_and(|text| text.trim().is_empty()) => Data::List(0),
-            Kind::Word if scanner.word()?.is_none() => Data::List(0),
-            // Read by the conditions above: what is no list counts as a coupon, though it is none that is known.
-            Kind::String | Kind::Word => Data::Coupon { settled: false },
-            Kind::Number => {
-                scanner.skip()?;
-                Data::Coupon { settled: false }
-            }
+        let data = match next {
+            Next::Array => Data::List(self.list(scanner, &mut found)?),
+            Next::Object => self.list_or_coupon(scanner, &mut found)?,
+            Next::String(text) if text.trim().is_empty() => Data::List(0),
+            Next::Word(None) => Data::List(0),
+            // What is no list counts as a coupon, though it is none that is known.
+            Next::String(_) | Next::Number(_) | Next::Word(Some(_)) => Data::Coupon { settled: false },
         };
         if let Data::Coupon { settled } = data {
             found.coupon(0, settled);
@@ -210,13 +212,13 @@ impl Reader {
     /// Reads a list of coupons; answers how many there are.
     fn list(&self, scanner: &mut Scanner<'_>, found: &mut Found) -> Result<usize, JsonError> {
         let mut count = 0;
-        scanner.array(|scanner| {
+        scanner.array(|scanner, next| {
             count += 1;
             let (before, mut settled) = (found.ends.len(), None);
-            if scanner.kind()? == Kind::Object {
-                scanner.object(|scanner, name| self.member(scanner, &name, &mut settled, &mut found.ends))?;
-            } else {
-                self.ends(scanner, &mut found.ends)?;
+            match next {
+                Next::Object => scanner
+                    .object(|scanner, name, next| self.member(scanner, &name, &next, &mut settled, &mut found.ends))?,
+                other => self.ends(scanner, &other, &mut found.ends)?,
             }
             found.coupon(before, settled.unwrap_or(false));
             Ok(())
@@ -227,13 +229,13 @@ impl Reader {
     /// Reads an object that holds a list of coupons, and perhaps ends beside it, or that is a coupon itself.
     fn list_or_coupon(&self, scanner: &mut Scanner<'_>, found: &mut Found) -> Result<Data, JsonError> {
         let (mut members, mut seen, mut list, mut settled) = (0, false, None, None);
-        scanner.object(|scanner, name| {
+        scanner.object(|scanner, name, next| {
             members += 1;
             let first = name == "list" && !std::mem::replace(&mut seen, true);
-            match scanner.kind()? {
-                Kind::Array if first => list = Some(self.list(scanner, found)?),
-                Kind::Word if first => list = scanner.word()?.is_none().then_some(0),
-                _ => self.member(scanner, &name, &mut settled, &mut found.ends)?,
+            match next {
+                Next::Array if first => list = Some(self.list(scanner, found)?),
+                Next::Word(None) if first => list = Some(0),
+                next => self.member(scanner, &name, &next, &mut settled, &mut found.ends)?,
             }
             Ok(())
         })?;
@@ -242,36 +244,32 @@ impl Reader {
     }
 
     /// Reads a member: the ends in it, and whether it is a status that says that its coupon is settled.
-    fn member(
+    fn member<'a>(
         &self,
-        scanner: &mut Scanner<'_>,
+        scanner: &mut Scanner<'a>,
         name: &str,
+        next: &Next<'a>,
         settled: &mut Option<bool>,
         ends: &mut Vec<End>,
     ) -> Result<(), JsonError> {
-        let kind = scanner.kind()?;
-        if !matches!(kind, Kind::String | Kind::Number) {
-            if name == STATUS {
-                settled.get_or_insert(false);
-            }
-            return self.ends(scanner, ends);
-        }
-        let text = scanner.text()?.unwrap_or_default();
         if name == STATUS {
-            settled.get_or_insert_with(|| is_settled(&text));
+            settled.get_or_insert_with(|| next.text().is_some_and(is_settled));
         }
-        if kind == Kind::String && self.expires.iter().any(|end| end == name) {
-            ends.extend(End::parse(&text, self.utc_offset));
+        match next {
+            Next::String(text) if self.expires.iter().any(|end| end == name) => {
+                ends.extend(End::parse(text, self.utc_offset));
+                Ok(())
+            }
+            other => self.ends(scanner, other, ends),
         }
-        Ok(())
     }
 
     /// Reads a value that is no coupon: the ends in it, at any depth.
-    fn ends(&self, scanner: &mut Scanner<'_>, ends: &mut Vec<End>) -> Result<(), JsonError> {
-        match scanner.kind()? {
-            Kind::Object => scanner.object(|scanner, name| self.member(scanner, &name, &mut None, ends)),
-            Kind::Array => scanner.array(|scanner| self.ends(scanner, ends)),
-            Kind::String | Kind::Number | Kind::Word => scanner.skip(),
+    fn ends<'a>(&self, scanner: &mut Scanner<'a>, next: &Next<'a>, ends: &mut Vec<End>) -> Result<(), JsonError> {
+        match next {
+            Next::Object => scanner.object(|scanner, name, next| self.member(scanner, &name, &next, &mut None, ends)),
+            Next::Array => scanner.array(|scanner, next| self.ends(scanner, &next, ends)),
+            Next::String(_) | Next::Number(_) | Next::Word(_) => Ok(()),
         }
     }
 }
@@ -308,12 +306,12 @@ impl Found {
     }
 }
 
-fn is_true(scanner: &mut Scanner<'_>) -> Result<bool, JsonError> {
-    if scanner.kind()? == Kind::Word {
-        return Ok(scanner.word()? == Some(true));
+fn is_true(value: &Next<'_>) -> bool {
+    match value {
+        Next::Word(truth) => *truth == Some(true),
+        Next::String(text) => text.trim().eq_ignore_ascii_case("true"),
+        Next::Object | Next::Array | Next::Number(_) => false,
     }
-    let is_string = scanner.kind()? == Kind::String;
-    Ok(scanner.text()?.is_some_and(|text| is_string && text.trim().eq_ignore_ascii_case("true")))
 }
 
 /// The member of a coupon that tells whether it was used.

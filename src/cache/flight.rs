@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, SetOnce};
 
 use super::freshness::Life;
 use crate::answer::Answer;
@@ -29,7 +29,7 @@ pub enum Landed<F> {
 /// A call under way.
 #[derive(Debug)]
 pub(super) struct Flight<F> {
-    outcome: watch::Sender<Option<Landed<F>>>,
+    outcome: SetOnce<Landed<F>>,
     waiting: AtomicUsize,
     /// Told when the last waiter left.
     deserted: Notify,
@@ -39,14 +39,13 @@ pub(super) struct Flight<F> {
 
 impl<F: Clone> Flight<F> {
     pub(super) fn new(era: u64) -> Arc<Self> {
-        let (outcome, deserted) = (watch::Sender::new(None), Notify::new());
-        Arc::new(Self { outcome, waiting: AtomicUsize::new(0), deserted, era })
+        Arc::new(Self { outcome: SetOnce::new(), waiting: AtomicUsize::new(0), deserted: Notify::new(), era })
     }
 
     /// Waits with the others, unless `limit` do so already.
     pub(super) fn join(self: &Arc<Self>, limit: usize) -> Option<Waiter<F>> {
         let joined = self.waiting.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| (n < limit).then_some(n + 1));
-        joined.ok().map(|_| Waiter { outcome: self.outcome.subscribe(), flight: Arc::clone(self) })
+        joined.ok().map(|_| Waiter(Arc::clone(self)))
     }
 
     /// Waits until the last waiter left. Others may have come since.
@@ -60,36 +59,26 @@ impl<F: Clone> Flight<F> {
     }
 
     pub(super) fn land(&self, outcome: Landed<F>) {
-        self.outcome.send_replace(Some(outcome));
+        // A flight lands once: whoever flies it does so, and is gone then.
+        let _ = self.outcome.set(outcome);
     }
 }
 
 /// Somebody who waits for a flight; leaving harms nobody.
 #[derive(Debug)]
-pub struct Waiter<F> {
-    outcome: watch::Receiver<Option<Landed<F>>>,
-    flight: Arc<Flight<F>>,
-}
+pub struct Waiter<F>(Arc<Flight<F>>);
 
 impl<F: Clone> Waiter<F> {
     /// The flight's outcome.
-    pub async fn outcome(mut self) -> Landed<F> {
-        // The sender lives in the flight, which this waiter holds: the channel cannot close.
-        loop {
-            if let Some(landed) = self.outcome.borrow_and_update().clone() {
-                return landed;
-            }
-            if self.outcome.changed().await.is_err() {
-                std::future::pending::<()>().await;
-            }
-        }
+    pub async fn outcome(self) -> Landed<F> {
+        self.0.outcome.wait().await.clone()
     }
 }
 
 impl<F> Drop for Waiter<F> {
     fn drop(&mut self) {
-        if self.flight.waiting.fetch_sub(1, Ordering::AcqRel) == 1 {
-            self.flight.deserted.notify_one();
+        if self.0.waiting.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.0.deserted.notify_one();
         }
     }
 }

@@ -6,7 +6,7 @@ use crate::answer::{Contents, End, Verdict};
 use crate::clock::{Boot, Now, Wall};
 
 /// The settings that an answer's life depends on.
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 pub struct Lifetimes {
     /// Of a settled success.
     pub ttl: Duration,

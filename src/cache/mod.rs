@@ -11,12 +11,13 @@ mod renewal;
 mod shelf;
 mod stripe;
 
-use std::hash::{BuildHasher, RandomState};
+use std::hash::BuildHasher;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
+use foldhash::quality::RandomState;
 use moka::notification::RemovalCause;
 use moka::policy::EvictionPolicy;
 use parking_lot::Mutex;
@@ -172,7 +173,7 @@ impl<F: Clone> Cache<F> {
         let cache = Self {
             shelves,
             sections: (0..STRIPES).map(|_| Section::default()).collect(),
-            hasher: RandomState::new(),
+            hasher: RandomState::default(),
             tenants: ArcSwap::default(),
             max_waiters: AtomicUsize::default(),
             unsettled_ttl: AtomicU64::default(),
@@ -225,12 +226,22 @@ impl<F: Clone> Cache<F> {
     }
 
     /// Joins the flight of a question, or begins one, in an era of its tenant. Nobody who demands a new call joins an old one.
-    pub fn join(self: &Arc<Self>, question: &Question, demand: &Demand, era: u64, now: Now) -> Entry<F> {
+    /// `looked` is the mark of when the caller looked and found nothing, if it did.
+    pub fn join(
+        self: &Arc<Self>,
+        question: &Question,
+        demand: &Demand,
+        era: u64,
+        looked: Option<&Mark>,
+        now: Now,
+    ) -> Entry<F> {
         let max_waiters = self.max_waiters.load(Ordering::Relaxed);
         let mut stripe = self.stripe(&question.subject).lock();
         if !demand.no_cache {
             // A flight may have landed since the caller looked.
-            if let Found::Fresh(hit) = self.look(question, demand, now) {
+            if !looked.is_some_and(|mark| self.holds(mark))
+                && let Found::Fresh(hit) = self.look(question, demand, now)
+            {
                 return Entry::Hit(hit);
             }
             if let Some(flight) = stripe.flights.get(question).filter(|flight| flight.era == era) {

@@ -159,7 +159,7 @@ impl World {
             }
             Event::StepWall(step) => self.wall += step,
             Event::Begin(number) => {
-                let begun = self.cache.join(&question(number), &Demand::default(), self.cache.era(0), self.now());
+                let begun = self.cache.join(&question(number), &Demand::default(), self.cache.era(0), None, self.now());
                 if let Entry::Begun(landing, _) = begun {
                     let fences = self.fences[number % 2];
                     self.flying.push(Flying { question: number, landing, sent: (self.boot, self.wall), fences });

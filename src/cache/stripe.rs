@@ -5,6 +5,8 @@ use std::hash::BuildHasher;
 use std::sync::Arc;
 use std::time::Duration;
 
+use foldhash::quality::RandomState;
+
 use super::flight::Flight;
 use super::shelf::{Question, Subject};
 use crate::clock::Boot;
@@ -13,10 +15,10 @@ use crate::clock::Boot;
 #[derive(Debug)]
 pub(super) struct Stripe<F> {
     /// A flight in here may be joined, and may keep its answer.
-    pub(super) flights: HashMap<Question, Arc<Flight<F>>>,
+    pub(super) flights: HashMap<Question, Arc<Flight<F>>, RandomState>,
     /// Until when upstream may lag behind a write, by the subject's hash: two that share one make each other's answers live
     /// shortly, and no name that somebody made long is kept. Forgotten when no call of that time can still be under way.
-    settling: HashMap<u64, Boot>,
+    settling: HashMap<u64, Boot, RandomState>,
 }
 
 /// Longer than any call is under way.
@@ -24,7 +26,7 @@ const UNDER_WAY: Duration = Duration::from_secs(30);
 
 impl<F> Default for Stripe<F> {
     fn default() -> Self {
-        Self { flights: HashMap::new(), settling: HashMap::new() }
+        Self { flights: HashMap::default(), settling: HashMap::default() }
     }
 }
 

@@ -32,7 +32,7 @@ fn question(customer: &str, key: &str) -> Question {
 }
 
 fn begin(cache: &Arc<Cache<()>>, question: &Question) -> (Landing<()>, Waiter<()>) {
-    match cache.join(question, &Demand::default(), cache.era(question.subject.tenant), now()) {
+    match cache.join(question, &Demand::default(), cache.era(question.subject.tenant), None, now()) {
         Entry::Begun(landing, waiter) => (landing, waiter),
         other => panic!("{other:?}"),
     }
@@ -53,10 +53,15 @@ fn told(cache: &Arc<Cache<()>>, question: &Question) -> Option<String> {
 #[test]
 fn who_comes_late_to_a_flight_gets_its_answer_and_begins_no_other() {
     let cache = cache();
-    let (landing, _waiter) = begin(&cache, &question("1", "a"));
-    assert_eq!(told(&cache, &question("1", "a")), None);
+    let question = question("1", "a");
+    let (landing, _waiter) = begin(&cache, &question);
+    let mark = cache.mark(&question.subject);
+    assert_eq!(told(&cache, &question), None);
     assert!(land(landing, "x"));
-    assert!(matches!(cache.join(&question("1", "a"), &Demand::default(), cache.era(0), now()), Entry::Hit(_)));
+    for looked in [Some(&mark), None] {
+        let entry = cache.join(&question, &Demand::default(), cache.era(0), looked, now());
+        assert!(matches!(entry, Entry::Hit(_)), "{looked:?}");
+    }
 }
 
 #[tokio::test]
@@ -75,7 +80,7 @@ async fn a_flight_that_is_abandoned_tells_its_waiters_and_lets_the_next_begin() 
 fn only_so_many_wait_and_a_place_that_is_left_is_free() {
     let cache = cache();
     let (_landing, _first) = begin(&cache, &question("1", "a"));
-    let join = || cache.join(&question("1", "a"), &Demand::default(), cache.era(0), now());
+    let join = || cache.join(&question("1", "a"), &Demand::default(), cache.era(0), None, now());
     let second = join();
     assert!(matches!(second, Entry::Joined(_)));
     assert!(matches!(join(), Entry::Crowded));
@@ -124,7 +129,7 @@ fn an_answer_that_is_not_kept_ends_an_older_one_unless_it_says_nothing() {
         let cache = cache();
         assert!(land(begin(&cache, &old).0, "old"));
         let demand = Demand { no_cache: true, ..Demand::default() };
-        let Entry::Begun(landing, _waiter) = cache.join(&old, &demand, cache.era(0), now()) else {
+        let Entry::Begun(landing, _waiter) = cache.join(&old, &demand, cache.era(0), None, now()) else {
             panic!("it begins")
         };
         let answer = Answer { status: 200, content_type: None, rare: None, body: Box::default() };
@@ -175,7 +180,7 @@ fn a_refetch_tells_whether_the_old_answer_was_still_true() {
     let cache = cache();
     let refetch = |body: &'static str| {
         let demand = Demand { no_cache: true, ..Demand::default() };
-        let Entry::Begun(landing, _waiter) = cache.join(&question("1", "a"), &demand, cache.era(0), now()) else {
+        let Entry::Begun(landing, _waiter) = cache.join(&question("1", "a"), &demand, cache.era(0), None, now()) else {
             panic!("it begins")
         };
         let answer = Answer { status: 200, content_type: None, rare: None, body: body.as_bytes().into() };

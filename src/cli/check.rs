@@ -43,7 +43,7 @@ async fn live(settings: &Settings) -> Result<(), u8> {
     let clock = Clock::system();
     let tenants = Tenants::new(&settings.tenants, &mut Identities::default());
     let base_url = settings.upstream.base_url.clone().ok_or(UNUSABLE)?;
-    let upstream = Upstream::new(base_url, &settings.upstream, &clock).map_err(fail)?;
+    let upstream = Upstream::new(&base_url, &settings.upstream, &clock).map_err(fail)?;
     let nonces = Nonces::new().map_err(fail)?;
     let mut all_well = true;
     for tenant in tenants.all() {

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::Gateway;
 use super::policy::Policy;
-use crate::answer::{Answer, Reader, Verdict};
+use crate::answer::{Answer, Verdict};
 use crate::clock::{Boot, Now};
 use crate::limit::{Claimant, Limited, Turn};
 use crate::metrics::Outcome;
@@ -25,7 +25,6 @@ pub(super) struct Asking<'a> {
     pub(super) policy: &'a Policy,
     pub(super) route: &'a Route,
     pub(super) call: &'a Call,
-    pub(super) reader: &'a Reader,
     pub(super) allowance: Allowance,
 }
 
@@ -121,7 +120,7 @@ impl Gateway {
         turn: Option<Turn>,
         unwanted: impl Future<Output = ()>,
     ) -> Result<Asked, Unanswered> {
-        let Asking { policy, route, call, reader, allowance } = asking;
+        let Asking { policy, route, call, allowance } = asking;
         let metrics = policy.handles.call(call.tenant.index, route.index);
         let circuit = self.upstream.circuit(&call.tenant);
         let (turn, attempt) = match turn {
@@ -138,7 +137,7 @@ impl Gateway {
         let started = self.clock.boot();
         let attempted = pin!(async {
             let (exchanged, sent) = self.attempt(call, allowance, reuse, &turn).await?;
-            let verdict = reader.read(exchanged.answer.status, &exchanged.answer.body);
+            let verdict = policy.reader(route).read(exchanged.answer.status, &exchanged.answer.body);
             Ok(Asked { answer: Arc::new(exchanged.answer), verdict, sent, received: self.now() })
         });
         // Who had too little time left knows nothing of upstream.

@@ -11,7 +11,7 @@ use crate::clock::Clock;
 use crate::limit::{CallerGate, Limited, Rules};
 use crate::metrics::{Handles, Metrics};
 use crate::route::{Route, Routes};
-use crate::settings::{CachedSettings, CallerLimit, KindSettings, Settings};
+use crate::settings::{CachedSettings, CallerLimit, KindSettings, Settings, UpstreamSettings};
 use crate::tenant::{Identities, Tenants};
 
 /// What is decided.
@@ -24,6 +24,8 @@ pub(super) struct Policy {
     /// By the callers' indices.
     gates: Vec<Gate>,
     pub(super) lifetimes: Lifetimes,
+    /// By the routes' indices.
+    readers: Vec<Reader>,
     pub(super) handles: Handles,
     pub(super) settings: Settings,
 }
@@ -50,6 +52,15 @@ fn gates(settings: &Settings, before: Option<&Policy>, clock: &Clock) -> Vec<Gat
         Gate { name, limit, gate }
     };
     std::iter::once(anonymous).chain(named).map(gate).collect()
+}
+
+/// How the answers of a route of this kind are read: only those that are kept end by themselves.
+fn reader(kind: &KindSettings, upstream: &UpstreamSettings) -> Reader {
+    let expires = match kind {
+        KindSettings::Cached(cached) => cached.expires.clone(),
+        KindSettings::Write(_) | KindSettings::Pass | KindSettings::Off => Vec::new(),
+    };
+    Reader { expires, retry_codes: upstream.retry_codes.clone(), utc_offset: upstream.utc_offset }
 }
 
 impl Policy {
@@ -84,6 +95,7 @@ impl Policy {
                 stale_if_error: cache.stale_if_error,
                 expiry_margin: cache.expiry_margin,
             },
+            readers: routes.all().iter().map(|route| reader(&route.kind, &settings.upstream)).collect(),
             settings,
             routes,
             tenants,
@@ -132,9 +144,8 @@ impl Policy {
         rules(self) != rules(other)
     }
 
-    /// How answers are read whose coupons end by these members.
-    pub(super) fn reader(&self, expires: &[String]) -> Reader {
-        let upstream = &self.settings.upstream;
-        Reader { expires: expires.to_vec(), retry_codes: upstream.retry_codes.clone(), utc_offset: upstream.utc_offset }
+    /// How a route's answers are read.
+    pub(super) fn reader(&self, route: &Route) -> &Reader {
+        self.readers.get(route.index).expect("one was made for each route")
     }
 }

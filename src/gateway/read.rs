@@ -6,10 +6,11 @@ use super::ask::{Allowance, Asking, Unanswered};
 use super::policy::Policy;
 use super::shortcut::Place;
 use super::write::Again;
-use super::{Arrival, Awaited, Begun, Boarded, Entrance, Facts, Gateway};
-use crate::answer::Reader;
-use crate::cache::{Demand, Entry, Fate, Found, Hit, Landed, Landing, Lifetimes, Question, Settled, StaleHit, Subject};
-use crate::clock::Now;
+use super::{Arrival, Awaited, Begun, Entrance, Facts, Gateway};
+use crate::cache::{
+    Demand, Entry, Fate, Found, Hit, Landed, Landing, Lifetimes, Mark, Question, Settled, StaleHit, Subject, Waiter,
+};
+use crate::clock::{Boot, Now};
 use crate::limit::{Claimant, Turn};
 use crate::metrics::{Changed, Handles, Lookup};
 use crate::reply::{Refusal, Reply, StaleWhy, Unavailable, Way};
@@ -36,7 +37,7 @@ impl Gateway {
                 return Ok(hit_told(hit));
             }
             Found::Stale(hit, turn_to_refresh) => {
-                if !(turn_to_refresh && self.refresh(arrival, cached, &question)) {
+                if !(turn_to_refresh && self.refresh(arrival, &question)) {
                     saved.inc();
                 }
                 return Ok(Begun::Answered(stale(handles, arrival.route.index, &hit, StaleWhy::Revalidating, now)));
@@ -48,7 +49,9 @@ impl Gateway {
             return Err(Refusal::NotCached);
         }
         self.room_for_a_task(arrival.policy)?;
-        let Some(entry) = self.join(arrival, &question, &demand) else { return self.pass(arrival, Again::Allowed) };
+        let Some(entry) = self.join(arrival, &question, &demand, Some(&mark)) else {
+            return self.pass(arrival, Again::Allowed);
+        };
         let (waiter, way) = match entry {
             Entry::Hit(hit) => return Ok(hit_told(hit)),
             Entry::Joined(waiter) => {
@@ -57,7 +60,7 @@ impl Gateway {
             }
             Entry::Begun(landing, waiter) => {
                 lookups.of(Lookup::Miss).inc();
-                self.tasks.spawn(Arc::clone(self).fly(Flight::of(arrival, cached), landing, None));
+                self.tasks.spawn(Arc::clone(self).fly(Flight::of(arrival), landing, None));
                 (waiter, demand.no_cache.then_some(Way::Requested))
             }
             Entry::Crowded => return Err(Refusal::Unavailable(Unavailable::Waiters)),
@@ -70,11 +73,17 @@ impl Gateway {
 
     /// Joins or begins the flight of a question; `None` where other rules are in force by now, under which nothing of this
     /// request may be kept.
-    fn join(&self, arrival: &Arrival<'_>, question: &Question, demand: &Demand) -> Option<Entry<Refusal>> {
+    fn join(
+        &self,
+        arrival: &Arrival<'_>,
+        question: &Question,
+        demand: &Demand,
+        looked: Option<&Mark>,
+    ) -> Option<Entry<Refusal>> {
         // In this order: where the rules change from here on, the era does too, and the answer is not kept.
         let era = self.cache.era(arrival.tenant.index);
         let in_force = Arc::ptr_eq(&self.policy.load(), arrival.policy);
-        in_force.then(|| self.cache.join(question, demand, era, arrival.now))
+        in_force.then(|| self.cache.join(question, demand, era, looked, arrival.now))
     }
 
     /// Where the shortcut of a request may be: of one that asks for nothing special, on a cached route of one path. Where
@@ -108,11 +117,11 @@ impl Gateway {
     }
 
     /// Asks anew for an answer past its freshness, if the pace has a turn that nobody waits for; answers whether it does.
-    fn refresh(self: &Arc<Self>, arrival: &Arrival<'_>, cached: &CachedSettings, question: &Question) -> bool {
+    fn refresh(self: &Arc<Self>, arrival: &Arrival<'_>, question: &Question) -> bool {
         let Some(turn) = arrival.pace(&self.paces).spare_turn() else { return false };
-        if let Some(Entry::Begun(landing, _nobody_waits)) = self.join(arrival, question, &Demand::default()) {
+        if let Some(Entry::Begun(landing, _nobody_waits)) = self.join(arrival, question, &Demand::default(), None) {
             arrival.policy.handles.route(arrival.route.index).lookups.of(Lookup::Refresh).inc();
-            self.tasks.spawn(Arc::clone(self).fly(Flight::of(arrival, cached), landing, Some(turn)));
+            self.tasks.spawn(Arc::clone(self).fly(Flight::of(arrival), landing, Some(turn)));
             return true;
         }
         false
@@ -149,7 +158,7 @@ impl Gateway {
 
     /// The call itself, which outlives every caller who waits for it.
     async fn fly(self: Arc<Self>, flight: Flight, landing: Landing<Refusal>, turn: Option<Turn>) {
-        let Flight { policy, route, call, reader, .. } = &flight;
+        let Flight { policy, route, call, .. } = &flight;
         let allowance = Allowance {
             who: Claimant { caller: flight.caller, write: false },
             wait: policy.settings.limits.max_wait,
@@ -158,7 +167,7 @@ impl Gateway {
             reuse: Reuse::Idle,
             retries: policy.settings.upstream.retries,
         };
-        let asking = Asking { policy, route, call, reader, allowance };
+        let asking = Asking { policy, route, call, allowance };
         match self.ask(&asking, turn, || landing.deserted()).await {
             Ok(asked) => {
                 let lifetimes = flight.lifetimes();
@@ -212,36 +221,46 @@ const fn is_unsent(refusal: &Refusal) -> bool {
     }
 }
 
+/// A caller's part in a flight.
+pub(super) struct Boarded {
+    waiter: Waiter<Refusal>,
+    /// How the answer is said to have come; `None`: as a miss of the caller's own.
+    way: Option<Way>,
+    /// What may be told past its freshness if the flight fails.
+    stand_in: Option<Question>,
+    tenant: usize,
+    route: usize,
+    /// Until when the caller waits.
+    deadline: Boot,
+}
+
 /// What a flight needs of the request that began it.
 struct Flight {
     policy: Arc<Policy>,
     caller: usize,
     route: Arc<Route>,
     call: Call,
-    reader: Reader,
-    settings: CachedSettings,
 }
 
 impl Flight {
-    fn of(arrival: &Arrival<'_>, cached: &CachedSettings) -> Self {
+    fn of(arrival: &Arrival<'_>) -> Self {
         Self {
             policy: Arc::clone(arrival.policy),
             caller: arrival.caller.index,
             route: Arc::clone(arrival.route),
             call: arrival.call(),
-            reader: arrival.policy.reader(&cached.expires),
-            settings: cached.clone(),
         }
     }
 
     /// The route's own lifetimes, where it has some.
     fn lifetimes(&self) -> Lifetimes {
-        let (base, own) = (&self.policy.lifetimes, &self.settings);
+        let base = self.policy.lifetimes;
+        let KindSettings::Cached(own) = &self.route.kind else { return base };
         Lifetimes {
             ttl: own.ttl.unwrap_or(base.ttl),
             stale_while_revalidate: own.stale_while_revalidate.unwrap_or(base.stale_while_revalidate),
             stale_if_error: own.stale_if_error.unwrap_or(base.stale_if_error),
-            ..*base
+            ..base
         }
     }
 }

@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::policy::Policy;
 use super::{Arrival, Awaited, Begun, Facts, Gateway};
-use crate::answer::{self, Reader, Verdict};
+use crate::answer::{self, Verdict};
 use crate::cache::Subject;
 use crate::limit::Claimant;
 use crate::metrics::Invalidation;
@@ -27,7 +27,6 @@ impl Gateway {
             caller: arrival.caller.index,
             route: Arc::clone(arrival.route),
             call: arrival.call(),
-            reader: arrival.policy.reader(&[]),
             settings: settings.clone(),
             facts: arrival.facts.clone(),
         };
@@ -51,19 +50,19 @@ impl Gateway {
             reuse,
             retries,
         };
-        let (route, call, reader) = (Arc::clone(arrival.route), arrival.call(), arrival.policy.reader(&[]));
+        let (route, call) = (Arc::clone(arrival.route), arrival.call());
         let (gateway, policy) = (Arc::clone(self), Arc::clone(arrival.policy));
         let left = CancellationToken::new();
         let presence = left.clone().drop_guard();
         let task = self.tasks.spawn(async move {
-            let asking = Asking { policy: &policy, route: &route, call: &call, reader: &reader, allowance };
+            let asking = Asking { policy: &policy, route: &route, call: &call, allowance };
             told(gateway.ask(&asking, None, || left.cancelled()).await, Refusal::of_read)
         });
         Ok(Begun::Waits(Awaited::Task(task, Some(presence))))
     }
 
     async fn carry_out(self: Arc<Self>, write: Write) -> Result<Reply, Refusal> {
-        let Write { policy, route, call, reader, .. } = &write;
+        let Write { policy, route, call, .. } = &write;
         let allowance = Allowance {
             who: Claimant { caller: write.caller, write: true },
             wait: policy.settings.limits.max_wait_write,
@@ -72,7 +71,7 @@ impl Gateway {
             reuse: Reuse::Own,
             retries: 0,
         };
-        let asking = Asking { policy, route, call, reader, allowance };
+        let asking = Asking { policy, route, call, allowance };
         let mut end = End { gateway: &self, write: &write, told: false };
         let asked = self.ask(&asking, None, std::future::pending::<()>).await;
         let mut customers = write.facts.customers.clone();
@@ -139,7 +138,6 @@ struct Write {
     caller: usize,
     route: Arc<Route>,
     call: Call,
-    reader: Reader,
     settings: WriteSettings,
     facts: Facts,
 }

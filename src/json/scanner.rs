@@ -12,25 +12,47 @@ const MOST_FORESEEN: usize = 16;
 pub struct Scanner<'a> {
     text: &'a str,
     at: usize,
+    /// Where the last value began.
+    began: usize,
     /// Arrays and objects that may still be inside each other.
     depth_left: usize,
     /// Members of the last object: those of a list have the same, and need to find room for them once.
     members: usize,
 }
 
-/// What kind of value comes next.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
-    /// An object.
+/// A value that was read, or that begins.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Next<'a> {
+    /// An object begins: [`Scanner::object`] reads it.
     Object,
-    /// An array.
+    /// An array begins: [`Scanner::array`] reads it.
     Array,
-    /// A string.
-    String,
-    /// A number.
-    Number,
-    /// `true`, `false` or `null`.
-    Word,
+    /// A string, unescaped.
+    String(Cow<'a, str>),
+    /// A number, as it was written.
+    Number(&'a str),
+    /// `true`, `false`, or `null`.
+    Word(Option<bool>),
+}
+
+impl<'a> Next<'a> {
+    /// The text of a string or a number: how ids are written.
+    pub fn text(&self) -> Option<&str> {
+        match self {
+            Self::String(text) => Some(text),
+            Self::Number(text) => Some(text),
+            Self::Object | Self::Array | Self::Word(_) => None,
+        }
+    }
+
+    /// The same, for as long as the text that it was read from.
+    pub fn into_text(self) -> Option<Cow<'a, str>> {
+        match self {
+            Self::String(text) => Some(text),
+            Self::Number(text) => Some(Cow::Borrowed(text)),
+            Self::Object | Self::Array | Self::Word(_) => None,
+        }
+    }
 }
 
 impl<'a> Scanner<'a> {
@@ -41,39 +63,25 @@ impl<'a> Scanner<'a> {
     pub fn read<T>(
         text: &'a str,
         max_depth: usize,
-        value: impl FnOnce(&mut Self) -> Result<T, JsonError>,
+        value: impl FnOnce(&mut Self, Next<'a>) -> Result<T, JsonError>,
     ) -> Result<T, JsonError> {
-        let mut scanner = Self { text, at: 0, depth_left: max_depth, members: 0 };
+        let mut scanner = Self { text, at: 0, began: 0, depth_left: max_depth, members: 0 };
         scanner.skip_space();
-        let value = value(&mut scanner)?;
+        let next = scanner.next()?;
+        let value = value(&mut scanner, next)?;
         scanner.skip_space();
         if scanner.at == text.len() { Ok(value) } else { Err(scanner.error(Problem::Trailing)) }
     }
 
-    /// What comes next.
-    ///
-    /// # Errors
-    /// Where that is no value.
-    pub fn kind(&self) -> Result<Kind, JsonError> {
-        Ok(match self.peek() {
-            Some(b'{') => Kind::Object,
-            Some(b'[') => Kind::Array,
-            Some(b'"') => Kind::String,
-            Some(b'-' | b'0'..=b'9') => Kind::Number,
-            Some(b't' | b'f' | b'n') => Kind::Word,
-            _ => return Err(self.error(Problem::Value)),
-        })
-    }
-
-    /// Reads an object; `member` is told each name, unescaped, and reads its value.
+    /// Reads an object that begins; `member` is told each name, unescaped, and value.
     ///
     /// # Errors
     /// Where it is malformed or nests too deep.
     pub fn object(
         &mut self,
-        mut member: impl FnMut(&mut Self, Cow<'a, str>) -> Result<(), JsonError>,
+        mut member: impl FnMut(&mut Self, Cow<'a, str>, Next<'a>) -> Result<(), JsonError>,
     ) -> Result<(), JsonError> {
-        self.inside([b'{', b'}'], |scanner| {
+        self.inside(b'}', |scanner| {
             if scanner.peek() != Some(b'"') {
                 return Err(scanner.error(Problem::Name));
             }
@@ -84,86 +92,85 @@ impl<'a> Scanner<'a> {
             }
             scanner.at += 1;
             scanner.skip_space();
-            member(scanner, name)
+            let next = scanner.next()?;
+            member(scanner, name, next)
         })
     }
 
-    /// Reads an array; `item` reads each of its values.
+    /// Reads an array that begins; `item` is told each of its values.
     ///
     /// # Errors
     /// Where it is malformed or nests too deep.
-    pub fn array(&mut self, item: impl FnMut(&mut Self) -> Result<(), JsonError>) -> Result<(), JsonError> {
-        self.inside([b'[', b']'], item)
+    pub fn array(
+        &mut self,
+        mut item: impl FnMut(&mut Self, Next<'a>) -> Result<(), JsonError>,
+    ) -> Result<(), JsonError> {
+        self.inside(b']', |scanner| {
+            let next = scanner.next()?;
+            item(scanner, next)
+        })
     }
 
-    /// Reads a string or a number, and answers its text; of any other value, `None`.
-    ///
-    /// # Errors
-    /// Where it is malformed.
-    pub fn text(&mut self) -> Result<Option<Cow<'a, str>>, JsonError> {
-        match self.kind()? {
-            Kind::String => self.string().map(Some),
-            Kind::Number => self.number().map(|number| Some(Cow::Borrowed(number))),
-            Kind::Object | Kind::Array | Kind::Word => self.skip().map(|()| None),
-        }
-    }
-
-    /// Reads `true`, `false` (`Some`) or `null` (`None`).
-    ///
-    /// # Errors
-    /// Where it is none of them.
-    pub fn word(&mut self) -> Result<Option<bool>, JsonError> {
-        match self.peek() {
-            Some(b't') => self.literal("true").map(|()| Some(true)),
-            Some(b'f') => self.literal("false").map(|()| Some(false)),
-            _ => self.literal("null").map(|()| None),
-        }
-    }
-
-    /// Reads a value of which nothing is wanted but that it is one.
+    /// Reads the rest of a value of which nothing is wanted but that it is one.
     ///
     /// # Errors
     /// Where it is malformed or nests too deep.
-    pub fn skip(&mut self) -> Result<(), JsonError> {
-        match self.kind()? {
-            Kind::Object => self.object(|scanner, _| scanner.skip()),
-            Kind::Array => self.array(Self::skip),
-            Kind::String => self.string().map(drop),
-            Kind::Number => self.number().map(drop),
-            Kind::Word => self.word().map(drop),
+    pub fn pass(&mut self, next: &Next<'a>) -> Result<(), JsonError> {
+        match next {
+            Next::Object => self.object(|scanner, _, next| scanner.pass(&next)),
+            Next::Array => self.array(|scanner, next| scanner.pass(&next)),
+            Next::String(_) | Next::Number(_) | Next::Word(_) => Ok(()),
         }
     }
 
-    /// Reads a value whole.
-    pub(super) fn node(&mut self) -> Result<Node<'a>, JsonError> {
-        Ok(match self.kind()? {
-            Kind::Object => {
+    /// Reads the rest of a value whole.
+    pub(super) fn node(&mut self, next: Next<'a>) -> Result<Node<'a>, JsonError> {
+        Ok(match next {
+            Next::Object => {
                 let mut members = Vec::with_capacity(self.members.min(MOST_FORESEEN));
-                self.object(|scanner, name| {
-                    let start = scanner.at;
-                    let value = scanner.node()?;
+                self.object(|scanner, name, next| {
+                    let start = scanner.began;
+                    let value = scanner.node(next)?;
                     members.push(Member { name, raw: scanner.since(start), value });
                     Ok(())
                 })?;
                 self.members = members.len();
                 Node::Object(members)
             }
-            Kind::Array => {
+            Next::Array => {
                 let mut items = Vec::new();
-                self.array(|scanner| {
-                    items.push(scanner.node()?);
+                self.array(|scanner, next| {
+                    items.push(scanner.node(next)?);
                     Ok(())
                 })?;
                 Node::Array(items)
             }
-            Kind::String => Node::String(self.string()?),
-            Kind::Number => Node::Number(self.number()?),
-            Kind::Word => self.word()?.map_or(Node::Null, Node::Bool),
+            Next::String(text) => Node::String(text),
+            Next::Number(text) => Node::Number(text),
+            Next::Word(word) => word.map_or(Node::Null, Node::Bool),
         })
+    }
+
+    fn next(&mut self) -> Result<Next<'a>, JsonError> {
+        self.began = self.at;
+        match self.peek() {
+            Some(b'"') => self.string().map(Next::String),
+            Some(b'{') => Ok(Next::Object),
+            Some(b'[') => Ok(Next::Array),
+            Some(b'-' | b'0'..=b'9') => self.number().map(Next::Number),
+            Some(b't') => self.word("true", Some(true)),
+            Some(b'f') => self.word("false", Some(false)),
+            Some(b'n') => self.word("null", None),
+            _ => Err(self.error(Problem::Value)),
+        }
     }
 
     fn error(&self, problem: Problem) -> JsonError {
         JsonError { problem, at: self.at }
+    }
+
+    fn rest(&self) -> &'a [u8] {
+        self.text.as_bytes().get(self.at..).unwrap_or_default()
     }
 
     fn peek(&self) -> Option<u8> {
@@ -180,24 +187,16 @@ impl<'a> Scanner<'a> {
         self.text.get(start..self.at).unwrap_or_default()
     }
 
-    fn literal(&mut self, word: &str) -> Result<(), JsonError> {
-        let rest = self.text.as_bytes().get(self.at..).unwrap_or_default();
-        if !rest.starts_with(word.as_bytes()) {
+    fn word(&mut self, word: &str, means: Option<bool>) -> Result<Next<'a>, JsonError> {
+        if !self.rest().starts_with(word.as_bytes()) {
             return Err(self.error(Problem::Value));
         }
         self.at += word.len();
-        Ok(())
+        Ok(Next::Word(means))
     }
 
-    /// Reads what is between two brackets, one part after the other.
-    fn inside(
-        &mut self,
-        [open, close]: [u8; 2],
-        mut part: impl FnMut(&mut Self) -> Result<(), JsonError>,
-    ) -> Result<(), JsonError> {
-        if self.peek() != Some(open) {
-            return Err(self.error(Problem::Value));
-        }
+    /// Reads what is between a bracket, where the scanner is, and its counterpart, one part after the other.
+    fn inside(&mut self, close: u8, mut part: impl FnMut(&mut Self) -> Result<(), JsonError>) -> Result<(), JsonError> {
         self.depth_left = self.depth_left.checked_sub(1).ok_or_else(|| self.error(Problem::Depth))?;
         self.at += 1;
         self.skip_space();
@@ -222,28 +221,31 @@ impl<'a> Scanner<'a> {
         Ok(())
     }
 
+    /// Reads a string, at whose quote the scanner is.
     fn string(&mut self) -> Result<Cow<'a, str>, JsonError> {
         let quoted_from = self.at;
         self.at += 1;
         let start = self.at;
-        let mut escaped = false;
+        self.at += plain(self.rest());
+        if self.peek() != Some(b'"') {
+            return self.escaped(quoted_from);
+        }
+        let text = self.since(start);
+        self.at += 1;
+        Ok(Cow::Borrowed(text))
+    }
+
+    /// Reads the rest of a string that begins at `quoted_from` and has something special.
+    fn escaped(&mut self, quoted_from: usize) -> Result<Cow<'a, str>, JsonError> {
         loop {
-            let rest = self.text.as_bytes().get(self.at..).unwrap_or_default();
-            self.at += plain(rest);
             match self.peek() {
                 Some(b'"') => break,
-                Some(b'\\') => {
-                    escaped = true;
-                    self.at += 2;
-                }
+                Some(b'\\') => self.at += 2,
                 _ => return Err(self.error(Problem::Text)),
             }
+            self.at += plain(self.rest());
         }
-        let plain = self.since(start);
         self.at += 1;
-        if !escaped {
-            return Ok(Cow::Borrowed(plain));
-        }
         serde_json::from_str(self.since(quoted_from))
             .map(Cow::Owned)
             .map_err(|_| JsonError { problem: Problem::Escape, at: quoted_from })

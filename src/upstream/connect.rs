@@ -1,5 +1,6 @@
 //! Makes connections: TCP, TLS.
 
+use std::fmt::Debug;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,12 +16,11 @@ use super::failure::FailureKind;
 use crate::settings::BaseUrl;
 
 /// Anything that bytes can go through.
-pub(super) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
-impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
+pub(super) trait Stream: AsyncRead + AsyncWrite + Debug + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Debug + Send + Unpin> Stream for T {}
 
 /// How to reach the platform.
 pub(super) struct Connector {
-    base_url: BaseUrl,
     pub(super) addresses: Addresses,
     timeout: Duration,
     tls: Option<(TlsConnector, ServerName<'static>)>,
@@ -39,13 +39,9 @@ impl std::fmt::Display for NoConnector {
 impl std::error::Error for NoConnector {}
 
 impl Connector {
-    pub(super) fn new(base_url: BaseUrl, timeout: Duration) -> Result<Self, NoConnector> {
-        let tls = base_url.is_tls().then(|| tls(&base_url)).transpose()?;
-        Ok(Self { addresses: Addresses::new(&base_url), base_url, timeout, tls })
-    }
-
-    pub(super) const fn base_url(&self) -> &BaseUrl {
-        &self.base_url
+    pub(super) fn new(base_url: &BaseUrl, timeout: Duration) -> Result<Self, NoConnector> {
+        let tls = base_url.is_tls().then(|| tls(base_url)).transpose()?;
+        Ok(Self { addresses: Addresses::new(base_url), timeout, tls })
     }
 
     /// A new connection, in time, and the address that it leads to.

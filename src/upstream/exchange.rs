@@ -1,9 +1,9 @@
 //! One request and its answer.
 
-use std::net::SocketAddr;
-use std::pin::pin;
+use std::future::poll_fn;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
@@ -11,15 +11,13 @@ use http::header::{
     ACCEPT, AGE, CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, DATE, HOST, HeaderName, RETRY_AFTER,
     USER_AGENT,
 };
-use http::{HeaderMap, HeaderValue, Method, Request, Response};
-use http_body_util::{BodyExt, Full};
-use hyper::body::{Body, Incoming};
-use hyper_util::rt::TokioIo;
+use http::{HeaderMap, HeaderValue, Method, Request, Response, Uri};
+use http_body_util::Full;
+use hyper::body::{Body, Frame, Incoming};
 
-use super::connect::Stream;
 use super::failure::{Failure, FailureKind};
-use super::pool::{Idle, Pool};
-use super::wire::{Meter, Wire};
+use super::link::Link;
+use super::pool::Pool;
 use crate::answer::{Answer, ContentType, Rare, copied};
 use crate::clock::Wall;
 use crate::settings::BaseUrl;
@@ -38,36 +36,52 @@ pub struct Exchanged {
     pub date: Option<Wall>,
 }
 
-/// A connection that is about to carry one request.
+/// What all requests have in common.
 #[derive(Debug)]
-pub struct Connection {
-    idle: Idle,
-    /// Where it goes afterwards; `None`: it is closed.
-    home: Option<Arc<Pool>>,
-    reused: bool,
-    authority: String,
+pub(super) struct Target {
+    /// `Host`, where the address can be told as one.
+    host: Option<HeaderValue>,
     path_prefix: String,
     max_response: usize,
 }
 
-impl Connection {
-    pub(super) async fn open(
-        (stream, address): (Box<dyn Stream>, SocketAddr),
-        home: Option<Arc<Pool>>,
-        base_url: &BaseUrl,
-        max_response: usize,
-    ) -> Result<Self, Failure> {
-        let (wire, meter) = Wire::new(stream);
-        let handshake = hyper::client::conn::http1::handshake(TokioIo::new(wire)).await;
-        let (sender, driver) = handshake.map_err(|_| Failure::before(FailureKind::Connect))?;
-        // What goes wrong on the connection also reaches the request that is on it.
-        tokio::spawn(async move { driver.await.ok() });
-        Ok(Self { reused: false, ..Self::reused(Idle { sender, meter, address }, home, base_url, max_response) })
+impl Target {
+    pub(super) fn new(base_url: &BaseUrl, max_response: usize) -> Self {
+        let host = HeaderValue::from_str(base_url.authority()).ok();
+        Self { host, path_prefix: base_url.path().to_owned(), max_response }
     }
 
-    pub(super) fn reused(idle: Idle, home: Option<Arc<Pool>>, base_url: &BaseUrl, max_response: usize) -> Self {
-        let (authority, path_prefix) = (base_url.authority().to_owned(), base_url.path().to_owned());
-        Self { idle, home, reused: true, authority, path_prefix, max_response }
+    /// Only these headers go up, whatever the caller sent.
+    fn request(&self, signed: &SignedRequest) -> Option<Request<Full<Bytes>>> {
+        let body = signed.body().clone();
+        let length = HeaderValue::from(body.len());
+        let mut request = Request::new(Full::new(body));
+        *request.method_mut() = Method::POST;
+        *request.uri_mut() = Uri::try_from([&self.path_prefix, signed.path()].concat()).ok()?;
+        *request.headers_mut() = HeaderMap::from_iter([
+            (HOST, self.host.clone()?),
+            (CONTENT_TYPE, JSON),
+            (CONTENT_LENGTH, length),
+            (ACCEPT, JSON),
+            (USER_AGENT, AGENT),
+        ]);
+        Some(request)
+    }
+}
+
+/// A connection that is about to carry one request.
+#[derive(Debug)]
+pub struct Connection {
+    link: Link,
+    /// Where it goes afterwards; `None`: it is closed.
+    home: Option<Arc<Pool>>,
+    reused: bool,
+    target: Arc<Target>,
+}
+
+impl Connection {
+    pub(super) fn new(link: Link, reused: bool, home: Option<Arc<Pool>>, target: &Arc<Target>) -> Self {
+        Self { link, home, reused, target: Arc::clone(target) }
     }
 
     /// Sends a signed request and reads its whole answer in `within`. Tells `left` each time that its bytes have left,
@@ -82,16 +96,14 @@ impl Connection {
         left: impl Fn(),
         answered: impl Fn(),
     ) -> Result<Exchanged, Failure> {
-        let before = self.idle.meter.written();
-        let meter = Arc::clone(&self.idle.meter);
-        let reused = self.reused;
-        let (mut answering, told) = (false, AtomicU64::new(before));
+        let (meter, reused) = (Arc::clone(self.link.meter()), self.reused);
+        let before = meter.taken();
+        let (mut answering, mut told) = (false, before);
         let outcome = if within.is_zero() {
-            drop(self);
             Err(FailureKind::Timeout)
         } else {
             let exchange = pin!(async {
-                let response = self.send(request, &meter, before, &told, &left).await?;
+                let response = self.send(request, &mut told, &left).await?;
                 answering = true;
                 answered();
                 self.receive(response).await
@@ -99,47 +111,38 @@ impl Connection {
             tokio::time::timeout(within, exchange).await.unwrap_or(Err(FailureKind::Timeout))
         };
         outcome.map_err(|kind| {
-            let written = meter.close();
-            if written > told.into_inner() {
+            // Nobody drives the connection any more: what was taken until now is all that ever leaves.
+            let taken = meter.taken();
+            if taken > told {
                 left();
             }
-            Failure { kind, left: written > before, reused, answering }
+            Failure { kind, left: taken > before, reused, answering }
         })
     }
 
     async fn send(
         &mut self,
         request: &SignedRequest,
-        meter: &Meter,
-        before: u64,
-        told: &AtomicU64,
+        told: &mut u64,
         left: &impl Fn(),
     ) -> Result<Response<Incoming>, FailureKind> {
-        let request = self.request(request).map_err(|_| FailureKind::NotHttp)?;
-        let mut response = pin!(self.idle.sender.send_request(request));
-        loop {
-            tokio::select! {
-                response = &mut response => return response.map_err(|error| kind_of(&error)),
-                () = meter.left(before) => {
-                    told.store(meter.written(), Ordering::Relaxed);
-                    left();
-                }
+        let request = self.target.request(request).ok_or(FailureKind::NotHttp)?;
+        let mut response = pin!(self.link.send(request));
+        poll_fn(|cx| {
+            // First, as the answer comes by it.
+            let over = self.link.drive(cx).is_ready();
+            let flushed = self.link.meter().flushed();
+            if flushed > *told {
+                *told = flushed;
+                left();
             }
-        }
-    }
-
-    /// Only these headers go up, whatever the caller sent.
-    fn request(&self, signed: &SignedRequest) -> http::Result<Request<Full<Bytes>>> {
-        let body = signed.body().clone();
-        Request::builder()
-            .method(Method::POST)
-            .uri(format!("{}{}", self.path_prefix, signed.path()))
-            .header(HOST, &self.authority)
-            .header(CONTENT_TYPE, JSON)
-            .header(CONTENT_LENGTH, body.len())
-            .header(ACCEPT, JSON)
-            .header(USER_AGENT, AGENT)
-            .body(Full::new(body))
+            match response.as_mut().poll(cx) {
+                Poll::Ready(response) => Poll::Ready(response.map_err(|error| kind_of(&error))),
+                Poll::Pending if over => Poll::Ready(Err(FailureKind::Reset)),
+                Poll::Pending => Poll::Pending,
+            }
+        })
+        .await
     }
 
     async fn receive(mut self, response: Response<Incoming>) -> Result<Exchanged, FailureKind> {
@@ -151,10 +154,10 @@ impl Connection {
             // Switching protocols: nobody asked for that, and it is no answer.
             return Err(FailureKind::NotHttp);
         }
-        let body = read(body, self.max_response).await?;
+        let body = self.read(body).await?;
         let closes = head.headers.get(CONNECTION).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"close"));
         if let Some(pool) = self.home.take().filter(|_| !closes && head.version == http::Version::HTTP_11) {
-            pool.put(self.idle, keep_alive_hint(&head.headers));
+            pool.put(self.link, keep_alive_hint(&head.headers));
         }
         let header = |name| head.headers.get(name).map(copied);
         let rare = Rare { content_encoding: header(CONTENT_ENCODING), retry_after: header(RETRY_AFTER) };
@@ -163,6 +166,42 @@ impl Connection {
         let answer = Answer { status: head.status.as_u16(), content_type, rare, body };
         Ok(Exchanged { answer, date: date(&head.headers) })
     }
+
+    /// Reads a body into one allocation of its own size.
+    async fn read(&mut self, mut body: Incoming) -> Result<Box<[u8]>, FailureKind> {
+        let max = self.target.max_response;
+        let announced = usize::try_from(body.size_hint().lower()).unwrap_or(usize::MAX);
+        if announced > max {
+            return Err(FailureKind::Oversized);
+        }
+        let mut whole = Vec::with_capacity(announced);
+        while let Some(frame) = poll_fn(|cx| self.poll_frame(&mut body, cx)).await? {
+            let Some(data) = frame.data_ref() else { continue };
+            if whole.len() + data.len() > max {
+                return Err(FailureKind::Oversized);
+            }
+            whole.extend_from_slice(data);
+        }
+        Ok(whole.into_boxed_slice())
+    }
+
+    /// The next part of a body; `None` at its end.
+    fn poll_frame(
+        &mut self,
+        body: &mut Incoming,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<Option<Frame<Bytes>>, FailureKind>> {
+        let mut next = Pin::new(&mut *body).poll_frame(cx);
+        if next.is_pending() {
+            // Now that it is asked for, it comes as the connection is driven.
+            let over = self.link.drive(cx).is_ready();
+            next = Pin::new(body).poll_frame(cx);
+            if next.is_pending() && over {
+                return Poll::Ready(Err(FailureKind::Reset));
+            }
+        }
+        next.map(|frame| frame.transpose().map_err(|error| kind_of(&error)))
+    }
 }
 
 /// `Date`, unless an `Age` tells that it is that of an earlier answer.
@@ -170,24 +209,6 @@ fn date(headers: &HeaderMap) -> Option<Wall> {
     let date = headers.get(DATE).filter(|_| !headers.contains_key(AGE))?.to_str().ok()?;
     let since = httpdate::parse_http_date(date).ok()?.duration_since(SystemTime::UNIX_EPOCH).ok()?;
     Some(Wall::from_unix_seconds(i64::try_from(since.as_secs()).ok()?))
-}
-
-/// Reads a body into one allocation of its own size.
-async fn read(mut body: Incoming, max: usize) -> Result<Box<[u8]>, FailureKind> {
-    let announced = usize::try_from(body.size_hint().lower()).unwrap_or(usize::MAX);
-    if announced > max {
-        return Err(FailureKind::Oversized);
-    }
-    let mut whole = Vec::with_capacity(announced);
-    while let Some(frame) = body.frame().await {
-        let frame = frame.map_err(|error| kind_of(&error))?;
-        let Some(data) = frame.data_ref() else { continue };
-        if whole.len() + data.len() > max {
-            return Err(FailureKind::Oversized);
-        }
-        whole.extend_from_slice(data);
-    }
-    Ok(whole.into_boxed_slice())
 }
 
 fn kind_of(error: &hyper::Error) -> FailureKind {
@@ -203,6 +224,8 @@ fn keep_alive_hint(headers: &HeaderMap) -> Option<Duration> {
 
 #[cfg(test)]
 mod tests {
+    use std::net::SocketAddr;
+
     use super::*;
     use crate::secret::Secret;
     use crate::settings::TenantSettings;
@@ -212,11 +235,18 @@ mod tests {
 
     const NOWHERE: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 0);
 
+    async fn link(near: tokio::io::DuplexStream) -> Link {
+        Link::open((Box::new(near), NOWHERE)).await.unwrap()
+    }
+
+    fn target() -> Arc<Target> {
+        Arc::new(Target::new(&BaseUrl::parse("http://a").unwrap(), 1 << 20))
+    }
+
     /// What the far side sees of a connection whose only request is given up at once, and what is told of it.
     async fn given_up(within: Duration) -> (bool, bool) {
         let (near, mut far) = tokio::io::duplex(1 << 16);
-        let url = BaseUrl::parse("http://a").unwrap();
-        let connection = Connection::open((Box::new(near), NOWHERE), None, &url, 1 << 20).await.unwrap();
+        let connection = Connection::new(link(near).await, false, None, &target());
         let failure = connection.exchange(&signed(), within, || {}, || {}).await.unwrap_err();
         let mut seen = Vec::new();
         far.read_to_end(&mut seen).await.unwrap();
@@ -241,7 +271,7 @@ mod tests {
         SignedRequest::sign(&call, &Nonces::new().unwrap(), Wall::from_unix_seconds(0))
     }
 
-    /// The driver writes on another thread: what is told of a request must hold whichever of the two comes first.
+    /// What is told of a request must hold wherever its time ends.
     #[tokio::test(flavor = "multi_thread")]
     async fn a_request_that_is_given_up_has_left_exactly_where_the_far_side_has_it() {
         let mut told_left = 0;
@@ -256,9 +286,7 @@ mod tests {
     #[tokio::test]
     async fn an_idle_connection_that_closed_costs_nothing_that_left() {
         let (near, far) = tokio::io::duplex(1 << 16);
-        let url = BaseUrl::parse("http://a").unwrap();
-        let fresh = Connection::open((Box::new(near), NOWHERE), None, &url, 1 << 20).await.unwrap();
-        let idle = Connection::reused(fresh.idle, None, &url, 1 << 20);
+        let idle = Connection::new(link(near).await, true, None, &target());
         drop(far);
         let failure = idle.exchange(&signed(), Duration::from_secs(5), || {}, || {}).await.unwrap_err();
         assert!(failure.is_stale_connection(), "{failure:?}");

@@ -6,13 +6,13 @@ mod circuit;
 mod connect;
 mod exchange;
 mod failure;
+mod link;
 mod pool;
 mod recent;
 mod retry;
 mod wire;
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use parking_lot::RwLock;
 
@@ -21,16 +21,15 @@ pub use self::breaker::Health;
 pub use self::circuit::{Attempt, Circuit, Shut};
 use self::connect::Connector;
 pub use self::connect::NoConnector;
+use self::exchange::Target;
 pub use self::exchange::{Connection, Exchanged};
 pub use self::failure::{Failure, FailureKind};
+use self::link::Link;
 use self::pool::Pool;
 pub use self::retry::pause_before;
 use crate::clock::Clock;
 use crate::settings::{BaseUrl, UpstreamSettings};
 use crate::tenant::Tenant;
-
-/// How long an idle connection may take to be ready, which is a matter of its task's next step.
-const READY_WITHIN: Duration = Duration::from_millis(100);
 
 /// Which connection an attempt may have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,7 +46,7 @@ pub enum Reuse {
 pub struct Upstream {
     connector: Connector,
     pool: Arc<Pool>,
-    max_response: usize,
+    target: Arc<Target>,
     /// One for each tenant, made when it is first asked for.
     circuits: RwLock<Vec<Arc<Circuit>>>,
     max_inflight: u32,
@@ -59,12 +58,12 @@ impl Upstream {
     ///
     /// # Errors
     /// Where TLS is wanted and cannot be had.
-    pub fn new(base_url: BaseUrl, settings: &UpstreamSettings, clock: &Clock) -> Result<Self, NoConnector> {
-        let connector = Connector::new(base_url, settings.connect_timeout)?;
+    pub fn new(base_url: &BaseUrl, settings: &UpstreamSettings, clock: &Clock) -> Result<Self, NoConnector> {
+        let target = Arc::new(Target::new(base_url, settings.max_response.bytes()));
         Ok(Self {
-            connector,
+            target,
+            connector: Connector::new(base_url, settings.connect_timeout)?,
             pool: Arc::new(Pool::new(settings.pool_idle, clock.clone())),
-            max_response: settings.max_response.bytes(),
             circuits: RwLock::default(),
             max_inflight: settings.max_inflight,
             clock: clock.clone(),
@@ -90,16 +89,18 @@ impl Upstream {
     pub async fn connection(&self, reuse: Reuse) -> Result<Connection, Failure> {
         let is_wanted = |address| self.connector.addresses.contain(address);
         let home = (reuse != Reuse::Own).then(|| Arc::clone(&self.pool));
-        while reuse == Reuse::Idle
-            && let Some(mut idle) = self.pool.take(is_wanted)
-        {
-            if tokio::time::timeout(READY_WITHIN, idle.sender.ready()).await.is_ok_and(|ready| ready.is_ok()) {
-                return Ok(Connection::reused(idle, home, self.connector.base_url(), self.max_response));
-            }
-        }
-        // Apart, so that calls on kept connections have no room for it.
-        let stream = Box::pin(self.connector.connect()).await.map_err(Failure::before)?;
-        Connection::open(stream, home, self.connector.base_url(), self.max_response).await
+        let idle = if reuse == Reuse::Idle { self.pool.take(is_wanted) } else { None };
+        let reused = idle.is_some();
+        let link = match idle {
+            Some(link) => link,
+            // Apart, so that calls on kept connections have no room for it.
+            None => Box::pin(self.open()).await.map_err(Failure::before)?,
+        };
+        Ok(Connection::new(link, reused, home, &self.target))
+    }
+
+    async fn open(&self) -> Result<Link, FailureKind> {
+        Link::open(self.connector.connect().await?).await.map_err(|_| FailureKind::Connect)
     }
 
     /// Looks the platform's name up again. Connections to addresses that are gone are used no more.

@@ -3,59 +3,33 @@
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
 
-use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::sync::Notify;
 
-/// What has left through a [`Wire`].
+/// What has left through a [`Wire`]: bytes since the connection was made, TLS not counted. It is written and read by
+/// whoever drives the connection, one after the other.
 #[derive(Debug, Default)]
 pub(super) struct Meter {
-    taken: Mutex<Taken>,
-    flushed: Notify,
-}
-
-#[derive(Debug, Default)]
-struct Taken {
-    /// Bytes that were taken for sending since the connection was made, TLS not counted.
-    bytes: u64,
-    /// Whether nothing more may leave.
-    closed: bool,
+    taken: AtomicU64,
+    flushed: AtomicU64,
 }
 
 impl Meter {
     /// Bytes that were taken for sending so far.
-    pub(super) fn written(&self) -> u64 {
-        self.taken.lock().bytes
+    pub(super) fn taken(&self) -> u64 {
+        self.taken.load(Ordering::Relaxed)
     }
 
-    /// Lets nothing more leave, and answers what was taken until now. Whoever gives a request up must know whether it
-    /// left, and the connection is driven by a task of its own, which may be about to write.
-    pub(super) fn close(&self) -> u64 {
-        let mut taken = self.taken.lock();
-        taken.closed = true;
-        taken.bytes
+    /// Those of them that have left, with all that were taken before.
+    pub(super) fn flushed(&self) -> u64 {
+        self.flushed.load(Ordering::Relaxed)
     }
 
-    /// Waits until more than `before` bytes were taken, and all that was taken has left.
-    pub(super) async fn left(&self, before: u64) {
-        loop {
-            self.flushed.notified().await;
-            if self.written() > before {
-                return;
-            }
-        }
-    }
-
-    /// Writes and counts in one step, unless closed.
-    fn write(&self, write: impl FnOnce() -> Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
-        let mut taken = self.taken.lock();
-        if taken.closed {
-            return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
-        }
-        let bytes = ready!(write())?;
-        taken.bytes += bytes as u64;
+    fn take(&self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        let bytes = ready!(written)?;
+        self.taken.fetch_add(bytes as u64, Ordering::Relaxed);
         Poll::Ready(Ok(bytes))
     }
 }
@@ -65,13 +39,12 @@ impl Meter {
 pub(super) struct Wire<T> {
     stream: T,
     meter: Arc<Meter>,
-    unflushed: bool,
 }
 
 impl<T> Wire<T> {
     pub(super) fn new(stream: T) -> (Self, Arc<Meter>) {
         let meter = Arc::new(Meter::default());
-        (Self { stream, meter: Arc::clone(&meter), unflushed: false }, meter)
+        (Self { stream, meter: Arc::clone(&meter) }, meter)
     }
 }
 
@@ -83,9 +56,8 @@ impl<T: AsyncRead + Unpin> AsyncRead for Wire<T> {
 
 impl<T: AsyncWrite + Unpin> AsyncWrite for Wire<T> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        let Self { stream, meter, unflushed } = &mut *self;
-        *unflushed = true;
-        meter.write(|| Pin::new(stream).poll_write(cx, buf))
+        let written = Pin::new(&mut self.stream).poll_write(cx, buf);
+        self.meter.take(written)
     }
 
     fn poll_write_vectored(
@@ -93,9 +65,8 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Wire<T> {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let Self { stream, meter, unflushed } = &mut *self;
-        *unflushed = true;
-        meter.write(|| Pin::new(stream).poll_write_vectored(cx, bufs))
+        let written = Pin::new(&mut self.stream).poll_write_vectored(cx, bufs);
+        self.meter.take(written)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -104,9 +75,7 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Wire<T> {
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(Pin::new(&mut self.stream).poll_flush(cx))?;
-        if std::mem::take(&mut self.unflushed) {
-            self.meter.flushed.notify_one();
-        }
+        self.meter.flushed.store(self.meter.taken(), Ordering::Relaxed);
         Poll::Ready(Ok(()))
     }
 
