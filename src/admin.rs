@@ -1,6 +1,5 @@
 //! The second listener: for operators.
 
-use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -111,11 +110,8 @@ impl Admin {
         Self { gateway, readiness, access: Arc::new(access) }
     }
 
-    /// Answers an operator's request.
-    ///
-    /// # Errors
-    /// Never: every failure is an answer.
-    pub async fn handle(self, request: Request<Incoming>, peer: SocketAddr) -> Result<Response<Bytes>, Infallible> {
+    /// Answers an operator's request; hands back its body, which no page reads.
+    pub async fn handle(self, request: Request<Incoming>, peer: SocketAddr) -> (Response<Bytes>, Incoming) {
         let (status, content_type, body) = self.page(&request, peer);
         let mut response = Response::new(Bytes::from(body));
         *response.status_mut() = status;
@@ -128,7 +124,7 @@ impl Admin {
         if status == StatusCode::METHOD_NOT_ALLOWED {
             headers.insert(ALLOW, HeaderValue::from_static(allowed(request.uri().path())));
         }
-        Ok(response)
+        (response, request.into_body())
     }
 
     fn page(&self, request: &Request<Incoming>, peer: SocketAddr) -> Page {

@@ -15,7 +15,6 @@ mod signing;
 mod upkeep;
 mod write;
 
-use std::convert::Infallible;
 use std::future::Future;
 use std::sync::Arc;
 
@@ -32,7 +31,6 @@ use tokio_util::task::TaskTracker;
 use self::account::Record;
 pub use self::door::Foreign;
 pub use self::fields::Fields;
-pub use self::incoming::pass_over;
 use self::policy::Policy;
 use self::read::Boarded;
 use self::shortcut::{Place, Shortcuts};
@@ -208,22 +206,16 @@ impl Gateway {
         }
     }
 
-    /// Answers a request, or refuses one that there is no room for.
-    ///
-    /// # Errors
-    /// Never: every failure is an answer.
+    /// Answers a request, or refuses one that there is no room for; hands back its body, of which a refused one may have
+    /// something left.
     pub fn handle(
         self: Arc<Self>,
         request: Request<Incoming>,
         room: Room,
-    ) -> impl Future<Output = Result<Response<Bytes>, Infallible>> + Send {
+    ) -> impl Future<Output = (Response<Bytes>, Incoming)> + Send {
         let (mut head, mut body) = request.into_parts();
         // A block holds once what it is given; an `async fn` would hold it twice.
-        async move {
-            let response = self.answer(&mut head, &mut body, room).await;
-            pass_over(body);
-            Ok(response)
-        }
+        async move { (self.answer(&mut head, &mut body, room).await, body) }
     }
 
     async fn answer(self: &Arc<Self>, head: &mut Parts, body: &mut Incoming, room: Room) -> Response<Bytes> {

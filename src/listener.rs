@@ -5,9 +5,9 @@ mod phase;
 mod resumed;
 mod seldom;
 mod timed;
+mod unread;
 mod workers;
 
-use std::convert::Infallible;
 use std::future::Future;
 use std::io;
 use std::net::{self, SocketAddr};
@@ -132,7 +132,7 @@ impl Door {
     pub async fn serve<A, F>(self, stop: CancellationToken, answer: A) -> bool
     where
         A: Fn(Request<Incoming>, Peer) -> F + Clone + Send + 'static,
-        F: Future<Output = Result<Response<Bytes>, Infallible>> + Send + 'static,
+        F: Future<Output = (Response<Bytes>, Incoming)> + Send + 'static,
     {
         let Self { socket, bounds, tally, secured, workers } = self;
         let hall = Hall {
@@ -186,7 +186,7 @@ impl Hall {
     fn let_in<A, F>(&self, (stream, address): (net::TcpStream, SocketAddr), answer: &A)
     where
         A: Fn(Request<Incoming>, Peer) -> F + Clone + Send + 'static,
-        F: Future<Output = Result<Response<Bytes>, Infallible>> + Send + 'static,
+        F: Future<Output = (Response<Bytes>, Incoming)> + Send + 'static,
     {
         let permit = take(&self.room).map(|permit| (permit, Room::Enough));
         let Some((permit, room)) = permit.or_else(|| Some((take(&self.turned_away)?, Room::None))) else {

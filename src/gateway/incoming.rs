@@ -62,20 +62,6 @@ pub(super) async fn read_body(body: &mut Incoming, max: u64, within: Duration) -
     Ok((body, true))
 }
 
-/// How long the rest of a refused request's body is still taken.
-const PASS_OVER_FOR: Duration = Duration::from_secs(1);
-
-/// Takes the rest of a body that nobody wants, beside the answer: a connection, or a stream of HTTP/2, that is closed while
-/// its caller still sends would cost many callers the answer too.
-pub fn pass_over(mut body: Incoming) {
-    if !body.is_end_stream() {
-        tokio::spawn(async move {
-            let rest = async { while let Some(Ok(_)) = body.frame().await {} };
-            tokio::time::timeout(PASS_OVER_FOR, rest).await.ok();
-        });
-    }
-}
-
 async fn collect(body: &mut Incoming, max: u64) -> Result<Bytes, Refusal> {
     let mut whole = Bytes::new();
     while !body.is_end_stream() {

@@ -25,8 +25,9 @@ use super::phase::Phase;
 use super::resumed::Resumed;
 use super::seldom::Seldom;
 use super::timed::Timed;
+use super::unread::pass_over;
 use super::{Bounds, Peer, take};
-use crate::gateway::{Room, pass_over};
+use crate::gateway::Room;
 
 /// How long an idle connection of HTTP/1.1 stays open in a drain, for a request that is on its way already: closing it
 /// at once would lose that. The answer tells that it is the last.
@@ -68,7 +69,7 @@ enum Pause {
 impl<A, F> Connection<A>
 where
     A: Fn(Request<Incoming>, Peer) -> F + Clone + Send + 'static,
-    F: Future<Output = Result<Response<Bytes>, Infallible>> + Send + 'static,
+    F: Future<Output = (Response<Bytes>, Incoming)> + Send + 'static,
 {
     /// Serves it to its end. One that breaks concerns its caller alone, who knows.
     pub(super) async fn serve(self, stream: TcpStream) {
@@ -108,7 +109,11 @@ where
         let serving = Arc::clone(&phase);
         let mut service = service_fn(move |request| {
             let (in_hand, answer) = (serving.begin(None), answer(request, peer));
-            async move { in_hand.answered(answer.await, usize::MAX) }
+            async move {
+                let (response, body) = answer.await;
+                pass_over(body, &in_hand).await;
+                Ok::<_, Infallible>(in_hand.answered(response, usize::MAX))
+            }
         });
         let linger = LINGER.min(bounds.drain_timeout / 2);
         let stopped = pin!(stop.cancelled());
@@ -139,9 +144,14 @@ where
                     return;
                 }
             }
-            // Nothing came that was not answered: the buffer, which goes here, is empty.
-            let Parts { io, service: resting, .. } = (*connection).into_parts();
+            let Parts { io, read_buf, service: resting, .. } = (*connection).into_parts();
             (stream, service) = (io.into_inner(), resting);
+            if !read_buf.is_empty() {
+                // It came together with what was answered, when nobody could tell it from that.
+                phase.hold_head();
+                stream.put_back(read_buf);
+                continue;
+            }
             let come = tokio::select! {
                 biased;
                 () = &mut stopped => {
@@ -179,18 +189,14 @@ where
             }
             // The library bounds what heads amount to, and does not count.
             let crowded = request.headers().len() > bounds.max_headers;
-            let answer = if crowded {
-                pass_over(request.into_body());
-                None
-            } else {
-                Some(answer(request, Peer { room, ..peer }))
-            };
+            let answer = if crowded { Err(request.into_body()) } else { Ok(answer(request, Peer { room, ..peer })) };
             async move {
-                let answer = match answer {
-                    Some(answer) => answer.await,
-                    None => Ok(too_many_fields()),
+                let (response, body) = match answer {
+                    Ok(answer) => answer.await,
+                    Err(body) => (too_many_fields(), body),
                 };
-                in_hand.answered(answer, PART)
+                pass_over(body, &in_hand).await;
+                Ok::<_, Infallible>(in_hand.answered(response, PART))
             }
         });
         let mut connection = pin!(server.serve_connection(TokioIo::new(stream), service));

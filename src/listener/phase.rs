@@ -27,6 +27,8 @@ pub(super) struct Phase {
     last: AtomicBool,
     /// Whether nothing was asked for a while.
     at_rest: AtomicBool,
+    /// After how many requests the beginning of the next head is held, if it is; one more than that.
+    held_after: AtomicU64,
     /// Whether it carries several requests at once, and other things between them.
     multiplexed: AtomicBool,
     /// Told when a connection that carries several shall end: it can say so before.
@@ -52,6 +54,12 @@ impl Phase {
     /// Nothing was asked for a while, or something comes again: the connection need not be held ready for it meanwhile.
     pub(super) fn rest(&self, at_rest: bool) {
         self.at_rest.store(at_rest, Ordering::Relaxed);
+    }
+
+    /// The beginning of the next head is there already: it came together with a request before it.
+    pub(super) fn hold_head(&self) {
+        self.held_after.store(self.begun() + 1, Ordering::Relaxed);
+        self.rest(false);
     }
 
     pub(super) fn is_at_rest(&self) -> bool {
@@ -100,6 +108,7 @@ impl Phase {
 
     pub(super) fn stage(&self, head_begun: bool) -> Stage {
         let begun = self.begun.load(Ordering::Relaxed);
+        let head_begun = head_begun || self.held_after.load(Ordering::Relaxed) == begun + 1;
         if !self.is_quiet() {
             Stage::Serving
         } else if begun == 0 || (head_begun && !self.is_multiplexed()) {
@@ -119,19 +128,19 @@ pub(super) struct InHand {
 }
 
 impl InHand {
+    /// The same connection has something else in hand.
+    pub(super) fn another(&self) -> Self {
+        self.phase.begin(None)
+    }
+
     /// The answer, in parts of so many bytes at most: as long as one waits to be sent, the request is in hand.
-    pub(super) fn answered<E>(
-        mut self,
-        answer: Result<Response<Bytes>, E>,
-        part: usize,
-    ) -> Result<Response<Leaving>, E> {
+    pub(super) fn answered(mut self, mut answer: Response<Bytes>, part: usize) -> Response<Leaving> {
         self.answered = true;
         self.phase.answered.fetch_add(1, Ordering::Relaxed);
-        let mut answer = answer?;
         if self.phase.is_last() {
             answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         }
-        Ok(answer.map(|rest| Leaving { rest, part, in_hand: self }))
+        answer.map(|rest| Leaving { rest, part, in_hand: self })
     }
 }
 

@@ -4,7 +4,8 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::Duration;
 
-use crate::support::{Caller, Gate, Platform, READ};
+use crate::scripted::{Act, Scripted};
+use crate::support::{Caller, Gate, Platform, READ, WRITE};
 use crate::tls::Authority;
 
 const BODY: &str = r#"{"params":{"customerId":"1"}}"#;
@@ -45,6 +46,50 @@ async fn a_connection_goes_on_after_a_rest_however_its_next_request_comes() {
     stream.write_all(request().repeat(2).as_bytes()).unwrap();
     std::thread::sleep(Duration::from_millis(50));
     assert_eq!(answer(&mut stream).matches("HTTP/1.1 200 OK\r\n").count(), 2, "two at once");
+}
+
+/// The beginning of a head that came together with the request before it, or while that was answered.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_head_that_began_before_a_rest_goes_on_after_it_or_is_closed_in_time() {
+    let platform = Platform::open().await;
+    let gate = Gate::start(&platform, &[IDLE, ("server.header_timeout", "3s")]).await;
+    let (one, cut) = (request(), 40);
+    for goes_on in [true, false] {
+        let mut stream = TcpStream::connect(gate.address).unwrap();
+        stream.write_all(format!("{one}{}", &one[..cut]).as_bytes()).unwrap();
+        assert!(answer(&mut stream).starts_with("HTTP/1.1 200 OK\r\n"));
+        std::thread::sleep(REST);
+        if goes_on {
+            stream.write_all(&one.as_bytes()[cut..]).unwrap();
+            let second = answer(&mut stream);
+            assert!(second.starts_with("HTTP/1.1 200 OK\r\n"), "{second}");
+        } else {
+            stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+            assert_eq!(answer(&mut stream), "", "it is closed");
+        }
+    }
+}
+
+/// What is left of a refused request's body is no request, however long it takes to come.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_rest_of_a_body_is_no_request_after_a_rest() {
+    let upstream = Scripted::start(|_, _| Act::success("[]")).await;
+    for (idle_timeout, pause) in [("400ms", 300), ("1s", 700), ("2s", 1200), ("3s", 1700)] {
+        let gate = Gate::start(&upstream, &[("server.idle_timeout", idle_timeout)]).await;
+        let hidden = request().replace(READ, WRITE);
+        let mut stream = TcpStream::connect(gate.address).unwrap();
+        let head = format!("POST /nope HTTP/1.1\r\nHost: localhost\r\nContent-Length: {}\r\n\r\n", hidden.len());
+        stream.write_all(head.as_bytes()).unwrap();
+        assert!(answer(&mut stream).starts_with("HTTP/1.1 404 "));
+        std::thread::sleep(Duration::from_millis(pause));
+        // The gateway may have closed the connection by now.
+        let _ = stream.write_all(hidden.as_bytes());
+        let mut more = Vec::new();
+        let _ = stream.set_read_timeout(Some(Duration::from_secs(5)));
+        let _ = stream.read_to_end(&mut more);
+        assert_eq!(String::from_utf8_lossy(&more), "", "idle_timeout {idle_timeout}");
+        assert_eq!(upstream.seen().len(), 0, "idle_timeout {idle_timeout}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
