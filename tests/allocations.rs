@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderValue, Request, Response};
@@ -13,6 +14,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::runtime::Runtime;
 use tokio_util::sync::CancellationToken;
 use zvgate::app::{App, Inherited, Workers};
 use zvgate::clock::Clock;
@@ -27,14 +29,32 @@ const IDENTITY: [&str; 3] =
 const BODY: &str = r#"{"params":{"customerId":"383933091455959041","useStatus":"","cardId":""}}"#;
 const REQUESTS: u64 = 1000;
 
-/// Allocations of one request to a server that runs on this thread alone.
-fn allocations(serve: impl AsyncFnOnce() -> SocketAddr) -> f64 {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let request = format!(
+fn request() -> String {
+    format!(
         "POST /v3/crm/coupon/getCustomerCoupons HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{BODY}",
         BODY.len()
-    );
-    let mut stream = runtime.block_on(async { TcpStream::connect(serve().await).await.unwrap() });
+    )
+}
+
+fn runtime() -> Runtime {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
+}
+
+async fn connect(address: SocketAddr) -> TcpStream {
+    TcpStream::connect(address).await.unwrap()
+}
+
+async fn ask(stream: &mut TcpStream) {
+    let mut buffer = vec![0; 64 << 10];
+    stream.write_all(request().as_bytes()).await.unwrap();
+    let length = stream.read(&mut buffer).await.unwrap();
+    assert!(buffer[..length].starts_with(b"HTTP/1.1 200 OK\r\n"));
+}
+
+/// Allocations of one request to a server that runs on this thread alone.
+fn allocations(serve: impl AsyncFnOnce() -> SocketAddr) -> f64 {
+    let (runtime, request) = (runtime(), request());
+    let mut stream = runtime.block_on(async { connect(serve().await).await });
     let mut buffer = vec![0; 64 << 10];
     let mut ask = async |times| {
         for _ in 0..times {
@@ -47,6 +67,28 @@ fn allocations(serve: impl AsyncFnOnce() -> SocketAddr) -> f64 {
     runtime.block_on(ask(10));
     let counted = allocation_counter::measure(|| runtime.block_on(ask(REQUESTS)));
     counted.count_total as f64 / REQUESTS as f64
+}
+
+/// Bytes that the gateway holds, with the caller's side of it on the same thread, for a connection that carried a hit so long
+/// ago.
+fn held(idle: Duration) -> f64 {
+    const CONNECTIONS: usize = 50;
+    let runtime = runtime();
+    let address = runtime.block_on(gateway());
+    // What is made once is made here.
+    runtime.block_on(async { ask(&mut connect(address).await).await });
+    let mut kept = Vec::with_capacity(CONNECTIONS);
+    let counted = allocation_counter::measure(|| {
+        runtime.block_on(async {
+            for _ in 0..CONNECTIONS {
+                let mut stream = connect(address).await;
+                ask(&mut stream).await;
+                kept.push(stream);
+            }
+            tokio::time::sleep(idle).await;
+        });
+    });
+    counted.bytes_current as f64 / CONNECTIONS as f64
 }
 
 async fn bare_hyper() -> SocketAddr {
@@ -101,4 +143,13 @@ fn a_hit_allocates_little_beside_what_the_library_does() {
     println!("bare hyper {library:.2} a request, a hit {hit:.2}");
     assert!(library > 1.0, "they are counted");
     assert!(hit - library <= 6.0, "{hit} a hit, {library} of them the library's");
+}
+
+#[test]
+fn a_connection_at_rest_holds_no_buffers() {
+    // It rests after some four seconds, and ends after sixty.
+    let (busy, at_rest) = (held(Duration::ZERO), held(Duration::from_secs(10)));
+    println!("bytes for a connection: {busy:.0} when it was answered, {at_rest:.0} at rest");
+    assert!(busy > 16.0 * 1024.0, "they are counted: {busy}");
+    assert!(at_rest < 5.0 * 1024.0, "{at_rest}");
 }

@@ -152,6 +152,8 @@ where
                 stream.put_back(read_buf);
                 continue;
             }
+            // Empty, it has room for a head all the same.
+            drop(read_buf);
             let come = tokio::select! {
                 biased;
                 () = &mut stopped => {
