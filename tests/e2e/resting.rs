@@ -31,7 +31,7 @@ async fn a_connection_goes_on_after_a_rest_however_its_next_request_comes() {
     let gate = Gate::start(&platform, &[IDLE]).await;
     let mut stream = TcpStream::connect(gate.address).unwrap();
     stream.set_nodelay(true).unwrap();
-    for cuts in [&[][..], &[1], &[1, 2], &[30], &[request().len() - 5]] {
+    for cuts in [&[][..], &[], &[], &[1], &[1, 2], &[30], &[request().len() - 5]] {
         let text = request();
         let mut from = 0;
         for cut in cuts.iter().copied().chain([text.len()]) {
@@ -52,22 +52,24 @@ async fn a_connection_goes_on_after_a_rest_however_its_next_request_comes() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_head_that_began_before_a_rest_goes_on_after_it_or_is_closed_in_time() {
     let platform = Platform::open().await;
-    let gate = Gate::start(&platform, &[IDLE, ("server.header_timeout", "3s")]).await;
     let (one, cut) = (request(), 40);
-    for goes_on in [true, false] {
+    let begin = |gate: &Gate| {
         let mut stream = TcpStream::connect(gate.address).unwrap();
         stream.write_all(format!("{one}{}", &one[..cut]).as_bytes()).unwrap();
         assert!(answer(&mut stream).starts_with("HTTP/1.1 200 OK\r\n"));
-        std::thread::sleep(REST);
-        if goes_on {
-            stream.write_all(&one.as_bytes()[cut..]).unwrap();
-            let second = answer(&mut stream);
-            assert!(second.starts_with("HTTP/1.1 200 OK\r\n"), "{second}");
-        } else {
-            stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
-            assert_eq!(answer(&mut stream), "", "it is closed");
-        }
-    }
+        stream
+    };
+    let gate = Gate::start(&platform, &[IDLE, ("server.header_timeout", "3s")]).await;
+    let mut stream = begin(&gate);
+    std::thread::sleep(REST);
+    stream.write_all(&one.as_bytes()[cut..]).unwrap();
+    let second = answer(&mut stream);
+    assert!(second.starts_with("HTTP/1.1 200 OK\r\n"), "{second}");
+    // It would rest after two seconds, and its idle time would end three seconds later.
+    let gate = Gate::start(&platform, &[("server.idle_timeout", "4s"), ("server.header_timeout", "200ms")]).await;
+    let mut stream = begin(&gate);
+    stream.set_read_timeout(Some(Duration::from_millis(3700))).unwrap();
+    assert_eq!(answer(&mut stream), "", "it is closed");
 }
 
 /// What is left of a refused request's body is no request, however long it takes to come.
