@@ -156,8 +156,9 @@ impl Connection {
         }
         let body = self.read(body).await?;
         let closes = head.headers.get(CONNECTION).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"close"));
-        if let Some(pool) = self.home.take().filter(|_| !closes && head.version == http::Version::HTTP_11) {
-            pool.put(self.link, keep_alive_hint(&head.headers));
+        match self.home.take().filter(|_| !closes && head.version == http::Version::HTTP_11) {
+            Some(pool) => pool.put(self.link, keep_alive_hint(&head.headers)),
+            None => self.link.end(),
         }
         let header = |name| head.headers.get(name).map(copied);
         let rare = Rare { content_encoding: header(CONTENT_ENCODING), retry_after: header(RETRY_AFTER) };
@@ -224,14 +225,16 @@ fn keep_alive_hint(headers: &HeaderMap) -> Option<Duration> {
 
 #[cfg(test)]
 mod tests {
+    use std::io;
     use std::net::SocketAddr;
+    use std::sync::atomic::{AtomicBool, Ordering};
 
     use super::*;
     use crate::secret::Secret;
     use crate::settings::TenantSettings;
     use crate::signer::{Call, Nonces};
     use crate::tenant::{Identities, Tenants};
-    use tokio::io::AsyncReadExt;
+    use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 
     const NOWHERE: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 0);
 
@@ -281,6 +284,51 @@ mod tests {
             told_left += u32::from(told);
         }
         assert!((100..2900).contains(&told_left), "{told_left}: both kinds are tried");
+    }
+
+    /// Notes whether it was shut down, by which TLS tells its end.
+    #[derive(Debug)]
+    struct Noted(tokio::io::DuplexStream, Arc<AtomicBool>);
+
+    impl AsyncRead for Noted {
+        fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+            Pin::new(&mut self.0).poll_read(cx, buf)
+        }
+    }
+
+    impl AsyncWrite for Noted {
+        fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+            Pin::new(&mut self.0).poll_write(cx, buf)
+        }
+
+        fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Pin::new(&mut self.0).poll_flush(cx)
+        }
+
+        fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+            self.1.store(true, Ordering::Relaxed);
+            Pin::new(&mut self.0).poll_shutdown(cx)
+        }
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_is_not_kept_is_shut_down_after_its_answer_and_not_without_one() {
+        for answers in [true, false] {
+            let (near, mut far) = tokio::io::duplex(1 << 16);
+            let ended = Arc::new(AtomicBool::new(false));
+            let link = Link::open((Box::new(Noted(near, Arc::clone(&ended))), NOWHERE)).await.unwrap();
+            let platform = async {
+                far.read_u8().await.unwrap();
+                if answers {
+                    far.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}").await.unwrap();
+                }
+                far.read_to_end(&mut Vec::new()).await.unwrap();
+            };
+            let (request, connection) = (signed(), Connection::new(link, false, None, &target()));
+            let answered = connection.exchange(&request, Duration::from_millis(500), || {}, || {});
+            let (answered, ()) = tokio::join!(answered, platform);
+            assert_eq!((answered.is_ok(), ended.load(Ordering::Relaxed)), (answers, answers));
+        }
     }
 
     #[tokio::test]

@@ -62,6 +62,16 @@ impl Link {
         self.drive(&mut Context::from_waker(Waker::noop())).is_pending() && self.sender.is_ready()
     }
 
+    /// Ends it as its protocols want it ended, if that needs no waiting: TLS tells the other side (RFC 8446, section 6.1). Only for
+    /// one on which nothing is under way, as more may leave by it.
+    pub(super) fn end(self) {
+        let Self { sender, driver, .. } = self;
+        drop(sender);
+        if let Some(mut driver) = driver {
+            let _ = Pin::new(&mut driver).poll(&mut Context::from_waker(Waker::noop()));
+        }
+    }
+
     /// What has left through it.
     pub(super) const fn meter(&self) -> &Arc<Meter> {
         &self.meter
