@@ -97,6 +97,9 @@ fn ends_beside_a_list_count_and_those_in_it_count_once() {
     );
     assert_eq!(beside.ends, ["2030-01-01", "2028-01-01", "2027-01-01"].map(at));
     assert_eq!(beside.open, [Some(End::At(at("2030-01-01")))]);
+    for (coupon, open) in [(r#"{"useStatus":1,"useStatus":0}"#, 0), (r#"{"useStatus":{},"useStatus":1}"#, 1)] {
+        assert_eq!(contents(&format!("[{coupon}]")).open.len(), open, "the first status counts: {coupon}");
+    }
     let alone = contents(r#"{"list":null,"endAt":"2029-01-01"}"#);
     assert_eq!((alone.ends, alone.empty), (vec![at("2029-01-01")], true));
 }
