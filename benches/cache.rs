@@ -82,13 +82,13 @@ fn churn(name: &str, max_bytes: u64, keys: u64, writes: u64) {
                 for number in 0..writes / 2 {
                     store(cache, reader, clock, (number * 2 + thread) % keys);
                     if number % 10_000 == 0 {
-                        cache.tidy(clock.boot());
+                        cache.tidy();
                     }
                 }
             });
         }
     });
-    cache.tidy(clock.boot());
+    cache.tidy();
     let (weighed, resident) = (cache.bytes(), resident());
     #[expect(
         clippy::cast_precision_loss,

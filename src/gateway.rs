@@ -4,6 +4,7 @@
 
 mod account;
 mod ask;
+mod call_log;
 mod door;
 mod fields;
 mod incoming;
@@ -337,18 +338,21 @@ impl Gateway {
     pub fn metrics_page(&self) -> String {
         self.tidy();
         let policy = self.policy.load();
+        let breaker = &policy.settings.upstream.breaker;
         for tenant in policy.tenants.all() {
-            let open = self.upstream.circuit(tenant).is_open();
-            policy.handles.tenant(tenant.index).breaker_open.set(open.into());
             for route in policy.routes.all() {
-                // Routes under wildcards share a name: the slowest is told.
-                let named = policy.routes.all().iter().filter(|other| other.label == route.label);
-                let allowed = named.map(|other| self.paces.allowed(tenant, other)).fold(f64::INFINITY, f64::min);
-                policy.handles.call(tenant.index, route.index).rate.set(allowed);
+                // Wildcards share a label: the slowest of them is shown, and a breaker that is open in any.
+                let same_label = || policy.routes.all().iter().filter(|other| other.label == route.label);
+                let allowed = same_label().map(|other| self.paces.allowed(tenant, other)).fold(f64::INFINITY, f64::min);
+                let open = same_label().any(|other| self.upstream.is_open(breaker, tenant, other));
+                let handles = policy.handles.call(tenant.index, route.index);
+                handles.rate.set(allowed);
+                handles.breaker_open.set(open.into());
             }
         }
-        let ahead = self.skew.ahead(self.clock.now()).unwrap_or_default();
-        self.metrics.clock_skew.set(f64::from(i32::try_from(ahead).unwrap_or(i32::MAX)) / 1000.0);
+        let skew = self.skew.ahead(self.clock.now()).unwrap_or_default();
+        #[expect(clippy::cast_precision_loss, reason = "a gauge in seconds")]
+        self.metrics.clock_skew.set(skew as f64 / 1000.0);
         self.metrics.page()
     }
 
@@ -368,9 +372,15 @@ impl Gateway {
 
     /// Frees memory and connections whose time is over: nobody else does while nothing is asked.
     pub fn tidy(&self) {
-        self.cache.tidy(self.clock.boot());
+        self.cache.tidy();
         self.metrics.cache_bytes.set(i64::try_from(self.cache.bytes()).unwrap_or(i64::MAX));
         self.upstream.tidy();
+        let policy = self.policy.load();
+        for tenant in policy.tenants.all() {
+            for (path, _, episode) in self.upstream.ended_failures(tenant) {
+                call_log::failures_ended(tenant, &path, &episode);
+            }
+        }
     }
 
     /// Waits for flights and writes whose callers have gone. None may begin any more.

@@ -11,7 +11,7 @@ use prometheus::{
 };
 
 pub use self::handles::{ANONYMOUS, CallMetrics, CallerMetrics, Handles, Per, RouteMetrics, TenantMetrics};
-pub use self::labels::{CacheUse, Changed, Invalidation, Label, Limit, Lookup, Outcome};
+pub use self::labels::{BreakerState, CacheUse, Changed, Invalidation, Label, Limit, Lookup, Outcome};
 use crate::cache::{Bound, Tally};
 
 /// From a hit in memory to the longest wait that is configured by default.
@@ -57,6 +57,7 @@ struct Vecs {
     rate: GaugeVec,
     inflight: IntGaugeVec,
     breaker_open: IntGaugeVec,
+    breaker_transitions: IntCounterVec,
     limited: IntCounterVec,
 }
 
@@ -127,7 +128,7 @@ impl Metrics {
             connections: make.gauge("zvgate_connections", "Open connections of callers"),
             clock_skew: make.add(Gauge::new(
                 "zvgate_clock_skew_seconds",
-                "How far the platform's clock is ahead of this machine's; 0 before its first answer",
+                "How far the platform's clock is ahead of this machine's, negative if it is behind; 0 before its first answer",
             )),
             reload_success,
             vecs,
@@ -197,8 +198,13 @@ impl Vecs {
             inflight: make.gauges("zvgate_upstream_inflight", "Attempts under way", &["tenant"]),
             breaker_open: make.gauges(
                 "zvgate_breaker_open",
-                "Whether nothing is sent, as the platform does not answer: 0 or 1",
-                &["tenant"],
+                "Whether the circuit breaker is open or half-open: 0 or 1",
+                PAIR,
+            ),
+            breaker_transitions: make.counters(
+                "zvgate_breaker_transitions_total",
+                "Transitions of the circuit breaker, by the state that it entered",
+                &["tenant", "route", "to"],
             ),
             limited: make.counters("zvgate_limited_total", "Requests refused by a limit", &["limit", "caller"]),
         }

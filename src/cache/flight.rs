@@ -7,6 +7,7 @@ use tokio::sync::{Notify, SetOnce};
 
 use super::freshness::Life;
 use crate::answer::Answer;
+use crate::clock::Boot;
 
 /// How a flight ended.
 #[derive(Clone, Debug)]
@@ -35,11 +36,14 @@ pub(super) struct Flight<F> {
     deserted: Notify,
     /// The tenant's era in which it began.
     pub(super) era: u64,
+    /// What is sent before this may be answered with data from before a write.
+    pub(super) settle_until: Boot,
 }
 
 impl<F: Clone> Flight<F> {
-    pub(super) fn new(era: u64) -> Arc<Self> {
-        Arc::new(Self { outcome: SetOnce::new(), waiting: AtomicUsize::new(0), deserted: Notify::new(), era })
+    pub(super) fn new(era: u64, settle_until: Boot) -> Arc<Self> {
+        let (outcome, waiting, deserted) = (SetOnce::new(), AtomicUsize::new(0), Notify::new());
+        Arc::new(Self { outcome, waiting, deserted, era, settle_until })
     }
 
     /// Waits with the others, unless `limit` do so already.

@@ -82,7 +82,7 @@ impl<F: Clone> Landing<F> {
             stripe.flights.retain(|other, _| other.subject != *subject);
         }
         let rest = if self.renews { Shelf::default() } else { old.without(&question.key, flight.era, now) };
-        let lags = stripe.settles(subject, sent) || cache.tenant_settles(subject.tenant, sent);
+        let lags = sent < flight.settle_until || cache.tenant_settles(subject.tenant, sent);
         let kept = match fate {
             Fate::Kept(life) if lags => Some(life.unsettled(cache.unsettled_ttl())),
             Fate::Kept(life) => Some(life),

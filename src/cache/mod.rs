@@ -33,8 +33,11 @@ use self::stripe::Stripe;
 use crate::answer::Answer;
 use crate::clock::{Boot, Now};
 
-/// Misses of different subjects seldom meet in one of so many stripes; each is a few dozen bytes.
+/// Misses of different subjects seldom meet in one of so many stripes; each is some 250 bytes.
 const STRIPES: usize = 1024;
+
+/// Memory of the stripes, which counts as the cache's.
+const LOOKASIDE_BYTES: u64 = (STRIPES * size_of::<Section<()>>()) as u64;
 
 /// What a cache of a given size is made with.
 #[derive(Debug)]
@@ -155,7 +158,7 @@ impl<F: Clone> Cache<F> {
     pub fn new(options: &Options, tally: Tally) -> Self {
         let gone = tally.clone();
         let shelves = moka::sync::Cache::builder()
-            .max_capacity(options.max_bytes)
+            .max_capacity(options.max_bytes.saturating_sub(LOOKASIDE_BYTES))
             .weigher(|subject: &Subject, shelf: &Arc<Shelf>| shelf.weight(subject))
             // The default policy turns new entries away while old ones are asked for more often, and `stored` would lie.
             .eviction_policy(EvictionPolicy::lru())
@@ -248,7 +251,7 @@ impl<F: Clone> Cache<F> {
                 return flight.join(max_waiters).map_or(Entry::Crowded, Entry::Joined);
             }
         }
-        let flight = Flight::new(era);
+        let flight = Flight::new(era, stripe.settle_until(&question.subject));
         let Some(waiter) = flight.join(max_waiters) else { return Entry::Crowded };
         stripe.flights.insert(question.clone(), Arc::clone(&flight));
         Entry::Begun(Landing::new(Arc::clone(self), question.clone(), flight, demand.no_cache), waiter)
@@ -312,14 +315,13 @@ impl<F: Clone> Cache<F> {
     }
 
     /// Frees what is over, and what was evicted.
-    pub fn tidy(&self, now: Boot) {
+    pub fn tidy(&self) {
         self.shelves.run_pending_tasks();
-        self.sections.iter().for_each(|section| section.stripe.lock().forget(now));
     }
 
     /// Bytes of memory in use, as weighed.
     pub fn bytes(&self) -> u64 {
-        self.shelves.weighted_size()
+        self.shelves.weighted_size() + LOOKASIDE_BYTES
     }
 
     /// How often all that was known of a tenant became void: what was asked for in one era is void in the next.

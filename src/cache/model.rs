@@ -103,7 +103,7 @@ impl Model {
             }
             return flights.outcomes[&address].1.unwrap();
         }
-        let flight = Flight::new(era);
+        let flight = Flight::new(era, BOOT);
         let address = Arc::as_ptr(&flight) as usize;
         flights.stripe.flights.insert(question(), Arc::clone(&flight));
         flights.outcomes.insert(address, (Arc::clone(&flight), None));

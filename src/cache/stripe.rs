@@ -16,39 +16,48 @@ use crate::clock::Boot;
 pub(super) struct Stripe<F> {
     /// A flight in here may be joined, and may keep its answer.
     pub(super) flights: HashMap<Question, Arc<Flight<F>>, RandomState>,
-    /// Until when upstream may lag behind a write, by the subject's hash: two that share one make each other's answers live
-    /// shortly, and no name that somebody made long is kept. Forgotten when no call of that time can still be under way.
-    settling: HashMap<u64, Boot, RandomState>,
+    /// Until when the platform may lag behind a write, by a hash of the subject. Subjects that share a slot only make each
+    /// other's answers live shortly, and no number of invalidations makes the table larger or slower.
+    settle: [Tenths; SETTLE_SLOTS],
+    hasher: RandomState,
 }
 
-/// Longer than any call is under way.
-const UNDER_WAY: Duration = Duration::from_secs(30);
+/// In all stripes of a cache together 128 KiB. While 300 customers settle, as many as a usual rate of writes and
+/// `cache.settle_unknown` amount to, one in 100 others is taken for one of them.
+const SETTLE_SLOTS: usize = 32;
+
+/// Tenths of a second since boot, rounded up: thirteen years fit.
+type Tenths = u32;
+
+fn tenths(at: Boot) -> Tenths {
+    u32::try_from(at.millis().div_ceil(100)).unwrap_or(u32::MAX)
+}
 
 impl<F> Default for Stripe<F> {
     fn default() -> Self {
-        Self { flights: HashMap::default(), settling: HashMap::default() }
+        Self { flights: HashMap::default(), settle: [0; SETTLE_SLOTS], hasher: RandomState::default() }
     }
 }
 
 impl<F> Stripe<F> {
-    /// Takes every flight of a subject out, and notes until when upstream may lag.
-    pub(super) fn fence(&mut self, subject: &Subject, settled: Boot, now: Boot) {
+    /// Takes every flight of a subject out, and notes until when the platform may lag.
+    pub(super) fn fence(&mut self, subject: &Subject, settle_until: Boot, now: Boot) {
         self.flights.retain(|question, _| question.subject != *subject);
-        self.forget(now);
-        if settled > now {
-            let until = self.settling.entry(self.settling.hasher().hash_one(subject)).or_insert(settled);
-            *until = settled.max(*until);
+        let slot = self.slot(subject);
+        if let Some(until) = self.settle.get_mut(slot).filter(|_| settle_until > now) {
+            *until = tenths(settle_until).max(*until);
         }
     }
 
-    /// Forgets what makes no difference any more.
-    pub(super) fn forget(&mut self, now: Boot) {
-        self.settling.retain(|_, until| *until + UNDER_WAY > now);
+    /// Until when the platform may answer a subject's questions with data from before a write. A flight takes this along
+    /// when it begins: a later write takes the flight out.
+    pub(super) fn settle_until(&self, subject: &Subject) -> Boot {
+        let tenths = self.settle.get(self.slot(subject)).copied().unwrap_or(Tenths::MAX);
+        Boot::from_duration(Duration::from_millis(100).saturating_mul(tenths))
     }
 
-    /// Whether upstream may still have answered from before a write at that moment.
-    pub(super) fn settles(&self, subject: &Subject, sent: Boot) -> bool {
-        self.settling.get(&self.settling.hasher().hash_one(subject)).is_some_and(|until| sent < *until)
+    fn slot(&self, subject: &Subject) -> usize {
+        usize::try_from(self.hasher.hash_one(subject) % SETTLE_SLOTS as u64).unwrap_or_default()
     }
 
     /// Takes a flight out, unless a newer one has its place or a write took it out; answers whether it was there.

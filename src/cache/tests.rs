@@ -147,8 +147,25 @@ fn one_customers_questions_are_bounded_and_the_oldest_goes() {
     let kept = (0..200).filter(|number| told(&cache, &question("1", &number.to_string())).is_some()).count();
     assert_eq!(kept, 64);
     assert!(told(&cache, &question("1", "199")).is_some() && told(&cache, &question("1", "0")).is_none());
-    cache.tidy(now().boot);
+    cache.tidy();
     assert_eq!(cache.tally.entries.get(), 64);
+}
+
+/// A fetch that began in time to be answered from before a write lives shortly, however late it is answered and whatever is
+/// invalidated meanwhile.
+#[test]
+fn a_slow_fetch_from_within_the_settle_time_lives_shortly() {
+    let cache = cache();
+    let sent = now();
+    cache.invalidate(&Subject::customer(0, "1"), sent.boot + Duration::from_secs(3), sent);
+    let (landing, _waiter) = begin(&cache, &question("1", "a"));
+    let late = Now { boot: sent.boot + Duration::from_secs(600), ..sent };
+    cache.invalidate(&Subject::customer(0, "2"), late.boot, late);
+    cache.tidy();
+    let answer = Answer { status: 200, content_type: None, rare: None, body: Box::default() };
+    let fate = Fate::of(&Verdict::Success(Contents::default()), &LIFETIMES, sent, late);
+    let life = landing.answer(Arc::new(answer), fate, sent.boot, late).kept.unwrap();
+    assert_eq!(life.lasts(), Duration::from_secs(5));
 }
 
 /// What is asked for while upstream may lag behind a write lives shortly, whoever else's write comes meanwhile.

@@ -2,19 +2,19 @@
 //! where that may help.
 
 use std::future::Future;
-use std::pin::pin;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use super::Gateway;
+use super::call_log::CallLog;
 use super::policy::Policy;
 use crate::answer::{Answer, Verdict};
 use crate::clock::{Boot, Now};
 use crate::limit::{Claimant, Limited, Turn};
-use crate::metrics::Outcome;
+use crate::metrics::{Label, Outcome};
 use crate::route::Route;
 use crate::signer::{Call, SignedRequest};
-use crate::upstream::{Attempt, Circuit, Exchanged, Failure, FailureKind, Health, Reuse, Shut, pause_before};
+use crate::upstream::{Attempt, Circuit, Exchanged, Failure, FailureKind, Health, Rejected, Reuse, pause_before};
 
 /// An idle connection that upstream closes just when it is used breaks within a round trip; one that breaks later was
 /// broken by what was asked.
@@ -62,7 +62,7 @@ pub(super) enum Unanswered {
     /// No turn came in time; nothing was sent.
     Limited(Limited),
     /// Upstream is not to be asked now; nothing was sent.
-    Shut(Shut),
+    Rejected(Rejected),
     /// Its time was over; nothing was sent.
     Late,
     /// Nobody waits for it any more; nothing was sent.
@@ -80,11 +80,11 @@ impl Gateway {
         turn: Option<Turn>,
         unwanted: impl Fn() -> U,
     ) -> Result<Asked, Unanswered> {
-        let circuit = self.upstream.circuit(&asking.call.tenant);
+        let circuit = self.circuit(asking);
         let mut reuse = asking.allowance.reuse;
         let mut outcome = self.ask_once(asking, reuse, turn, unwanted()).await;
         if asking.allowance.retries > 0 && !is_unsent(&outcome) {
-            circuit.first();
+            circuit.count_first();
         }
         let mut retries = 0;
         loop {
@@ -93,8 +93,8 @@ impl Gateway {
                 reuse = Reuse::New;
             } else if retries < asking.allowance.retries
                 && may_pass(&outcome)
-                && circuit.check().is_ok()
-                && circuit.retry()
+                && circuit.check(&asking.policy.settings.upstream.breaker).is_ok()
+                && circuit.take_retry()
             {
                 tokio::select! {
                     () = tokio::time::sleep(pause_before(retries, fastrand::f64())) => {}
@@ -122,41 +122,51 @@ impl Gateway {
     ) -> Result<Asked, Unanswered> {
         let Asking { policy, route, call, allowance } = asking;
         let metrics = policy.handles.call(call.tenant.index, route.index);
-        let circuit = self.upstream.circuit(&call.tenant);
+        let circuit = self.circuit(asking);
+        let breaker = &policy.settings.upstream.breaker;
         let (turn, attempt) = match turn {
-            Some(turn) => (turn, circuit.begin(allowance.wait).await.map_err(Unanswered::Shut)?),
+            Some(turn) => (turn, self.begin_attempt(asking, &circuit, allowance.wait).await?),
             None => tokio::select! {
                 biased;
                 leave = self.leave(asking, &circuit) => leave?,
-                shut = circuit.shut() => return Err(Unanswered::Shut(shut)),
+                rejected = circuit.rejects(breaker) => return Err(Unanswered::Rejected(rejected)),
                 () = unwanted => return Err(Unanswered::Unwanted),
             },
         };
         let inflight = &policy.handles.tenant(call.tenant.index).inflight;
         inflight.inc();
         let started = self.clock.boot();
-        let attempted = pin!(async {
+        let outcome = async {
             let (exchanged, sent) = self.attempt(call, allowance, reuse, &turn).await?;
             let verdict = policy.reader(route).read(exchanged.answer.status, &exchanged.answer.body);
             Ok(Asked { answer: Arc::new(exchanged.answer), verdict, sent, received: self.now() })
-        });
-        // Who had too little time left knows nothing of upstream.
+        }
+        .await;
+        let call_log = CallLog { policy, route, call, cause: cause(&outcome) };
+        // An attempt that was cut off by its caller's deadline, before its own timeout, is no sign of a failure.
         let in_time = || self.clock.boot() < allowance.deadline;
-        let outcome =
-            attempt.watch(attempted, |outcome| health(outcome).filter(|_| outcome.is_ok() || in_time())).await;
+        if let Some(health) = health(&outcome).filter(|_| outcome.is_ok() || in_time()) {
+            attempt.record(breaker, health, &call_log);
+        }
         inflight.dec();
         metrics.duration.observe(self.clock.boot().since(started).as_secs_f64());
-        metrics.attempts.of(outcome_of(outcome.as_ref())).inc();
+        let kind = outcome_of(outcome.as_ref());
+        metrics.attempts.of(kind).inc();
+        match kind {
+            Outcome::Ok | Outcome::Exception => circuit.succeeded(),
+            failed if circuit.failed(failed.name()) => call_log.failures_began(failed.name()),
+            _ => {}
+        }
         if let Some(asked) = outcome.as_ref().ok().filter(|asked| asked.verdict == Verdict::Throttled) {
-            turn.throttled(asked.sent.boot);
+            turn.throttled(asked.sent.boot).iter().for_each(|backoff| call_log.throttled(backoff));
         }
         outcome.map_err(Unanswered::Failed)
     }
 
     /// Waits for leave to make an attempt: a turn, and room in flight.
-    async fn leave(&self, asking: &Asking<'_>, circuit: &Arc<Circuit>) -> Result<(Turn, Attempt), Unanswered> {
+    async fn leave(&self, asking: &Asking<'_>, circuit: &Circuit) -> Result<(Turn, Attempt), Unanswered> {
         let Asking { policy, route, call, allowance, .. } = asking;
-        circuit.check().map_err(Unanswered::Shut)?;
+        circuit.check(&policy.settings.upstream.breaker).map_err(Unanswered::Rejected)?;
         let queued = self.clock.boot();
         let time = allowance.deadline.since(queued);
         let wait = allowance.wait.min(time);
@@ -166,8 +176,26 @@ impl Gateway {
         policy.handles.call(call.tenant.index, route.index).wait.observe(waited.as_secs_f64());
         let limited = |limited| if time < allowance.wait { Unanswered::Late } else { Unanswered::Limited(limited) };
         let turn = turn.map_err(limited)?;
-        let attempt = circuit.begin(wait.saturating_sub(waited)).await.map_err(Unanswered::Shut)?;
+        let attempt = self.begin_attempt(asking, circuit, wait.saturating_sub(waited)).await?;
         Ok((turn, attempt))
+    }
+
+    fn circuit(&self, asking: &Asking<'_>) -> Circuit {
+        self.upstream.circuit(&asking.call.tenant, asking.route, &asking.call.path)
+    }
+
+    /// Waits until fewer than `upstream.max_inflight` attempts are in flight.
+    async fn begin_attempt(
+        &self,
+        asking: &Asking<'_>,
+        circuit: &Circuit,
+        within: Duration,
+    ) -> Result<Attempt, Unanswered> {
+        let Asking { policy, route, call, allowance } = asking;
+        let settings = &policy.settings.upstream;
+        let call_log = CallLog { policy, route, call, cause: String::new() };
+        let begun = circuit.begin(&settings.breaker, within, settings.connect_timeout + allowance.answer, &call_log);
+        begun.await.map_err(Unanswered::Rejected)
     }
 
     /// Signs last: an idle connection that proves closed before anything left costs a signature, not the attempt.
@@ -210,7 +238,7 @@ impl Gateway {
 
 /// Whether nothing of a call left.
 const fn is_unsent(outcome: &Result<Asked, Unanswered>) -> bool {
-    matches!(outcome, Err(Unanswered::Limited(_) | Unanswered::Shut(_) | Unanswered::Late | Unanswered::Unwanted))
+    matches!(outcome, Err(Unanswered::Limited(_) | Unanswered::Rejected(_) | Unanswered::Late | Unanswered::Unwanted))
 }
 
 const fn is_lost_to_idle_close(outcome: &Result<Asked, Unanswered>) -> bool {
@@ -230,25 +258,36 @@ fn may_pass(outcome: &Result<Asked, Unanswered>) -> bool {
             | FailureKind::Reset => true,
             FailureKind::Oversized | FailureKind::Redirect | FailureKind::NotHttp => false,
         },
-        Err(Unanswered::Limited(_) | Unanswered::Shut(_) | Unanswered::Late | Unanswered::Unwanted) => false,
+        Err(Unanswered::Limited(_) | Unanswered::Rejected(_) | Unanswered::Late | Unanswered::Unwanted) => false,
     }
 }
 
-/// How an attempt speaks of upstream, if it does.
+/// What an attempt came to, in words.
+fn cause(outcome: &Result<Asked, Failure>) -> String {
+    match outcome {
+        Ok(asked) => match asked.verdict {
+            Verdict::Http5xx | Verdict::HttpOther => format!("HTTP status {}", asked.answer.status),
+            Verdict::Throttled => "throttled".to_owned(),
+            Verdict::Error => "system error".to_owned(),
+            Verdict::Garbage => "the answer is not JSON".to_owned(),
+            Verdict::Success(_) | Verdict::Exception => String::new(),
+        },
+        Err(failure) => failure.kind.to_string(),
+    }
+}
+
+/// What an attempt's end says about the platform, if anything.
 fn health(outcome: &Result<Asked, Failure>) -> Option<Health> {
     Some(match outcome {
-        Ok(asked) if asked.verdict == Verdict::Http5xx => Health::Failing,
+        Ok(asked) if asked.verdict == Verdict::Http5xx => Health::Failed,
         Ok(_) => Health::Answered,
         Err(failure) if failure.is_idle_close() => return None,
         Err(failure) => match failure.kind {
             FailureKind::Oversized | FailureKind::Redirect => Health::Answered,
-            FailureKind::Resolve
-            | FailureKind::Connect
-            | FailureKind::Tls
-            | FailureKind::ConnectTimeout
-            | FailureKind::Timeout
-            | FailureKind::Reset
-            | FailureKind::NotHttp => Health::Unanswered,
+            FailureKind::Resolve | FailureKind::Connect | FailureKind::Tls | FailureKind::ConnectTimeout => {
+                Health::Unreachable
+            }
+            FailureKind::Timeout | FailureKind::Reset | FailureKind::NotHttp => Health::Failed,
         },
     })
 }

@@ -176,7 +176,7 @@ impl Gateway {
                 self.count_settled(&policy.handles, route.index, settled);
             }
             Err(Unanswered::Limited(limited)) => landing.fail(Refusal::UpstreamLimited(limited)),
-            Err(Unanswered::Shut(shut)) => landing.fail(Refusal::shut(shut)),
+            Err(Unanswered::Rejected(rejected)) => landing.fail(Refusal::rejected(rejected)),
             Err(Unanswered::Late) => landing.fail(Refusal::UpstreamTimeout),
             Err(Unanswered::Unwanted) => {}
             Err(Unanswered::Failed(failure)) => landing.fail(Refusal::of_read(failure)),

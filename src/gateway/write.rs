@@ -78,14 +78,15 @@ impl Gateway {
         match &asked {
             Ok(asked) => {
                 customers.extend(answer::customers(&asked.answer.body, &write.settings.customer_answer));
-                let known = asked.verdict != Verdict::Http5xx;
-                self.end_of(&write, &mut customers, known);
+                self.invalidate_written(&write, &mut customers, Effect::of(asked));
             }
-            Err(Unanswered::Failed(failure)) if failure.left => self.end_of(&write, &mut customers, false),
+            Err(Unanswered::Failed(failure)) if failure.left => {
+                self.invalidate_written(&write, &mut customers, Effect::Unknown);
+            }
             Err(
                 Unanswered::Failed(_)
                 | Unanswered::Limited(_)
-                | Unanswered::Shut(_)
+                | Unanswered::Rejected(_)
                 | Unanswered::Late
                 | Unanswered::Unwanted,
             ) => {}
@@ -96,11 +97,14 @@ impl Gateway {
         outcome
     }
 
-    /// From here on no read is answered with what was asked for before. `known` tells whether the outcome is.
-    fn end_of(&self, write: &Write, customers: &mut Vec<String>, known: bool) {
+    /// Invalidates what a write may have changed: no read that starts from here on is answered with data that was fetched before.
+    fn invalidate_written(&self, write: &Write, customers: &mut Vec<String>, effect: Effect) {
+        if effect == Effect::None {
+            return;
+        }
         let now = self.now();
         let settings = &write.policy.settings.cache;
-        let settled = now.boot + if known { settings.settle } else { settings.settle_unknown };
+        let settled = now.boot + if effect == Effect::Unknown { settings.settle_unknown } else { settings.settle };
         customers.sort_unstable();
         customers.dedup();
         let tenant = &write.call.tenant;
@@ -110,15 +114,42 @@ impl Gateway {
                 self.cache.invalidate(&Subject::customer(tenant.index, customer), settled, now);
                 self.metrics.invalidations.of(Invalidation::Write).inc();
             }
-        } else if !customers.is_empty() || write.settings.unknown_customer != UnknownCustomer::Ttl {
+        } else if !customers.is_empty()
+            || (effect != Effect::Refused && write.settings.unknown_customer != UnknownCustomer::Ttl)
+        {
             self.cache.invalidate_tenant(tenant.index, settled);
             self.metrics.invalidations.of(Invalidation::UnknownCustomer).inc();
             tracing::warn!(
                 tenant = tenant.name,
                 route = write.route.label,
                 request_id = write.facts.shown_id(),
-                "a write named no customer, or too many: all answers of its tenant are invalidated"
+                "write without a known customer, or with too many: all answers of its tenant are invalidated"
             );
+        }
+    }
+}
+
+/// What a write did to the platform's data.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Effect {
+    /// It was executed.
+    Executed,
+    /// The platform refused it: what it knows of the customer may still be news, and nobody else is concerned.
+    Refused,
+    /// Certainly none: it was throttled.
+    None,
+    /// Nobody knows.
+    Unknown,
+}
+
+impl Effect {
+    fn of(asked: &Asked) -> Self {
+        match asked.verdict {
+            Verdict::Success(_) => Self::Executed,
+            Verdict::Exception | Verdict::Error => Self::Refused,
+            Verdict::Throttled => Self::None,
+            Verdict::HttpOther if (400..500).contains(&asked.answer.status) => Self::Refused,
+            Verdict::Http5xx | Verdict::HttpOther | Verdict::Garbage => Self::Unknown,
         }
     }
 }
@@ -152,7 +183,8 @@ struct End<'a> {
 impl Drop for End<'_> {
     fn drop(&mut self) {
         if !self.told {
-            self.gateway.end_of(self.write, &mut self.write.facts.customers.clone(), false);
+            let customers = &mut self.write.facts.customers.clone();
+            self.gateway.invalidate_written(self.write, customers, Effect::Unknown);
         }
     }
 }
@@ -161,7 +193,7 @@ fn told(asked: Result<Asked, Unanswered>, failed: impl FnOnce(Failure) -> Refusa
     match asked {
         Ok(asked) => Ok(Reply { answer: asked.answer, way: Way::Bypass }),
         Err(Unanswered::Limited(limited)) => Err(Refusal::UpstreamLimited(limited)),
-        Err(Unanswered::Shut(shut)) => Err(Refusal::shut(shut)),
+        Err(Unanswered::Rejected(rejected)) => Err(Refusal::rejected(rejected)),
         // Where it is unwanted, nobody hears it.
         Err(Unanswered::Late | Unanswered::Unwanted) => Err(Refusal::UpstreamTimeout),
         Err(Unanswered::Failed(failure)) => Err(failed(failure)),

@@ -33,20 +33,22 @@ impl Backoff {
         Self { per, strikes: 0, last: start, pause: start, deaf: start }
     }
 
-    /// A call that was sent at `sent` was throttled.
-    pub(super) fn throttled(&mut self, sent: Boot, now: Boot) {
+    /// A call that was sent at `sent` was throttled; returns the pause that begins, if one does.
+    pub(super) fn throttled(&mut self, sent: Boot, now: Boot) -> Option<Duration> {
         if now < self.deaf {
-            return;
+            return None;
         }
         let strikes = self.strikes(now);
         self.last = now;
         // Calls that were under way when the pause began tell nothing new.
         if strikes > 0 && sent < self.pause {
-            return;
+            return None;
         }
         self.strikes = strikes.saturating_add(1);
         let doubled = self.per.saturating_mul(1u32.checked_shl(strikes).unwrap_or(u32::MAX));
-        self.pause = now + doubled.min(LONGEST_PAUSE.max(self.per));
+        let pause = doubled.min(LONGEST_PAUSE.max(self.per));
+        self.pause = now + pause;
+        Some(pause)
     }
 
     /// Windows are as long as this from now on.

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 pub use self::caller::CallerGate;
 pub use self::line::Claimant;
-pub use self::pace::{Pace, Turn};
+pub use self::pace::{Pace, Throttled, Turn};
 pub use self::paces::{Before, Paces, Rules};
 pub use self::slots::{Claim, Slots};
 

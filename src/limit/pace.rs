@@ -205,6 +205,17 @@ impl Drop for Place<'_> {
     }
 }
 
+/// What follows from a throttled call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Throttled {
+    /// How long nothing is sent.
+    pub pause: Duration,
+    /// Calls that a window allows after the pause.
+    pub allowed: usize,
+    /// Calls that it allows otherwise; 0: any number.
+    pub rate: usize,
+}
+
 /// Leave to make one call. Its slot cools from what becomes of the call; dropped before the call left, it is free again.
 #[derive(Debug)]
 pub struct Turn {
@@ -224,11 +235,13 @@ impl Turn {
         self.tell(Slots::answered);
     }
 
-    /// The call, which was sent at `sent`, was throttled.
-    pub fn throttled(&self, sent: Boot) {
+    /// The call, which was sent at `sent`, was throttled; returns what follows from it, if it is news.
+    pub fn throttled(&self, sent: Boot) -> Option<Throttled> {
         let mut queue = self.pace.queue.lock();
-        queue.backoff.throttled(sent, self.pace.clock.boot());
+        let now = self.pace.clock.boot();
+        let pause = queue.backoff.throttled(sent, now);
         queue.wake_next();
+        Some(Throttled { pause: pause?, allowed: queue.backoff.allowed(queue.rate(), now), rate: queue.rate() })
     }
 
     fn tell(&self, change: impl FnOnce(&mut Slots, Claim, Boot)) {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use prometheus::{Gauge, Histogram, IntCounter, IntCounterVec, IntGauge};
 
 use super::Vecs;
-use super::labels::{CacheUse, Changed, Label, Limit, Lookup, Outcome};
+use super::labels::{BreakerState, CacheUse, Changed, Label, Limit, Lookup, Outcome};
 
 /// The name of callers who have none.
 pub const ANONYMOUS: &str = "anonymous";
@@ -72,8 +72,6 @@ pub struct CallerMetrics {
 pub struct TenantMetrics {
     /// Attempts under way.
     pub inflight: IntGauge,
-    /// Whether nothing is sent.
-    pub breaker_open: IntGauge,
     /// By route.
     calls: Vec<CallMetrics>,
 }
@@ -91,6 +89,10 @@ pub struct CallMetrics {
     pub wait: Histogram,
     /// Calls that a window allows now; infinitely many where there is no pace.
     pub rate: Gauge,
+    /// Whether the circuit breaker is open or half-open.
+    pub breaker_open: IntGauge,
+    /// Its transitions.
+    pub breaker_transitions: Per<BreakerState, IntCounter>,
 }
 
 /// The handles for the names of a configuration.
@@ -125,6 +127,8 @@ impl Handles {
             saved: vecs.saved.with_label_values(&[tenant, route]),
             wait: vecs.wait.with_label_values(&[tenant, route]),
             rate: vecs.rate.with_label_values(&[tenant, route]),
+            breaker_open: vecs.breaker_open.with_label_values(&[tenant, route]),
+            breaker_transitions: Per::new(|to| vecs.breaker_transitions.with_label_values(&[tenant, route, to])),
         };
         let caller = |name: &&str| CallerMetrics {
             name: (*name).to_owned(),
@@ -136,7 +140,6 @@ impl Handles {
             if let Some(place) = by_number.get_mut(*number) {
                 *place = Some(TenantMetrics {
                     inflight: vecs.inflight.with_label_values(&[*tenant]),
-                    breaker_open: vecs.breaker_open.with_label_values(&[*tenant]),
                     calls: routes.iter().map(|route| call(tenant, route)).collect(),
                 });
             }

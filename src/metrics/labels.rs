@@ -132,6 +132,18 @@ label! {
 }
 
 label! {
+    /// A state of a circuit breaker.
+    BreakerState {
+        /// Nothing is sent.
+        Open = "open",
+        /// One attempt at a time probes.
+        HalfOpen = "half_open",
+        /// Everything is sent.
+        Closed = "closed",
+    }
+}
+
+label! {
     /// Which limit refused a request.
     Limit {
         /// What callers may ask.

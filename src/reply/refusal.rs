@@ -7,7 +7,7 @@ use http::StatusCode;
 use crate::envelope::Refused;
 use crate::limit::Limited;
 use crate::tenant::NoTenant;
-use crate::upstream::{Failure, FailureKind, Shut};
+use crate::upstream::{Failure, FailureKind, Rejected};
 
 /// When to come again where nobody knows better.
 const SOON: Duration = Duration::from_secs(1);
@@ -74,7 +74,7 @@ pub enum Unavailable {
     /// Callers waiting for the same call.
     Waiters,
     /// Calls upstream.
-    Upstream(Shut),
+    Upstream(Rejected),
     /// Anything: the gateway is stopping, or lost a task.
     Stopping,
 }
@@ -89,8 +89,8 @@ impl Refusal {
     }
 
     /// A call that was not sent, as upstream is not to be asked.
-    pub const fn shut(shut: Shut) -> Self {
-        Self::Unavailable(Unavailable::Upstream(shut))
+    pub const fn rejected(rejected: Rejected) -> Self {
+        Self::Unavailable(Unavailable::Upstream(rejected))
     }
 
     /// A write without an answer: where a byte of it left, nobody knows whether it took effect.
@@ -166,11 +166,12 @@ impl Refusal {
             Self::UpstreamFailed(kind) => kind.to_string(),
             Self::Unavailable(Unavailable::Connections) => "too many connections".to_owned(),
             Self::Unavailable(Unavailable::Waiters) => "too many callers wait for the same answer".to_owned(),
-            Self::Unavailable(Unavailable::Upstream(Shut::Crowded)) => {
+            Self::Unavailable(Unavailable::Upstream(Rejected::TooManyInFlight)) => {
                 "the open platform is slow to answer all the calls under way; nothing was sent for this one".to_owned()
             }
-            Self::Unavailable(Unavailable::Upstream(Shut::Open(_))) => {
-                "the open platform does not answer; nothing was sent for this one".to_owned()
+            Self::Unavailable(Unavailable::Upstream(Rejected::BreakerOpen(_))) => {
+                "the circuit breaker is open, because calls to the open platform failed; nothing was sent for this one"
+                    .to_owned()
             }
             Self::Unavailable(Unavailable::Stopping) => "the gateway is stopping".to_owned(),
             Self::UpstreamTimeout => "no answer of the open platform came in time".to_owned(),
@@ -186,11 +187,11 @@ impl Refusal {
         match self {
             Self::CallerLimited(limited) => Again::By("caller", limited),
             Self::UpstreamLimited(limited) => Again::By("upstream", limited),
-            Self::Unavailable(Unavailable::Upstream(Shut::Open(wait))) => Again::In(*wait),
+            Self::Unavailable(Unavailable::Upstream(Rejected::BreakerOpen(wait))) => Again::In(*wait),
             Self::Unavailable(
                 Unavailable::Connections
                 | Unavailable::Waiters
-                | Unavailable::Upstream(Shut::Crowded)
+                | Unavailable::Upstream(Rejected::TooManyInFlight)
                 | Unavailable::Stopping,
             ) => Again::In(SOON),
             Self::Body(_)

@@ -4,6 +4,7 @@
 //! and `config/zvgate.toml` tells each of them to the reader.
 
 mod base_url;
+mod breaker;
 mod callers;
 mod change;
 mod load;
@@ -23,6 +24,7 @@ use std::time::Duration;
 use time::UtcOffset;
 
 pub use base_url::BaseUrl;
+pub use breaker::{BreakerSettings, Ratio};
 pub use callers::{CallerSettings, Permitted};
 pub use load::Sources;
 pub use log::{AccessLog, LogFormat, LogLevel, LogSettings};
@@ -60,7 +62,7 @@ pub struct Settings {
 }
 
 /// `upstream.*`
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct UpstreamSettings {
     /// Where the platform is; checked to be there by [`Settings::missing_for_serving`].
     pub base_url: Option<BaseUrl>,
@@ -78,6 +80,8 @@ pub struct UpstreamSettings {
     pub retries: u32,
     /// Body codes that mean: too many calls, or busy.
     pub retry_codes: Vec<String>,
+    /// When calls are suspended.
+    pub breaker: BreakerSettings,
     /// Whether calls are signed by the platform's clock, where that can be trusted.
     pub follow_clock: bool,
     /// Longest response body.
@@ -231,6 +235,7 @@ impl UpstreamSettings {
             // Each is billed as any other call: two are enough to pass over a short failure.
             retries: table.with_default("retries", 2),
             retry_codes: table.with_default("retry_codes", vec!["110004".to_owned(), "110007".to_owned()]),
+            breaker: BreakerSettings::read(table.table("breaker")),
             follow_clock: table.with_default("follow_clock", true),
             max_response: table.with_default("max_response", Size(8 << 20)),
             utc_offset: table.with_default("utc_offset", CHINA_STANDARD_TIME),

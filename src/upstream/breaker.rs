@@ -1,42 +1,39 @@
-//! Whether upstream is worth asking, as a pure function of how attempts ended.
+//! A circuit breaker, as a pure function of how attempts ended.
 //!
-//! A breaker opens where upstream does not answer, and nothing is sent while it is open. After a pause one attempt
-//! probes: its answer closes the breaker, anything else opens it again, for longer.
+//! It opens after `consecutive` failures in a row, or when at least `ratio` of at least `min_calls` attempts within `window`
+//! failed. While it is open nothing is sent. After a pause with jitter it is half-open: one attempt at a time probes. A
+//! success closes it, a failure opens it for longer. How long an attempt took is no failure.
 
 use std::time::Duration;
 
 use super::recent::Recent;
 use crate::clock::Boot;
+use crate::settings::BreakerSettings;
 
-/// After so long without an answer an attempt counts as unanswered; an answer that comes later changes nothing.
-pub(super) const HUNG: Duration = Duration::from_secs(2);
-/// Unanswered attempts in a row that open a breaker.
-const IN_A_ROW: u32 = 5;
-/// Fewer attempts in half a minute tell nothing by the share of them that fails.
-const ENOUGH: u32 = 10;
-/// Pauses double from the first to the longest.
-const FIRST_PAUSE: Duration = Duration::from_secs(1);
-const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+/// Buckets that a window is divided into.
+const BUCKETS: usize = 10;
+/// The same, to divide a duration by.
+const BUCKETS_IN_WINDOW: u32 = 10;
 
-/// How an attempt ended, as far as it tells of upstream's health.
+/// A change of a breaker's state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Health {
-    /// With an answer, whatever its body says.
-    Answered,
-    /// With an HTTP status of 5xx.
-    Failing,
-    /// Without an answer, or too late.
-    Unanswered,
+pub enum Transition {
+    /// It opened, for so long.
+    Opened(Duration),
+    /// It is half-open: an attempt probes.
+    HalfOpened,
+    /// It closed.
+    Closed,
 }
 
-/// The breaker of one tenant.
+/// A circuit breaker.
 #[derive(Clone, Debug)]
 pub(super) struct Breaker {
     state: State,
-    in_a_row: u32,
-    attempts: Recent<30>,
-    failed: Recent<30>,
-    /// How often in a row it opened.
+    consecutive: u32,
+    attempts: Recent<BUCKETS>,
+    failures: Recent<BUCKETS>,
+    /// How often it opened since it was last closed.
     openings: u32,
 }
 
@@ -45,177 +42,244 @@ enum State {
     Closed,
     /// Nothing is sent until then.
     Open(Boot),
-    /// One attempt is under way, since then.
-    Probing(Boot),
+    /// The attempt under way has until then; `None`: none is under way.
+    HalfOpen(Option<Boot>),
 }
 
-/// How an attempt was let through.
+/// How an attempt was admitted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Admission {
-    /// As any other.
-    Usual,
-    /// To probe.
+    /// The breaker was closed.
+    Normal,
+    /// The attempt probes.
     Probe,
 }
 
 impl Breaker {
     pub(super) const fn new() -> Self {
-        Self { state: State::Closed, in_a_row: 0, attempts: Recent::new(), failed: Recent::new(), openings: 0 }
+        let (attempts, failures) = (Recent::new(Duration::ZERO), Recent::new(Duration::ZERO));
+        Self { state: State::Closed, consecutive: 0, attempts, failures, openings: 0 }
     }
 
-    /// Why nothing may be sent: how long until it may be.
-    pub(super) fn refusal(&self, now: Boot) -> Option<Duration> {
-        let until = match self.state {
-            State::Closed => return None,
-            State::Open(until) => until,
-            State::Probing(since) => since + HUNG,
-        };
-        let wait = until.since(now);
-        // A probe that is late has still to be told of.
-        (wait > Duration::ZERO || matches!(self.state, State::Probing(_))).then_some(wait)
-    }
-
-    /// Lets an attempt through.
-    pub(super) fn admit(&mut self, now: Boot) -> Result<Admission, Duration> {
-        match (self.refusal(now), self.state) {
-            (Some(wait), _) => Err(wait),
-            (None, State::Open(_)) => {
-                self.state = State::Probing(now);
-                Ok(Admission::Probe)
-            }
-            (None, State::Closed | State::Probing(_)) => Ok(Admission::Usual),
+    /// Whether an attempt could be admitted.
+    ///
+    /// # Errors
+    /// How long it will not be, as far as is known.
+    pub(super) fn check(&self, settings: &BreakerSettings, now: Boot) -> Result<(), Duration> {
+        match self.state {
+            _ if settings.is_off() => Ok(()),
+            State::Open(until) if until > now => Err(until.since(now)),
+            State::HalfOpen(Some(until)) => Err(until.since(now)),
+            State::Closed | State::Open(_) | State::HalfOpen(None) => Ok(()),
         }
     }
 
-    /// Whether it is not closed.
-    pub(super) fn is_open(&self) -> bool {
-        self.state != State::Closed
+    /// Admits an attempt that has until `deadline`; returns the change of state, if there is one.
+    pub(super) fn admit(
+        &mut self,
+        settings: &BreakerSettings,
+        deadline: Boot,
+        now: Boot,
+    ) -> Result<(Admission, Option<Transition>), Duration> {
+        self.check(settings, now)?;
+        let transition = match self.state {
+            _ if settings.is_off() => return Ok((Admission::Normal, None)),
+            State::Closed => return Ok((Admission::Normal, None)),
+            State::Open(_) => Some(Transition::HalfOpened),
+            State::HalfOpen(_) => None,
+        };
+        self.state = State::HalfOpen(Some(deadline));
+        Ok((Admission::Probe, transition))
     }
 
-    /// An attempt ended; `chance`, from 0 to 1, spreads the reopening of many gateways.
-    pub(super) fn ended(&mut self, admission: Admission, health: Health, chance: f64, now: Boot) {
+    /// Whether it is open or half-open.
+    pub(super) fn is_open(&self, settings: &BreakerSettings) -> bool {
+        self.state != State::Closed && !settings.is_off()
+    }
+
+    /// Whether nothing is remembered that a new breaker would not know.
+    pub(super) fn is_idle(&self, now: Boot) -> bool {
+        self.state == State::Closed && self.consecutive == 0 && self.attempts.count(now) == 0
+    }
+
+    /// Records the end of an attempt. `jitter`, from 0 to 1, spreads the pauses of many gateways.
+    pub(super) fn record(
+        &mut self,
+        settings: &BreakerSettings,
+        admission: Admission,
+        success: bool,
+        jitter: f64,
+        now: Boot,
+    ) -> Option<Transition> {
         match (admission, self.state) {
-            (Admission::Probe, _) if health == Health::Answered => *self = Self::new(),
-            (Admission::Probe, _) => self.open(chance, now),
-            (Admission::Usual, State::Closed) => {
-                self.attempts.add(now);
-                if health != Health::Answered {
-                    self.failed.add(now);
-                }
-                self.in_a_row = if health == Health::Unanswered { self.in_a_row + 1 } else { 0 };
-                let attempts = self.attempts.count(now);
-                let half_failed = attempts >= ENOUGH && self.failed.count(now) * 2 >= attempts;
-                if self.in_a_row >= IN_A_ROW || half_failed {
-                    self.open(chance, now);
-                }
+            (Admission::Probe, _) if success => {
+                *self = Self::new();
+                Some(Transition::Closed)
             }
-            // It was let through before the breaker opened.
-            (Admission::Usual, State::Open(_) | State::Probing(_)) => {}
+            (Admission::Probe, _) => Some(self.open(settings, jitter, now)),
+            (Admission::Normal, State::Closed) => {
+                self.attempts.set_width(settings.window / BUCKETS_IN_WINDOW);
+                self.failures.set_width(settings.window / BUCKETS_IN_WINDOW);
+                self.attempts.add(now);
+                if success {
+                    self.consecutive = 0;
+                } else {
+                    self.failures.add(now);
+                    self.consecutive = self.consecutive.saturating_add(1);
+                }
+                self.is_over_threshold(settings, now).then(|| self.open(settings, jitter, now))
+            }
+            // The attempt was admitted before the breaker opened.
+            (Admission::Normal, State::Open(_) | State::HalfOpen(_)) => None,
         }
     }
 
-    /// A probe was given up before it told anything: the next attempt probes.
-    pub(super) fn given_up(&mut self, admission: Admission, now: Boot) {
+    /// An attempt ended without any result: the next one probes in its place.
+    pub(super) fn abandon(&mut self, admission: Admission) {
         if admission == Admission::Probe {
-            self.state = State::Open(now);
+            self.state = State::HalfOpen(None);
         }
     }
 
-    fn open(&mut self, chance: f64, now: Boot) {
-        let pause = FIRST_PAUSE.saturating_mul(1u32.checked_shl(self.openings).unwrap_or(u32::MAX)).min(LONGEST_PAUSE);
-        let openings = self.openings.saturating_add(1);
-        *self = Self {
-            state: State::Open(now + pause.mul_f64(0.5 + chance.clamp(0.0, 1.0) / 2.0)),
-            openings,
-            ..Self::new()
-        };
+    fn is_over_threshold(&self, settings: &BreakerSettings, now: Boot) -> bool {
+        let attempts = self.attempts.count(now);
+        let share = f64::from(self.failures.count(now)) / f64::from(attempts.max(1));
+        let too_many_in_a_row = settings.consecutive > 0 && self.consecutive >= settings.consecutive;
+        let too_large_a_share = settings.ratio.0 > 0.0 && attempts >= settings.min_calls && share >= settings.ratio.0;
+        too_many_in_a_row || too_large_a_share
+    }
+
+    /// Opens for `open_min` to twice as long at first, and with each further opening in a row for twice as long, up to
+    /// `open_max`.
+    fn open(&mut self, settings: &BreakerSettings, jitter: f64, now: Boot) -> Transition {
+        let doubled = settings.open_min.saturating_mul(2u32.checked_pow(self.openings + 1).unwrap_or(u32::MAX));
+        let longest = doubled.min(settings.open_max);
+        let pause = longest.mul_f64(0.5 + jitter.clamp(0.0, 1.0) / 2.0).max(settings.open_min);
+        let openings = self.openings.saturating_add(1).min(30);
+        *self = Self { state: State::Open(now + pause), openings, ..Self::new() };
+        Transition::Opened(pause)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::settings::Settings;
     use proptest::prelude::*;
+
+    fn settings() -> BreakerSettings {
+        Settings::defaults().unwrap().upstream.breaker
+    }
 
     fn at(millis: u64) -> Boot {
         Boot::from_duration(Duration::from_millis(1_000_000 + millis))
     }
 
-    fn after(outcomes: &[Health]) -> Breaker {
-        let mut breaker = Breaker::new();
-        for health in outcomes {
-            breaker.ended(Admission::Usual, *health, 1.0, at(0));
+    const OK: bool = true;
+    const FAILED: bool = false;
+
+    fn record_all(breaker: &mut Breaker, settings: &BreakerSettings, outcomes: &[bool], now: Boot) {
+        for success in outcomes {
+            breaker.record(settings, Admission::Normal, *success, 1.0, now);
         }
+    }
+
+    fn after(settings: &BreakerSettings, outcomes: &[bool]) -> Breaker {
+        let mut breaker = Breaker::new();
+        record_all(&mut breaker, settings, outcomes, at(0));
         breaker
     }
 
-    use Health::{Answered, Failing, Unanswered};
-
     #[test]
-    fn five_unanswered_attempts_in_a_row_open_it() {
-        assert!(!after(&[Unanswered; 4]).is_open());
-        assert!(after(&[Unanswered; 5]).is_open());
-        assert!(!after(&[Unanswered, Unanswered, Unanswered, Unanswered, Answered, Unanswered]).is_open());
-        assert!(!after(&[Unanswered, Unanswered, Unanswered, Unanswered, Failing, Unanswered]).is_open());
+    fn five_failures_in_a_row_open_it() {
+        let open = |outcomes: &[bool]| after(&settings(), outcomes).is_open(&settings());
+        assert!(!open(&[FAILED; 4]));
+        assert!(open(&[FAILED; 5]));
+        assert!(!open(&[FAILED, FAILED, FAILED, FAILED, OK, FAILED, FAILED]));
     }
 
     #[test]
     fn half_of_at_least_ten_attempts_failing_open_it() {
-        assert!(!after(&[Failing; 9]).is_open(), "nine are not enough");
-        assert!(after(&[Failing; 10]).is_open());
-        assert!(after(&[[Answered, Failing]; 5].concat()).is_open());
-        assert!(!after(&[[Failing; 4].as_slice(), &[Answered; 6]].concat()).is_open());
+        let open = |outcomes: &[bool]| after(&settings(), outcomes).is_open(&settings());
+        assert!(!open(&[[OK, FAILED]; 4].concat()), "eight are not enough");
+        assert!(open(&[[OK, FAILED]; 5].concat()));
+        assert!(!open(&[[OK, OK, FAILED].as_slice(); 5].concat()));
     }
 
     #[test]
-    fn failures_older_than_half_a_minute_do_not_count() {
-        let mut breaker = after(&[Failing; 9]);
-        for _ in 0..5 {
-            breaker.ended(Admission::Usual, Failing, 1.0, at(31_000));
-        }
-        assert!(!breaker.is_open());
+    fn each_threshold_can_be_set_and_switched_off() {
+        let patient = BreakerSettings { consecutive: 7, ..settings() };
+        assert!(!after(&patient, &[FAILED; 6]).is_open(&patient) && after(&patient, &[FAILED; 7]).is_open(&patient));
+        let by_share = BreakerSettings { consecutive: 0, ..settings() };
+        assert!(
+            !after(&by_share, &[FAILED; 9]).is_open(&by_share) && after(&by_share, &[FAILED; 10]).is_open(&by_share)
+        );
+        let in_a_row = BreakerSettings { ratio: crate::settings::Ratio(0.0), ..settings() };
+        assert!(!after(&in_a_row, &[[OK, FAILED]; 50].concat()).is_open(&in_a_row));
+        let off = BreakerSettings { consecutive: 0, ..in_a_row };
+        let mut breaker = after(&off, &[FAILED; 100]);
+        assert!(!breaker.is_open(&off) && breaker.admit(&off, at(1), at(0)).is_ok());
+        let mut open = after(&settings(), &[FAILED; 5]);
+        assert_eq!(open.admit(&off, at(1), at(0)), Ok((Admission::Normal, None)), "switched off while it was open");
     }
 
     #[test]
-    fn one_attempt_probes_and_its_answer_closes() {
-        let mut breaker = after(&[Unanswered; 5]);
-        assert_eq!(breaker.admit(at(400)), Err(Duration::from_millis(600)));
-        assert_eq!(breaker.admit(at(1000)), Ok(Admission::Probe));
-        assert_eq!(breaker.admit(at(1500)), Err(Duration::from_millis(1500)), "one at a time");
-        assert_eq!(breaker.admit(at(9000)), Err(Duration::ZERO), "as long as nothing is known of it");
-        breaker.ended(Admission::Usual, Answered, 1.0, at(9000));
-        assert!(breaker.is_open(), "an attempt from before it opened tells nothing");
-        breaker.ended(Admission::Probe, Answered, 1.0, at(9000));
-        assert_eq!((breaker.is_open(), breaker.admit(at(9000))), (false, Ok(Admission::Usual)));
+    fn failures_older_than_the_window_do_not_count() {
+        let settings = BreakerSettings { consecutive: 0, window: Duration::from_secs(10), ..settings() };
+        let mut breaker = after(&settings, &[FAILED; 9]);
+        record_all(&mut breaker, &settings, &[FAILED; 9], at(11_000));
+        assert!(!breaker.is_open(&settings));
+        record_all(&mut breaker, &settings, &[FAILED], at(12_000));
+        assert!(breaker.is_open(&settings));
     }
 
     #[test]
-    fn a_probe_that_fails_opens_it_for_longer_and_one_that_was_not_made_for_no_longer() {
-        let mut breaker = after(&[Unanswered; 5]);
-        let mut now = 0;
+    fn one_attempt_probes_for_as_long_as_it_has_and_its_success_closes() {
+        let (settings, mut breaker) = (settings(), after(&settings(), &[FAILED; 5]));
+        assert_eq!(breaker.admit(&settings, at(9000), at(400)), Err(Duration::from_millis(600)));
+        let probe = breaker.admit(&settings, at(9000), at(1000));
+        assert_eq!(probe, Ok((Admission::Probe, Some(Transition::HalfOpened))));
+        assert_eq!(breaker.admit(&settings, at(9500), at(1500)), Err(Duration::from_millis(7500)), "one at a time");
+        assert_eq!(breaker.admit(&settings, at(9500), at(9100)), Err(Duration::ZERO), "while it is under way");
+        assert_eq!(breaker.record(&settings, Admission::Normal, OK, 1.0, at(9000)), None, "it began before");
+        let closed = breaker.record(&settings, Admission::Probe, OK, 1.0, at(9000));
+        assert_eq!((closed, breaker.is_open(&settings)), (Some(Transition::Closed), false));
+        assert_eq!(breaker.admit(&settings, at(9500), at(9000)), Ok((Admission::Normal, None)));
+    }
+
+    #[test]
+    fn a_probe_that_fails_opens_it_for_longer_and_one_without_a_result_does_not() {
+        let (settings, mut breaker, mut now) = (settings(), after(&settings(), &[FAILED; 5]), 0);
         for pause in [1000, 2000, 4000, 8000, 16_000, 30_000, 30_000] {
-            assert_eq!(breaker.refusal(at(now)), Some(Duration::from_millis(pause)));
+            assert_eq!(breaker.check(&settings, at(now)), Err(Duration::from_millis(pause)));
             now += pause;
-            assert_eq!(breaker.admit(at(now)), Ok(Admission::Probe));
-            breaker.given_up(Admission::Probe, at(now));
-            assert_eq!(breaker.admit(at(now)), Ok(Admission::Probe));
-            breaker.ended(Admission::Probe, Failing, 1.0, at(now));
+            let probe = breaker.admit(&settings, at(now + 1), at(now)).unwrap();
+            assert_eq!(probe, (Admission::Probe, Some(Transition::HalfOpened)));
+            breaker.abandon(Admission::Probe);
+            assert_eq!(breaker.admit(&settings, at(now + 1), at(now)), Ok((Admission::Probe, None)), "the next probes");
+            breaker.record(&settings, Admission::Probe, FAILED, 1.0, at(now));
         }
     }
 
     proptest! {
         #[test]
-        fn reopening_is_spread_over_half_of_the_pause(chance in 0.0f64..=1.0) {
-            let mut breaker = after(&[Unanswered; 4]);
-            breaker.ended(Admission::Usual, Unanswered, chance, at(0));
-            let pause = breaker.refusal(at(0)).unwrap();
-            prop_assert!((Duration::from_millis(500)..=Duration::from_secs(1)).contains(&pause));
+        fn pauses_are_spread_between_their_bounds(jitter in 0.0f64..=1.0, openings in 0usize..12) {
+            let settings = settings();
+            let mut breaker = after(&settings, &[FAILED; 4]);
+            breaker.record(&settings, Admission::Normal, FAILED, jitter, at(0));
+            let mut now = 0;
+            for _ in 0..openings {
+                now += 30_000;
+                breaker.admit(&settings, at(now), at(now)).unwrap();
+                breaker.record(&settings, Admission::Probe, FAILED, jitter, at(now));
+            }
+            let pause = breaker.check(&settings, at(now)).unwrap_err();
+            prop_assert!((settings.open_min..=settings.open_max).contains(&pause), "{pause:?}");
         }
 
-        /// An upstream that answers, whatever it says, is never cut off.
         #[test]
-        fn answers_never_open_it(count in 0usize..200) {
-            prop_assert!(!after(&vec![Answered; count]).is_open());
+        fn successes_never_open_it(count in 0usize..200) {
+            prop_assert!(!after(&settings(), &vec![OK; count]).is_open(&settings()));
         }
     }
 }

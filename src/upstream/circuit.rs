@@ -1,196 +1,267 @@
-//! What is kept of a tenant's dealings with upstream: attempts under way, whether it is worth asking, and retries.
+//! What is known of a tenant's attempts: those in flight, retries, failures, and the state of its circuit breakers.
+//!
+//! Each concrete path has a breaker of its own, since one failing interface says nothing about another. Failures to connect
+//! say nothing about a path: they count in one breaker for all paths of the tenant.
 
-use std::future::Future;
-use std::pin::Pin;
+use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
-use super::breaker::{Admission, Breaker, HUNG, Health};
+use super::breaker::{Admission, Breaker, Transition};
+use super::failures::{Episode, Failures};
 use super::retry::RetryBudget;
-use crate::clock::Clock;
+use crate::clock::{Boot, Clock};
+use crate::route::Route;
+use crate::settings::BreakerSettings;
 
-/// The circuit of one tenant.
+/// Paths of one wildcard that have a circuit of their own; further ones share one.
+const MAX_PATHS: usize = 256;
+
+/// Why an attempt is rejected before anything is sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rejected {
+    /// The breaker is open, for so long.
+    BreakerOpen(Duration),
+    /// As many attempts as are allowed are in flight, and stay so.
+    TooManyInFlight,
+}
+
+/// How an attempt ended, as far as breakers are concerned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Health {
+    /// With an answer, whatever its body says and however long it took.
+    Answered,
+    /// With an HTTP status of 5xx, a broken connection, or no answer within its own timeout.
+    Failed,
+    /// Without a connection.
+    Unreachable,
+}
+
+/// Which breaker changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// That of the attempt's path.
+    Path,
+    /// That of all the tenant's paths.
+    Tenant,
+}
+
+/// Receives changes of breakers.
+pub trait Observer {
+    /// A breaker changed its state.
+    fn breaker_changed(&self, scope: Scope, transition: Transition);
+}
+
+/// The circuits of one tenant.
 #[derive(Debug)]
-pub struct Circuit {
-    max_inflight: usize,
+pub(super) struct TenantCircuits {
     inflight: Arc<Semaphore>,
-    /// Attempts under way that take longer than [`HUNG`].
-    hung: AtomicUsize,
-    /// Told when nothing may be sent any more.
-    shut: Notify,
-    breaker: Mutex<Breaker>,
+    /// Counts failures to connect.
+    connect: Mutex<Breaker>,
+    /// Notified when a breaker opens.
+    opened: Notify,
     retries: RetryBudget,
+    paths: Mutex<HashMap<Arc<str>, Arc<PathCircuit>>>,
     clock: Clock,
 }
 
-/// Why nothing may be sent.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Shut {
-    /// The breaker is open, for so long.
-    Open(Duration),
-    /// As many attempts as are allowed are under way, and stay so.
-    Crowded,
+#[derive(Debug)]
+struct PathCircuit {
+    /// The pattern of the route that serves the path.
+    pattern: Arc<str>,
+    breaker: Mutex<Breaker>,
+    failures: Failures,
 }
 
-impl Circuit {
+impl PathCircuit {
+    fn new(pattern: &Arc<str>) -> Self {
+        Self { pattern: Arc::clone(pattern), breaker: Mutex::new(Breaker::new()), failures: Failures::default() }
+    }
+
+    fn is_idle(&self, now: Boot) -> bool {
+        self.breaker.lock().is_idle(now) && self.failures.are_over()
+    }
+}
+
+impl TenantCircuits {
     pub(super) fn new(max_inflight: u32, clock: &Clock) -> Self {
         let max_inflight = usize::try_from(max_inflight).unwrap_or(Semaphore::MAX_PERMITS).min(Semaphore::MAX_PERMITS);
         Self {
-            max_inflight,
             inflight: Arc::new(Semaphore::new(max_inflight)),
-            hung: AtomicUsize::new(0),
-            shut: Notify::new(),
-            breaker: Mutex::new(Breaker::new()),
+            connect: Mutex::new(Breaker::new()),
+            opened: Notify::new(),
             retries: RetryBudget::new(),
+            paths: Mutex::default(),
             clock: clock.clone(),
         }
     }
 
-    /// Whether an attempt could be made now.
-    ///
-    /// # Errors
-    /// Where the breaker is open, or every attempt under way hangs.
-    pub fn check(&self) -> Result<(), Shut> {
-        if let Some(wait) = self.breaker.lock().refusal(self.clock.boot()) {
-            return Err(Shut::Open(wait));
+    /// The circuit of a path that a route serves.
+    pub(super) fn of(self: Arc<Self>, route: &Route, path: &str) -> Circuit {
+        let mut paths = self.paths.lock();
+        if let Some(known) = paths.get(path) {
+            let path = Arc::clone(known);
+            drop(paths);
+            return Circuit { tenant: self, path };
         }
-        if self.all_hang() { Err(Shut::Crowded) } else { Ok(()) }
-    }
-
-    /// Waits until no attempt may be made: nobody should wait for leave then.
-    pub async fn shut(&self) -> Shut {
-        loop {
-            let mut told = std::pin::pin!(self.shut.notified());
-            told.as_mut().enable();
-            if let Err(shut) = self.check() {
-                return shut;
+        let of_route = |circuit: &PathCircuit| circuit.pattern == route.pattern;
+        let mut key = path;
+        if route.wildcard && paths.values().filter(|circuit| of_route(circuit)).count() >= MAX_PATHS {
+            let now = self.clock.boot();
+            paths.retain(|_, circuit| !of_route(circuit) || !circuit.is_idle(now));
+            if paths.values().filter(|circuit| of_route(circuit)).count() >= MAX_PATHS {
+                key = &route.pattern;
             }
-            told.await;
         }
+        let new = || Arc::new(PathCircuit::new(&route.pattern));
+        let path = Arc::clone(paths.entry(key.into()).or_insert_with(new));
+        drop(paths);
+        Circuit { tenant: self, path }
     }
 
-    fn all_hang(&self) -> bool {
-        self.hung.load(Ordering::SeqCst) >= self.max_inflight
+    /// Whether nothing is sent on a route, or under a wildcard on one of its paths.
+    pub(super) fn is_open(&self, settings: &BreakerSettings, route: &Route) -> bool {
+        let of_route = |circuit: &&Arc<PathCircuit>| circuit.pattern == route.pattern;
+        self.connect.lock().is_open(settings)
+            || self.paths.lock().values().filter(of_route).any(|circuit| circuit.breaker.lock().is_open(settings))
     }
 
-    /// Begins an attempt, as soon as fewer than `upstream.max_inflight` are under way, and in `within`.
-    ///
-    /// # Errors
-    /// Where that takes too long, all of them hang, or the breaker opened meanwhile.
-    pub async fn begin(self: &Arc<Self>, within: Duration) -> Result<Attempt, Shut> {
-        let permit = tokio::select! {
-            biased;
-            permit = tokio::time::timeout(within, Arc::clone(&self.inflight).acquire_owned()) => permit,
-            shut = self.shut() => return Err(shut),
-        };
-        let permit = permit.ok().and_then(Result::ok).ok_or(Shut::Crowded)?;
-        let admission = self.breaker.lock().admit(self.clock.boot()).map_err(Shut::Open)?;
-        Ok(Attempt { circuit: Arc::clone(self), admission, told: false, hung: false, _permit: permit })
-    }
-
-    /// Whether the breaker is not closed.
-    pub fn is_open(&self) -> bool {
-        self.breaker.lock().is_open()
-    }
-
-    /// A first attempt of a read is made.
-    pub fn first(&self) {
-        self.retries.first(self.clock.boot());
-    }
-
-    /// Takes leave for a retry, if the tenant has some left.
-    pub fn retry(&self) -> bool {
-        self.retries.retry(self.clock.boot())
+    /// The failures that are over, with the path and the pattern of its route.
+    pub(super) fn ended_failures(&self) -> Vec<(Arc<str>, Arc<str>, Episode)> {
+        let (now, paths) = (self.clock.boot(), self.paths.lock());
+        let ended = paths.iter().flat_map(|(path, circuit)| {
+            let named = |episode| (Arc::clone(path), Arc::clone(&circuit.pattern), episode);
+            circuit.failures.take_ended(now).into_iter().map(named)
+        });
+        ended.collect()
     }
 }
 
-/// An attempt under way. Dropped before it is told how it ended, it tells nothing of upstream.
+/// The circuit of one tenant and path.
+#[derive(Clone, Debug)]
+pub struct Circuit {
+    tenant: Arc<TenantCircuits>,
+    path: Arc<PathCircuit>,
+}
+
+impl Circuit {
+    /// Whether an attempt could be made now.
+    ///
+    /// # Errors
+    /// [`Rejected::BreakerOpen`] if a breaker is open.
+    pub fn check(&self, settings: &BreakerSettings) -> Result<(), Rejected> {
+        let now = self.tenant.clock.boot();
+        let of_tenant = self.tenant.connect.lock().check(settings, now);
+        of_tenant.and_then(|()| self.path.breaker.lock().check(settings, now)).map_err(Rejected::BreakerOpen)
+    }
+
+    /// Waits until no attempt may be made.
+    pub async fn rejects(&self, settings: &BreakerSettings) -> Rejected {
+        loop {
+            let mut opened = std::pin::pin!(self.tenant.opened.notified());
+            opened.as_mut().enable();
+            if let Err(rejected) = self.check(settings) {
+                return rejected;
+            }
+            opened.await;
+        }
+    }
+
+    /// Begins an attempt that may take so `long`, as soon as fewer than `upstream.max_inflight` of the tenant are in flight, and
+    /// `within` that time.
+    ///
+    /// # Errors
+    /// If that takes too long, or a breaker is open by then.
+    pub async fn begin(
+        &self,
+        settings: &BreakerSettings,
+        within: Duration,
+        long: Duration,
+        observer: &impl Observer,
+    ) -> Result<Attempt, Rejected> {
+        let permit = tokio::time::timeout(within, Arc::clone(&self.tenant.inflight).acquire_owned()).await;
+        let permit = permit.ok().and_then(Result::ok).ok_or(Rejected::TooManyInFlight)?;
+        let now = self.tenant.clock.boot();
+        let deadline = now + long;
+        // Both locks, in this order, so that no attempt is admitted by one breaker and rejected by the other.
+        let mut of_tenant = self.tenant.connect.lock();
+        let mut of_path = self.path.breaker.lock();
+        of_path.check(settings, now).map_err(Rejected::BreakerOpen)?;
+        let (tenant, tenant_changed) = of_tenant.admit(settings, deadline, now).map_err(Rejected::BreakerOpen)?;
+        let (path, path_changed) = of_path.admit(settings, deadline, now).map_err(Rejected::BreakerOpen)?;
+        drop((of_tenant, of_path));
+        tenant_changed.into_iter().for_each(|change| observer.breaker_changed(Scope::Tenant, change));
+        path_changed.into_iter().for_each(|change| observer.breaker_changed(Scope::Path, change));
+        Ok(Attempt { circuit: self.clone(), admitted: Some((tenant, path)), _permit: permit })
+    }
+
+    /// Counts the first attempt of a read, which earns retries.
+    pub fn count_first(&self) {
+        self.tenant.retries.first(self.tenant.clock.boot());
+    }
+
+    /// Takes a retry out of the tenant's budget, if one is left.
+    pub fn take_retry(&self) -> bool {
+        self.tenant.retries.retry(self.tenant.clock.boot())
+    }
+
+    /// Records a failure of this kind; returns whether it is the first of its kind since the last one ended.
+    pub fn failed(&self, kind: &'static str) -> bool {
+        self.path.failures.failed(kind, self.tenant.clock.boot())
+    }
+
+    /// Records a success.
+    pub fn succeeded(&self) {
+        self.path.failures.succeeded();
+    }
+}
+
+/// An attempt in flight. Dropped before its end is recorded, it counts neither as a success nor as a failure.
 #[derive(Debug)]
 pub struct Attempt {
-    circuit: Arc<Circuit>,
-    admission: Admission,
-    told: bool,
-    hung: bool,
+    circuit: Circuit,
+    /// `None` once its end is recorded.
+    admitted: Option<(Admission, Admission)>,
     _permit: OwnedSemaphorePermit,
 }
 
 impl Attempt {
-    /// Runs the attempt to its end; `health` tells how that speaks of upstream, if it does. One that hangs is told of as
-    /// unanswered at once, so that the next ones need not wait for it.
-    pub async fn watch<T>(
-        mut self,
-        mut attempt: Pin<&mut impl Future<Output = T>>,
-        health: impl FnOnce(&T) -> Option<Health>,
-    ) -> T {
-        let outcome = tokio::time::timeout(HUNG, attempt.as_mut()).await;
-        let outcome = match outcome {
-            Ok(outcome) => outcome,
-            Err(_) => {
-                self.tell(Health::Unanswered);
-                self.hung = true;
-                self.circuit.hung.fetch_add(1, Ordering::SeqCst);
-                if self.circuit.all_hang() {
-                    self.circuit.shut.notify_waiters();
-                }
-                attempt.await
+    /// Records how it ended.
+    pub fn record(mut self, settings: &BreakerSettings, health: Health, observer: &impl Observer) {
+        let Some((of_tenant, of_path)) = self.admitted.take() else { return };
+        let Circuit { tenant, path } = &self.circuit;
+        let (now, jitter) = (tenant.clock.boot(), fastrand::f64());
+        let connected = health != Health::Unreachable;
+        let tenant_changed = tenant.connect.lock().record(settings, of_tenant, connected, jitter, now);
+        let path_changed = match health {
+            Health::Answered => path.breaker.lock().record(settings, of_path, true, jitter, now),
+            Health::Failed => path.breaker.lock().record(settings, of_path, false, jitter, now),
+            Health::Unreachable => {
+                path.breaker.lock().abandon(of_path);
+                None
             }
         };
-        if let Some(health) = health(&outcome) {
-            self.tell(health);
-        }
-        outcome
-    }
-
-    fn tell(&mut self, health: Health) {
-        if !std::mem::replace(&mut self.told, true) {
-            let now = self.circuit.clock.boot();
-            let mut breaker = self.circuit.breaker.lock();
-            breaker.ended(self.admission, health, fastrand::f64(), now);
-            if breaker.is_open() {
-                self.circuit.shut.notify_waiters();
+        for (scope, change) in [(Scope::Tenant, tenant_changed), (Scope::Path, path_changed)] {
+            let Some(change) = change else { continue };
+            if matches!(change, Transition::Opened(_)) {
+                tenant.opened.notify_waiters();
             }
+            observer.breaker_changed(scope, change);
         }
     }
 }
 
 impl Drop for Attempt {
     fn drop(&mut self) {
-        if !self.told {
-            let now = self.circuit.clock.boot();
-            self.circuit.breaker.lock().given_up(self.admission, now);
-        }
-        if self.hung {
-            self.circuit.hung.fetch_sub(1, Ordering::SeqCst);
+        if let Some((tenant, path)) = self.admitted.take() {
+            self.circuit.tenant.connect.lock().abandon(tenant);
+            self.circuit.path.breaker.lock().abandon(path);
         }
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use std::pin::pin;
-
-    use super::*;
-
-    #[tokio::test]
-    async fn a_probe_that_tells_nothing_leaves_it_to_the_next() {
-        let (clock, hands) = Clock::shifted();
-        let circuit = Arc::new(Circuit::new(4, &clock));
-        for _ in 0..5 {
-            let attempt = circuit.begin(Duration::ZERO).await.unwrap();
-            attempt.watch(pin!(std::future::ready(())), |()| Some(Health::Unanswered)).await;
-        }
-        assert!(matches!(circuit.check(), Err(Shut::Open(_))));
-        hands.advance(Duration::from_secs(1));
-        drop(circuit.begin(Duration::ZERO).await.unwrap());
-        let silent = circuit.begin(Duration::ZERO).await.unwrap();
-        silent.watch(pin!(std::future::ready(())), |()| None).await;
-        let probe = circuit.begin(Duration::ZERO).await.unwrap();
-        assert!(circuit.begin(Duration::ZERO).await.is_err(), "one at a time");
-        probe.watch(pin!(std::future::ready(())), |()| Some(Health::Answered)).await;
-        assert!(!circuit.is_open() && circuit.begin(Duration::ZERO).await.is_ok());
-    }
-}
+mod tests;

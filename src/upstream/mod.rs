@@ -6,6 +6,7 @@ mod circuit;
 mod connect;
 mod exchange;
 mod failure;
+mod failures;
 mod link;
 mod pool;
 mod recent;
@@ -17,18 +18,21 @@ use std::sync::Arc;
 use parking_lot::RwLock;
 
 pub use self::addresses::Resolved;
-pub use self::breaker::Health;
-pub use self::circuit::{Attempt, Circuit, Shut};
+pub use self::breaker::Transition;
+use self::circuit::TenantCircuits;
+pub use self::circuit::{Attempt, Circuit, Health, Observer, Rejected, Scope};
 use self::connect::Connector;
 pub use self::connect::NoConnector;
 use self::exchange::Target;
 pub use self::exchange::{Connection, Exchanged};
 pub use self::failure::{Failure, FailureKind};
+pub use self::failures::Episode;
 use self::link::Link;
 use self::pool::Pool;
 pub use self::retry::pause_before;
 use crate::clock::Clock;
-use crate::settings::{BaseUrl, UpstreamSettings};
+use crate::route::Route;
+use crate::settings::{BaseUrl, BreakerSettings, UpstreamSettings};
 use crate::tenant::Tenant;
 
 /// Which connection an attempt may have.
@@ -47,8 +51,8 @@ pub struct Upstream {
     connector: Connector,
     pool: Arc<Pool>,
     target: Arc<Target>,
-    /// One for each tenant, made when it is first asked for.
-    circuits: RwLock<Vec<Arc<Circuit>>>,
+    /// By the tenants' numbers, made when they are first needed.
+    circuits: RwLock<Vec<Arc<TenantCircuits>>>,
     max_inflight: u32,
     clock: Clock,
 }
@@ -70,14 +74,28 @@ impl Upstream {
         })
     }
 
-    /// A tenant's circuit.
-    pub fn circuit(&self, tenant: &Tenant) -> Arc<Circuit> {
+    /// The circuit of a tenant's calls to a path that a route serves.
+    pub fn circuit(&self, tenant: &Tenant, route: &Route, path: &str) -> Circuit {
+        self.circuits_of(tenant).of(route, path)
+    }
+
+    /// Whether a breaker suspends a tenant's calls to a route, or under a wildcard to one of its paths.
+    pub fn is_open(&self, settings: &BreakerSettings, tenant: &Tenant, route: &Route) -> bool {
+        self.circuits_of(tenant).is_open(settings, route)
+    }
+
+    /// A tenant's failures that are over, with the path and the pattern of its route.
+    pub fn ended_failures(&self, tenant: &Tenant) -> Vec<(Arc<str>, Arc<str>, Episode)> {
+        self.circuits_of(tenant).ended_failures()
+    }
+
+    fn circuits_of(&self, tenant: &Tenant) -> Arc<TenantCircuits> {
         if let Some(known) = self.circuits.read().get(tenant.index) {
             return Arc::clone(known);
         }
         let mut circuits = self.circuits.write();
         while circuits.len() <= tenant.index {
-            circuits.push(Arc::new(Circuit::new(self.max_inflight, &self.clock)));
+            circuits.push(Arc::new(TenantCircuits::new(self.max_inflight, &self.clock)));
         }
         circuits.get(tenant.index).map(Arc::clone).expect("one was made for each number up to the tenant's")
     }

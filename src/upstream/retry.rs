@@ -14,6 +14,7 @@ const IN_ANY_CASE: u32 = 3;
 /// The pause before the first retry is at most this long, and before each further one twice as long.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+const SECOND: Duration = Duration::from_secs(1);
 
 /// The retries of one tenant: over any 10 s at most one for five first attempts, and 3 in any case. More of them would
 /// double the load of an upstream that fails because of it.
@@ -29,7 +30,7 @@ struct Counts {
 
 impl RetryBudget {
     pub(super) const fn new() -> Self {
-        Self(Mutex::new(Counts { firsts: Recent::new(), retries: Recent::new() }))
+        Self(Mutex::new(Counts { firsts: Recent::new(SECOND), retries: Recent::new(SECOND) }))
     }
 
     /// A first attempt of a read is made.

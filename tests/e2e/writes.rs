@@ -4,8 +4,11 @@ use std::sync::Arc;
 
 use serde_json::json;
 
-use crate::scripted::{Act, Scripted};
+use crate::scripted::{Act, Scripted, http_text};
 use crate::support::{Gate, Platform, READ, REVERSE, WRITE};
+
+/// A write to which the sandbox says success without naming a customer.
+const UNKNOWN: &str = "[[routes]]\npath = \"/v3/write\"\nkind = \"write\"\n";
 
 /// The first card of a customer that can be redeemed.
 async fn card(gate: &Gate, customer: &str) -> String {
@@ -89,6 +92,54 @@ async fn a_write_that_names_nobody_ends_its_tenants_answers_or_what_the_route_sa
     }
 }
 
+/// What did certainly not happen invalidates nothing; what the platform refused concerns at most its own customers.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_write_that_was_not_executed_invalidates_no_more_than_it_must() {
+    let throttled = r#"{"status":false,"code":110004,"message":"","data":null}"#;
+    let exception = r#"{"status":true,"code":200001,"message":""}"#;
+    let error = r#"{"status":false,"code":100002,"message":""}"#;
+    let (named, nobody) = (r#"{"params":{"bizId":"b","customerId":"1"}}"#, r#"{"params":{"bizId":"b"}}"#);
+    let ok = |body: &'static str| (200, body);
+    // The platform's answer, and whether the answers for customers 1 and 2 stay after a write that names 1, and one that names nobody.
+    for ((status, body), of_named, of_nobody) in [
+        (ok(throttled), [true, true], [true, true]),
+        ((429, "{}"), [true, true], [true, true]),
+        (ok(exception), [false, true], [true, true]),
+        (ok(error), [false, true], [true, true]),
+        ((400, "{}"), [false, true], [true, true]),
+        (ok("not JSON"), [false, true], [false, false]),
+        ((500, "{}"), [false, true], [false, false]),
+        (ok(r#"{"status":true,"code":0}"#), [false, true], [false, false]),
+    ] {
+        for (write, stays) in [(named, of_named), (nobody, of_nobody)] {
+            let upstream = Scripted::start(move |_, request| {
+                let written = Act::Answer(http_text(&format!("{status} Status"), "", body));
+                if request.contains(WRITE) { written } else { Act::success(r#"[{"useStatus":1}]"#) }
+            })
+            .await;
+            let gate = Gate::start(&upstream, &[]).await;
+            gate.read("1").await;
+            gate.read("2").await;
+            gate.post(WRITE, &[], write).await;
+            for (customer, stays) in ["1", "2"].into_iter().zip(stays) {
+                assert_eq!(gate.read(customer).await.is_hit(), stays, "{status} {body} {write}: {customer}");
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_write_that_was_not_sent_invalidates_nothing() {
+    let platform = Platform::open().await;
+    let words = [("limits.max_wait_write", "0s"), ("limits.upstream.rate", "1"), ("limits.upstream.per", "1h")];
+    let gate = Gate::start(&platform, &words).await;
+    let body = r#"{"params":{"bizId":"b","customerId":"1"}}"#;
+    gate.post(WRITE, &[], body).await;
+    gate.read("1").await;
+    gate.post(WRITE, &[], body).await.is_error(429, "upstream_limited");
+    assert!(gate.read("1").await.is_hit());
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_write_whose_outcome_is_unknown_ends_its_customers_answers_too() {
     let upstream = Scripted::start(|_, request| {
@@ -154,7 +205,7 @@ async fn a_write_runs_to_its_end_when_its_caller_leaves() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_write_that_names_nobody_fences_what_is_being_asked_too() {
     let platform = Platform::open().await;
-    let gate = Arc::new(Gate::start(&platform, &[]).await);
+    let gate = Arc::new(Gate::with_file(&platform, &[], UNKNOWN).await);
     platform.faults(json!({ "latency_ms": 600 })).await;
     let early = {
         let gate = Arc::clone(&gate);
@@ -165,7 +216,7 @@ async fn a_write_that_names_nobody_fences_what_is_being_asked_too() {
     }
     platform.change("1", "use", json!({})).await;
     platform.faults(json!({ "latency_ms": 0 })).await;
-    assert_eq!(gate.post(WRITE, &[], r#"{"params":{"bizId":"b"}}"#).await.status, 200);
+    assert_eq!(gate.post("/v3/write", &[], r#"{"params":{"bizId":"b"}}"#).await.json()["code"], 0);
     let after = gate.read("1").await;
     assert!(after.is_stored_miss() && after.text().contains("version=1"), "{after:?}");
     assert_eq!(early.await.unwrap().header("cache-status"), "zvgate; fwd=miss", "it is not kept");
@@ -241,7 +292,7 @@ async fn writes_whose_callers_left_are_bounded() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_ends_a_tenants_answers_ends_those_that_are_asked_for_often() {
     let platform = Platform::open().await;
-    let gate = Gate::start(&platform, &[]).await;
+    let gate = Gate::with_file(&platform, &[], UNKNOWN).await;
     let often = async || {
         gate.read("1").await;
         for _ in 0..3 {
@@ -249,7 +300,7 @@ async fn what_ends_a_tenants_answers_ends_those_that_are_asked_for_often() {
         }
     };
     often().await;
-    assert_eq!(gate.post(WRITE, &[], r#"{"params":{"bizId":"b"}}"#).await.status, 200);
+    assert_eq!(gate.post("/v3/write", &[], r#"{"params":{"bizId":"b"}}"#).await.json()["code"], 0);
     assert!(!gate.read("1").await.is_hit(), "after a write to nobody knows whom");
     often().await;
     let purge = http::Request::delete("/cache?tenant=one").header("host", "localhost");

@@ -1,0 +1,101 @@
+use super::*;
+use crate::route::Routes;
+use crate::settings::{KindSettings, RouteSettings, Settings};
+
+#[derive(Default)]
+struct Changes(Mutex<Vec<(Scope, Transition)>>);
+
+impl Observer for Changes {
+    fn breaker_changed(&self, scope: Scope, transition: Transition) {
+        self.0.lock().push((scope, transition));
+    }
+}
+
+fn settings() -> BreakerSettings {
+    Settings::defaults().unwrap().upstream.breaker
+}
+
+fn route() -> Arc<Route> {
+    let wildcard = RouteSettings { path: "/v3/**".to_owned(), kind: KindSettings::Pass, pace: None };
+    Arc::clone(&Routes::new(&[wildcard]).all()[0])
+}
+
+fn circuits(clock: &Clock) -> Arc<TenantCircuits> {
+    Arc::new(TenantCircuits::new(4, clock))
+}
+
+async fn begin(circuit: &Circuit, changes: &Changes) -> Result<Attempt, Rejected> {
+    circuit.begin(&settings(), Duration::ZERO, Duration::from_secs(5), changes).await
+}
+
+async fn run(circuit: &Circuit, health: Health, changes: &Changes) {
+    begin(circuit, changes).await.unwrap().record(&settings(), health, changes);
+}
+
+#[tokio::test]
+async fn a_failing_path_leaves_other_paths_alone_and_failures_to_connect_do_not() {
+    let (clock, changes) = (Clock::system(), Changes::default());
+    let all = circuits(&clock);
+    let (one, other) = (Arc::clone(&all).of(&route(), "/v3/a"), Arc::clone(&all).of(&route(), "/v3/b"));
+    for _ in 0..5 {
+        run(&one, Health::Failed, &changes).await;
+    }
+    assert!(one.check(&settings()).is_err() && other.check(&settings()).is_ok());
+    assert!(all.is_open(&settings(), &route()));
+    for _ in 0..5 {
+        run(&other, Health::Unreachable, &changes).await;
+    }
+    let third = Arc::clone(&all).of(&route(), "/v3/c");
+    assert!(other.check(&settings()).is_err() && third.check(&settings()).is_err());
+    let scopes: Vec<Scope> = changes.0.lock().iter().map(|(scope, _)| *scope).collect();
+    assert_eq!(scopes, [Scope::Path, Scope::Tenant]);
+}
+
+#[tokio::test]
+async fn a_probe_without_a_result_leaves_it_to_the_next_in_both_breakers() {
+    for health in [Health::Failed, Health::Unreachable] {
+        let ((clock, hands), changes) = (Clock::shifted(), Changes::default());
+        let circuit = circuits(&clock).of(&route(), "/v3/a");
+        for _ in 0..5 {
+            run(&circuit, health, &changes).await;
+        }
+        hands.advance(Duration::from_secs(1));
+        drop(begin(&circuit, &changes).await.unwrap());
+        let probe = begin(&circuit, &changes).await.unwrap();
+        assert!(begin(&circuit, &changes).await.is_err(), "one at a time");
+        probe.record(&settings(), Health::Answered, &changes);
+        assert!(begin(&circuit, &changes).await.is_ok());
+        let changes: Vec<Transition> = changes.0.lock().iter().map(|(_, change)| *change).collect();
+        assert!(matches!(changes[..], [Transition::Opened(_), Transition::HalfOpened, Transition::Closed]));
+    }
+}
+
+/// While the tenant's breaker lets nothing through, a path's breaker must not wait for a probe that was never sent.
+#[tokio::test]
+async fn an_attempt_that_one_breaker_rejects_is_no_probe_of_the_other() {
+    let ((clock, hands), changes) = (Clock::shifted(), Changes::default());
+    let all = circuits(&clock);
+    let (one, other) = (Arc::clone(&all).of(&route(), "/v3/a"), Arc::clone(&all).of(&route(), "/v3/b"));
+    for _ in 0..5 {
+        run(&one, Health::Failed, &changes).await;
+    }
+    hands.advance(Duration::from_secs(1));
+    for _ in 0..5 {
+        run(&other, Health::Unreachable, &changes).await;
+    }
+    assert!(begin(&one, &changes).await.is_err());
+    hands.advance(Duration::from_secs(1));
+    run(&other, Health::Answered, &changes).await;
+    run(&one, Health::Answered, &changes).await;
+    assert!(one.check(&settings()).is_ok());
+}
+
+#[test]
+fn paths_under_a_wildcard_are_bounded() {
+    let all = circuits(&Clock::system());
+    for number in 0..1000 {
+        let circuit = Arc::clone(&all).of(&route(), &format!("/v3/{number}"));
+        circuit.failed("timeout");
+    }
+    assert_eq!(all.paths.lock().len(), MAX_PATHS + 1);
+}

@@ -1,0 +1,89 @@
+//! When failures of a kind begin and end, so that each is logged twice instead of once per attempt.
+
+use std::time::Duration;
+
+use parking_lot::Mutex;
+
+use crate::clock::Boot;
+
+/// A failure is over once an attempt succeeded and for so long none failed in the same way: an upstream that fails now and
+/// then does not fill the log.
+const QUIET: Duration = Duration::from_secs(10);
+
+/// Failures of one kind, from the first to the last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Episode {
+    /// The kind.
+    pub kind: &'static str,
+    /// The number of failed attempts.
+    pub count: u64,
+    /// When the first one failed.
+    pub began: Boot,
+    /// When the last one failed.
+    pub last: Boot,
+    succeeded_since: bool,
+}
+
+/// The failures that are not over yet: one entry for each kind, and kinds are few.
+#[derive(Debug, Default)]
+pub(super) struct Failures(Mutex<Vec<Episode>>);
+
+impl Failures {
+    /// Records a failure; returns whether it is the first of its kind.
+    pub(super) fn failed(&self, kind: &'static str, now: Boot) -> bool {
+        let mut episodes = self.0.lock();
+        match episodes.iter_mut().find(|episode| episode.kind == kind) {
+            Some(episode) => {
+                (episode.count, episode.last, episode.succeeded_since) = (episode.count + 1, now, false);
+                false
+            }
+            None => {
+                episodes.push(Episode { kind, count: 1, began: now, last: now, succeeded_since: false });
+                true
+            }
+        }
+    }
+
+    /// Records a success.
+    pub(super) fn succeeded(&self) {
+        self.0.lock().iter_mut().for_each(|episode| episode.succeeded_since = true);
+    }
+
+    /// Removes and returns those that are over.
+    pub(super) fn take_ended(&self, now: Boot) -> Vec<Episode> {
+        let is_over = |episode: &mut Episode| episode.succeeded_since && now.since(episode.last) >= QUIET;
+        self.0.lock().extract_if(.., is_over).collect()
+    }
+
+    /// Whether none is left.
+    pub(super) fn are_over(&self) -> bool {
+        self.0.lock().is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(seconds: u64) -> Boot {
+        Boot::from_duration(Duration::from_secs(1000 + seconds))
+    }
+
+    #[test]
+    fn each_kind_begins_once_and_ends_once_it_is_quiet_after_a_success() {
+        let failures = Failures::default();
+        assert!(failures.failed("timeout", at(0)));
+        assert!(!failures.failed("timeout", at(1)));
+        assert!(failures.failed("reset", at(2)));
+        assert_eq!(failures.take_ended(at(60)), [], "nothing succeeded");
+        failures.succeeded();
+        assert!(!failures.failed("timeout", at(60)));
+        let ended = failures.take_ended(at(61));
+        assert_eq!(ended.iter().map(|one| (one.kind, one.count)).collect::<Vec<_>>(), [("reset", 1)]);
+        failures.succeeded();
+        assert_eq!(failures.take_ended(at(69)), [], "too soon");
+        let ended = failures.take_ended(at(70));
+        assert_eq!(ended.iter().map(|one| (one.kind, one.count)).collect::<Vec<_>>(), [("timeout", 3)]);
+        assert!(failures.are_over() && failures.failed("timeout", at(71)));
+    }
+}
