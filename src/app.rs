@@ -87,8 +87,10 @@ impl App {
         before: Before,
         inherited: Inherited,
     ) -> Result<Self, StartError> {
-        // What can be told without listening is told first.
-        let equipment = equip(settings, &clock, before)?;
+        // What can fail without listening fails first. It reads files, which may block.
+        let (given, now) = (settings.clone(), clock.clone());
+        let equipment = tokio::task::spawn_blocking(move || equip(&given, &now, before)).await;
+        let equipment = equipment.unwrap_or_else(|lost| Err(StartError::Unusable(lost.to_string())))?;
         let sockets = Sockets::open(settings, inherited).await?;
         let gateway = Arc::new(Gateway::new(settings, sockets.are_private(), equipment));
         Ok(Self { gateway, sockets, server: settings.server.clone(), readiness: Arc::default(), clock })
@@ -208,6 +210,14 @@ async fn read_files(gateway: Arc<Gateway>) {
     }
 }
 
+/// Checks that a gateway could be started with a configuration, as far as that can be known without listening.
+///
+/// # Errors
+/// Those of [`App::bind`].
+pub fn check(settings: &Settings) -> Result<(), StartError> {
+    equip(settings, &Clock::system(), Before::Unknown).map(|_| ())
+}
+
 fn equip(settings: &Settings, clock: &Clock, before: Before) -> Result<Equipment, StartError> {
     let missing = settings.missing_for_serving();
     let base_url = settings.upstream.base_url.clone().filter(|_| missing.is_empty());
@@ -216,7 +226,10 @@ fn equip(settings: &Settings, clock: &Clock, before: Before) -> Result<Equipment
     let upstream =
         Upstream::new(&base_url, &settings.upstream, clock).map_err(|error| StartError::Unusable(error.to_string()))?;
     let nonces = Nonces::new().map_err(|error| unusable("nonces", &error))?;
-    let pseudonyms = Pseudonyms::new(settings.log.hash_key_file.as_deref())
-        .map_err(|error| unusable("log.hash_key_file", &error))?;
+    let hash_key_file = settings.log.hash_key_file.as_deref();
+    let pseudonyms = Pseudonyms::new(hash_key_file).map_err(|error| match hash_key_file {
+        Some(file) => unusable(&format!("log.hash_key_file: {}", file.display()), &error),
+        None => unusable("random numbers", &error),
+    })?;
     Ok(Equipment { clock: clock.clone(), upstream, nonces, pseudonyms, before })
 }

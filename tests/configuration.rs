@@ -95,6 +95,7 @@ fn every_key_of_the_reference_can_be_used() {
     let shown = effective(&text);
     for line in [
         "upstream.base_url = \"https://openapi.zvcms.com\"",
+        "upstream.breaker.ratio = 0.5",
         "tenants.shop.open_id = \"d14c1559e87b747d577c834b275a4310\"",
         "tenants.shop.open_key = \"***\"",
         "tenants.shop.pace.rate = 10",
@@ -264,7 +265,7 @@ fn mistakes_between_tenants_are_told() {
 #[test]
 fn all_mistakes_are_told_at_once() {
     let text = "[server]\nlisten = \"x\"\nnonsense = 1\n[cache]\nttl = 3\n[tenants.a]\nopen_id = 5\n";
-    let shown = load(text, &[("ZVGATE__LOG__LEVEL", "loud"), ("ZVGATE_LOG", "1")]).unwrap_err();
+    let shown = load(text, &[("ZVGATE__LOG__LEVEL", "loud"), ("ZVGATE__", "1")]).unwrap_err();
     for part in [
         "server.listen",
         "server.nonsense",
@@ -273,7 +274,7 @@ fn all_mistakes_are_told_at_once() {
         "tenants.a.grant_code",
         "tenants.a.open_key",
         "environment variable ZVGATE__LOG__LEVEL: log.level: found \"loud\"",
-        "environment: ZVGATE_LOG: unknown variable",
+        "environment variable ZVGATE__: ",
     ] {
         assert!(shown.contains(part), "{part}\n{shown}");
     }
@@ -343,7 +344,7 @@ fn the_usual_file_is_read_unless_somebody_else_could_have_written_it() {
     assert!(check(folder.path(), &[], &none).1.contains("cache.ttl = \"7s\""));
     std::fs::set_permissions(&usual, std::fs::Permissions::from_mode(0o666)).unwrap();
     let (code, shown, complaint) = check(folder.path(), &[], &none);
-    assert_eq!((code, shown.contains("cache.ttl = \"30s\"")), (0, true));
+    assert_eq!((code, shown.contains("cache.ttl = \"30s\"")), (2, true));
     assert!(complaint.contains("everybody may write it"), "{complaint}");
     assert!(check(folder.path(), &["--config", "config/zvgate.toml"], &none).1.contains("cache.ttl = \"7s\""));
     let other = folder.path().join("other.toml");
@@ -362,6 +363,71 @@ fn check_exits_2_for_a_configuration_that_cannot_be_used() {
     assert!(complaint.contains("ZVGATE__CACHE__TTL: cache.ttl: found \"soon\""), "{complaint}");
     assert!(complaint.contains("ZVGATE__NONSENSE: nonsense: unknown key"), "{complaint}");
     assert_eq!(check(folder.path(), &["--live"], &BTreeMap::new()).0, 2);
+}
+
+/// What `serve` refuses, `check` refuses too.
+#[test]
+fn check_exits_2_wherever_serve_does() {
+    let folder = tempfile::tempdir().unwrap();
+    let complete = BTreeMap::from([
+        ("ZVGATE__UPSTREAM__BASE_URL", "https://platform"),
+        ("ZVGATE__TENANTS__A__OPEN_ID", "i"),
+        ("ZVGATE__TENANTS__A__GRANT_CODE", "g"),
+        ("ZVGATE__TENANTS__A__OPEN_KEY", "k"),
+    ]);
+    assert_eq!(check(folder.path(), &[], &complete).0, 0);
+    let with = |name, value| complete.iter().map(|(n, v)| (*n, *v)).chain([(name, value)]).collect();
+    let without = |part: &str| complete.iter().map(|(n, v)| (*n, *v)).filter(|(n, _)| !n.contains(part)).collect();
+    let cases: [(BTreeMap<&str, &str>, &str); 4] = [
+        (without("BASE_URL"), "upstream.base_url"),
+        (without("TENANTS"), "tenants.NAME.open_id"),
+        (with("ZVGATE__LOG__HASH_KEY_FILE", "/nowhere"), "log.hash_key_file: /nowhere: "),
+        (with("ZVGATE__UPSTREAM__BASE_URL", "https://*"), "upstream.base_url: "),
+    ];
+    for (variables, named) in cases {
+        let (code, _, complaint) = check(folder.path(), &[], &variables);
+        assert!(code == 2 && complaint.contains(named), "{named}: {code} {complaint}");
+        let mut serve = Command::new(env!("CARGO_BIN_EXE_zvgate"));
+        let serve = serve.arg("serve").current_dir(folder.path()).env_clear().envs(&variables).output().unwrap();
+        assert!(serve.status.code() == Some(2) && String::from_utf8_lossy(&serve.stderr).contains(named), "{serve:?}");
+    }
+}
+
+/// Kubernetes sets such variables for a Service named `zvgate`.
+#[test]
+fn variables_of_others_are_ignored() {
+    let folder = tempfile::tempdir().unwrap();
+    let variables = BTreeMap::from([
+        ("ZVGATE_PORT", "tcp://10.0.0.1:8080"),
+        ("ZVGATE_SERVICE_HOST", "10.0.0.1"),
+        ("ZVGATE_PORT_8080_TCP_ADDR", "10.0.0.1"),
+        ("ZVGATE__UPSTREAM__BASE_URL", "https://platform"),
+        ("ZVGATE__TENANTS__A__OPEN_ID", "i"),
+        ("ZVGATE__TENANTS__A__GRANT_CODE", "g"),
+        ("ZVGATE__TENANTS__A__OPEN_KEY", "k"),
+    ]);
+    assert_eq!(check(folder.path(), &[], &variables).0, 0);
+}
+
+/// Output that nobody gets is a failure.
+#[test]
+fn commands_whose_output_cannot_be_written_exit_1() {
+    let folder = tempfile::tempdir().unwrap();
+    let complete = [
+        ("ZVGATE__UPSTREAM__BASE_URL", "https://platform"),
+        ("ZVGATE__TENANTS__A__OPEN_ID", "i"),
+        ("ZVGATE__TENANTS__A__GRANT_CODE", "g"),
+        ("ZVGATE__TENANTS__A__OPEN_KEY", "k"),
+    ];
+    for arguments in [&["key"][..], &["sign"], &["check"], &["--help"], &["--version"], &[]] {
+        let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_zvgate"));
+        command.args(arguments).current_dir(folder.path()).env_clear().envs(complete).stdout(full);
+        let output = command.output().unwrap();
+        let complaint = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{arguments:?}: {complaint}");
+        assert!(complaint.contains("standard output"), "{arguments:?}: {complaint}");
+    }
 }
 
 #[test]

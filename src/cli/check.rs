@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 
-use super::{Configuration, FAILED, UNUSABLE, complain, fail, runtime, tell};
+use super::{Configuration, FAILED, UNUSABLE, complain, fail, print, runtime};
 use crate::answer::{Reader, Verdict};
+use crate::app;
 use crate::clock::Clock;
 use crate::envelope::MAX_DEPTH;
 use crate::json::Node;
@@ -28,15 +29,12 @@ pub(super) struct Arguments {
 
 pub(super) fn run(arguments: &Arguments) -> Result<(), u8> {
     let settings = arguments.configuration.load()?;
-    tell(&settings.effective());
-    let missing = settings.missing_for_serving();
-    if arguments.live && missing.is_empty() {
-        return runtime()?.block_on(live(&settings));
-    }
-    if !missing.is_empty() {
-        complain(&format!("to serve, the configuration also needs {}", missing.join(", ")));
-    }
-    if arguments.live { Err(UNUSABLE) } else { Ok(()) }
+    print(&settings.effective())?;
+    app::check(&settings).map_err(|error| {
+        complain(&format!("zvgate: {error}"));
+        UNUSABLE
+    })?;
+    if arguments.live { runtime()?.block_on(live(&settings)) } else { Ok(()) }
 }
 
 async fn live(settings: &Settings) -> Result<(), u8> {
@@ -49,7 +47,7 @@ async fn live(settings: &Settings) -> Result<(), u8> {
     for tenant in tenants.all() {
         let told = call(settings, &upstream, &nonces, tenant, &clock).await;
         all_well &= told.is_ok();
-        tell(&format!("live {}: {}", tenant.name, told.unwrap_or_else(|error| error)));
+        print(&format!("live {}: {}", tenant.name, told.unwrap_or_else(|error| error)))?;
     }
     if all_well { Ok(()) } else { Err(FAILED) }
 }

@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::sandbox::{EXAMPLE_GRANT_CODE, EXAMPLE_OPEN_ID, EXAMPLE_OPEN_KEY, USUAL_ADDRESS, example};
 use super::stop::Stops;
-use super::{fail, logging, runtime, tell};
+use super::{fail, logging, print, runtime};
 use crate::app::{App, Inherited, StartError, Workers};
 use crate::clock::Clock;
 use crate::limit::Before;
@@ -31,7 +31,7 @@ async fn demo() -> Result<(), u8> {
     let app = bind_gateway(settings).await?;
     let (data, admin) = (app.address().map_err(fail)?, app.admin_address().map_err(fail)?);
     let card = sandbox.first_card(CUSTOMER).unwrap_or_default();
-    tell(&banner(platform, data, admin, &card));
+    print(&banner(platform, data, admin, &card))?;
     let (stop_gateway, stop_sandbox) = (CancellationToken::new(), CancellationToken::new());
     let platform = tokio::spawn(sandbox.run(stop_sandbox.clone()));
     let gateway = app.run(Workers::new(Vec::new()), stop_gateway.clone());
@@ -46,8 +46,7 @@ async fn demo() -> Result<(), u8> {
     }
     stop_sandbox.cancel();
     platform.await.map_err(fail)?;
-    tell("stopped");
-    Ok(())
+    print("stopped")
 }
 
 /// The usual port, or any free one.

@@ -46,7 +46,7 @@ enum Command {
     Key,
 }
 
-#[derive(Args)]
+#[derive(Args, Clone)]
 struct Configuration {
     /// The configuration file; else $ZVGATE_CONFIG, else config/zvgate.toml where it is safe to read
     #[arg(long, value_name = "FILE")]
@@ -77,17 +77,17 @@ pub fn main() -> ExitCode {
     let arguments = match Arguments::try_parse() {
         Ok(arguments) => arguments,
         Err(error) => {
-            // Printing can only fail where nobody reads.
-            let _ = error.print();
-            return if error.use_stderr() { UNUSABLE.into() } else { ExitCode::SUCCESS };
+            let written = error.print();
+            return match written {
+                _ if error.use_stderr() => UNUSABLE.into(),
+                Ok(()) => ExitCode::SUCCESS,
+                Err(error) => unwritten(&error).into(),
+            };
         }
     };
     leave_no_dump();
     let done = match &arguments.command {
-        None => {
-            tell(&Arguments::command().render_help().to_string());
-            Ok(())
-        }
+        None => print(&Arguments::command().render_help().to_string()),
         Some(Command::Serve(configuration)) => serve::run(configuration),
         Some(Command::Demo) => demo::run(),
         Some(Command::Sandbox(arguments)) => sandbox::run(arguments),
@@ -104,10 +104,16 @@ fn leave_no_dump() {
     let _ = set_dumpable_behavior(DumpableBehavior::NotDumpable);
 }
 
-/// Writes to standard output; where nobody reads it, nothing is lost.
-fn tell(text: &str) {
+/// Writes to standard output.
+fn print(text: &str) -> Result<(), u8> {
     use std::io::Write;
-    let _ = writeln!(std::io::stdout().lock(), "{}", text.trim_end());
+    let mut out = std::io::stdout().lock();
+    let written = writeln!(out, "{}", text.trim_end()).and_then(|()| out.flush());
+    written.map_err(|error| unwritten(&error))
+}
+
+fn unwritten(error: &std::io::Error) -> u8 {
+    fail(format!("standard output cannot be written: {error}"))
 }
 
 /// Writes to standard error.

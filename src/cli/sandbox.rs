@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 use super::stop::Stops;
-use super::{fail, runtime, tell};
+use super::{fail, print, runtime};
 use crate::clock::Clock;
 use crate::sandbox::{Fault, Faults, Merchant, Options, Sandbox};
 use crate::secret::Secret;
@@ -75,12 +75,12 @@ async fn serve(arguments: &Arguments) -> Result<(), u8> {
     let bound = Sandbox::bind(arguments.listen, options, Clock::system()).await;
     let sandbox = bound.map_err(|error| fail(format!("--listen {}: {error}", arguments.listen)))?;
     let address = sandbox.address().map_err(fail)?;
-    tell(&format!("sandbox on http://{address}"));
+    print(&format!("sandbox on http://{address}"))?;
     if arguments.open_key == EXAMPLE_OPEN_KEY {
-        tell(&format!(
+        print(&format!(
             "\nIt knows the platform's published example. For a gateway in front of it:\n\n[upstream]\nbase_url = \"http://{address}\"\n\n[tenants.sandbox]\nopen_id = \"{}\"\ngrant_code = \"{}\"\nopen_key = \"{EXAMPLE_OPEN_KEY}\"",
             arguments.open_id, arguments.grant_code
-        ));
+        ))?;
     }
     let stop = CancellationToken::new();
     tokio::select! {

@@ -16,12 +16,26 @@ use super::{Configuration, UNUSABLE, complain, fail, logging, runtime};
 use crate::app::{App, Inherited, Workers};
 use crate::clock::Clock;
 use crate::limit::Before;
-use crate::settings::{ServerSettings, Settings};
+use crate::settings::ServerSettings;
 
 pub(super) fn run(configuration: &Configuration) -> Result<(), u8> {
+    let runtime = runtime()?;
+    let served = runtime.block_on(start(configuration));
+    // A file system or a resolver that lets its readers wait must not hold the end up.
+    runtime.shutdown_background();
+    served
+}
+
+async fn start(configuration: &Configuration) -> Result<(), u8> {
     // Before anything that takes time: a signal that comes earlier would end the process as if it had none of this.
-    let signals = Signals::catch().map_err(fail)?;
-    let settings = configuration.load()?;
+    let mut signals = Signals::catch().map_err(fail)?;
+    let given = configuration.clone();
+    // Files are read, which may block for as long as a file system does.
+    let loading = tokio::task::spawn_blocking(move || given.load());
+    let settings = tokio::select! {
+        loaded = loading => loaded.map_err(fail)??,
+        () = signals.stops.next() => return Ok(()),
+    };
     let _log = logging::begin(&settings.log);
     raise_descriptor_limit(&settings.server);
     let inherited = inherited().map_err(|error| {
@@ -31,11 +45,15 @@ pub(super) fn run(configuration: &Configuration) -> Result<(), u8> {
         UNUSABLE
     })?;
     let workers = start_workers(settings.server.workers)?;
-    let runtime = runtime()?;
-    let served = runtime.block_on(serve(configuration, &settings, inherited, signals, workers));
-    // A file system or a resolver that lets its readers wait must not hold the end up.
-    runtime.shutdown_background();
-    served
+    let app = tokio::select! {
+        app = App::bind(&settings, Clock::system(), Before::Unknown, inherited) => app,
+        () = signals.stops.next() => return Ok(()),
+    };
+    let app = app.map_err(|error| {
+        complain(&format!("zvgate: {error}"));
+        if error.is_configuration() { UNUSABLE } else { super::FAILED }
+    })?;
+    serve(configuration, app, signals, workers).await
 }
 
 /// The signals that are heard.
@@ -45,10 +63,8 @@ struct Signals {
 }
 
 impl Signals {
-    /// Catches them from here on, for whatever runtime will listen.
+    /// Catches them from here on.
     fn catch() -> io::Result<Self> {
-        let catching = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let _entered = catching.enter();
         Ok(Self { stops: Stops::new()?, hangups: signal(SignalKind::hangup())? })
     }
 }
@@ -104,18 +120,8 @@ fn inherited() -> io::Result<Inherited> {
     Ok(Inherited { data: take(0)?, admin: take(1)? })
 }
 
-async fn serve(
-    configuration: &Configuration,
-    settings: &Settings,
-    inherited: Inherited,
-    signals: Signals,
-    workers: Workers,
-) -> Result<(), u8> {
+async fn serve(configuration: &Configuration, app: App, signals: Signals, workers: Workers) -> Result<(), u8> {
     let Signals { mut stops, mut hangups } = signals;
-    let app = App::bind(settings, Clock::system(), Before::Unknown, inherited).await.map_err(|error| {
-        complain(&format!("zvgate: {error}"));
-        if error.is_configuration() { UNUSABLE } else { super::FAILED }
-    })?;
     let (data, admin) = (app.address().map_err(fail)?, app.admin_address().map_err(fail)?);
     tracing::info!(version = env!("CARGO_PKG_VERSION"), listen = %data, admin_listen = %admin, "serving");
     let (gateway, sources) = (app.gateway(), configuration.sources());

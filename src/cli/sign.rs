@@ -1,6 +1,6 @@
 //! `zvgate sign`
 
-use super::{Configuration, UNUSABLE, complain, fail, tell};
+use super::{Configuration, UNUSABLE, complain, fail, print};
 use crate::clock::Clock;
 use crate::envelope::{Envelope, MAX_DEPTH};
 use crate::json::Node;
@@ -39,8 +39,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), u8> {
         .map_err(|_| unusable(format!("--tenant: wanted one of {}", names(&tenants))))?;
     let call = Call { tenant: tenant.clone(), path: "".into(), members: envelope.forwarded().into() };
     let signed = SignedRequest::sign(&call, &Nonces::new().map_err(fail)?, Clock::system().wall());
-    tell(&String::from_utf8_lossy(signed.body()));
-    Ok(())
+    print(&String::from_utf8_lossy(signed.body()))
 }
 
 fn names(tenants: &Tenants) -> String {

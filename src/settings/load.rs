@@ -10,8 +10,9 @@ use config::{Config, ConfigError, Map, Source, Value, ValueKind};
 use super::Settings;
 use super::reader::{Mistake, Mistakes, Notes, Table};
 
-/// Variables of the gateway begin with this.
-const PREFIX: &str = "ZVGATE_";
+/// Variables that are keys of the configuration begin with this. Others that begin with `ZVGATE_` are not ours: Kubernetes sets
+/// `ZVGATE_PORT` and the like for a Service of that name.
+const PREFIX: &str = "ZVGATE__";
 /// Names the configuration file.
 const FILE_VARIABLE: &str = "ZVGATE_CONFIG";
 /// Read where no file is named and it is safe to.
@@ -22,7 +23,7 @@ const USUAL_FILE: &str = "config/zvgate.toml";
 pub struct Sources {
     /// The file, if there is one.
     pub file: Option<PathBuf>,
-    /// The variables that begin with `ZVGATE_`.
+    /// The variables that begin with `ZVGATE__`.
     pub variables: BTreeMap<String, String>,
     /// Why the usual file was passed over, where it was.
     pub passed_over: Option<String>,
@@ -34,7 +35,7 @@ impl Sources {
         #[expect(clippy::disallowed_methods, reason = "the one place where the configuration meets the environment")]
         let mut variables: BTreeMap<String, String> = std::env::vars_os()
             .filter_map(|(name, value)| Some((name.into_string().ok()?, value.to_string_lossy().into_owned())))
-            .filter(|(name, _)| name.starts_with(PREFIX))
+            .filter(|(name, _)| name.starts_with(PREFIX) || name == FILE_VARIABLE)
             .collect();
         let from_variable = variables.remove(FILE_VARIABLE).map(PathBuf::from);
         match named.map(Path::to_path_buf).or(from_variable) {
@@ -161,14 +162,7 @@ fn with_origin(value: toml::Value, origin: &str) -> Value {
 fn environment(variables: &BTreeMap<String, String>, notes: &Notes) -> Layer {
     let mut root = Map::new();
     for (name, text) in variables {
-        let Some(levels) = name.strip_prefix(PREFIX).and_then(|rest| rest.strip_prefix('_')) else {
-            notes.mistake(
-                Some("environment"),
-                name,
-                format!("unknown variable; wanted {FILE_VARIABLE} or {PREFIX}_SECTION__KEY"),
-            );
-            continue;
-        };
+        let Some(levels) = name.strip_prefix(PREFIX) else { continue };
         let path: Vec<String> = levels.split("__").map(str::to_lowercase).collect();
         if !insert(&mut root, &path, name, text) {
             notes.mistake(Some("environment"), name, "stands both for a value and for a table of keys");

@@ -285,6 +285,35 @@ async fn neither_a_stop_nor_a_second_signal_waits_for_a_file() {
     }
 }
 
+/// The same file at start: whoever stops a gateway that waits for it need not kill it.
+#[test]
+fn a_start_that_waits_for_a_file_can_be_stopped() {
+    let folder = tempfile::tempdir().unwrap();
+    let fifo = folder.path().join("fifo");
+    assert!(Command::new("mkfifo").arg(&fifo).status().unwrap().success());
+    let config = write_config(folder.path(), "http://127.0.0.1:9", "");
+    let text = std::fs::read_to_string(&config).unwrap();
+    let key = text.replace(&format!("open_key = {:?}", MERCHANTS[0].2), &format!("open_key_file = {fifo:?}"));
+    let hash_key = format!("{text}[log]\nhash_key_file = {fifo:?}\n");
+    for text in [key, hash_key] {
+        std::fs::write(&config, text).unwrap();
+        let child = zvgate().args(["serve", "--config"]).arg(&config).stderr(Stdio::null()).spawn().unwrap();
+        let mut gateway = Running(child);
+        // Signals are caught, and a thread waits for the pipe's other end (it shows as wait_for_partner or the like).
+        let catches = || {
+            let status = std::fs::read_to_string(format!("/proc/{}/status", gateway.0.id())).unwrap();
+            let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:")).unwrap().trim().to_owned();
+            let threads = status.lines().find_map(|line| line.strip_prefix("Threads:")).unwrap().trim().to_owned();
+            u64::from_str_radix(&caught, 16).unwrap() & (1 << 14) != 0 && threads.parse::<u32>().unwrap() > 1
+        };
+        while !catches() {
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+        gateway.signal("TERM");
+        assert_eq!(gateway.code(), 0);
+    }
+}
+
 /// Lines that nobody reads are dropped, rather than that anybody waits for them.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_log_that_nobody_reads_stops_nobody() {
