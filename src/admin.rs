@@ -164,24 +164,25 @@ impl Admin {
         }
     }
 
-    /// The tenant that `?tenant=` names; `Ok(None)` where it is not given.
-    fn tenant(&self, request: &Request<Incoming>) -> Result<Option<Arc<Tenant>>, Page> {
-        let query = request.uri().query().unwrap_or_default();
-        let Some(name) = query.split('&').find_map(|pair| pair.strip_prefix("tenant=")).filter(|name| !name.is_empty())
-        else {
-            return Ok(None);
-        };
+    /// The tenant of a name.
+    fn tenant(&self, name: &str) -> Result<Arc<Tenant>, Page> {
         let known = self.gateway.tenant(Some(name));
-        known.map(Some).ok_or_else(|| text(StatusCode::NOT_FOUND, "?tenant= names no tenant of this gateway"))
+        known.ok_or_else(|| text(StatusCode::NOT_FOUND, "?tenant= names no tenant of this gateway"))
     }
 
     fn customer(&self, request: &Request<Incoming>, id: &str, get: bool, peer: SocketAddr) -> Page {
-        let tenant = match self.tenant(request) {
-            Ok(named) => named.or_else(|| self.gateway.tenant(None)),
-            Err(page) => return page,
+        const EXPECTED: &str = "expected no parameter but tenant=NAME";
+        let tenant = match parameter(request) {
+            Ok(None) => self
+                .gateway
+                .tenant(None)
+                .ok_or_else(|| text(StatusCode::BAD_REQUEST, "no tenant is the default: expected ?tenant=NAME")),
+            Ok(Some(("tenant", name))) => self.tenant(name),
+            Ok(Some(_)) | Err(_) => Err(text(StatusCode::BAD_REQUEST, EXPECTED)),
         };
-        let Some(tenant) = tenant else {
-            return text(StatusCode::BAD_REQUEST, "no tenant is the default: name one by ?tenant=");
+        let tenant = match tenant {
+            Ok(tenant) => tenant,
+            Err(page) => return page,
         };
         let Ok(id) = percent_decode_str(id).decode_utf8() else {
             return text(StatusCode::BAD_REQUEST, "the customer's id must be UTF-8");
@@ -200,7 +201,13 @@ impl Admin {
     }
 
     fn purge(&self, request: &Request<Incoming>, peer: SocketAddr) -> Page {
-        let tenant = match self.tenant(request) {
+        const EXPECTED: &str = "expected one parameter, tenant=NAME or all=true; nothing was purged";
+        let tenant = match parameter(request) {
+            Ok(Some(("tenant", name))) => self.tenant(name).map(Some),
+            Ok(Some(("all", "true"))) => Ok(None),
+            Ok(_) | Err(_) => Err(text(StatusCode::BAD_REQUEST, EXPECTED)),
+        };
+        let tenant = match tenant {
             Ok(tenant) => tenant,
             Err(page) => return page,
         };
@@ -208,6 +215,16 @@ impl Admin {
         tracing::info!(%peer, tenant = tenant.as_ref().map_or("all", |tenant| tenant.name.as_str()), dropped, "purge");
         (StatusCode::OK, JSON, format!("{{\"dropped\":{dropped}}}\n"))
     }
+}
+
+/// More than one parameter, or one without a value.
+struct UnusableQuery;
+
+/// The one parameter of a query, if there is one.
+fn parameter(request: &Request<Incoming>) -> Result<Option<(&str, &str)>, UnusableQuery> {
+    let Some(query) = request.uri().query() else { return Ok(None) };
+    let parameter = query.split_once('=').filter(|(name, value)| !name.is_empty() && !value.is_empty());
+    parameter.filter(|(_, value)| !value.contains('&')).map(Some).ok_or(UnusableQuery)
 }
 
 /// The methods of a page, for `Allow`.

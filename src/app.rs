@@ -140,7 +140,7 @@ impl App {
         });
 
         let front = Arc::clone(&gateway);
-        let callers = move |request, peer: Peer| Arc::clone(&front).handle(request, peer.room);
+        let callers = move |request, peer: Peer| Arc::clone(&front).handle(request, peer.capacity);
         let metrics = gateway.metrics();
         let tally = Tally { open: metrics.connections.clone(), dropped: metrics.connections_dropped.clone() };
         let front = Arc::clone(&gateway);

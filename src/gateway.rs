@@ -17,7 +17,7 @@ mod upkeep;
 mod write;
 
 use std::future::Future;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
@@ -25,6 +25,7 @@ use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, Uri};
 use hyper::body::Incoming;
 use parking_lot::Mutex;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinHandle;
 use tokio_util::sync::DropGuard;
 use tokio_util::task::TaskTracker;
@@ -88,13 +89,41 @@ pub struct Equipment {
     pub before: Before,
 }
 
-/// Whether there is room for a request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Room {
-    /// There is.
-    Enough,
-    /// There is not: it is to be refused.
-    None,
+/// Capacity for a request.
+#[derive(Clone, Debug)]
+pub enum Capacity {
+    /// There is some.
+    Available,
+    /// There is none: the request is rejected.
+    Exhausted,
+    /// Part of a limit that all callers share: taken once the caller is known, so that nobody unknown can use it up.
+    Shared(Arc<SharedCapacity>),
+}
+
+/// One request's part of a limit that all callers share; given back when this is dropped.
+#[derive(Debug)]
+pub struct SharedCapacity {
+    limit: Arc<Semaphore>,
+    taken: OnceLock<OwnedSemaphorePermit>,
+}
+
+impl SharedCapacity {
+    /// Part of a limit, not taken yet.
+    pub fn new(limit: &Arc<Semaphore>) -> Arc<Self> {
+        Arc::new(Self { limit: Arc::clone(limit), taken: OnceLock::new() })
+    }
+}
+
+impl Capacity {
+    /// Takes it, now that the caller is known.
+    fn take(&self) -> Result<(), Refusal> {
+        let Self::Shared(shared) = self else { return Ok(()) };
+        let permit = Arc::clone(&shared.limit).try_acquire_owned();
+        let permit = permit.map_err(|_| Refusal::Unavailable(Unavailable::Connections))?;
+        // One request has one caller.
+        let _ = shared.taken.set(permit);
+        Ok(())
+    }
 }
 
 /// A request whose head was let in.
@@ -165,8 +194,6 @@ struct Facts {
     customers: Vec<String>,
     /// The time by which the request is judged.
     now: Now,
-    /// Whether it was answered without waiting for anything, which takes no time worth another look at the clock.
-    at_once: bool,
 }
 
 impl Facts {
@@ -179,7 +206,6 @@ impl Facts {
             tenant: None,
             customers: Vec::new(),
             now,
-            at_once: false,
         }
     }
 }
@@ -207,24 +233,26 @@ impl Gateway {
         }
     }
 
-    /// Answers a request, or refuses one that there is no room for; hands back its body, of which a refused one may have
+    /// Answers a request, or rejects one that there is no capacity for; returns its body too, of which a rejected one may have
     /// something left.
     pub fn handle(
         self: Arc<Self>,
         request: Request<Incoming>,
-        room: Room,
+        capacity: Capacity,
     ) -> impl Future<Output = (Response<Bytes>, Incoming)> + Send {
         let (mut head, mut body) = request.into_parts();
         // A block holds once what it is given; an `async fn` would hold it twice.
-        async move { (self.answer(&mut head, &mut body, room).await, body) }
+        async move { (self.answer(&mut head, &mut body, capacity).await, body) }
     }
 
-    async fn answer(self: &Arc<Self>, head: &mut Parts, body: &mut Incoming, room: Room) -> Response<Bytes> {
+    async fn answer(self: &Arc<Self>, head: &mut Parts, body: &mut Incoming, capacity: Capacity) -> Response<Bytes> {
         let fields = Fields::of(&head.headers);
         let mut record = Record::begin(self, &fields);
-        let begun = match room {
-            Room::Enough => self.run(&record.policy, head, &fields, body, &mut record.facts).await,
-            Room::None => Err(Refusal::Unavailable(Unavailable::Connections)),
+        let begun = match &capacity {
+            Capacity::Available | Capacity::Shared(_) => {
+                self.run(&record.policy, head, &fields, body, &capacity, &mut record.facts).await
+            }
+            Capacity::Exhausted => Err(Refusal::Unavailable(Unavailable::Connections)),
         };
         let mut fields = std::mem::take(&mut head.headers);
         let outcome = match begun {
@@ -246,6 +274,7 @@ impl Gateway {
         head: &Parts,
         fields: &Fields<'_>,
         body: &mut Incoming,
+        capacity: &Capacity,
         facts: &mut Facts,
     ) -> Result<Begun, Refusal> {
         let path = head.uri.path();
@@ -257,6 +286,7 @@ impl Gateway {
         }
         let caller = door::caller(policy, head, fields)?;
         facts.caller = caller.index;
+        capacity.take()?;
         match route {
             Some(route) if !caller.may_use_route(route) => return Err(Refusal::Forbidden(Denied::Route)),
             None if !caller.invalidate => return Err(Refusal::Forbidden(Denied::Invalidate)),
@@ -276,7 +306,6 @@ impl Gateway {
             Some(route) => self.begin(Entrance { policy, caller, route, path, fields, deadline }, &body, facts)?,
             None => Begun::Answered(self.invalidate(policy, fields, caller, &body, facts)?),
         };
-        facts.at_once = !waited && matches!(begun, Begun::Answered(_));
         Ok(begun)
     }
 

@@ -4,6 +4,7 @@ mod connection;
 mod phase;
 mod resumed;
 mod seldom;
+mod streams;
 mod timed;
 mod unread;
 mod workers;
@@ -26,7 +27,7 @@ use tokio_util::task::TaskTracker;
 
 use self::connection::Connection;
 pub use self::workers::Workers;
-use crate::gateway::Room;
+use crate::gateway::Capacity;
 use crate::settings::ServerSettings;
 
 /// Connections beyond the limit that are answered with a refusal; further ones are closed.
@@ -77,12 +78,12 @@ impl Bounds {
 }
 
 /// Who asks.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Peer {
     /// From where.
     pub address: SocketAddr,
-    /// Whether there is room for the request.
-    pub room: Room,
+    /// Capacity for the request.
+    pub capacity: Capacity,
 }
 
 /// What is counted of connections.
@@ -188,14 +189,14 @@ impl Hall {
         A: Fn(Request<Incoming>, Peer) -> F + Clone + Send + 'static,
         F: Future<Output = (Response<Bytes>, Incoming)> + Send + 'static,
     {
-        let permit = take(&self.room).map(|permit| (permit, Room::Enough));
-        let Some((permit, room)) = permit.or_else(|| Some((take(&self.turned_away)?, Room::None))) else {
+        let permit = take(&self.room).map(|permit| (permit, Capacity::Available));
+        let Some((permit, capacity)) = permit.or_else(|| Some((take(&self.turned_away)?, Capacity::Exhausted))) else {
             self.tally.iter().for_each(|tally| tally.dropped.inc());
             return;
         };
         let open = Open::new(self.tally.as_ref().map(|tally| &tally.open));
         let connection = Connection {
-            peer: Peer { address, room },
+            peer: Peer { address, capacity },
             bounds: self.bounds,
             streams: Arc::clone(&self.streams),
             secured: (self.secured)(),

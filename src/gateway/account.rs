@@ -1,11 +1,9 @@
 //! What operators learn of a request: counts, times, and a line in the log.
 
-use std::sync::Arc;
-use std::time::Duration;
-
 use arc_swap::Guard;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Response};
+use std::sync::Arc;
 
 use super::policy::Policy;
 use super::{Awaited, Facts, Fields, Gateway};
@@ -20,6 +18,8 @@ const SHOWN_CUSTOMERS: usize = 10;
 
 /// What is counted for a request whose caller left before there was an answer, as nginx has it.
 const CALLER_LEFT: u16 = 499;
+/// What is counted for a request whose task panicked: its connection is closed without an answer.
+const PANICKED: u16 = 500;
 
 /// A request that operators will learn of, also where its caller leaves.
 pub(super) struct Record<'a> {
@@ -66,7 +66,7 @@ impl<'a> Record<'a> {
 
     fn account(&self, status: u16, cache: CacheUse, error: Option<&'static str>) {
         let Self { gateway, policy, facts, .. } = self;
-        let took = if facts.at_once { Duration::ZERO } else { gateway.clock.boot().since(self.started) };
+        let took = gateway.clock.boot().since(self.started);
         policy.handles.request(facts.route, facts.caller, status, cache, took);
         let logged = match policy.settings.log.access {
             AccessLog::All => true,
@@ -94,7 +94,9 @@ impl<'a> Record<'a> {
 impl Drop for Record<'_> {
     fn drop(&mut self) {
         if !self.ended {
-            self.account(CALLER_LEFT, CacheUse::None, Some("caller_left"));
+            let (status, error) =
+                if std::thread::panicking() { (PANICKED, "panic") } else { (CALLER_LEFT, "caller_left") };
+            self.account(status, CacheUse::None, Some(error));
         }
     }
 }

@@ -87,15 +87,14 @@ impl Gateway {
         self.end_of_customer(tenant, customer, Invalidation::Purge)
     }
 
-    /// Drops what is kept for a tenant, or for all; answers how many answers that were.
+    /// Purges the entries of a tenant, or of all, those included that left the configuration; returns how many answers that were.
     pub fn purge(&self, tenant: Option<&Tenant>) -> usize {
-        let meant = |one: &&Arc<Tenant>| tenant.is_none_or(|tenant| tenant.index == one.index);
+        let all = 0..self.identities.lock().count();
         let now = self.now();
-        let policy = self.policy.load();
-        let settled = now.boot + policy.settings.cache.settle;
-        let purged = policy.tenants.all().iter().filter(meant).map(|one| {
+        let settled = now.boot + self.policy.load().settings.cache.settle;
+        let purged = tenant.map_or(all, |tenant| tenant.index..tenant.index + 1).map(|index| {
             self.metrics.invalidations.of(Invalidation::Purge).inc();
-            self.cache.purge_tenant(one.index, settled, now)
+            self.cache.purge_tenant(index, settled, now)
         });
         purged.sum()
     }

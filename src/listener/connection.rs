@@ -13,7 +13,7 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1::{self, Parts};
 use hyper::server::conn::http2;
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::rt::TokioIo;
 use rustls::ServerConfig;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -24,18 +24,17 @@ use tokio_util::sync::CancellationToken;
 use super::phase::Phase;
 use super::resumed::Resumed;
 use super::seldom::Seldom;
+use super::streams::{SendProgress, StreamExecutor};
 use super::timed::Timed;
 use super::unread::pass_over;
-use super::{Bounds, Peer, take};
-use crate::gateway::Room;
+use super::{Bounds, Peer};
+use crate::gateway::{Capacity, SharedCapacity};
 
 /// How long an idle connection of HTTP/1.1 stays open in a drain, for a request that is on its way already: closing it
 /// at once would lose that. The answer tells that it is the last.
 const LINGER: Duration = Duration::from_secs(1);
 /// Least room that the library reads heads into.
 const LEAST_BUFFER: usize = 8 << 10;
-/// How much of an answer is handed over at once on a stream of HTTP/2: what its caller does not take stays shared.
-const PART: usize = 16 << 10;
 /// Requests that a connection of HTTP/2 carries before it is told to end: streams that are taken back leave something behind
 /// in the library for as long as their connection lives.
 const REQUESTS_PER_CONNECTION: u64 = 10_000;
@@ -75,9 +74,9 @@ where
     pub(super) async fn serve(self, stream: TcpStream) {
         // Answers are written whole; holding the last packet back would only add delay. Failing to set it does no harm.
         let _ = stream.set_nodelay(true);
-        let header_timeout = match self.peer.room {
-            Room::Enough => self.bounds.header_timeout,
-            Room::None => self.bounds.header_timeout.min(TURN_AWAY_WITHIN),
+        let header_timeout = match self.peer.capacity {
+            Capacity::Available | Capacity::Shared(_) => self.bounds.header_timeout,
+            Capacity::Exhausted => self.bounds.header_timeout.min(TURN_AWAY_WITHIN),
         };
         let (stream, phase) = Timed::new(stream, header_timeout, self.bounds.idle_timeout);
         match &self.secured {
@@ -103,16 +102,16 @@ where
         let Self { peer, bounds, stop, answer, .. } = self;
         let mut server = http1::Builder::new();
         // Heads and idle time are timed by the stream itself, which can tell one from the other.
-        server.header_read_timeout(None).keep_alive(peer.room == Room::Enough);
+        server.header_read_timeout(None).keep_alive(!matches!(peer.capacity, Capacity::Exhausted));
         server.max_buf_size(bounds.max_head.max(LEAST_BUFFER)).max_header_size(bounds.max_head);
         server.max_headers(bounds.max_headers);
         let serving = Arc::clone(&phase);
         let mut service = service_fn(move |request| {
-            let (in_hand, answer) = (serving.begin(None), answer(request, peer));
+            let (in_hand, answer) = (serving.begin(None), answer(request, peer.clone()));
             async move {
                 let (response, body) = answer.await;
                 pass_over(body, &in_hand).await;
-                Ok::<_, Infallible>(in_hand.answered(response, usize::MAX))
+                Ok::<_, Infallible>(in_hand.answered(response))
             }
         });
         let linger = LINGER.min(bounds.drain_timeout / 2);
@@ -176,29 +175,33 @@ where
     async fn http2(self, stream: impl AsyncRead + AsyncWrite + Unpin + Send, phase: Arc<Phase>) {
         let Self { peer, bounds, streams, stop, answer, .. } = self;
         phase.multiplex();
-        let mut server = http2::Builder::new(TokioExecutor::new());
+        let mut server = http2::Builder::new(StreamExecutor { send_timeout: bounds.idle_timeout });
         server.max_concurrent_streams(bounds.max_streams);
         server.max_header_list_size(u32::try_from(bounds.max_head).unwrap_or(u32::MAX));
         server.initial_stream_window_size(STREAM_WINDOW).initial_connection_window_size(CONNECTION_WINDOW);
         let serving = Arc::clone(&phase);
         let service = service_fn(move |request: Request<Incoming>| {
-            let permit = take(&streams);
-            let room = if permit.is_some() { peer.room } else { Room::None };
-            let in_hand = serving.begin(permit);
+            let shared = SharedCapacity::new(&streams);
+            let capacity = match peer.capacity {
+                Capacity::Exhausted => Capacity::Exhausted,
+                Capacity::Available | Capacity::Shared(_) => Capacity::Shared(Arc::clone(&shared)),
+            };
+            let in_hand = serving.begin(Some(shared));
             // A connection that there is no room for hears so once, and ends; so does one that had its share.
-            if peer.room == Room::None || serving.begun() >= REQUESTS_PER_CONNECTION {
+            if matches!(capacity, Capacity::Exhausted) || serving.begun() >= REQUESTS_PER_CONNECTION {
                 serving.ask_to_end();
             }
             // The library bounds what heads amount to, and does not count.
             let crowded = request.headers().len() > bounds.max_headers;
-            let answer = if crowded { Err(request.into_body()) } else { Ok(answer(request, Peer { room, ..peer })) };
+            let answer =
+                if crowded { Err(request.into_body()) } else { Ok(answer(request, Peer { capacity, ..peer })) };
             async move {
                 let (response, body) = match answer {
                     Ok(answer) => answer.await,
                     Err(body) => (too_many_fields(), body),
                 };
                 pass_over(body, &in_hand).await;
-                Ok::<_, Infallible>(in_hand.answered(response, PART))
+                Ok::<_, Infallible>(in_hand.answered_in_parts(response, SendProgress::current()))
             }
         });
         let mut connection = pin!(server.serve_connection(TokioIo::new(stream), service));

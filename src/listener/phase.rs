@@ -10,7 +10,10 @@ use bytes::Bytes;
 use http::header::CONNECTION;
 use http::{HeaderValue, Response};
 use http_body::{Body, Frame, SizeHint};
-use tokio::sync::{Notify, OwnedSemaphorePermit};
+use tokio::sync::Notify;
+
+use super::streams::SendProgress;
+use crate::gateway::SharedCapacity;
 
 /// Where a connection is between its requests; shared by the stream and the requests on it.
 #[derive(Debug, Default)]
@@ -37,9 +40,9 @@ pub(super) struct Phase {
 
 impl Phase {
     /// Marks a request as in hand until what is answered goes.
-    pub(super) fn begin(self: &Arc<Self>, permit: Option<OwnedSemaphorePermit>) -> InHand {
+    pub(super) fn begin(self: &Arc<Self>, capacity: Option<Arc<SharedCapacity>>) -> InHand {
         self.begun.fetch_add(1, Ordering::Relaxed);
-        InHand { phase: Arc::clone(self), answered: false, _permit: permit }
+        InHand { phase: Arc::clone(self), answered: false, _capacity: capacity }
     }
 
     /// From now on an answer is the connection's last.
@@ -95,11 +98,6 @@ impl Phase {
         self.multiplexed.load(Ordering::Relaxed)
     }
 
-    /// Whether nothing is awaited but that the caller takes what is answered.
-    pub(super) fn is_waiting_for_its_reader(&self) -> bool {
-        self.answered.load(Ordering::Relaxed) > self.ended.load(Ordering::Relaxed)
-    }
-
     /// Grows with whatever happens to requests.
     pub(super) fn moves(&self) -> u64 {
         let all = [&self.begun, &self.answered, &self.parts, &self.ended];
@@ -124,7 +122,8 @@ impl Phase {
 pub(super) struct InHand {
     phase: Arc<Phase>,
     answered: bool,
-    _permit: Option<OwnedSemaphorePermit>,
+    /// Given back when the response was sent.
+    _capacity: Option<Arc<SharedCapacity>>,
 }
 
 impl InHand {
@@ -133,14 +132,24 @@ impl InHand {
         self.phase.begin(None)
     }
 
-    /// The answer, in parts of so many bytes at most: as long as one waits to be sent, the request is in hand.
-    pub(super) fn answered(mut self, mut answer: Response<Bytes>, part: usize) -> Response<Leaving> {
+    /// The answer: as long as it waits to be sent, the request is in hand.
+    pub(super) fn answered(self, answer: Response<Bytes>) -> Response<Leaving> {
+        self.leaving(answer, None)
+    }
+
+    /// The answer, sent in parts whose progress is recorded.
+    pub(super) fn answered_in_parts(self, answer: Response<Bytes>, progress: Arc<SendProgress>) -> Response<Leaving> {
+        progress.advance();
+        self.leaving(answer, Some(progress))
+    }
+
+    fn leaving(mut self, mut answer: Response<Bytes>, progress: Option<Arc<SendProgress>>) -> Response<Leaving> {
         self.answered = true;
         self.phase.answered.fetch_add(1, Ordering::Relaxed);
         if self.phase.is_last() {
             answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         }
-        answer.map(|rest| Leaving { rest, part, in_hand: self })
+        answer.map(|rest| Leaving { is_long: rest.len() > PART, rest, progress, in_hand: self })
     }
 }
 
@@ -157,9 +166,15 @@ impl Drop for InHand {
 #[derive(Debug)]
 pub(super) struct Leaving {
     rest: Bytes,
-    part: usize,
+    /// Whether it takes more than one part.
+    is_long: bool,
+    /// `None`: it is sent as one part.
+    progress: Option<Arc<SendProgress>>,
     in_hand: InHand,
 }
+
+/// How much of an answer is handed over at once on a stream of HTTP/2.
+const PART: usize = 16 << 10;
 
 impl Body for Leaving {
     type Data = Bytes;
@@ -170,8 +185,15 @@ impl Body for Leaving {
             return Poll::Ready(None);
         }
         self.in_hand.phase.parts.fetch_add(1, Ordering::Relaxed);
-        let length = self.part.min(self.rest.len());
-        Poll::Ready(Some(Ok(Frame::data(self.rest.split_to(length)))))
+        let Some(progress) = &self.progress else {
+            return Poll::Ready(Some(Ok(Frame::data(std::mem::take(&mut self.rest)))));
+        };
+        progress.advance();
+        let length = PART.min(self.rest.len());
+        let part = self.rest.split_to(length);
+        // A part of a long answer that is never taken must not keep the whole of it in memory.
+        let part = if self.is_long { Bytes::copy_from_slice(&part) } else { part };
+        Poll::Ready(Some(Ok(Frame::data(part))))
     }
 
     fn is_end_stream(&self) -> bool {

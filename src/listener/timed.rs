@@ -92,14 +92,11 @@ impl<T> Timed<T> {
             let (moves, multiplexed) = (self.phase.moves(), self.phase.is_multiplexed());
             // What a connection that carries several writes may be answers to nothing that was asked.
             let wrote = std::mem::take(&mut self.wrote) && !multiplexed;
-            let stalled = multiplexed && self.phase.is_waiting_for_its_reader();
             let (next, time) = match armed {
                 Alarm::Head(_) => return Poll::Ready(Err(io::ErrorKind::TimedOut.into())),
                 // The end of the stream: nobody is told, since nobody asked.
                 Alarm::Rest => return Poll::Ready(Ok(())),
-                Alarm::Tick { moves: before, .. }
-                    if before != moves || wrote || (stage == Stage::Serving && !stalled) =>
-                {
+                Alarm::Tick { moves: before, .. } if before != moves || wrote || stage == Stage::Serving => {
                     (Alarm::Tick { moves, idle: 0 }, self.tick())
                 }
                 Alarm::Tick { idle, .. } if multiplexed => (Alarm::Tick { moves, idle: idle + 1 }, self.tick()),
@@ -111,9 +108,6 @@ impl<T> Timed<T> {
                 }
             };
             if matches!(next, Alarm::Tick { idle: TICKS.., .. }) {
-                if stalled {
-                    return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
-                }
                 self.phase.ask_to_end();
             }
             self.timer = Some((next, timer(time)));

@@ -1,11 +1,13 @@
 //! The table of gateway errors, row by row, and the order of the checks.
 
+use std::sync::Arc;
+
 use http::{Method, Request};
 use http_body_util::Full;
 use serde_json::json;
 
 use crate::scripted::{Act, Scripted, http_text};
-use crate::support::{Caller, Gate, Platform, READ, WRITE, raw, send};
+use crate::support::{Caller, Gate, Platform, READ, WRITE, loopback, raw, send};
 
 const BODY: &str = r#"{"params":{"customerId":"1"}}"#;
 
@@ -94,6 +96,65 @@ async fn a_caller_over_its_limit_is_told_when_to_come_again() {
     assert_eq!(gate.metric("zvgate_limited_total{caller=\"anonymous\",limit=\"caller\"}").await, 1.0);
 }
 
+/// A request whose task panics is an error of the gateway, not a caller that left.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_panic_is_counted_as_an_error() {
+    let upstream = Scripted::start(|_, _| Act::Hang).await;
+    let gate = Gate::start(&upstream, &[]).await;
+    let (listener, gateway) = (tokio::net::TcpListener::bind(loopback()).await.unwrap(), Arc::clone(&gate.gateway));
+    let address = listener.local_addr().unwrap();
+    // Serves one request with the gateway, and panics while it is being answered.
+    let served = tokio::spawn(async move {
+        let (stream, _) = listener.accept().await.unwrap();
+        let service = hyper::service::service_fn(move |request| {
+            let handled = Arc::clone(&gateway).handle(request, zvgate::gateway::Capacity::Available);
+            async move {
+                let mut handled = std::pin::pin!(handled);
+                let waited = tokio::time::timeout(std::time::Duration::from_millis(200), handled.as_mut()).await;
+                assert!(waited.is_ok(), "the panic that is wanted here");
+                Ok::<_, std::convert::Infallible>(waited.unwrap().0.map(Full::new))
+            }
+        });
+        let stream = hyper_util::rt::TokioIo::new(stream);
+        hyper::server::conn::http1::Builder::new().serve_connection(stream, service).await.ok();
+    });
+    let body = r#"{"params":{"customerId":"1"}}"#;
+    let request = format!(
+        "POST {READ} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    assert_eq!(tokio::task::spawn_blocking(move || raw(address, request.as_bytes())).await.unwrap(), "");
+    assert!(served.await.unwrap_err().is_panic());
+    let counted = async |status: u16| {
+        gate.metric(&format!("zvgate_requests_total{{caller=\"anonymous\",route=\"{READ}\",status=\"{status}\"}}"))
+            .await
+    };
+    assert_eq!((counted(500).await, counted(499).await), (1.0, 0.0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_platform_that_is_far_behind_has_a_negative_skew() {
+    let platform = Platform::open().await;
+    let gate = Gate::start(&platform, &[]).await;
+    gate.hands.step_wall(3_000_000_000);
+    gate.read("1").await;
+    let skew = gate.metric("zvgate_clock_skew_seconds").await;
+    assert!((-3_000_002.0..-2_999_997.0).contains(&skew), "{skew}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn durations_of_hits_are_measured() {
+    let platform = Platform::open().await;
+    let gate = Gate::start(&platform, &[]).await;
+    gate.read("1").await;
+    for _ in 0..10 {
+        assert!(gate.read("1").await.is_hit());
+    }
+    let of_hits = |what: &str| format!("zvgate_request_duration_seconds_{what}{{cache=\"hit\",route=\"{READ}\"}}");
+    assert_eq!(gate.metric(&of_hits("count")).await, 10.0);
+    assert!(gate.metric(&of_hits("sum")).await > 0.0);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_slow_body_is_given_up_and_a_slow_head_is_closed() {
     let platform = Platform::open().await;
@@ -147,8 +208,8 @@ async fn a_caller_who_does_not_read_is_closed() {
 async fn a_full_house_upstream_is_a_503() {
     let upstream = Scripted::start(|_, _| Act::Hang).await;
     let words = [("upstream.max_inflight", "1"), ("limits.max_wait", "200ms"), ("upstream.retries", "0")];
-    let gate = std::sync::Arc::new(Gate::start(&upstream, &words).await);
-    let hung = std::sync::Arc::clone(&gate);
+    let gate = Arc::new(Gate::start(&upstream, &words).await);
+    let hung = Arc::clone(&gate);
     let hung = tokio::spawn(async move { hung.read("1").await });
     while upstream.seen().is_empty() {
         tokio::task::yield_now().await;

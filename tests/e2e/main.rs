@@ -13,6 +13,7 @@ mod door;
 mod errors;
 mod fidelity;
 mod framing;
+mod http2;
 mod pacing;
 mod process;
 mod reload;

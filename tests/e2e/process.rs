@@ -122,6 +122,51 @@ async fn a_platform_whose_clock_is_far_off_is_told_of() {
     assert!((-47..=-43).contains(&line["ahead_s"].as_i64().unwrap()), "{line}");
 }
 
+/// Failures, the breaker and throttling are logged when they begin and end, with cause, tenant and route; never each attempt.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_log_reports_failures_the_breaker_and_throttling() {
+    let platform = Platform::open().await;
+    let folder = tempfile::tempdir().unwrap();
+    let config = write_config(folder.path(), &platform.url(), "[log]\naccess = \"none\"\n");
+    let upstream = "[upstream]\nretries = 0\nbreaker = { open_min = \"100ms\", open_max = \"100ms\" }\n";
+    let text = std::fs::read_to_string(&config).unwrap();
+    std::fs::write(&config, text.replace("[upstream]\n", upstream)).unwrap();
+    let (_gateway, mut log, serving) = serve(&config);
+    let address = serving["listen"].as_str().unwrap().parse().unwrap();
+    let read = async |customer: u32| {
+        post(address, READ, &[], &serde_json::json!({ "params": { "customerId": customer.to_string() } }).to_string())
+            .await
+    };
+    platform.faults(serde_json::json!({ "fault": "http500" })).await;
+    for customer in 0..5 {
+        assert_eq!(read(customer).await.status, 500);
+    }
+    let mut next = |message: &str| {
+        let mut line = String::new();
+        log.read_line(&mut line).unwrap();
+        let line: Value = serde_json::from_str(&line).unwrap_or_else(|_| panic!("{line}"));
+        assert_eq!(line["message"], message, "{line}");
+        assert_eq!((&line["tenant"], &line["route"]), (&"a".into(), &READ.into()), "{line}");
+        line
+    };
+    let failing = next("upstream attempts failing");
+    assert_eq!((&failing["level"], &failing["outcome"]), (&"WARN".into(), &"http_5xx".into()));
+    assert_eq!(failing["cause"], "HTTP status 500");
+    let opened = next("breaker opened");
+    assert_eq!((&opened["level"], &opened["cause"]), (&"WARN".into(), &"HTTP status 500".into()));
+    platform.faults(serde_json::json!({ "fault": "none" })).await;
+    while read(9).await.status != 200 {}
+    next("breaker half-open");
+    next("breaker closed");
+    let recovered = next("upstream attempts recovered");
+    assert_eq!((&recovered["outcome"], &recovered["count"]), (&"http_5xx".into(), &5.into()));
+    platform.faults(serde_json::json!({ "fault": "throttle" })).await;
+    read(10).await;
+    assert_eq!(next("upstream attempts failing")["outcome"], "throttled");
+    let throttled = next("upstream throttled, route paused");
+    assert_eq!((&throttled["pause_ms"], &throttled["allowed"]), (&1000.into(), &5.into()));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_in_hand_at_a_stop_is_finished() {
     let platform = Platform::open().await;
@@ -224,7 +269,7 @@ async fn the_log_tells_of_requests_and_writes_without_whom_they_are_about() {
     assert_eq!(post(address, crate::support::WRITE, &headers, &body).await.status, 502);
     post(address, "/nowhere", &[], &body).await;
     let admin = told["admin_listen"].as_str().unwrap().parse().unwrap();
-    for path in [format!("/cache/customers/{canary}"), "/cache".to_owned()] {
+    for path in [format!("/cache/customers/{canary}"), "/cache?all=true".to_owned()] {
         let purge =
             http::Request::delete(path).header("host", "localhost").body(http_body_util::Full::default()).unwrap();
         assert_eq!(crate::support::send(admin, purge).await.status, 200);

@@ -45,6 +45,23 @@ async fn another_configuration_is_in_force_at_once_and_what_is_kept_stays() {
     gate.read("1").await.is_error(401, "unauthenticated");
 }
 
+/// What is purged stays purged when a tenant that left the configuration comes back.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_purge_of_everything_includes_tenants_that_left() {
+    let upstream = Scripted::start(|_, _| Act::success(r#"[{"useStatus":1}]"#)).await;
+    let gate = Gate::start(&upstream, &[]).await;
+    let two = async || gate.post(READ, &[("x-zvgate-tenant", "two")], BODY).await;
+    two().await;
+    assert!(two().await.is_hit());
+    let other = [("tenants.two.open_id", "another")];
+    assert!(reload(&gate, &upstream, &other, ""));
+    let purge = http::Request::delete("/cache?all=true").header("host", "localhost");
+    let purge = purge.body(http_body_util::Full::default()).unwrap();
+    assert_eq!(crate::support::send(gate.admin, purge).await.json(), serde_json::json!({ "dropped": 1 }));
+    assert!(reload(&gate, &upstream, &[], ""));
+    assert!(!two().await.is_hit());
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_configuration_that_cannot_be_used_changes_nothing() {
     let platform = Platform::open().await;

@@ -208,7 +208,7 @@ async fn no_secret_comes_out_anywhere_and_no_customer_in_logs_or_metrics() {
         }
         ask(&format!("{admin}/cache/customers/{CUSTOMER}"), key, &["-X", "DELETE"]);
         ask(&format!("{admin}/cache?tenant={MISPLACED}"), key, &["-X", "DELETE"]);
-        ask(&format!("{admin}/cache"), key, &["-X", "DELETE"]);
+        ask(&format!("{admin}/cache?all=true"), key, &["-X", "DELETE"]);
     }
 
     // Files that cannot be used: secrets in the wrong place, of the wrong type, under the wrong name.

@@ -236,12 +236,38 @@ async fn operators_see_and_purge_what_is_kept() {
     assert!(!gate.read("1").await.is_hit() && gate.read("2").await.is_hit());
     assert!(gate.post(READ, &two, &body("1")).await.is_hit());
     assert_eq!(dropped("/cache?tenant=two").await, 1);
-    assert_eq!(dropped("/cache").await, 2);
+    assert_eq!(dropped("/cache?all=true").await, 2);
     gate.read("4").await;
     gate.hands.advance(Duration::from_secs(91));
     assert_eq!(dropped("/cache/customers/4").await, 0, "what could not be told any more is not counted");
     assert!(!gate.read("2").await.is_hit());
     assert_eq!(gate.metric("zvgate_cache_invalidations_total{cause=\"purge\"}").await, 7.0);
+    gate.read("5").await;
+    for path in [
+        "/cache",
+        "/cache?",
+        "/cache?tenant",
+        "/cache?tenant=",
+        "/cache?all=",
+        "/cache?all=1",
+        "/cache?all=false",
+        "/cache?tenat=one",
+        "/cache?Tenant=one",
+        "/cache?tenant=one&all=true",
+        "/cache?tenant=one&tenant=one",
+        "/cache?tenant=one&",
+        "/cache?all=true&x=1",
+        "/cache/customers/5?tenant=",
+        "/cache/customers/5?all=true",
+        "/cache/customers/5?tenat=one",
+        "/cache/customers/5?",
+    ] {
+        assert_eq!(admin(&gate, Method::DELETE, path).await.status, 400, "{path}");
+        assert!(gate.read("5").await.is_hit(), "{path}");
+    }
+    assert_eq!(admin(&gate, Method::GET, "/cache/customers/5?tenat=one").await.status, 400);
+    assert_eq!(admin(&gate, Method::DELETE, "/cache?tenant=three").await.status, 404);
+    assert_eq!(dropped("/cache/customers/5?tenant=one").await, 1);
     for (method, path, status) in [
         (Method::GET, "/cache/customers/1?tenant=three", 404),
         (Method::POST, "/cache/customers/1", 405),
