@@ -1,7 +1,8 @@
-//! What the cache promises of memory and of waking, measured rather than timed by criterion.
+//! The cache's memory and how fast it wakes callers, measured rather than timed by criterion.
 //!
-//! `cargo bench --bench cache`: resident memory after churn, with reused and with ever new keys, against
-//! `cache.max_bytes`; and how long after an answer its followers have it. `-- --test` runs a short form.
+//! `cargo bench --bench cache`: resident memory after churn, with reused and with ever new keys, beside
+//! `cache.max_bytes`; and how long after an answer its followers have it. `-- --test` runs a short form. What is allocated is held
+//! to the limit by `tests/allocations.rs`: resident memory differs from machine to machine.
 
 #![expect(clippy::print_stdout, reason = "a bench tells its figures on standard output")]
 
@@ -19,9 +20,6 @@ use zvgate::clock::Clock;
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 const MIB: u64 = 1 << 20;
-/// What resident memory may have beyond the cache's own: the program, its threads, and the allocator's slack.
-const ALLOWED_RATIO: f64 = 1.25;
-const ALLOWED_MORE: u64 = 32 * MIB;
 
 const LIFETIMES: Lifetimes = Lifetimes {
     ttl: Duration::from_secs(3600),
@@ -70,7 +68,7 @@ fn resident() -> u64 {
     kib * 1024
 }
 
-/// Stores `writes` answers for keys out of `keys`, on two threads, and compares resident memory with the limit.
+/// Stores `writes` answers for keys out of `keys`, on two threads, and prints resident memory beside the limit.
 fn churn(name: &str, max_bytes: u64, keys: u64, writes: u64) {
     let cache = cache(max_bytes);
     let clock = Clock::system();
@@ -90,22 +88,13 @@ fn churn(name: &str, max_bytes: u64, keys: u64, writes: u64) {
     });
     cache.tidy();
     let (weighed, resident) = (cache.bytes(), resident());
-    #[expect(
-        clippy::cast_precision_loss,
-        clippy::cast_possible_truncation,
-        clippy::cast_sign_loss,
-        reason = "mebibytes"
-    )]
-    let allowed = (max_bytes as f64 * ALLOWED_RATIO) as u64 + ALLOWED_MORE;
     println!(
-        "{name}: limit {} MiB, weighed {} MiB, resident {} MiB of {} allowed, after {writes} answers",
+        "{name}: limit {} MiB, weighed {} MiB, resident {} MiB after {writes} answers",
         max_bytes / MIB,
         weighed / MIB,
-        resident / MIB,
-        allowed / MIB
+        resident / MIB
     );
     assert!(weighed <= max_bytes, "the cache is over its limit");
-    assert!(resident <= allowed, "resident memory is over what is allowed");
 }
 
 /// How long after an answer lands each of `followers` has it.

@@ -35,7 +35,7 @@ async fn switched() -> (Scripted, Arc<AtomicBool>) {
 #[tokio::test(flavor = "multi_thread")]
 async fn five_failures_in_a_row_open_it_for_one_tenant_and_route_and_a_probe_closes_it() {
     let (upstream, answers) = switched().await;
-    let words = [("upstream.attempt_timeout", "100ms"), ("upstream.retries", "0")];
+    let words = [("upstream.attempt_timeout", "500ms"), ("upstream.retries", "0")];
     let gate = Arc::new(Gate::start(&upstream, &words).await);
     for customer in 0..5 {
         assert_eq!(gate.metric(OPEN).await, 0.0);
@@ -226,7 +226,7 @@ async fn while_it_is_open_nobody_waits_for_a_turn() {
 #[tokio::test(flavor = "multi_thread")]
 async fn while_it_is_open_what_is_stale_is_told() {
     let (upstream, answers) = switched().await;
-    let words = [("upstream.attempt_timeout", "100ms"), ("upstream.retries", "0")];
+    let words = [("upstream.attempt_timeout", "500ms"), ("upstream.retries", "0")];
     let gate = Gate::start(&upstream, &words).await;
     answers.store(true, Ordering::SeqCst);
     gate.read("kept").await;

@@ -1,0 +1,83 @@
+//! What the cache allocates beside what it may take: counted, since resident memory differs from machine to machine.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a failed step is a failed test")]
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use prometheus::{IntCounter, IntGauge};
+use zvgate::answer::{Answer, Contents, Verdict};
+use zvgate::cache::{Cache, Demand, Entry, Fate, Lifetimes, Options, Question, Subject, Tally};
+use zvgate::clock::Clock;
+
+const MIB: u64 = 1 << 20;
+
+fn cache(max_bytes: u64) -> Arc<Cache<()>> {
+    let counter = || IntCounter::new("name", "help").unwrap();
+    let tally = Tally { entries: IntGauge::new("name", "help").unwrap(), expired: counter(), size: counter() };
+    let options = Options { max_bytes, max_waiters: 10, tenants: 1, unsettled_ttl: Duration::from_secs(3) };
+    Arc::new(Cache::new(&options, tally))
+}
+
+/// Stores an answer of one to forty coupons for a customer.
+fn store(cache: &Arc<Cache<()>>, clock: &Clock, customer: u64) {
+    let lifetimes = Lifetimes {
+        ttl: Duration::from_secs(3600),
+        negative_ttl: Duration::from_secs(3),
+        unsettled_ttl: Duration::from_secs(3),
+        stale_while_revalidate: Duration::ZERO,
+        stale_if_error: Duration::from_secs(60),
+        expiry_margin: Duration::ZERO,
+    };
+    let key = format!("/v3/crm/coupon/getCustomerCoupons {{\"params\":{{\"customerId\":\"{customer}\"}}}}");
+    let question = Question { subject: Subject::customer(0, &customer.to_string()), key: key.into() };
+    let (now, demand) = (clock.now(), Demand { no_cache: true, ..Demand::default() });
+    let Entry::Begun(landing, _waiter) = cache.join(&question, &demand, cache.era(0), None, now) else {
+        panic!("a fetch begins")
+    };
+    let body = vec![b' '; 330 * (1 + usize::try_from(customer % 40).unwrap())].into();
+    let answer = Answer { status: 200, content_type: None, rare: None, body };
+    let fate = Fate::of(&Verdict::Success(Contents::default()), &lifetimes, now, now);
+    assert!(landing.answer(Arc::new(answer), fate, now.boot, now).kept.is_some());
+}
+
+/// What is allocated after churn, with reused keys and with ever new ones, beside what the cache may take.
+#[test]
+fn a_full_cache_allocates_no_more_than_it_may_take() {
+    let limit = 32 * MIB;
+    for (name, keys) in [("reused keys", 20_000), ("ever new keys", u64::MAX)] {
+        let clock = Clock::system();
+        let mut weighed = 0;
+        let mut kept = None;
+        let counted = allocation_counter::measure(|| {
+            let cache = cache(limit);
+            for number in 0..60_000 {
+                store(&cache, &clock, number % keys);
+                if number % 1000 == 0 {
+                    cache.tidy();
+                }
+            }
+            cache.tidy();
+            weighed = cache.bytes();
+            kept = Some(cache);
+        });
+        let allocated = u64::try_from(counted.bytes_current).unwrap();
+        println!("{name}: limit {} KiB, weighed {} KiB, allocated {} KiB", limit >> 10, weighed >> 10, allocated >> 10);
+        assert!(weighed <= limit && weighed > limit / 2, "{weighed}");
+        assert!(allocated <= limit + limit / 8 + MIB, "{name}: {allocated} of {limit}");
+        drop(kept);
+    }
+}
+
+/// A table of customers that settle has a fixed size, and a million of them cost the next lookup nothing.
+#[test]
+fn a_million_invalidations_leave_no_trace_in_memory() {
+    let (cache, clock) = (cache(32 * MIB), Clock::system());
+    let counted = allocation_counter::measure(|| {
+        for customer in 0..1_000_000u64 {
+            let now = clock.now();
+            cache.invalidate(&Subject::customer(0, &customer.to_string()), now.boot + Duration::from_secs(30), now);
+        }
+    });
+    println!("{} bytes more after a million invalidations", counted.bytes_current);
+    assert!(counted.bytes_current < 1 << 20, "{}", counted.bytes_current);
+}
