@@ -12,7 +12,9 @@ use std::time::{Duration, Instant};
 use prometheus::{IntCounter, IntGauge};
 use time::UtcOffset;
 use zvgate::answer::{Answer, ContentType, Reader};
-use zvgate::cache::{Cache, Demand, Entry, Fate, Lifetimes, Options, Question, Subject, Tally};
+use zvgate::cache::{
+    Cache, CacheMetrics, Join, Lifetimes, Options, Question, RequestCacheControl, StoreDecision, Subject,
+};
 use zvgate::clock::Clock;
 
 /// The allocator of the program.
@@ -33,16 +35,17 @@ const LIFETIMES: Lifetimes = Lifetimes {
 fn cache(max_bytes: u64) -> Arc<Cache<()>> {
     let counter = || IntCounter::new("bench", "bench").expect("a well formed name");
     let entries = IntGauge::new("bench", "bench").expect("a well formed name");
-    let tally = Tally { entries, expired: counter(), size: counter() };
-    let options = Options { max_bytes, max_waiters: 10_000, tenants: 1, unsettled_ttl: LIFETIMES.unsettled_ttl };
-    Arc::new(Cache::new(&options, tally))
+    let metrics = CacheMetrics { entries, expired: counter(), size: counter() };
+    let options =
+        Options { max_bytes, max_waiters: 10_000, tenants: 1, rules: 0, unsettled_ttl: LIFETIMES.unsettled_ttl };
+    Arc::new(Cache::new(&options, metrics))
 }
 
 /// An answer of one to forty coupons, each some 330 bytes.
 fn answer(coupons: usize) -> Answer {
     let coupon = r#"{"beginAt":"2019-08-24 00:00:00","cardId":"390913445498200065","channel":"naixue","couponId":"390913445519171584","couponType":"0","createdAt":"2019-10-15 17:10:28","customerId":"383933091455959041","title":"","updatedAt":"2019-10-15 17:10:2","useStatus":"0","templateId":"951","endAt":"2999-11-03 23:59:59","extra":""}"#;
     let body = format!(r#"{{"status":"true","code":"0","data":[{}]}}"#, vec![coupon; coupons].join(","));
-    Answer { status: 200, content_type: Some(ContentType::json()), rare: None, body: body.into_bytes().into() }
+    Answer { status: 200, content_type: Some(ContentType::json()), extra_headers: None, body: body.into_bytes().into() }
 }
 
 fn question(customer: u64) -> Question {
@@ -53,11 +56,11 @@ fn question(customer: u64) -> Question {
 
 fn store(cache: &Arc<Cache<()>>, reader: &Reader, clock: &Clock, customer: u64) {
     let (question, now) = (question(customer), clock.now());
-    let demand = Demand { no_cache: true, ..Demand::default() };
-    if let Entry::Begun(landing, _waiter) = cache.join(&question, &demand, cache.era(0), None, now) {
+    let cache_control = RequestCacheControl { no_cache: true, ..RequestCacheControl::default() };
+    if let Join::Started(guard, _waiter) = cache.join(&question, cache.generation(0, 0), &cache_control, now) {
         let answer = answer(1 + usize::try_from(customer % 40).unwrap_or_default());
-        let fate = Fate::of(&reader.read(200, &answer.body), &LIFETIMES, now, now);
-        landing.answer(Arc::new(answer), fate, now.boot, now);
+        let decision = StoreDecision::of(&reader.read(200, &answer.body), &LIFETIMES, now, now);
+        guard.complete(Arc::new(answer), decision, now.boot, now);
     }
 }
 
@@ -80,13 +83,13 @@ fn churn(name: &str, max_bytes: u64, keys: u64, writes: u64) {
                 for number in 0..writes / 2 {
                     store(cache, reader, clock, (number * 2 + thread) % keys);
                     if number % 10_000 == 0 {
-                        cache.tidy();
+                        cache.run_maintenance();
                     }
                 }
             });
         }
     });
-    cache.tidy();
+    cache.run_maintenance();
     let (weighed, resident) = (cache.bytes(), resident());
     println!(
         "{name}: limit {} MiB, weighed {} MiB, resident {} MiB after {writes} answers",
@@ -105,21 +108,24 @@ fn wake_up(followers: usize, rounds: usize) {
         let cache = cache(MIB);
         let clock = Clock::system();
         let question = question(u64::try_from(round).unwrap_or_default());
-        let Entry::Begun(landing, leader) = cache.join(&question, &Demand::default(), cache.era(0), None, clock.now())
+        let Join::Started(guard, leader) =
+            cache.join(&question, cache.generation(0, 0), &RequestCacheControl::default(), clock.now())
         else {
             continue;
         };
         drop(leader);
         let tasks: Vec<_> = (0..followers)
-            .filter_map(|_| match cache.join(&question, &Demand::default(), cache.era(0), None, clock.now()) {
-                Entry::Joined(waiter) => Some(waiter),
-                _ => None,
+            .filter_map(|_| {
+                match cache.join(&question, cache.generation(0, 0), &RequestCacheControl::default(), clock.now()) {
+                    Join::Joined(waiter) => Some(waiter),
+                    _ => None,
+                }
             })
             .map(|waiter| runtime.spawn(async move { (waiter.outcome().await, now()) }))
             .collect();
         std::thread::sleep(Duration::from_millis(5));
         let landed = now();
-        landing.answer(Arc::new(answer(5)), Fate::Ignored, clock.boot(), clock.now());
+        guard.complete(Arc::new(answer(5)), StoreDecision::Ignore, clock.boot(), clock.now());
         for task in tasks {
             let (_, woken) = runtime.block_on(task).expect("a follower that does not panic");
             waits.push(woken.saturating_duration_since(landed));

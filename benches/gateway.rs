@@ -10,14 +10,16 @@ use criterion::{Criterion, criterion_group, criterion_main};
 use prometheus::{IntCounter, IntGauge};
 use time::UtcOffset;
 use zvgate::answer::{Answer, Reader};
-use zvgate::cache::{Cache, Demand, Entry, Fate, Lifetimes, Options, Question, Subject, Tally};
+use zvgate::cache::{
+    Cache, CacheMetrics, Join, Lifetimes, Lookup, Options, Question, RequestCacheControl, StoreDecision, Subject,
+};
 use zvgate::clock::Clock;
 use zvgate::envelope::Envelope;
-use zvgate::reply::{self, Refusal, Reply, Way};
+use zvgate::reply::{self, CacheStatus, GatewayError, Reply};
 use zvgate::secret::Secret;
-use zvgate::settings::TenantSettings;
+use zvgate::settings::{KeySource, TenantSettings};
 use zvgate::signer::{Call, Nonces, SignedRequest};
-use zvgate::tenant::{Identities, Tenants};
+use zvgate::tenant::{Identities, TenantKeys, Tenants};
 
 const BODY: &[u8] = br#"{"params":{"customerId":"383933091455959041","useStatus":"","cardId":""}}"#;
 const CUSTOMERS: u64 = 10_000;
@@ -31,7 +33,7 @@ fn answer() -> Answer {
     let coupon = r#"{"beginAt":"2019-08-24 00:00:00","cardId":"390913445498200065","channel":"naixue","couponId":"390913445519171584","couponType":"0","createdAt":"2019-10-15 17:10:28","customerId":"383933091455959041","title":"","updatedAt":"2019-10-15 17:10:2","useStatus":"0","templateId":"951","endAt":"2999-11-03 23:59:59","extra":""}"#;
     let list = [coupon; 5].join(",");
     let body = format!(r#"{{"status":"true","code":"0","message":"","data":[{list}]}}"#);
-    Answer { status: 200, content_type: None, rare: None, body: body.into_bytes().into() }
+    Answer { status: 200, content_type: None, extra_headers: None, body: body.into_bytes().into() }
 }
 
 fn reader() -> Reader {
@@ -48,13 +50,13 @@ fn question(customer: u64) -> Question {
     Question { subject: Subject::customer(0, &customer), key: key.into() }
 }
 
-fn filled(clock: &Clock) -> Arc<Cache<Refusal>> {
+fn filled(clock: &Clock) -> Arc<Cache<GatewayError>> {
     let counter = || IntCounter::new("bench", "bench").expect("a well formed name");
     let entries = IntGauge::new("bench", "bench").expect("a well formed name");
-    let tally = Tally { entries, expired: counter(), size: counter() };
+    let metrics = CacheMetrics { entries, expired: counter(), size: counter() };
     let cache = Arc::new(Cache::new(
-        &Options { max_bytes: 256 << 20, max_waiters: 1, tenants: 1, unsettled_ttl: Duration::ZERO },
-        tally,
+        &Options { max_bytes: 256 << 20, max_waiters: 1, tenants: 1, rules: 0, unsettled_ttl: Duration::ZERO },
+        metrics,
     ));
     let lifetimes = Lifetimes {
         ttl: Duration::from_secs(3600),
@@ -67,13 +69,10 @@ fn filled(clock: &Clock) -> Arc<Cache<Refusal>> {
     let answer = Arc::new(answer());
     for customer in 0..CUSTOMERS {
         let now = clock.now();
-        let Entry::Begun(landing, _waiter) =
-            cache.join(&question(customer), &Demand::default(), cache.era(0), None, now)
-        else {
-            continue;
-        };
+        let started = cache.join(&question(customer), cache.generation(0, 0), &RequestCacheControl::default(), now);
+        let Join::Started(guard, _waiter) = started else { continue };
         let verdict = reader().read(200, &answer.body);
-        landing.answer(Arc::clone(&answer), Fate::of(&verdict, &lifetimes, now, now), now.boot, now);
+        guard.complete(Arc::clone(&answer), StoreDecision::of(&verdict, &lifetimes, now, now), now.boot, now);
     }
     cache
 }
@@ -82,21 +81,24 @@ fn hit(criterion: &mut Criterion) {
     let clock = Clock::system();
     criterion.bench_function("key: parse and canonicalise", |bencher| {
         let optional = optional();
-        bencher.iter(|| Envelope::parse(black_box(BODY)).map(|envelope| envelope.canonical(&optional)));
+        bencher.iter(|| Envelope::parse(black_box(BODY)).map(|envelope| envelope.question("/v3/a", &optional)));
     });
     let cache = filled(&clock);
     let questions: Vec<_> = (0..CUSTOMERS).map(question).collect();
-    criterion.bench_function("look-up among 10,000 customers, clocks read", |bencher| {
-        let mut turns = questions.iter().cycle();
-        bencher.iter(|| turns.next().map(|question| cache.look(question, &Demand::default(), clock.now())));
+    criterion.bench_function("lookup among 10,000 customers, clocks read", |bencher| {
+        let mut questions = questions.iter().cycle();
+        let default = RequestCacheControl::default();
+        let lookup =
+            |question: &Question| -> Lookup { cache.lookup(question, cache.generation(0, 0), &default, clock.now()) };
+        bencher.iter(|| questions.next().map(lookup));
     });
-    let way = Way::Hit { age: Duration::from_secs(3), left: Duration::from_secs(27) };
+    let cache_status = CacheStatus::Hit { age: Duration::from_secs(3), remaining: Duration::from_secs(27) };
     let answer = Arc::new(answer());
     criterion.bench_function("reply: head of a hit", |bencher| {
         bencher.iter(|| {
-            let outcome = Ok(Reply { answer: Arc::clone(&answer), way });
+            let result = Ok(Reply { answer: Arc::clone(&answer), cache_status });
             reply::response(
-                black_box(outcome),
+                black_box(result),
                 http::HeaderValue::from_static("0123456789abcdef0123456789abcdef"),
                 http::HeaderMap::new(),
             )
@@ -105,16 +107,17 @@ fn hit(criterion: &mut Criterion) {
 }
 
 fn miss(criterion: &mut Criterion) {
+    let key = Secret::new("LyvrkvkxRkG2R6aM55bXpPwjYAbkEXTbVnKwfDYvVHjNwNFAmx".to_owned());
     let tenants = Tenants::new(
         &[TenantSettings {
             name: "bench".to_owned(),
             open_id: "d14c1559e87b747d577c834b275a4310".to_owned(),
             grant_code: "ba67d4fa46".to_owned(),
-            open_key: Secret::new("LyvrkvkxRkG2R6aM55bXpPwjYAbkEXTbVnKwfDYvVHjNwNFAmx".to_owned()),
-            open_key_file: None,
+            key: KeySource::Inline(key.clone()),
             default: true,
             pace: None,
         }],
+        &TenantKeys::new([("bench".to_owned(), key)].into()),
         &mut Identities::default(),
     );
     let tenant = tenants.all().first().map(Arc::clone).expect("one tenant");

@@ -1,4 +1,4 @@
-//! The second listener: for operators.
+//! The admin listener: metrics, health, inspection and purges for operators.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -10,18 +10,18 @@ use http::{HeaderValue, Method, Request, Response, StatusCode};
 use hyper::body::Incoming;
 use percent_encoding::percent_decode_str;
 
-use crate::gateway::{Fields, Foreign, Gateway, Inspected};
+use crate::gateway::{CachedQuestion, CrossSite, Gateway, RequestHead};
 use crate::metrics::Metrics;
 use crate::reply::BEARER;
 use crate::secret::KeyHash;
-use crate::settings::ServerSettings;
+use crate::settings::ListenerSettings;
 use crate::tenant::Tenant;
 
-/// Whether requests are served: not yet, or not much longer.
+/// Whether requests are served: not yet, or not for long.
 #[derive(Debug, Default)]
 pub struct Readiness(AtomicU8);
 
-/// Before either of these: starting.
+/// Any other value: starting.
 const READY: u8 = 1;
 const DRAINING: u8 = 2;
 
@@ -36,7 +36,7 @@ impl Readiness {
         self.0.store(DRAINING, Ordering::Release);
     }
 
-    fn reason_against(&self) -> Option<&'static str> {
+    fn reason_not_ready(&self) -> Option<&'static str> {
         match self.0.load(Ordering::Acquire) {
             READY => None,
             DRAINING => Some("draining"),
@@ -45,7 +45,7 @@ impl Readiness {
     }
 }
 
-/// What the admin listener shows and does.
+/// The pages of the admin listener.
 #[derive(Clone)]
 pub struct Admin {
     gateway: Arc<Gateway>,
@@ -53,38 +53,44 @@ pub struct Admin {
     access: Arc<Access>,
 }
 
-/// Who may see and change what is kept, and see the configuration.
+/// Who may use the pages that are not public.
 #[derive(Debug)]
 pub struct Access {
-    /// Whoever has one of these keys; without any, whoever is on this machine.
+    /// Whoever has one of these keys; if there is none, whoever is on this machine.
     keys: Vec<KeyHash>,
-    /// Whether only this machine can ask.
-    private: bool,
+    /// Whether only this machine can connect.
+    is_loopback: bool,
 }
 
 impl Access {
-    /// As configured. `private` tells whether only this machine can ask.
-    pub fn new(settings: &ServerSettings, private: bool) -> Self {
-        Self { keys: settings.admin_keys.clone(), private }
+    /// As configured. `is_loopback`: whether only this machine can connect.
+    pub fn new(settings: &ListenerSettings, is_loopback: bool) -> Self {
+        Self { keys: settings.admin_keys.clone(), is_loopback }
     }
 
-    /// Lets a request through to what is not for everybody.
+    /// Checks that a request may use a page that is not public.
     fn check(&self, request: &Request<Incoming>, gateway: &Gateway) -> Result<(), Page> {
         if !self.keys.is_empty() {
             let known =
-                Fields::of(request.headers()).bearer().is_some_and(|key| KeyHash::of(key).is_one_of(&self.keys));
-            return if known { Ok(()) } else { Err(text(StatusCode::UNAUTHORIZED, "the operators' key is needed")) };
+                RequestHead::of(request.headers()).bearer().is_some_and(|key| KeyHash::of(key).is_one_of(&self.keys));
+            return if known {
+                Ok(())
+            } else {
+                Err(text(StatusCode::UNAUTHORIZED, "an admin key is required: expected Authorization: Bearer KEY"))
+            };
         }
-        if !self.private {
+        if !self.is_loopback {
             return Err(not_found());
         }
-        match gateway.foreign(&Fields::of(request.headers()), request.uri()) {
+        match gateway.cross_site(&RequestHead::of(request.headers()), request.uri()) {
             None => Ok(()),
-            Some(Foreign::Host) => Err(text(
+            Some(CrossSite::Host) => Err(text(
                 StatusCode::MISDIRECTED_REQUEST,
                 "Host must be an IP address, localhost, or one of server.hosts",
             )),
-            Some(Foreign::Page) => Err(text(StatusCode::FORBIDDEN, "web pages may not ask")),
+            Some(CrossSite::Origin) => {
+                Err(text(StatusCode::FORBIDDEN, "requests of web pages are rejected: the request has an Origin"))
+            }
         }
     }
 }
@@ -110,7 +116,7 @@ impl Admin {
         Self { gateway, readiness, access: Arc::new(access) }
     }
 
-    /// Answers an operator's request; hands back its body, which no page reads.
+    /// Answers an operator's request; returns its body too, which no page reads.
     pub async fn handle(self, request: Request<Incoming>, peer: SocketAddr) -> (Response<Bytes>, Incoming) {
         let (status, content_type, body) = self.page(&request, peer);
         let mut response = Response::new(Bytes::from(body));
@@ -133,31 +139,32 @@ impl Admin {
         match path {
             "/metrics" if get => (StatusCode::OK, Metrics::CONTENT_TYPE, self.gateway.metrics_page()),
             "/healthz" if get => text(StatusCode::OK, "ok"),
-            "/readyz" if get => match self.readiness.reason_against() {
+            "/readyz" if get => match self.readiness.reason_not_ready() {
                 None => text(StatusCode::OK, "ready"),
                 Some(reason) => text(StatusCode::SERVICE_UNAVAILABLE, reason),
             },
-            "/metrics" | "/healthz" | "/readyz" => text(StatusCode::METHOD_NOT_ALLOWED, "only GET is served here"),
-            _ => {
-                self.access.check(request, &self.gateway).map_or_else(|page| page, |()| self.inner_page(request, peer))
-            }
+            "/metrics" | "/healthz" | "/readyz" => text(StatusCode::METHOD_NOT_ALLOWED, "only GET is allowed here"),
+            _ => self
+                .access
+                .check(request, &self.gateway)
+                .map_or_else(|page| page, |()| self.protected_page(request, peer)),
         }
     }
 
-    /// What is not for everybody.
-    fn inner_page(&self, request: &Request<Incoming>, peer: SocketAddr) -> Page {
+    /// The pages that are not public.
+    fn protected_page(&self, request: &Request<Incoming>, peer: SocketAddr) -> Page {
         let (method, path) = (request.method(), request.uri().path());
         let get = [Method::GET, Method::HEAD].contains(method);
         let customer = path.strip_prefix("/cache/customers/").filter(|id| !id.is_empty() && !id.contains('/'));
         match path {
             "/config" if get => (StatusCode::OK, TOML, self.gateway.configuration()),
-            "/config" => text(StatusCode::METHOD_NOT_ALLOWED, "only GET is served here"),
+            "/config" => text(StatusCode::METHOD_NOT_ALLOWED, "only GET is allowed here"),
             "/cache" if *method == Method::DELETE => self.purge(request, peer),
-            "/cache" => text(StatusCode::METHOD_NOT_ALLOWED, "only DELETE is served here"),
+            "/cache" => text(StatusCode::METHOD_NOT_ALLOWED, "only DELETE is allowed here"),
             _ => match customer {
                 None => not_found(),
                 Some(_) if !get && *method != Method::DELETE => {
-                    text(StatusCode::METHOD_NOT_ALLOWED, "only GET and DELETE are served here")
+                    text(StatusCode::METHOD_NOT_ALLOWED, "only GET and DELETE are allowed here")
                 }
                 Some(id) => self.customer(request, id, get, peer),
             },
@@ -185,10 +192,10 @@ impl Admin {
             Err(page) => return page,
         };
         let Ok(id) = percent_decode_str(id).decode_utf8() else {
-            return text(StatusCode::BAD_REQUEST, "the customer's id must be UTF-8");
+            return text(StatusCode::BAD_REQUEST, "the customer id must be UTF-8");
         };
         if get {
-            let entries: Vec<String> = self.gateway.inspect(&tenant, &id).iter().map(Inspected::to_json).collect();
+            let entries: Vec<String> = self.gateway.inspect(&tenant, &id).iter().map(CachedQuestion::to_json).collect();
             return (
                 StatusCode::OK,
                 JSON,

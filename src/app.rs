@@ -1,8 +1,7 @@
-//! The composition root: builds everything that lives as long as the process, and takes it down again.
+//! The composition root: builds everything that lives as long as the process, and stops it again.
 
 mod sockets;
 
-use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -15,155 +14,158 @@ pub use self::sockets::Inherited;
 use self::sockets::Sockets;
 use crate::admin::{Access, Admin, Readiness};
 use crate::clock::Clock;
-use crate::gateway::{Equipment, Gateway};
-use crate::limit::Before;
+use crate::configuration::Configuration;
+use crate::gateway::{Dependencies, Gateway};
+use crate::limit::EarlierCalls;
 pub use crate::listener::Workers;
-use crate::listener::{Bounds, Door, Peer, Tally};
+use crate::listener::{Bounds, Listener, ListenerMetrics, PeerInfo};
 use crate::pseudonym::Pseudonyms;
-use crate::settings::{ServerSettings, Settings};
+use crate::settings::{ListenerSettings, Settings};
 use crate::signer::Nonces;
-use crate::tenant::{KeyFile, KeyNews};
-use crate::upstream::Upstream;
+use crate::tenant::{KeyFile, KeyReload};
+use crate::upstream::{ConnectorError, Upstream};
 
-/// How often memory and connections whose time is over are freed.
-const TIDY_EVERY: Duration = Duration::from_secs(1);
-/// How often the platform's name is looked up.
-const LOOK_UP_EVERY: Duration = Duration::from_secs(5);
-/// How often files of keys and certificates are read, and how soon again where one of them changed.
-const READ_FILES_EVERY: Duration = Duration::from_millis(500);
+/// How often expired memory and connections are freed.
+const MAINTENANCE_INTERVAL: Duration = Duration::from_secs(1);
+/// How often the platform's name is resolved.
+const DNS_INTERVAL: Duration = Duration::from_secs(5);
+/// How often files of keys and certificates are read, and how soon again after one of them changed.
+const FILES_INTERVAL: Duration = Duration::from_millis(500);
 const CONFIRM_FILES_AFTER: Duration = Duration::from_millis(100);
 
 /// Why the gateway cannot start.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// The configuration lacks these keys.
+    #[error("the configuration lacks {}", .0.join(", "))]
     Missing(Vec<&'static str>),
-    /// Something in the configuration cannot be had; the text names the key.
+    /// The platform's address cannot be used.
+    #[error(transparent)]
+    Upstream(ConnectorError),
+    /// Something else in the configuration cannot be used; the text names the key.
+    #[error("{0}")]
     Unusable(String),
     /// An address cannot be listened on.
-    Listen(&'static str, SocketAddr, io::Error),
+    #[error("{0}: cannot listen on {1}: {2}")]
+    Listen(&'static str, SocketAddr, #[source] io::Error),
 }
 
 impl StartError {
     /// Whether another configuration would help.
     pub const fn is_configuration(&self) -> bool {
         match self {
-            Self::Missing(_) | Self::Unusable(_) => true,
+            Self::Missing(_) | Self::Upstream(_) | Self::Unusable(_) => true,
             Self::Listen(..) => false,
         }
     }
 }
 
-impl fmt::Display for StartError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Missing(keys) => write!(f, "the configuration lacks {}", keys.join(", ")),
-            Self::Unusable(text) => f.write_str(text),
-            Self::Listen(key, address, error) => write!(f, "{key}: cannot listen on {address}: {error}"),
-        }
-    }
-}
-
-impl std::error::Error for StartError {}
-
 /// A gateway that listens and does not serve yet.
 pub struct App {
     gateway: Arc<Gateway>,
     sockets: Sockets,
-    server: ServerSettings,
+    listeners: ListenerSettings,
     readiness: Arc<Readiness>,
     clock: Clock,
 }
 
 impl App {
-    /// Builds the gateway and binds its listeners, but for those that are `inherited`. `before` tells what upstream may
-    /// remember of earlier calls.
+    /// Builds the gateway and binds its listeners, except for those that are `inherited`. `earlier_calls`: what the platform may
+    /// have counted before.
     ///
     /// # Errors
-    /// Where the configuration is not enough to serve, or an address is taken.
+    /// If the configuration is not enough to serve, or an address cannot be bound.
     pub async fn bind(
-        settings: &Settings,
+        configuration: Configuration,
         clock: Clock,
-        before: Before,
+        earlier_calls: EarlierCalls,
         inherited: Inherited,
     ) -> Result<Self, StartError> {
         // What can fail without listening fails first. It reads files, which may block.
-        let (given, now) = (settings.clone(), clock.clone());
-        let equipment = tokio::task::spawn_blocking(move || equip(&given, &now, before)).await;
-        let equipment = equipment.unwrap_or_else(|lost| Err(StartError::Unusable(lost.to_string())))?;
-        let sockets = Sockets::open(settings, inherited).await?;
-        let gateway = Arc::new(Gateway::new(settings, sockets.are_private(), equipment));
-        Ok(Self { gateway, sockets, server: settings.server.clone(), readiness: Arc::default(), clock })
+        let (settings, now) = (configuration.settings.clone(), clock.clone());
+        let dependencies = tokio::task::spawn_blocking(move || dependencies(&settings, &now, earlier_calls)).await;
+        let dependencies = dependencies.unwrap_or_else(|lost| Err(StartError::Unusable(lost.to_string())))?;
+        let sockets = Sockets::open(&configuration.settings, inherited).await?;
+        let listeners = configuration.settings.fixed.listeners.clone();
+        let gateway = Arc::new(Gateway::new(configuration, sockets.is_loopback(), dependencies));
+        Ok(Self { gateway, sockets, listeners, readiness: Arc::default(), clock })
     }
 
-    /// Where callers come in.
+    /// The address of the data listener.
     ///
     /// # Errors
-    /// Where the system does not tell.
+    /// Those of the system.
     pub fn address(&self) -> io::Result<SocketAddr> {
         self.sockets.data.local_addr()
     }
 
-    /// Where operators come in.
+    /// The address of the admin listener.
     ///
     /// # Errors
-    /// Where the system does not tell.
+    /// Those of the system.
     pub fn admin_address(&self) -> io::Result<SocketAddr> {
         self.sockets.admin.address()
     }
 
-    /// What is served, to hand it another configuration.
+    /// The gateway, to reload its configuration.
     pub fn gateway(&self) -> Arc<Gateway> {
         Arc::clone(&self.gateway)
     }
 
-    /// Serves callers on `workers` until `stop`; then accepts for `server.drain_delay` more, and finishes what is in hand
-    /// in `server.drain_timeout`. Operators are served where this runs, however busy the workers are, and until the end.
+    /// Serves callers on `workers` until `stop`; then keeps accepting for `server.drain_delay`, and finishes requests in progress
+    /// within `server.drain_timeout`. Operators are served on this runtime, however busy the workers are, and until the end.
     pub async fn run(self, workers: Workers, stop: CancellationToken) {
-        let Self { gateway, sockets, server, readiness, clock } = self;
-        let (bounds, operators_bounds) = (Bounds::new(&server), Bounds::for_operators(&server));
-
+        let Self { gateway, sockets, listeners, readiness, clock } = self;
         let (stop_data, stop_admin) = (CancellationToken::new(), CancellationToken::new());
-        let access = Access::new(&server, sockets.operators_are_private());
+
+        let access = Access::new(&listeners, sockets.admin_is_loopback());
         let pages = Admin::new(Arc::clone(&gateway), Arc::clone(&readiness), access);
-        let operators = move |request, peer: Peer| pages.clone().handle(request, peer.address);
-        let (desk, stop_desk) = (sockets.admin, stop_admin.clone());
+        let operators = move |request, peer: PeerInfo| pages.clone().handle(request, peer.address);
+        let (admin_bounds, admin_socket, admin_stop) =
+            (Bounds::for_operators(&listeners), sockets.admin, stop_admin.clone());
         let admin = tokio::spawn(async move {
-            let door = Door {
-                socket: desk.open().await,
-                bounds: operators_bounds,
-                tally: None,
-                secured: Arc::new(|| None),
+            let listener = Listener {
+                socket: admin_socket.open().await,
+                bounds: admin_bounds,
+                metrics: None,
+                tls: Arc::new(|| None),
                 workers: Workers::new(Vec::new()),
             };
-            door.serve(stop_desk, operators).await
+            listener.serve(admin_stop, operators).await
         });
 
-        let front = Arc::clone(&gateway);
-        let callers = move |request, peer: Peer| Arc::clone(&front).handle(request, peer.capacity);
+        let handler = Arc::clone(&gateway);
+        let callers = move |request, peer: PeerInfo| Arc::clone(&handler).handle(request, peer.capacity);
         let metrics = gateway.metrics();
-        let tally = Tally { open: metrics.connections.clone(), dropped: metrics.connections_dropped.clone() };
-        let front = Arc::clone(&gateway);
-        let secured = Arc::new(move || front.tls().map(|tls| tls.config()));
-        let door = Door { socket: sockets.data, bounds, tally: Some(tally), secured, workers };
-        let data = tokio::spawn(door.serve(stop_data.clone(), callers));
+        let tls = Arc::clone(&gateway);
+        let listener = Listener {
+            socket: sockets.data,
+            bounds: Bounds::new(&listeners),
+            metrics: Some(ListenerMetrics {
+                open: metrics.connections.clone(),
+                dropped: metrics.connections_dropped.clone(),
+            }),
+            tls: Arc::new(move || tls.tls().map(|tls| tls.config())),
+            workers,
+        };
+        let data = tokio::spawn(listener.serve(stop_data.clone(), callers));
         readiness.ready();
 
         let mut housekeeping = JoinSet::new();
-        housekeeping.spawn(tidy(Arc::clone(&gateway)));
-        housekeeping.spawn(look_up(Arc::clone(&gateway)));
+        housekeeping.spawn(maintain(Arc::clone(&gateway)));
+        housekeeping.spawn(resolve(Arc::clone(&gateway)));
         housekeeping.spawn(read_files(Arc::clone(&gateway)));
 
         stop.cancelled().await;
         readiness.draining();
         tracing::info!("draining");
-        tokio::time::sleep(server.drain_delay).await;
+        tokio::time::sleep(listeners.drain_delay).await;
         stop_data.cancel();
-        let deadline = clock.boot() + server.drain_timeout;
-        let drained = data.await.unwrap_or(false);
-        let finished = tokio::time::timeout(deadline.since(clock.boot()), gateway.finish()).await.is_ok();
-        if !(drained && finished) {
-            tracing::warn!("stopped before everything in hand was finished: server.drain_timeout is over");
+        let deadline = clock.boot() + listeners.drain_timeout;
+        let is_drained = data.await.unwrap_or(false);
+        let has_finished = tokio::time::timeout(deadline.since(clock.boot()), gateway.finish()).await.is_ok();
+        if !(is_drained && has_finished) {
+            tracing::warn!("drain timed out: requests in progress are abandoned");
         }
         housekeeping.abort_all();
         stop_admin.cancel();
@@ -171,18 +173,18 @@ impl App {
     }
 }
 
-async fn tidy(gateway: Arc<Gateway>) {
-    let mut ticks = tokio::time::interval(TIDY_EVERY);
+async fn maintain(gateway: Arc<Gateway>) {
+    let mut ticks = tokio::time::interval(MAINTENANCE_INTERVAL);
     loop {
         ticks.tick().await;
-        gateway.tidy();
+        gateway.run_maintenance();
     }
 }
 
-async fn look_up(gateway: Arc<Gateway>) {
+async fn resolve(gateway: Arc<Gateway>) {
     loop {
-        tokio::time::sleep(LOOK_UP_EVERY).await;
-        gateway.look_up().await;
+        tokio::time::sleep(DNS_INTERVAL).await;
+        gateway.resolve_upstream().await;
     }
 }
 
@@ -195,41 +197,40 @@ async fn read_files(gateway: Arc<Gateway>) {
             files = (gateway.key_files(), gateway.tls());
         }
         let (mut keys, tls) = files;
-        let pending = keys.iter().any(KeyFile::is_pending) || tls.iter().any(|tls| tls.is_pending());
-        tokio::time::sleep(if pending { CONFIRM_FILES_AFTER } else { READ_FILES_EVERY }).await;
-        // A file system may let its readers wait.
+        let is_pending = keys.iter().any(KeyFile::is_pending) || tls.iter().any(|tls| tls.is_pending());
+        tokio::time::sleep(if is_pending { CONFIRM_FILES_AFTER } else { FILES_INTERVAL }).await;
+        // A file system may block its readers.
         let read = tokio::task::spawn_blocking(move || {
-            let news: Vec<KeyNews> = keys.iter_mut().map(KeyFile::look).collect();
-            let tls_news = tls.as_ref().map(|tls| tls.look());
-            ((keys, tls), news, tls_news)
+            let key_reloads: Vec<KeyReload> = keys.iter_mut().map(KeyFile::reload).collect();
+            let cert_reload = tls.as_ref().map(|tls| tls.reload());
+            ((keys, tls), key_reloads, cert_reload)
         });
-        let Ok((read, news, tls_news)) = read.await else { return };
+        let Ok((read, key_reloads, cert_reload)) = read.await else { return };
         files = read;
-        files.0.iter().zip(&news).for_each(|(file, news)| gateway.learn_key(file.tenant(), news));
-        tls_news.iter().for_each(|news| gateway.learn_certificates(news));
+        files.0.iter().zip(&key_reloads).for_each(|(file, reload)| gateway.key_reloaded(file.tenant(), reload));
+        cert_reload.iter().for_each(|reload| gateway.certificates_reloaded(reload));
     }
 }
 
-/// Checks that a gateway could be started with a configuration, as far as that can be known without listening.
+/// Checks that a gateway could be started with these settings, as far as that can be known without listening.
 ///
 /// # Errors
 /// Those of [`App::bind`].
 pub fn check(settings: &Settings) -> Result<(), StartError> {
-    equip(settings, &Clock::system(), Before::Unknown).map(|_| ())
+    dependencies(settings, &Clock::system(), EarlierCalls::Unknown).map(|_| ())
 }
 
-fn equip(settings: &Settings, clock: &Clock, before: Before) -> Result<Equipment, StartError> {
+fn dependencies(settings: &Settings, clock: &Clock, earlier_calls: EarlierCalls) -> Result<Dependencies, StartError> {
     let missing = settings.missing_for_serving();
-    let base_url = settings.upstream.base_url.clone().filter(|_| missing.is_empty());
-    let base_url = base_url.ok_or(StartError::Missing(missing))?;
-    let unusable = |key: &str, error: &dyn fmt::Display| StartError::Unusable(format!("{key}: {error}"));
-    let upstream =
-        Upstream::new(&base_url, &settings.upstream, clock).map_err(|error| StartError::Unusable(error.to_string()))?;
-    let nonces = Nonces::new().map_err(|error| unusable("nonces", &error))?;
-    let hash_key_file = settings.log.hash_key_file.as_deref();
-    let pseudonyms = Pseudonyms::new(hash_key_file).map_err(|error| match hash_key_file {
-        Some(file) => unusable(&format!("log.hash_key_file: {}", file.display()), &error),
-        None => unusable("random numbers", &error),
+    let fixed = &settings.fixed;
+    let base_url = fixed.client.base_url.as_ref().filter(|_| missing.is_empty()).ok_or(StartError::Missing(missing))?;
+    let upstream = Upstream::new(base_url, &fixed.client, clock).map_err(StartError::Upstream)?;
+    let no_randomness = |error: io::Error| StartError::Unusable(format!("random numbers: {error}"));
+    let nonces = Nonces::new().map_err(|error| no_randomness(io::Error::other(error)))?;
+    let pseudonyms = Pseudonyms::new(fixed.log.hash_key_file.as_deref());
+    let pseudonyms = pseudonyms.map_err(|error| match &fixed.log.hash_key_file {
+        Some(file) => StartError::Unusable(format!("log.hash_key_file: {}: {error}", file.display())),
+        None => no_randomness(error),
     })?;
-    Ok(Equipment { clock: clock.clone(), upstream, nonces, pseudonyms, before })
+    Ok(Dependencies { clock: clock.clone(), upstream, nonces, pseudonyms, earlier_calls })
 }

@@ -1,4 +1,4 @@
-//! The callers: who asks.
+//! The callers: internal services that send requests.
 
 use std::sync::Arc;
 
@@ -7,17 +7,17 @@ use crate::secret::KeyHash;
 use crate::settings::{CallerSettings, Permitted, covers};
 use crate::tenant::Tenant;
 
-/// Who asks; only made here.
+/// A caller; only made here, from its key.
 #[derive(Debug)]
 pub struct Caller {
-    /// Its place among all callers, anonymous ones being the first: the index into whatever is kept for each.
+    /// Its index among all callers, the anonymous one being the first.
     pub index: usize,
-    /// Its name here; anonymous ones have none.
+    /// Its name in the configuration; the anonymous one has none.
     pub name: Option<String>,
     keys: Vec<KeyHash>,
     tenants: Permitted,
     routes: Permitted,
-    /// Whether it may tell of changes made elsewhere.
+    /// Whether it may call `/v1/invalidate`.
     pub invalidate: bool,
 }
 
@@ -47,7 +47,7 @@ pub struct Callers {
 }
 
 impl Callers {
-    /// The callers as configured; `invalidate` tells whether anonymous ones may do that.
+    /// The callers as configured; `invalidate`: whether the anonymous one may call `/v1/invalidate`.
     pub fn new(settings: &[CallerSettings], invalidate: bool) -> Self {
         let all = || Permitted::All;
         let anonymous = Caller { index: 0, name: None, keys: Vec::new(), tenants: all(), routes: all(), invalidate };
@@ -64,27 +64,27 @@ impl Callers {
         Self { anonymous: Arc::new(anonymous), named: named.collect() }
     }
 
-    /// Whether everybody may come in, as no caller is configured.
+    /// Whether no caller is configured, so that anonymous ones are served.
     pub fn are_anonymous(&self) -> bool {
         self.named.is_empty()
     }
 
-    /// Those who have a name, in their order.
+    /// Those with a name, in order.
     pub fn named(&self) -> &[Arc<Caller>] {
         &self.named
     }
 
-    /// Whoever has no key.
+    /// The caller without a key.
     pub const fn anonymous(&self) -> &Arc<Caller> {
         &self.anonymous
     }
 
-    /// The caller of a number, or the anonymous one.
-    pub fn numbered(&self, index: usize) -> &Caller {
+    /// The caller of an index, or the anonymous one.
+    pub fn by_index(&self, index: usize) -> &Caller {
         index.checked_sub(1).and_then(|place| self.named.get(place)).unwrap_or(&self.anonymous)
     }
 
-    /// The caller whose key this is. Every caller's are compared: how long it takes tells nothing of any.
+    /// The caller with this key. All keys are compared, so that the time taken reveals nothing.
     pub fn with_key(&self, key: &[u8]) -> Option<&Arc<Caller>> {
         let hash = KeyHash::of(key);
         self.named.iter().fold(None, |found, caller| if hash.is_one_of(&caller.keys) { Some(caller) } else { found })
@@ -107,7 +107,7 @@ mod tests {
     }
 
     #[test]
-    fn a_caller_is_known_by_any_of_its_keys_and_nobody_by_another() {
+    fn a_caller_is_identified_by_any_of_its_keys_and_by_no_other() {
         let callers = Callers::new(&[caller("a", &["old", "new"]), caller("b", &["other"])], false);
         let name = |key: &str| callers.with_key(key.as_bytes()).and_then(|caller| caller.name.as_deref());
         assert_eq!([name("old"), name("new"), name("other")], [Some("a"), Some("a"), Some("b")]);

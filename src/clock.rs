@@ -5,7 +5,7 @@
 use std::ops::{Add, Sub};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use rustix::time::{ClockId, clock_gettime};
 
@@ -147,11 +147,8 @@ impl Clock {
 
     /// Reads the wall clock.
     pub fn wall(&self) -> Wall {
-        #[expect(clippy::disallowed_methods, reason = "the one place that asks the system")]
-        let millis = match SystemTime::now().duration_since(SystemTime::UNIX_EPOCH) {
-            Ok(since) => i64::try_from(since.as_millis()).unwrap_or(i64::MAX),
-            Err(before) => i64::try_from(before.duration().as_millis()).map_or(i64::MIN, |ms| -ms),
-        };
+        let time = clock_gettime(ClockId::Realtime);
+        let millis = time.tv_sec.saturating_mul(1000).saturating_add(time.tv_nsec / 1_000_000);
         let shift = self.0.as_ref().map_or(0, |hands| hands.wall.load(Ordering::Relaxed));
         Wall(millis.saturating_add(shift))
     }
@@ -160,8 +157,9 @@ impl Clock {
     pub fn boot(&self) -> Boot {
         let time = clock_gettime(ClockId::Boottime);
         let since = Duration::new(u64::try_from(time.tv_sec).unwrap_or(0), u32::try_from(time.tv_nsec).unwrap_or(0));
-        let shift = self.0.as_ref().map_or(0, |hands| hands.boot.load(Ordering::Relaxed));
-        Boot::from_duration(since) + Duration::from_millis(u64::try_from(shift).unwrap_or(0))
+        let boot = Boot::from_duration(since);
+        let Some(hands) = &self.0 else { return boot };
+        boot + Duration::from_millis(u64::try_from(hands.boot.load(Ordering::Relaxed)).unwrap_or(0))
     }
 }
 

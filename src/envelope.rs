@@ -1,7 +1,7 @@
-//! A caller's body, read into the question that it asks.
+//! A caller's body: what it asks, and what of it is forwarded.
 //!
-//! Nothing is rendered anew: what goes up is cut from the bytes that came. Only the key, by which questions are
-//! compared, is written afresh, in a canonical form.
+//! What is forwarded is cut from the bytes that were received. Only the cache key, by which questions are
+//! compared, is rendered, in a canonical form.
 
 use std::fmt;
 
@@ -9,63 +9,54 @@ use crate::json::{JsonError, Member, Node};
 
 /// Deepest nesting of arrays and objects in a request; the root is 1.
 pub const MAX_DEPTH: usize = 32;
-/// Longest run of digits that is the same as a number and as a string: it survives every common reader.
+/// Longest run of digits that is the same as a number and as a string: every common parser reads it exactly.
 const MAX_COMMON_DIGITS: usize = 15;
 /// Members of the envelope that the gateway writes itself.
 const REPLACED: [&str; 5] = ["openId", "grantCode", "timestamp", "nonce", "token"];
 
-/// Why a body was refused.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Refused {
+/// Why a body is rejected.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum EnvelopeError {
     /// It is not UTF-8 from this byte on.
+    #[error("the body is not UTF-8 at byte {0}")]
     NotUtf8(usize),
     /// It is not JSON, or nests too deep.
-    NotJson(JsonError),
+    #[error("the body is invalid: {0} (at most {MAX_DEPTH} levels are allowed)")]
+    NotJson(#[source] JsonError),
     /// It is not an object.
+    #[error("the body must be a JSON object: {{\"params\": {{…}}}}")]
     NotAnObject,
     /// It has no member `params` that is an object.
+    #[error("the body must have a member \"params\" that is an object")]
     NoParams,
     /// An object has a member name twice.
-    Twice(String),
-    /// `params` has a member that the route does not take.
+    #[error("an object has the member {0:?} twice")]
+    Duplicate(String),
+    /// `params` has a member that the route does not allow.
+    #[error("params has the member {0:?}, which this route does not allow")]
     Unexpected(String),
 }
 
-impl fmt::Display for Refused {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::NotUtf8(at) => write!(f, "the body is not UTF-8 at byte {at}"),
-            Self::NotJson(error) => {
-                write!(f, "the body cannot be used: {error} (at most {MAX_DEPTH} levels are allowed)")
-            }
-            Self::NotAnObject => f.write_str("the body must be a JSON object: {\"params\": {…}}"),
-            Self::NoParams => f.write_str("the body must have a member \"params\" that is an object"),
-            Self::Twice(name) => write!(f, "an object has the member {name:?} twice"),
-            Self::Unexpected(name) => write!(f, "params has the member {name:?}, which this route does not take"),
-        }
-    }
-}
-
-/// A body that can be forwarded: proof that it is UTF-8, JSON, not too deep, and says each thing once.
+/// A body that can be forwarded: proof that it is UTF-8, JSON, not too deep, and without duplicate members.
 #[derive(Debug)]
 pub struct Envelope<'a> {
     root: Node<'a>,
 }
 
 impl<'a> Envelope<'a> {
-    /// Reads a body.
+    /// Parses a body.
     ///
     /// # Errors
-    /// Where the body could be read in two ways, or in none.
-    pub fn parse(body: &'a [u8]) -> Result<Self, Refused> {
-        let text = std::str::from_utf8(body).map_err(|error| Refused::NotUtf8(error.valid_up_to()))?;
-        let root = Node::parse(text, MAX_DEPTH).map_err(Refused::NotJson)?;
-        let members = root.members().ok_or(Refused::NotAnObject)?;
+    /// If it is invalid or ambiguous.
+    pub fn parse(body: &'a [u8]) -> Result<Self, EnvelopeError> {
+        let text = std::str::from_utf8(body).map_err(|error| EnvelopeError::NotUtf8(error.valid_up_to()))?;
+        let root = Node::parse(text, MAX_DEPTH).map_err(EnvelopeError::NotJson)?;
+        let members = root.members().ok_or(EnvelopeError::NotAnObject)?;
         check_names(&root)?;
         let params = members.iter().find(|member| member.name == "params");
         match params.map(|member| &member.value) {
             Some(Node::Object(_)) => Ok(Self { root }),
-            _ => Err(Refused::NoParams),
+            _ => Err(EnvelopeError::NoParams),
         }
     }
 
@@ -78,14 +69,14 @@ impl<'a> Envelope<'a> {
         &self.root
     }
 
-    /// Holds `params` to the members that a route takes.
+    /// Checks that `params` has only members that a route allows.
     ///
     /// # Errors
-    /// Where it has another.
-    pub fn check_params(&self, taken: &[String]) -> Result<(), Refused> {
+    /// If it has another.
+    pub fn check_params(&self, allowed: &[String]) -> Result<(), EnvelopeError> {
         let params = self.root.member("params").and_then(Node::members).unwrap_or_default();
-        let other = params.iter().find(|param| !taken.iter().any(|name| *name == param.name));
-        other.map_or(Ok(()), |param| Err(Refused::Unexpected(param.name.to_string())))
+        let other = params.iter().find(|param| !allowed.iter().any(|name| *name == param.name));
+        other.map_or(Ok(()), |param| Err(EnvelopeError::Unexpected(param.name.to_string())))
     }
 
     /// The customer that the first matching pointer names: the text of a string or a number.
@@ -98,7 +89,7 @@ impl<'a> Envelope<'a> {
         self.root.texts(pointers)
     }
 
-    /// What is sent behind the signature: `params` and members passed through, byte for byte, without the outer braces.
+    /// What is sent after the signature: `params` and members that are passed through, byte for byte, without the outer braces.
     pub fn forwarded(&self) -> String {
         let mut out = String::new();
         for member in self.members().iter().filter(|member| !is_replaced(member)) {
@@ -113,17 +104,30 @@ impl<'a> Envelope<'a> {
     }
 
     /// The canonical form of the question: equal for bodies that ask the same, whatever their order, white space and
-    /// escapes. `optional` names the members of `params` in which `""` and `null` mean absent.
+    /// escapes. `optional` names the members of `params` for which `""` and `null` mean absent.
     pub fn canonical(&self, optional: &[String]) -> String {
         let mut out = String::new();
+        self.push_canonical(&mut out, optional);
+        out
+    }
+
+    /// The cache key: path and canonical form.
+    pub fn question(&self, path: &str, optional: &[String]) -> String {
+        let mut key = String::with_capacity(path.len() + 128);
+        key.push_str(path);
+        key.push(' ');
+        self.push_canonical(&mut key, optional);
+        key
+    }
+
+    fn push_canonical(&self, out: &mut String, optional: &[String]) {
         let members = self.members().iter().filter(|member| !is_replaced(member));
-        push_members(&mut out, members, |out, member| match &member.value {
+        push_members(out, members, |out, member| match &member.value {
             Node::Object(params) if member.name == "params" => {
                 push_members(out, params.iter().filter(|param| !is_absent(param, optional)), push_value);
             }
             _ => push_value(out, member),
         });
-        out
     }
 }
 
@@ -140,18 +144,18 @@ fn is_absent(param: &Member<'_>, optional: &[String]) -> bool {
     empty && optional.iter().any(|name| *name == param.name)
 }
 
-/// Holds every object of a body to saying each thing once.
+/// Checks that no object of a body has a member twice.
 ///
 /// # Errors
-/// The first name that stands twice.
-pub fn check_names(node: &Node<'_>) -> Result<(), Refused> {
+/// The first duplicate name.
+pub fn check_names(node: &Node<'_>) -> Result<(), EnvelopeError> {
     match node {
         Node::Object(members) => {
             let mut names: Vec<&str> = members.iter().map(|member| &*member.name).collect();
             names.sort_unstable();
             if let Some(pair) = names.windows(2).find(|pair| pair.first() == pair.last()) {
                 let name = pair.first().copied().unwrap_or_default();
-                return Err(Refused::Twice(name.chars().take(64).collect()));
+                return Err(EnvelopeError::Duplicate(name.chars().take(64).collect()));
             }
             members.iter().try_for_each(|member| check_names(&member.value))
         }
@@ -209,7 +213,7 @@ fn is_common_number(text: &str) -> bool {
     (1..=MAX_COMMON_DIGITS).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_digit())
 }
 
-/// Writes a string in the shortest form that JSON has for it.
+/// Writes a string in the shortest form of JSON.
 pub(crate) fn push_text(out: &mut String, text: &str) {
     out.push('"');
     if text.bytes().all(|byte| byte >= b' ' && !matches!(byte, b'"' | b'\\')) {

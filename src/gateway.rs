@@ -1,92 +1,101 @@
-//! The one way of a request through the gateway: read `Gateway::run` first.
+//! The pipeline: how a request is answered. Read `Gateway::answer`, `process` and `dispatch` in this order.
 //!
-//! Each stage returns facts; only this room counts, times and logs them.
+//! Each stage returns facts. Until it is dispatched, a request is a borrowed `Request`; what is sent to the platform is an owned
+//! `Job`, and what became of it is one [`Outcome`](crate::upstream::Outcome).
 
-mod account;
-mod ask;
+mod access_log;
+mod auth;
+mod body;
 mod call_log;
-mod door;
-mod fields;
-mod incoming;
+mod fetch;
+mod invalidate;
+mod operations;
+mod parse_memo;
+mod pass;
 mod policy;
 mod read;
-mod reload;
-mod shortcut;
-mod signing;
-mod upkeep;
+mod request;
+mod request_head;
+mod tasks;
+mod time;
 mod write;
 
 use std::future::Future;
+use std::pin::Pin;
 use std::sync::{Arc, OnceLock};
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use http::request::Parts;
-use http::{HeaderMap, HeaderValue, Method, Request, Response, Uri};
+use http::{HeaderMap, Method, Response, Uri};
 use hyper::body::Incoming;
 use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::task::JoinHandle;
-use tokio_util::sync::DropGuard;
-use tokio_util::task::TaskTracker;
 
-use self::account::Record;
-pub use self::door::Foreign;
-pub use self::fields::Fields;
+use self::access_log::{RequestGuard, RequestInfo, WriteLog};
+pub use self::auth::CrossSite;
+use self::fetch::Fetcher;
+use self::invalidate::Invalidator;
+pub use self::operations::CachedQuestion;
+use self::parse_memo::Unparsed;
+use self::pass::Passes;
 use self::policy::Policy;
-use self::read::Boarded;
-use self::shortcut::{Place, Shortcuts};
-pub use self::upkeep::Inspected;
-use self::write::Again;
-use crate::cache::{Cache, Demand};
+use self::read::Reads;
+use self::request::Request;
+pub use self::request_head::RequestHead;
+use self::tasks::Tasks;
+use self::time::Time;
+use self::write::Writes;
+use crate::cache::Cache;
 use crate::caller::Caller;
-use crate::clock::{Boot, Clock, Now};
+use crate::clock::{Boot, Clock};
+use crate::configuration::Configuration;
 use crate::envelope::Envelope;
-use crate::limit::{Before, Pace, Paces};
+use crate::limit::{EarlierCalls, Paces};
 use crate::metrics::Metrics;
 use crate::pseudonym::Pseudonyms;
-use crate::reply::{Denied, Refusal, Reply, Unavailable};
+use crate::reply::{Denied, GatewayError, OverCapacity, Reply};
 use crate::route::Route;
-use crate::settings::{CacheMode, CachedSettings, KindSettings, Settings};
-use crate::signer::{Call, Nonces};
+use crate::settings::{CachedSettings, KindSettings};
+use crate::signer::Nonces;
 use crate::skew::Skew;
-use crate::tenant::{Identities, Tenant};
-use crate::upstream::{Resolved, Upstream};
+use crate::tenant::Identities;
+use crate::upstream::Upstream;
 
-/// Where callers tell of changes that were made elsewhere.
+/// Where callers report changes that were made elsewhere.
 const INVALIDATE: &str = "/v1/invalidate";
 
-/// Everything that a request meets.
+/// The gateway: what all requests share.
 pub struct Gateway {
-    clock: Clock,
+    time: Arc<Time>,
     policy: ArcSwap<Policy>,
-    /// Whether only this machine can ask.
-    private: bool,
+    /// Whether only this machine can connect.
+    is_loopback: bool,
     identities: Mutex<Identities>,
-    cache: Arc<Cache<Refusal>>,
-    shortcuts: Shortcuts,
-    paces: Paces,
-    nonces: Nonces,
-    skew: Skew,
-    upstream: Upstream,
-    pseudonyms: Pseudonyms,
+    cache: Arc<Cache<GatewayError>>,
+    upstream: Arc<Upstream>,
+    paces: Arc<Paces>,
+    reads: Arc<Reads>,
+    writes: Arc<Writes>,
+    passes: Arc<Passes>,
+    invalidator: Arc<Invalidator>,
+    pseudonyms: Arc<Pseudonyms>,
     metrics: Metrics,
-    /// Flights and writes, which outlive their callers.
-    tasks: TaskTracker,
+    tasks: Tasks,
 }
 
-/// What a gateway is made from beside its settings.
-pub struct Equipment {
+/// What a gateway needs beside its configuration.
+pub struct Dependencies {
     /// The time.
     pub clock: Clock,
-    /// The way to the platform.
+    /// The client of the platform.
     pub upstream: Upstream,
     /// The one source of nonces.
     pub nonces: Nonces,
     /// Customers' names in logs.
     pub pseudonyms: Pseudonyms,
-    /// What upstream may remember of calls before these.
-    pub before: Before,
+    /// What the platform may have counted before.
+    pub earlier_calls: EarlierCalls,
 }
 
 /// Capacity for a request.
@@ -116,120 +125,77 @@ impl SharedCapacity {
 
 impl Capacity {
     /// Takes it, now that the caller is known.
-    fn take(&self) -> Result<(), Refusal> {
+    fn take(&self) -> Result<(), GatewayError> {
         let Self::Shared(shared) = self else { return Ok(()) };
         let permit = Arc::clone(&shared.limit).try_acquire_owned();
-        let permit = permit.map_err(|_| Refusal::Unavailable(Unavailable::Connections))?;
+        let permit = permit.map_err(|_| GatewayError::OverCapacity(OverCapacity::Connections))?;
         // One request has one caller.
         let _ = shared.taken.set(permit);
         Ok(())
     }
 }
 
-/// A request whose head was let in.
-#[derive(Clone, Copy)]
-struct Entrance<'a> {
-    policy: &'a Arc<Policy>,
-    caller: &'a Arc<Caller>,
-    route: &'a Arc<Route>,
-    path: &'a str,
-    fields: &'a Fields<'a>,
-    deadline: Boot,
-}
-
-/// A request that may be answered: everything in it that the caller sent is borrowed, and goes before anybody waits.
-struct Arrival<'a> {
-    policy: &'a Arc<Policy>,
-    caller: &'a Arc<Caller>,
-    route: &'a Arc<Route>,
-    path: &'a str,
-    envelope: &'a Envelope<'a>,
-    tenant: &'a Arc<Tenant>,
-    demand: Demand,
-    /// Where the request's shortcut is, if it may have one.
-    place: Option<Place<'a>>,
-    now: Now,
-    deadline: Boot,
-    facts: &'a Facts,
-}
-
-impl Arrival<'_> {
-    fn call(&self) -> Call {
-        let path = if self.route.wildcard { self.path.into() } else { Arc::clone(&self.route.pattern) };
-        let members = self.envelope.forwarded().into();
-        Call { tenant: Arc::clone(self.tenant), path, members }
-    }
-
-    /// The pace of the call.
-    fn pace(&self, paces: &Paces) -> Arc<Pace> {
-        paces.of(self.tenant, self.route, self.path)
-    }
-}
-
-/// What a request came to before anybody had to wait for upstream.
-enum Begun {
+/// How far a request was answered without waiting.
+enum Step {
     /// It is answered.
-    Answered(Reply),
-    /// It will be.
-    Waits(Awaited),
-}
-
-/// What a request waits for.
-enum Awaited {
-    /// A call that answers it, its own or another's.
-    Flight(Boarded),
-    /// A task of its own that answers it; some are told when their caller leaves.
-    Task(JoinHandle<Result<Reply, Refusal>>, Option<DropGuard>),
-}
-
-/// What is learned of a request on its way, for the log: names by the numbers that its policy has for them.
-#[derive(Clone, Debug)]
-struct Facts {
-    id: HeaderValue,
-    trace: Option<String>,
-    route: Option<usize>,
-    /// Anonymous ones are the first.
-    caller: usize,
-    tenant: Option<usize>,
-    customers: Vec<String>,
-    /// The time by which the request is judged.
-    now: Now,
-}
-
-impl Facts {
-    fn new(fields: &Fields<'_>, now: Now) -> Self {
-        Self {
-            id: fields.request_id(),
-            trace: fields.trace_id().map(str::to_owned),
-            route: None,
-            caller: 0,
-            tenant: None,
-            customers: Vec::new(),
-            now,
-        }
-    }
+    Done(Reply),
+    /// It waits for a call to the platform.
+    Wait(Pin<Box<dyn Future<Output = Result<Reply, GatewayError>> + Send>>),
 }
 
 impl Gateway {
-    /// A gateway with nothing in its cache. `private` tells whether only this machine can ask.
-    pub fn new(settings: &Settings, private: bool, equipment: Equipment) -> Self {
-        let Equipment { clock, upstream, nonces, pseudonyms, before } = equipment;
+    /// A gateway with an empty cache. `is_loopback`: whether only this machine can connect.
+    pub fn new(configuration: Configuration, is_loopback: bool, dependencies: Dependencies) -> Self {
+        let Dependencies { clock, upstream, nonces, pseudonyms, earlier_calls } = dependencies;
+        let fixed = configuration.settings.fixed.clone();
         let (metrics, mut identities) = (Metrics::new(), Identities::default());
-        let policy = Policy::new(settings, None, private, &mut identities, &metrics, &clock);
-        Self {
-            cache: Arc::new(Cache::new(&policy.cache_options(&identities), metrics.cache.clone())),
-            paces: Paces::new(policy.pace_rules(), before, &clock),
-            shortcuts: Shortcuts::new(),
-            policy: ArcSwap::from_pointee(policy),
-            private,
-            identities: Mutex::new(identities),
-            skew: Skew::new(settings.upstream.follows_clock()),
-            metrics,
-            tasks: TaskTracker::new(),
-            clock,
+        let policy = Policy::new(configuration, None, is_loopback, &mut identities, &metrics, &clock);
+        let time = Arc::new(Time { skew: Skew::new(fixed.client.follows_clock()), clock });
+        let cache = Arc::new(Cache::new(&policy.cache_options(&identities), metrics.cache.clone()));
+        let (upstream, paces) =
+            (Arc::new(upstream), Arc::new(Paces::new(policy.pace_rules(), earlier_calls, &time.clock)));
+        let (pseudonyms, tasks) = (Arc::new(pseudonyms), Tasks::new(fixed.listeners.max_connections));
+        let fetcher = Arc::new(Fetcher {
+            time: Arc::clone(&time),
+            upstream: Arc::clone(&upstream),
+            paces: Arc::clone(&paces),
             nonces,
+        });
+        let invalidator = Arc::new(Invalidator {
+            cache: Arc::clone(&cache),
+            time: Arc::clone(&time),
+            counters: metrics.invalidations.clone(),
+        });
+        let passes = Arc::new(Passes { fetcher: Arc::clone(&fetcher), tasks: tasks.clone() });
+        let reads = Arc::new(Reads {
+            cache: Arc::clone(&cache),
+            fetcher: Arc::clone(&fetcher),
+            passes: Arc::clone(&passes),
+            time: Arc::clone(&time),
+            tasks: tasks.clone(),
+            ttl: metrics.cache_ttl.clone(),
+        });
+        let writes = Arc::new(Writes {
+            fetcher,
+            invalidator: Arc::clone(&invalidator),
+            log: Arc::new(WriteLog { pseudonyms: Arc::clone(&pseudonyms) }),
+            tasks: tasks.clone(),
+        });
+        Self {
+            policy: ArcSwap::from_pointee(policy),
+            identities: Mutex::new(identities),
+            time,
+            is_loopback,
+            cache,
             upstream,
+            paces,
+            reads,
+            writes,
+            passes,
+            invalidator,
             pseudonyms,
+            metrics,
+            tasks,
         }
     }
 
@@ -237,184 +203,133 @@ impl Gateway {
     /// something left.
     pub fn handle(
         self: Arc<Self>,
-        request: Request<Incoming>,
+        request: http::Request<Incoming>,
         capacity: Capacity,
     ) -> impl Future<Output = (Response<Bytes>, Incoming)> + Send {
         let (mut head, mut body) = request.into_parts();
-        // A block holds once what it is given; an `async fn` would hold it twice.
+        // A block holds its captures once; an `async fn` would hold its arguments twice.
         async move { (self.answer(&mut head, &mut body, capacity).await, body) }
     }
 
-    async fn answer(self: &Arc<Self>, head: &mut Parts, body: &mut Incoming, capacity: Capacity) -> Response<Bytes> {
-        let fields = Fields::of(&head.headers);
-        let mut record = Record::begin(self, &fields);
-        let begun = match &capacity {
-            Capacity::Available | Capacity::Shared(_) => {
-                self.run(&record.policy, head, &fields, body, &capacity, &mut record.facts).await
-            }
-            Capacity::Exhausted => Err(Refusal::Unavailable(Unavailable::Connections)),
+    async fn answer(&self, head: &mut Parts, body: &mut Incoming, capacity: Capacity) -> Response<Bytes> {
+        let fields = RequestHead::of(&head.headers);
+        let mut guard = RequestGuard::begin(self, &fields, self.time.boot());
+        let step = match &capacity {
+            Capacity::Available | Capacity::Shared(_) => self.process(&mut guard, head, &fields, body, &capacity).await,
+            Capacity::Exhausted => Err(GatewayError::OverCapacity(OverCapacity::Connections)),
         };
-        let mut fields = std::mem::take(&mut head.headers);
-        let outcome = match begun {
-            Ok(Begun::Answered(reply)) => Ok(reply),
-            Ok(Begun::Waits(awaited)) => {
-                // What the caller sent is not held for as long as upstream takes.
-                (fields, head.uri) = (HeaderMap::new(), Uri::default());
-                record.wait(awaited).await
+        let mut headers = std::mem::take(&mut head.headers);
+        let result = match step {
+            Ok(Step::Done(reply)) => Ok(reply),
+            Ok(Step::Wait(answered)) => {
+                // What the caller sent is not held for as long as the platform takes.
+                (headers, head.uri) = (HeaderMap::new(), Uri::default());
+                guard.prepare_to_wait();
+                answered.await
             }
-            Err(refusal) => Err(refusal),
+            Err(error) => Err(error),
         };
-        record.end(outcome, fields)
+        guard.end(result, headers)
     }
 
-    /// The stages, in order.
-    async fn run(
-        self: &Arc<Self>,
-        policy: &Arc<Policy>,
+    /// The stages up to the body, in the order in which errors are reported.
+    async fn process(
+        &self,
+        guard: &mut RequestGuard<'_>,
         head: &Parts,
-        fields: &Fields<'_>,
+        fields: &RequestHead<'_>,
         body: &mut Incoming,
         capacity: &Capacity,
-        facts: &mut Facts,
-    ) -> Result<Begun, Refusal> {
+    ) -> Result<Step, GatewayError> {
+        let mut received = guard.started();
+        let (policy, info) = guard.parts();
         let path = head.uri.path();
-        let own = path == INVALIDATE;
-        let route = if own { None } else { Some(policy.routes.find(path).ok_or(Refusal::UnknownRoute)?) };
-        facts.route = route.map(|route| route.index);
+        let route = match path {
+            INVALIDATE => None,
+            _ => Some(policy.routes.find(path).ok_or(GatewayError::UnknownRoute)?),
+        };
+        info.route = route.map(|route| route.index);
         if head.method != Method::POST {
-            return Err(Refusal::MethodNotAllowed);
+            return Err(GatewayError::MethodNotAllowed);
         }
-        let caller = door::caller(policy, head, fields)?;
-        facts.caller = caller.index;
+        let caller = auth::caller(policy, head, fields)?;
+        info.caller = caller.index;
         capacity.take()?;
         match route {
-            Some(route) if !caller.may_use_route(route) => return Err(Refusal::Forbidden(Denied::Route)),
-            None if !caller.invalidate => return Err(Refusal::Forbidden(Denied::Invalidate)),
+            Some(route) if !caller.may_use_route(route) => return Err(GatewayError::Forbidden(Denied::Route)),
+            None if !caller.invalidate => return Err(GatewayError::Forbidden(Denied::Invalidate)),
             Some(_) | None => {}
         }
-        policy.admit(caller).map_err(Refusal::CallerLimited)?;
-        if !fields.tell_json() {
-            return Err(Refusal::UnsupportedMediaType);
+        policy.admit(caller).map_err(GatewayError::CallerLimited)?;
+        if !fields.is_json() {
+            return Err(GatewayError::UnsupportedMediaType);
         }
-        let server = &policy.settings.server;
-        let (body, waited) = incoming::read_body(body, server.max_body.0, server.body_timeout).await?;
-        if waited {
-            facts.now = self.clock.now();
+        let settings = &policy.settings.requests;
+        let (body, has_waited) = body::read_body(body, settings.max_body.0, settings.body_timeout).await?;
+        if has_waited {
+            received = self.time.boot();
         }
-        let deadline = facts.now.boot + fields.patience(server.request_timeout)?;
-        let begun = match route {
-            Some(route) => self.begin(Entrance { policy, caller, route, path, fields, deadline }, &body, facts)?,
-            None => Begun::Answered(self.invalidate(policy, fields, caller, &body, facts)?),
-        };
-        Ok(begun)
+        let deadline = received + fields.timeout(settings.request_timeout)?;
+        match route {
+            Some(route) => self.dispatch(policy, caller, route, path, fields, &body, deadline, info),
+            None => self.invalidate(policy, caller, fields, &body, info).map(Step::Done),
+        }
     }
 
-    /// The stages from a whole body on. Nobody waits here: what a body is read into is many times its size, and must
-    /// not be held for as long as upstream takes.
-    fn begin(self: &Arc<Self>, entrance: Entrance<'_>, body: &[u8], facts: &mut Facts) -> Result<Begun, Refusal> {
-        let Entrance { policy, caller, route, path, fields, deadline } = entrance;
-        let now = self.skew.later(facts.now);
-        let place = self.place(&entrance, body);
-        if let Some(reply) = place.and_then(|place| self.by_shortcut(&entrance, &place, now, facts)) {
-            return Ok(Begun::Answered(reply));
+    /// The stages from the complete body on. Nothing is waited for here.
+    #[expect(clippy::too_many_arguments, reason = "what the stages before found out, in one place")]
+    fn dispatch(
+        &self,
+        policy: &Arc<Policy>,
+        caller: &Caller,
+        route: &Arc<Route>,
+        path: &str,
+        head: &RequestHead<'_>,
+        body: &[u8],
+        deadline: Boot,
+        info: &mut RequestInfo,
+    ) -> Result<Step, GatewayError> {
+        let (cache_control, now) = (head.cache_control(), self.time.now());
+        let unparsed = |tenant| Unparsed { route: route.index, path, tenant, body };
+        let known = head.tenant().ok().and_then(|tenant| policy.parse_memo.find(&unparsed(tenant)));
+        if let Some(parsed) = known.as_deref().and_then(Option::as_ref) {
+            info.customers = Arc::clone(&parsed.customers);
+            info.tenant = Some(parsed.tenant.index);
+            if !caller.may_use_tenant(&parsed.tenant) {
+                return Err(GatewayError::Forbidden(Denied::Tenant));
+            }
+            if let Some(reply) = self.reads.fresh(policy, route, &parsed.question, &cache_control, now) {
+                return Ok(Step::Done(reply));
+            }
         }
-        let envelope = Envelope::parse(body).map_err(Refusal::Body)?;
-        if let KindSettings::Cached(CachedSettings { params: Some(taken), .. }) = &route.kind {
-            envelope.check_params(taken).map_err(Refusal::Body)?;
+        let envelope = Envelope::parse(body).map_err(GatewayError::Body)?;
+        if let KindSettings::Cached(CachedSettings { params: Some(allowed), .. }) = &route.kind {
+            envelope.check_params(allowed).map_err(GatewayError::Body)?;
         }
-        facts.customers = incoming::customers(&route.kind, fields, &envelope)?;
-        let tenant = policy.tenants.choose(fields.tenant()?, envelope.root()).map_err(Refusal::UnknownTenant)?;
-        facts.tenant = Some(tenant.index);
+        info.customers = body::customers(&route.kind, head, &envelope)?;
+        let tenant_header = head.tenant()?;
+        let tenant = policy.tenants.choose(tenant_header, envelope.root()).map_err(GatewayError::UnknownTenant)?;
+        info.tenant = Some(tenant.index);
         if !caller.may_use_tenant(tenant) {
-            return Err(Refusal::Forbidden(Denied::Tenant));
+            return Err(GatewayError::Forbidden(Denied::Tenant));
         }
-        let arrival = Arrival {
+        let request = Request {
             policy,
             caller,
             route,
-            path,
+            unparsed: unparsed(tenant_header),
             envelope: &envelope,
             tenant,
-            demand: fields.demand(),
-            place,
+            cache_control,
+            info,
             now,
             deadline,
-            facts,
         };
         match &route.kind {
-            KindSettings::Cached(_) if policy.settings.cache.mode == CacheMode::Off => {
-                if arrival.demand.only_if_cached {
-                    Err(Refusal::NotCached)
-                } else {
-                    self.pass(&arrival, Again::Allowed)
-                }
-            }
-            KindSettings::Cached(cached) => self.read(&arrival, cached),
-            KindSettings::Write(write) => self.write(&arrival, write),
-            KindSettings::Pass => self.pass(&arrival, Again::Never),
-            KindSettings::Off => Err(Refusal::UnknownRoute),
+            KindSettings::Cached(cached) => self.reads.read(&request, cached),
+            KindSettings::Write(write) => self.writes.write(&request, write),
+            KindSettings::Pass => self.passes.pass(&request, false),
+            KindSettings::Off => Err(GatewayError::UnknownRoute),
         }
-    }
-
-    /// Lets a task begin, unless as many are under way as callers may be connected: callers may leave, and what they asked for
-    /// goes on.
-    fn room_for_a_task(&self, policy: &Policy) -> Result<(), Refusal> {
-        let most = usize::try_from(policy.settings.server.max_connections).unwrap_or(usize::MAX);
-        if self.tasks.len() < most { Ok(()) } else { Err(Refusal::Unavailable(Unavailable::Connections)) }
-    }
-
-    /// The metrics' page.
-    pub fn metrics_page(&self) -> String {
-        self.tidy();
-        let policy = self.policy.load();
-        let breaker = &policy.settings.upstream.breaker;
-        for tenant in policy.tenants.all() {
-            for route in policy.routes.all() {
-                // Wildcards share a label: the slowest of them is shown, and a breaker that is open in any.
-                let same_label = || policy.routes.all().iter().filter(|other| other.label == route.label);
-                let allowed = same_label().map(|other| self.paces.allowed(tenant, other)).fold(f64::INFINITY, f64::min);
-                let open = same_label().any(|other| self.upstream.is_open(breaker, tenant, other));
-                let handles = policy.handles.call(tenant.index, route.index);
-                handles.rate.set(allowed);
-                handles.breaker_open.set(open.into());
-            }
-        }
-        let skew = self.skew.ahead(self.clock.now()).unwrap_or_default();
-        #[expect(clippy::cast_precision_loss, reason = "a gauge in seconds")]
-        self.metrics.clock_skew.set(skew as f64 / 1000.0);
-        self.metrics.page()
-    }
-
-    /// Looks the platform's name up again.
-    pub async fn look_up(&self) {
-        match self.upstream.look_up().await {
-            Resolved::Same => {}
-            Resolved::Changed => tracing::info!("the open platform's name leads to other addresses now"),
-            Resolved::Failed => tracing::warn!("the open platform's name cannot be looked up; the last addresses stay"),
-        }
-    }
-
-    /// What is counted.
-    pub fn metrics(&self) -> &Metrics {
-        &self.metrics
-    }
-
-    /// Frees memory and connections whose time is over: nobody else does while nothing is asked.
-    pub fn tidy(&self) {
-        self.cache.tidy();
-        self.metrics.cache_bytes.set(i64::try_from(self.cache.bytes()).unwrap_or(i64::MAX));
-        self.upstream.tidy();
-        let policy = self.policy.load();
-        for tenant in policy.tenants.all() {
-            for (path, _, episode) in self.upstream.ended_failures(tenant) {
-                call_log::failures_ended(tenant, &path, &episode);
-            }
-        }
-    }
-
-    /// Waits for flights and writes whose callers have gone. None may begin any more.
-    pub async fn finish(&self) {
-        self.tasks.close();
-        self.tasks.wait().await;
     }
 }

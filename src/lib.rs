@@ -1,9 +1,10 @@
-//! zvgate: a caching reverse proxy that signs, paces and keeps calls to the zvcms open platform.
+//! zvgate: a caching reverse proxy that signs, rate-limits and caches calls to the zvcms open platform.
 //!
-//! A request goes through the rooms in this order, and each imports only from those above it:
-//! [`listener`] → [`gateway`]: [`route`] → [`limit`] of callers → [`envelope`] → [`tenant`] → [`cache`]; on a miss, once
-//! for each question: [`limit`] of upstream → [`signer`] → [`upstream`] → [`answer`] → [`cache`]; then [`reply`].
+//! A request goes through the modules in this order, and each imports only from those above it:
+//! [`listener`] → [`gateway`]: [`route`] → [`caller`] → [`limit`] of callers → [`envelope`] → [`tenant`] → [`cache`]; on a miss,
+//! once for each question: [`limit`] of the platform → [`signer`] → [`upstream`] → [`answer`] → [`cache`]; then [`reply`].
 
+pub mod backoff;
 pub mod clock;
 pub mod secret;
 pub mod skew;
@@ -18,6 +19,8 @@ pub mod route;
 pub mod envelope;
 
 pub mod tenant;
+
+pub mod configuration;
 
 pub mod answer;
 

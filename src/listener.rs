@@ -1,12 +1,10 @@
-//! Accepts connections, bounds them, and lets them finish.
+//! Listeners: accept connections, limit them, and let them finish when the process stops.
 
 mod connection;
-mod phase;
-mod resumed;
-mod seldom;
+mod connection_state;
+mod drain_body;
+mod io_timeouts;
 mod streams;
-mod timed;
-mod unread;
 mod workers;
 
 use std::future::Future;
@@ -28,37 +26,37 @@ use tokio_util::task::TaskTracker;
 use self::connection::Connection;
 pub use self::workers::Workers;
 use crate::gateway::Capacity;
-use crate::settings::ServerSettings;
+use crate::settings::ListenerSettings;
 
-/// Connections beyond the limit that are answered with a refusal; further ones are closed.
-const TURNED_AWAY_AT_ONCE: usize = 256;
+/// Connections beyond the limit that are answered with 503; further ones are closed.
+const MAX_REJECTIONS: usize = 256;
 /// Connections of operators.
-const OPERATORS_AT_ONCE: usize = 256;
+const MAX_ADMIN_CONNECTIONS: usize = 256;
 /// Pause after the system had no descriptor or memory for a connection.
-const BREATHER: Duration = Duration::from_millis(100);
+const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
 
-/// Bounds of a listener.
+/// The limits of a listener.
 #[derive(Clone, Copy, Debug)]
 pub struct Bounds {
-    /// Connections at once, and requests at once on all that carry several.
+    /// Open connections, and concurrent requests on all HTTP/2 connections.
     pub max_connections: usize,
-    /// Requests at once on a connection of HTTP/2.
+    /// Concurrent requests on one HTTP/2 connection.
     pub max_streams: u32,
-    /// Longest head of a request, in bytes.
+    /// Longest request head, in bytes.
     pub max_head: usize,
-    /// Fields in it.
+    /// Header fields in it.
     pub max_headers: usize,
-    /// How long a request's head may take.
+    /// How long a request head may take.
     pub header_timeout: Duration,
     /// How long a connection may be idle.
     pub idle_timeout: Duration,
-    /// How long what is in hand may take to finish.
+    /// How long requests in progress may take to finish.
     pub drain_timeout: Duration,
 }
 
 impl Bounds {
-    /// As configured, for callers.
-    pub fn new(settings: &ServerSettings) -> Self {
+    /// For callers, as configured.
+    pub fn new(settings: &ListenerSettings) -> Self {
         let number = |number: u32| usize::try_from(number).unwrap_or(usize::MAX);
         Self {
             max_connections: number(settings.max_connections).min(Semaphore::MAX_PERMITS),
@@ -71,140 +69,141 @@ impl Bounds {
         }
     }
 
-    /// As configured, for operators: few, who must not take what callers need.
-    pub fn for_operators(settings: &ServerSettings) -> Self {
-        Self { max_connections: OPERATORS_AT_ONCE, ..Self::new(settings) }
+    /// For operators: few connections, which must not use up what callers need.
+    pub fn for_operators(settings: &ListenerSettings) -> Self {
+        Self { max_connections: MAX_ADMIN_CONNECTIONS, ..Self::new(settings) }
     }
 }
 
-/// Who asks.
+/// The other side of a connection.
 #[derive(Clone, Debug)]
-pub struct Peer {
-    /// From where.
+pub struct PeerInfo {
+    /// Its address.
     pub address: SocketAddr,
-    /// Capacity for the request.
+    /// Capacity for its request.
     pub capacity: Capacity,
 }
 
-/// What is counted of connections.
+/// What a listener counts.
 #[derive(Clone, Debug)]
-pub struct Tally {
-    /// Open ones.
+pub struct ListenerMetrics {
+    /// Open connections.
     pub open: IntGauge,
-    /// Those that were closed at once, since even those that are turned away were too many.
+    /// Connections that were closed at once, since too many others were waiting for their rejection.
     pub dropped: IntCounter,
 }
 
-/// Counts a connection for as long as it is there.
-struct Open(Option<IntGauge>);
+/// Counts a connection while it is open.
+struct OpenConnection(Option<IntGauge>);
 
-impl Open {
+impl OpenConnection {
     fn new(open: Option<&IntGauge>) -> Self {
         open.inspect(|open| open.inc());
         Self(open.cloned())
     }
 }
 
-impl Drop for Open {
+impl Drop for OpenConnection {
     fn drop(&mut self) {
         self.0.iter().for_each(IntGauge::dec);
     }
 }
 
-/// What connections are secured with now; `None`: nothing.
-pub type Secured = Arc<dyn Fn() -> Option<Arc<ServerConfig>> + Send + Sync>;
+/// The TLS configuration for a new connection; `None`: plain text.
+pub type TlsProvider = Arc<dyn Fn() -> Option<Arc<ServerConfig>> + Send + Sync>;
 
-/// Where connections come in, and on what terms.
-pub struct Door {
+/// A listening socket, and how its connections are served.
+pub struct Listener {
     /// The socket.
     pub socket: TcpListener,
-    /// Its bounds.
+    /// Its limits.
     pub bounds: Bounds,
     /// What is counted; `None`: nothing.
-    pub tally: Option<Tally>,
-    /// Asked for each connection.
-    pub secured: Secured,
-    /// Who serves what comes in.
+    pub metrics: Option<ListenerMetrics>,
+    /// Called for each connection.
+    pub tls: TlsProvider,
+    /// The threads that serve connections.
     pub workers: Workers,
 }
 
-impl Door {
-    /// Serves every connection until `stop`, then finishes what is in hand. Answers whether all was finished in time.
+impl Listener {
+    /// Serves every connection until `stop`, then finishes requests in progress. Returns whether all were finished in time.
     pub async fn serve<A, F>(self, stop: CancellationToken, answer: A) -> bool
     where
-        A: Fn(Request<Incoming>, Peer) -> F + Clone + Send + 'static,
+        A: Fn(Request<Incoming>, PeerInfo) -> F + Clone + Send + 'static,
         F: Future<Output = (Response<Bytes>, Incoming)> + Send + 'static,
     {
-        let Self { socket, bounds, tally, secured, workers } = self;
-        let hall = Hall {
-            room: Arc::new(Semaphore::new(bounds.max_connections)),
-            turned_away: Arc::new(Semaphore::new(TURNED_AWAY_AT_ONCE)),
+        let Self { socket, bounds, metrics, tls, workers } = self;
+        let state = ListenerState {
+            permits: Arc::new(Semaphore::new(bounds.max_connections)),
+            rejections: Arc::new(Semaphore::new(MAX_REJECTIONS)),
             streams: Arc::new(Semaphore::new(bounds.max_connections)),
             connections: TaskTracker::new(),
             bounds,
-            tally,
-            secured,
+            metrics,
+            tls,
             workers,
             stop,
         };
         loop {
             let accepted = tokio::select! {
-                () = hall.stop.cancelled() => break,
+                () = state.stop.cancelled() => break,
                 accepted = socket.accept() => accepted.and_then(|(stream, address)| Ok((stream.into_std()?, address))),
             };
             match accepted {
-                Ok(accepted) => hall.let_in(accepted, &answer),
-                Err(error) => pause_after(&error).await,
+                Ok(accepted) => state.serve(accepted, &answer),
+                Err(error) => back_off(&error).await,
             }
         }
-        // Who connected before the end waits in the socket's queue, and would be cut off with it.
+        // Connections that were established before the stop are in the socket's queue, and would be reset with it.
         if let Ok(socket) = socket.into_std() {
-            while let Ok(accepted) = accept_waiting(&socket) {
-                hall.let_in(accepted, &answer);
+            while let Ok(accepted) = accept_queued(&socket) {
+                state.serve(accepted, &answer);
             }
         }
-        hall.connections.close();
-        tokio::time::timeout(bounds.drain_timeout, hall.connections.wait()).await.is_ok()
+        state.connections.close();
+        tokio::time::timeout(bounds.drain_timeout, state.connections.wait()).await.is_ok()
     }
 }
 
-/// Where the connections of a door are.
-struct Hall {
-    room: Arc<Semaphore>,
-    turned_away: Arc<Semaphore>,
-    /// Requests at once, of connections that carry several.
+/// The connections of a listener.
+struct ListenerState {
+    permits: Arc<Semaphore>,
+    rejections: Arc<Semaphore>,
+    /// Concurrent requests on HTTP/2 connections.
     streams: Arc<Semaphore>,
     connections: TaskTracker,
     bounds: Bounds,
-    tally: Option<Tally>,
-    secured: Secured,
+    metrics: Option<ListenerMetrics>,
+    tls: TlsProvider,
     workers: Workers,
     stop: CancellationToken,
 }
 
-impl Hall {
-    /// Serves a connection, or turns it away.
-    fn let_in<A, F>(&self, (stream, address): (net::TcpStream, SocketAddr), answer: &A)
+impl ListenerState {
+    /// Serves a connection, or rejects it.
+    fn serve<A, F>(&self, (stream, address): (net::TcpStream, SocketAddr), answer: &A)
     where
-        A: Fn(Request<Incoming>, Peer) -> F + Clone + Send + 'static,
+        A: Fn(Request<Incoming>, PeerInfo) -> F + Clone + Send + 'static,
         F: Future<Output = (Response<Bytes>, Incoming)> + Send + 'static,
     {
-        let permit = take(&self.room).map(|permit| (permit, Capacity::Available));
-        let Some((permit, capacity)) = permit.or_else(|| Some((take(&self.turned_away)?, Capacity::Exhausted))) else {
-            self.tally.iter().for_each(|tally| tally.dropped.inc());
+        let permit = try_acquire(&self.permits).map(|permit| (permit, Capacity::Available));
+        let permit = permit.or_else(|| Some((try_acquire(&self.rejections)?, Capacity::Exhausted)));
+        let Some((permit, capacity)) = permit else {
+            self.metrics.iter().for_each(|metrics| metrics.dropped.inc());
             return;
         };
-        let open = Open::new(self.tally.as_ref().map(|tally| &tally.open));
+        let open = OpenConnection::new(self.metrics.as_ref().map(|metrics| &metrics.open));
         let connection = Connection {
-            peer: Peer { address, capacity },
+            peer: PeerInfo { address, capacity },
             bounds: self.bounds,
             streams: Arc::clone(&self.streams),
-            secured: (self.secured)(),
+            tls: (self.tls)(),
             stop: self.stop.child_token(),
             answer: answer.clone(),
         };
         let served = async move {
-            // The system tells this worker, and no other, what comes in.
+            // Registered here, so that the system wakes this worker and no other.
             if let Ok(stream) = TcpStream::from_std(stream) {
                 connection.serve(stream).await;
             }
@@ -214,22 +213,22 @@ impl Hall {
     }
 }
 
-fn take(permits: &Arc<Semaphore>) -> Option<OwnedSemaphorePermit> {
+fn try_acquire(permits: &Arc<Semaphore>) -> Option<OwnedSemaphorePermit> {
     Arc::clone(permits).try_acquire_owned().ok()
 }
 
-/// A connection that waits already: the socket does not block.
-fn accept_waiting(socket: &net::TcpListener) -> io::Result<(net::TcpStream, SocketAddr)> {
+/// Accepts a connection that is already established: the socket does not block.
+fn accept_queued(socket: &net::TcpListener) -> io::Result<(net::TcpStream, SocketAddr)> {
     let accepted = socket.accept()?;
     accepted.0.set_nonblocking(true)?;
     Ok(accepted)
 }
 
-/// A connection that was gone before it was accepted concerns nobody; without descriptors or memory, wait for some.
-async fn pause_after(error: &io::Error) {
+/// A connection that was closed before it was accepted needs no pause; without descriptors or memory, wait for some.
+async fn back_off(error: &io::Error) {
     use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset, Interrupted};
     if !matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset | Interrupted) {
-        tracing::warn!(%error, "no connection can be accepted");
-        tokio::time::sleep(BREATHER).await;
+        tracing::warn!(%error, "accept failed");
+        tokio::time::sleep(ACCEPT_BACKOFF).await;
     }
 }

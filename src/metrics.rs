@@ -1,4 +1,4 @@
-//! What operators see: typed handles, made once; label values are closed sets or names from the configuration.
+//! Prometheus metrics: typed handles, made once; label values are closed sets or names from the configuration.
 
 mod handles;
 mod labels;
@@ -11,35 +11,35 @@ use prometheus::{
 };
 
 pub use self::handles::{ANONYMOUS, CallMetrics, CallerMetrics, Handles, Per, RouteMetrics, TenantMetrics};
-pub use self::labels::{BreakerState, CacheUse, Changed, Invalidation, Label, Limit, Lookup, Outcome};
-use crate::cache::{Bound, Tally};
+pub use self::labels::{AttemptResult, BreakerState, CacheUse, Changed, Invalidation, Label, Limit, LookupResult};
+use crate::cache::{CacheMetrics, LimitedBy};
 
 /// From a hit in memory to the longest wait that is configured by default.
 const DURATIONS: &[f64] =
     &[0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0];
-/// From lives that are hardly worth keeping to a day.
-const LIVES: &[f64] = &[0.5, 1.0, 3.0, 10.0, 30.0, 60.0, 300.0, 1800.0, 3600.0, 86_400.0];
+/// From lifetimes that are hardly worth caching to a day.
+const LIFETIMES: &[f64] = &[0.5, 1.0, 3.0, 10.0, 30.0, 60.0, 300.0, 1800.0, 3600.0, 86_400.0];
 
 /// All metrics of a gateway.
 #[derive(Debug)]
 pub struct Metrics {
     registry: Registry,
     vecs: Vecs,
-    /// What the cache counts.
-    pub cache: Tally,
+    /// Those of the cache.
+    pub cache: CacheMetrics,
     /// Memory of the cache, in bytes.
     pub cache_bytes: IntGauge,
-    /// Lives of kept answers, in seconds.
-    pub cache_ttl: Per<Bound, Histogram>,
-    /// Invalidations of a customer's, or a tenant's, answers.
+    /// Lifetimes of stored answers, in seconds.
+    pub cache_ttl: Per<LimitedBy, Histogram>,
+    /// Invalidations of customers and tenants.
     pub invalidations: Per<Invalidation, IntCounter>,
-    /// Connections closed at once, since even those that are turned away were too many.
+    /// Connections closed without a response.
     pub connections_dropped: IntCounter,
     /// Open connections of callers.
     pub connections: IntGauge,
     /// How far the platform's clock is ahead of ours, in seconds.
     pub clock_skew: Gauge,
-    /// Whether the configuration that was loaded last is in force.
+    /// Whether the last reload succeeded.
     pub reload_success: IntGauge,
 }
 
@@ -61,7 +61,7 @@ struct Vecs {
     limited: IntCounterVec,
 }
 
-/// Registers what is made: names are constants, so that the only failure is a name that stands twice in this file.
+/// Creates and registers metrics. Names are constants, so that the only possible error is a duplicate in this file.
 struct Maker(Registry);
 
 impl Maker {
@@ -94,41 +94,42 @@ impl Metrics {
         let make = Maker(Registry::new());
         make.0.register(Box::new(ProcessCollector::for_self())).expect("the process collector has its own names");
         let build: GaugeVec = make.add(GaugeVec::new(
-            Opts::new("zvgate_build_info", "The version that runs; always 1"),
+            Opts::new("zvgate_build_info", "Version and revision of the gateway; always 1"),
             &["version", "revision"],
         ));
         let revision = option_env!("ZVGATE_REVISION").unwrap_or("unknown");
         build.with_label_values(&[env!("CARGO_PKG_VERSION"), revision]).set(1.0);
 
-        let reload_success = make.gauge(
-            "zvgate_config_reload_success",
-            "Whether the configuration that was loaded last could be used: 0 or 1",
-        );
+        let reload_success =
+            make.gauge("zvgate_config_reload_success", "Whether the last configuration reload succeeded: 0 or 1");
         reload_success.set(1);
         let vecs = Vecs::new(&make);
-        let evictions = make.counters("zvgate_cache_evictions_total", "Answers that went, by cause", &["cause"]);
-        let lives = make.histograms(
+        let evictions = make.counters("zvgate_cache_evictions_total", "Evicted answers by cause", &["cause"]);
+        let lifetimes = make.histograms(
             "zvgate_cache_ttl_seconds",
-            "Lives of kept answers, by what bounded them",
+            "Lifetimes of stored answers in seconds, by what limited them",
             &["bound"],
-            LIVES,
+            LIFETIMES,
         );
-        let ended =
-            make.counters("zvgate_cache_invalidations_total", "Invalidated customers or tenants, by cause", &["cause"]);
+        let invalidations = make.counters(
+            "zvgate_cache_invalidations_total",
+            "Invalidations of customers or tenants by cause",
+            &["cause"],
+        );
         Self {
-            cache: Tally {
-                entries: make.gauge("zvgate_cache_entries", "Answers in the cache"),
+            cache: CacheMetrics {
+                entries: make.gauge("zvgate_cache_entries", "Cached answers"),
                 expired: evictions.with_label_values(&["expired"]),
                 size: evictions.with_label_values(&["size"]),
             },
-            cache_bytes: make.gauge("zvgate_cache_bytes", "Memory of the cache: keys, bodies and overhead, in bytes"),
-            cache_ttl: Per::new(|bound| lives.with_label_values(&[bound])),
-            invalidations: Per::new(|cause| ended.with_label_values(&[cause])),
+            cache_bytes: make.gauge("zvgate_cache_bytes", "Memory of the cache in bytes: keys, bodies, overhead and lookaside tables"),
+            cache_ttl: Per::new(|bound| lifetimes.with_label_values(&[bound])),
+            invalidations: Per::new(|cause| invalidations.with_label_values(&[cause])),
             connections_dropped: vecs.limited.with_label_values(&[Limit::Connections.name(), ANONYMOUS]),
             connections: make.gauge("zvgate_connections", "Open connections of callers"),
             clock_skew: make.add(Gauge::new(
                 "zvgate_clock_skew_seconds",
-                "How far the platform's clock is ahead of this machine's, negative if it is behind; 0 before its first answer",
+                "How far the platform's clock is ahead of this machine's in seconds, negative if it is behind; 0 before its first answer",
             )),
             reload_success,
             vecs,
@@ -136,13 +137,13 @@ impl Metrics {
         }
     }
 
-    /// Handles for the names of a configuration: routes and callers in their order, tenants with their numbers. What was
-    /// counted under a name before goes on.
+    /// Handles for the names of a configuration: routes and callers in order, tenants with their numbers. Counters of names
+    /// that existed before continue.
     pub fn handles(&self, routes: &[&str], callers: &[&str], tenants: &[(usize, &str)]) -> Handles {
         Handles::new(&self.vecs, routes, callers, tenants)
     }
 
-    /// Everything in Prometheus' text format, version 0.0.4.
+    /// All metrics in Prometheus' text format, version 0.0.4.
     pub fn page(&self) -> String {
         let mut page = Vec::new();
         // Families that were registered can be written, and writing to memory cannot fail.
@@ -164,27 +165,31 @@ impl Vecs {
     fn new(make: &Maker) -> Self {
         const PAIR: &[&str] = &["tenant", "route"];
         Self {
-            requests: make.counters("zvgate_requests_total", "Answered requests", &["route", "caller", "status"]),
+            requests: make.counters(
+                "zvgate_requests_total",
+                "Requests by route, caller and status",
+                &["route", "caller", "status"],
+            ),
             duration: make.histograms(
                 "zvgate_request_duration_seconds",
-                "How long answers took, from the request's head to the answer's",
+                "Time from a request's head to its response in seconds",
                 &["route", "cache"],
                 DURATIONS,
             ),
-            lookups: make.counters("zvgate_cache_lookups_total", "Look-ups in the cache", &["route", "result"]),
+            lookups: make.counters("zvgate_cache_lookups_total", "Cache lookups by result", &["route", "result"]),
             refetches: make.counters(
                 "zvgate_cache_refetch_total",
-                "Refetches, by whether the answer that they replaced had changed",
+                "Refetches by whether the answer had changed",
                 &["route", "changed"],
             ),
             attempts: make.counters(
                 "zvgate_upstream_attempts_total",
-                "Attempts upstream, by how they ended",
+                "Attempts at the platform by outcome",
                 &["tenant", "route", "outcome"],
             ),
             upstream_duration: make.histograms(
                 "zvgate_upstream_duration_seconds",
-                "How long attempts took",
+                "Durations of attempts in seconds",
                 PAIR,
                 DURATIONS,
             ),
@@ -193,9 +198,14 @@ impl Vecs {
                 "Requests answered without a call of their own",
                 PAIR,
             ),
-            wait: make.histograms("zvgate_limit_wait_seconds", "How long calls waited for their turn", PAIR, DURATIONS),
+            wait: make.histograms(
+                "zvgate_limit_wait_seconds",
+                "Time that calls waited for a slot in seconds",
+                PAIR,
+                DURATIONS,
+            ),
             rate: make.add(GaugeVec::new(Opts::new("zvgate_upstream_rate", "Calls that a window allows now"), PAIR)),
-            inflight: make.gauges("zvgate_upstream_inflight", "Attempts under way", &["tenant"]),
+            inflight: make.gauges("zvgate_upstream_inflight", "Attempts in flight", &["tenant"]),
             breaker_open: make.gauges(
                 "zvgate_breaker_open",
                 "Whether the circuit breaker is open or half-open: 0 or 1",
@@ -203,10 +213,10 @@ impl Vecs {
             ),
             breaker_transitions: make.counters(
                 "zvgate_breaker_transitions_total",
-                "Transitions of the circuit breaker, by the state that it entered",
+                "Transitions of the circuit breaker by the state that it entered",
                 &["tenant", "route", "to"],
             ),
-            limited: make.counters("zvgate_limited_total", "Requests refused by a limit", &["limit", "caller"]),
+            limited: make.counters("zvgate_limited_total", "Requests rejected by a limit", &["limit", "caller"]),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Customers' names in logs: the same customer has the same name, and nobody can tell whom it stands for.
+//! Customers' names in logs: a keyed hash, which is the same for the same customer and reveals nothing about it.
 
 use std::path::Path;
 
@@ -6,17 +6,17 @@ use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
 use zeroize::Zeroizing;
 
-/// Characters of the hash that are shown: enough to tell a company's customers apart.
+/// Characters of the hash that are shown: enough to distinguish a company's customers.
 const SHOWN: usize = 16;
 
 /// Makes pseudonyms with one key.
 pub struct Pseudonyms(Zeroizing<Vec<u8>>);
 
 impl Pseudonyms {
-    /// With the key in a file, so that names stay the same over restarts; random without one.
+    /// With the key in a file, so that names stay the same across restarts; else with a random one.
     ///
     /// # Errors
-    /// Where the file is empty or cannot be read, or the system has no randomness to give.
+    /// If the file is empty or cannot be read, or the system has no random numbers.
     pub fn new(key_file: Option<&Path>) -> std::io::Result<Self> {
         let mut key = Zeroizing::new(vec![0; 32]);
         match key_file {
@@ -26,7 +26,7 @@ impl Pseudonyms {
         if key.is_empty() { Err(std::io::ErrorKind::UnexpectedEof.into()) } else { Ok(Self(key)) }
     }
 
-    /// A customer's name in logs: the beginning of HMAC-SHA256 of its id, in hex.
+    /// A customer's name in logs: the first digits of the HMAC-SHA256 of its id, in hexadecimal.
     pub fn of(&self, customer: &str) -> String {
         let mut mac = Hmac::<Sha256>::new_from_slice(&self.0).expect("HMAC takes a key of any length (RFC 2104)");
         mac.update(customer.as_bytes());

@@ -1,6 +1,6 @@
-//! What a caller gets back. The only room that knows status codes, and the words that callers read.
+//! Responses to callers: answers, headers, gateway errors.
 
-mod refusal;
+mod error;
 
 use std::fmt::Write;
 use std::sync::Arc;
@@ -10,8 +10,8 @@ use bytes::Bytes;
 use http::header::{AGE, ALLOW, CONTENT_ENCODING, CONTENT_TYPE, HeaderName, RETRY_AFTER, WWW_AUTHENTICATE};
 use http::{HeaderMap, HeaderValue, Response, StatusCode};
 
-use self::refusal::Again;
-pub use self::refusal::{Denied, Refusal, Unavailable};
+use self::error::RetryAfter;
+pub use self::error::{Denied, GatewayError, OverCapacity};
 use crate::answer::Answer;
 use crate::envelope::push_text;
 use crate::limit::Limited;
@@ -21,84 +21,87 @@ const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
 const PROXY_STATUS: HeaderName = HeaderName::from_static("proxy-status");
 const RATELIMIT: HeaderName = HeaderName::from_static("ratelimit");
 const RATELIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
-/// What is asked of who has no key (RFC 6750, section 3).
+/// The challenge for callers without a key (RFC 6750, section 3).
 pub const BEARER: HeaderValue = HeaderValue::from_static("Bearer realm=\"zvgate\"");
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 
-/// Upstream's word, and how it came.
+/// An answer, and how it was obtained.
 #[derive(Clone, Debug)]
 pub struct Reply {
-    /// The word.
+    /// The answer.
     pub answer: Arc<Answer>,
-    /// How it came.
-    pub way: Way,
+    /// How it was obtained.
+    pub cache_status: CacheStatus,
 }
 
-/// How an answer came, as `Cache-Status` (RFC 9211) tells it.
+/// How an answer was obtained, for `Cache-Status` (RFC 9211).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Way {
+pub enum CacheStatus {
     /// From the cache.
     Hit {
-        /// How long ago it came from upstream.
+        /// How long ago it was received.
         age: Duration,
         /// How long it is still fresh.
-        left: Duration,
+        remaining: Duration,
     },
-    /// From upstream, and kept for so long, if it is.
+    /// From the platform, and stored with this lifetime, if it was.
     Miss(Option<Duration>),
-    /// From upstream, by another caller's call.
+    /// From the platform, by another caller's fetch.
     Collapsed,
-    /// From upstream, because the caller wanted that.
+    /// From the platform, because the caller asked for that.
     Requested,
-    /// From upstream, on a route that is not cached.
+    /// From the platform, on a route that is not cached.
     Bypass,
-    /// From the gateway itself, about itself.
-    Own,
-    /// From the cache, past its freshness (RFC 5861).
+    /// From the gateway itself: no `Cache-Status`.
+    None,
+    /// From the cache, stale (RFC 5861).
     Stale {
-        /// How long ago it came from upstream.
+        /// How long ago it was received.
         age: Duration,
         /// How long ago its freshness ended.
         past: Duration,
-        /// Why it was told all the same.
-        why: StaleWhy,
+        /// Why it was served.
+        reason: StaleReason,
     },
 }
 
-/// Why an answer past its freshness was told.
+/// Why a stale answer was served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum StaleWhy {
+pub enum StaleReason {
     /// It is being refreshed.
     Revalidating,
-    /// Upstream answered with this status, and it was a failure.
+    /// The platform answered with this status, and it was a failure.
     Answered(u16),
-    /// Upstream did not answer.
-    Unanswered,
-    /// Nothing could be sent.
-    Unsent,
+    /// The platform did not answer.
+    NoAnswer,
+    /// Nothing was sent.
+    NothingSent,
 }
 
 /// The status of the response.
-pub fn status(outcome: &Result<Reply, Refusal>) -> u16 {
-    outcome.as_ref().map_or_else(|refusal| refusal.kind().0.as_u16(), |reply| reply.answer.status)
+pub fn status(result: &Result<Reply, GatewayError>) -> u16 {
+    result.as_ref().map_or_else(|error| error.kind().0.as_u16(), |reply| reply.answer.status)
 }
 
-/// Writes the response to a request, with its fields in the memory of `fields`, which are over.
-pub fn response(outcome: Result<Reply, Refusal>, request_id: HeaderValue, mut fields: HeaderMap) -> Response<Bytes> {
-    fields.clear();
-    let (status, body) = match outcome {
-        Ok(reply) => told(reply, &mut fields),
-        Err(refusal) => refused(&refusal, request_id.to_str().unwrap_or_default(), &mut fields),
+/// The response to a request. Its headers use the memory of `headers`, which are those of the request.
+pub fn response(
+    result: Result<Reply, GatewayError>,
+    request_id: HeaderValue,
+    mut headers: HeaderMap,
+) -> Response<Bytes> {
+    headers.clear();
+    let (status, body) = match result {
+        Ok(reply) => write_answer(reply, &mut headers),
+        Err(error) => write_error(&error, request_id.to_str().unwrap_or_default(), &mut headers),
     };
-    fields.insert(X_REQUEST_ID, request_id);
+    headers.insert(X_REQUEST_ID, request_id);
     let mut response = Response::new(body);
     *response.status_mut() = status;
-    *response.headers_mut() = fields;
+    *response.headers_mut() = headers;
     response
 }
 
-/// An answer as the owner of its body on the way out: that its body is read is counted where the answer is, in memory that
-/// is at hand, and not once more in memory of the body's own.
+/// An answer as the owner of a body that is being sent: the body needs no reference count of its own.
 struct Owner(Arc<Answer>);
 
 impl AsRef<[u8]> for Owner {
@@ -107,61 +110,60 @@ impl AsRef<[u8]> for Owner {
     }
 }
 
-fn told(Reply { answer, way }: Reply, headers: &mut HeaderMap) -> (StatusCode, Bytes) {
-    if let Some(kept) = &answer.content_type {
-        headers.insert(CONTENT_TYPE, kept.value().clone());
+fn write_answer(Reply { answer, cache_status }: Reply, headers: &mut HeaderMap) -> (StatusCode, Bytes) {
+    if let Some(content_type) = &answer.content_type {
+        headers.insert(CONTENT_TYPE, content_type.value().clone());
     }
-    if let Some(rare) = &answer.rare {
-        let kept = [(CONTENT_ENCODING, &rare.content_encoding), (RETRY_AFTER, &rare.retry_after)];
-        headers.extend(kept.into_iter().filter_map(|(name, kept)| Some((name, kept.clone()?))));
+    if let Some(extra) = &answer.extra_headers {
+        let extra = [(CONTENT_ENCODING, &extra.content_encoding), (RETRY_AFTER, &extra.retry_after)];
+        headers.extend(extra.into_iter().filter_map(|(name, value)| Some((name, value.clone()?))));
     }
-    if let Way::Hit { age, .. } | Way::Stale { age, .. } = way {
+    if let CacheStatus::Hit { age, .. } | CacheStatus::Stale { age, .. } = cache_status {
         headers.insert(AGE, HeaderValue::from(age.as_secs()));
     }
-    if let Some(status) = cache_status(way) {
-        headers.insert(CACHE_STATUS, status);
+    if let Some(text) = cache_status_text(cache_status) {
+        headers.insert(CACHE_STATUS, text);
     }
     let status = StatusCode::from_u16(answer.status).unwrap_or(StatusCode::BAD_GATEWAY);
     (status, Bytes::from_owner(Owner(answer)))
 }
 
-/// `Cache-Status` of an answer that upstream gave.
-fn cache_status(way: Way) -> Option<HeaderValue> {
-    Some(match way {
-        Way::Hit { left, .. } => {
+fn cache_status_text(cache_status: CacheStatus) -> Option<HeaderValue> {
+    Some(match cache_status {
+        CacheStatus::Hit { remaining, .. } => {
             const HIT: &str = "zvgate; hit; ttl=";
-            let (seconds, mut digits) = (left.as_secs(), itoa::Buffer::new());
+            let (seconds, mut digits) = (remaining.as_secs(), itoa::Buffer::new());
             let digits = digits.format(seconds);
-            // Of just the room that it needs, so that it need not move.
+            // Exactly large enough, so that it is not reallocated.
             let mut text = String::with_capacity(HIT.len() + digits.len());
             text.push_str(HIT);
             text.push_str(digits);
             owned(text)
         }
-        Way::Miss(Some(life)) => value(&format!("zvgate; fwd=miss; stored; ttl={}", life.as_secs())),
-        Way::Miss(None) => HeaderValue::from_static("zvgate; fwd=miss"),
-        Way::Collapsed => HeaderValue::from_static("zvgate; fwd=miss; collapsed"),
-        Way::Requested => HeaderValue::from_static("zvgate; fwd=request"),
-        Way::Bypass => HeaderValue::from_static("zvgate; fwd=bypass"),
-        Way::Own => return None,
-        Way::Stale { past, why, .. } => {
+        CacheStatus::Miss(Some(lifetime)) => value(&format!("zvgate; fwd=miss; stored; ttl={}", lifetime.as_secs())),
+        CacheStatus::Miss(None) => HeaderValue::from_static("zvgate; fwd=miss"),
+        CacheStatus::Collapsed => HeaderValue::from_static("zvgate; fwd=miss; collapsed"),
+        CacheStatus::Requested => HeaderValue::from_static("zvgate; fwd=request"),
+        CacheStatus::Bypass => HeaderValue::from_static("zvgate; fwd=bypass"),
+        CacheStatus::None => return None,
+        CacheStatus::Stale { past, reason, .. } => {
             let ttl = whole_seconds(past);
-            value(&match why {
-                StaleWhy::Revalidating => format!("zvgate; hit; ttl=-{ttl}; detail=stale-while-revalidate"),
-                StaleWhy::Answered(status) => {
+            value(&match reason {
+                StaleReason::Revalidating => format!("zvgate; hit; ttl=-{ttl}; detail=stale-while-revalidate"),
+                StaleReason::Answered(status) => {
                     format!("zvgate; fwd=stale; fwd-status={status}; ttl=-{ttl}; detail=stale-if-error")
                 }
-                StaleWhy::Unanswered => format!("zvgate; fwd=stale; ttl=-{ttl}; detail=stale-if-error"),
-                StaleWhy::Unsent => format!("zvgate; hit; ttl=-{ttl}; detail=stale-if-error"),
+                StaleReason::NoAnswer => format!("zvgate; fwd=stale; ttl=-{ttl}; detail=stale-if-error"),
+                StaleReason::NothingSent => format!("zvgate; hit; ttl=-{ttl}; detail=stale-if-error"),
             })
         }
     })
 }
 
-fn refused(refusal: &Refusal, request_id: &str, headers: &mut HeaderMap) -> (StatusCode, Bytes) {
-    let (status, name, error_type) = refusal.kind();
+fn write_error(error: &GatewayError, request_id: &str, headers: &mut HeaderMap) -> (StatusCode, Bytes) {
+    let (status, name, error_type) = error.kind();
     let mut body = format!("{{\"status\":false,\"code\":990{},\"error\":\"{name}\",\"message\":", status.as_u16());
-    push_text(&mut body, &refusal.message());
+    push_text(&mut body, &error.message());
     body.push_str(",\"requestId\":");
     push_text(&mut body, request_id);
     body.push('}');
@@ -173,22 +175,22 @@ fn refused(refusal: &Refusal, request_id: &str, headers: &mut HeaderMap) -> (Sta
     if status == StatusCode::UNAUTHORIZED {
         headers.insert(WWW_AUTHENTICATE, BEARER);
     }
-    match refusal.again() {
-        Again::By(policy, limited) => {
+    match error.retry_after() {
+        RetryAfter::Limit(policy, limited) => {
             let pause = whole_seconds(limited.retry_after);
             headers.insert(RETRY_AFTER, HeaderValue::from(pause));
             headers.insert(RATELIMIT_POLICY, value(&policy_text(policy, limited)));
             headers.insert(RATELIMIT, value(&format!("\"{policy}\";r=0;t={pause}")));
         }
-        Again::In(pause) => {
+        RetryAfter::In(pause) => {
             headers.insert(RETRY_AFTER, HeaderValue::from(whole_seconds(pause)));
         }
-        Again::Unknown => {}
+        RetryAfter::Unknown => {}
     }
     (status, body.into())
 }
 
-/// `"upstream";q=10;w=1` (draft-ietf-httpapi-ratelimit-headers-11); the window only where it is whole seconds.
+/// `"upstream";q=10;w=1` (draft-ietf-httpapi-ratelimit-headers-11); the window only if it is whole seconds.
 fn policy_text(policy: &str, limited: &Limited) -> String {
     let mut text = format!("\"{policy}\";q={}", limited.quota);
     if limited.per.subsec_nanos() == 0 {
@@ -198,12 +200,12 @@ fn policy_text(policy: &str, limited: &Limited) -> String {
     text
 }
 
-/// Rounded up, and at least one: a caller who comes again then must not come too early.
+/// Rounded up, and at least one, so that a retry does not come too early.
 fn whole_seconds(pause: Duration) -> u64 {
     pause.as_secs().saturating_add(u64::from(pause.subsec_nanos() > 0)).max(1)
 }
 
-/// The text itself, not a copy of it.
+/// The text itself, without copying it.
 fn owned(text: String) -> HeaderValue {
     HeaderValue::from_maybe_shared(Bytes::from(text)).unwrap_or_else(|_| HeaderValue::from_static(""))
 }

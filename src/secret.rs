@@ -1,4 +1,4 @@
-//! Values that never print.
+//! Values that are never printed.
 
 use std::fmt;
 
@@ -6,19 +6,33 @@ use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 use zeroize::Zeroizing;
 
-/// A signing key. It has no `Display`, its `Debug` shows nothing of it, and its memory is wiped when it goes.
+/// A signing key. It has no `Display`, its `Debug` shows nothing of it, and its memory is wiped when it is dropped.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret(Zeroizing<String>);
 
 impl Secret {
-    /// Takes the value in.
+    /// Wraps a value.
     pub fn new(value: String) -> Self {
         Self(Zeroizing::new(value))
     }
 
-    /// The value itself: for the signer, and for nothing that prints.
+    /// The value itself: for the signer, and for nothing that is printed.
     pub fn expose(&self) -> &str {
         &self.0
+    }
+
+    /// Whether it can be a signing key.
+    ///
+    /// # Errors
+    /// What is wrong with it, without showing it.
+    pub fn check(&self) -> Result<(), &'static str> {
+        if self.0.is_empty() {
+            return Err("is empty");
+        }
+        if self.0.contains(char::is_control) {
+            return Err("contains line breaks or other control characters");
+        }
+        Ok(())
     }
 }
 
@@ -28,7 +42,7 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// The SHA-256 of a caller's key, all that is known of it here. Its `Debug` shows nothing of it.
+/// The SHA-256 of a caller's key, which itself is not known here. Its `Debug` shows nothing of it.
 #[derive(Clone, Eq)]
 pub struct KeyHash([u8; 32]);
 
@@ -38,7 +52,7 @@ impl KeyHash {
         Self(Sha256::digest(key).into())
     }
 
-    /// Reads 64 digits in hex.
+    /// Parses 64 hexadecimal digits.
     pub fn parse(text: &str) -> Option<Self> {
         if text.len() != 64 {
             return None;
@@ -51,7 +65,7 @@ impl KeyHash {
         Some(Self(hash))
     }
 
-    /// Whether it is one of these. All are compared, each in constant time: how long it takes tells nothing of any.
+    /// Whether it is one of these. All are compared, each in constant time, so that the time taken reveals nothing.
     pub fn is_one_of(&self, others: &[Self]) -> bool {
         others.iter().fold(false, |found, other| found | (self == other))
     }
@@ -81,7 +95,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_hash_is_read_from_hex_and_nothing_else() {
+    fn a_hash_is_parsed_from_hex_and_nothing_else() {
         // FIPS 180-4, "abc".
         let abc = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
         assert!(KeyHash::parse(abc) == Some(KeyHash::of(b"abc")));

@@ -1,7 +1,7 @@
-//! The platform's clock, as its answers' `Date` tells it (RFC 9110, section 6.6.1).
+//! The platform's clock, by the `Date` of its answers (RFC 9110, section 6.6.1).
 //!
-//! It is kept against the clock since boot, which never steps: where our own wall clock is corrected, by NTP or by hand,
-//! nothing has to be learned anew.
+//! It is remembered relative to the clock since boot, which never steps: if our own wall clock is corrected, by NTP or by hand,
+//! nothing has to be learned again.
 
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
@@ -10,25 +10,25 @@ use parking_lot::Mutex;
 
 use crate::clock::{Boot, Now, Wall};
 
-/// Readings that are remembered; the middle one counts, so that a single odd one does not.
+/// Readings that are remembered; their median counts, so that one outlier does not.
 const READINGS: usize = 3;
-/// Differences up to this are noise: `Date` has whole seconds, and a round trip is not half and half.
+/// Differences up to this are noise: `Date` has whole seconds, and the two halves of a round trip differ.
 const NOISE: i64 = 2_000;
-/// No clock is followed further than this: the platform refuses what is further off from its own anyway.
-const FURTHEST: i64 = 300_000;
-/// How long after a change the next one is told at the earliest.
+/// Corrections are limited to this: the platform rejects what is further off from its own clock anyway.
+const MAX_CORRECTION: i64 = 300_000;
+/// The shortest time between two changes that are reported.
 const CHANGES_APART: Duration = Duration::from_secs(60);
-/// Half of the second that `Date` is counted in.
+/// Half of the resolution of `Date`.
 const HALF_A_SECOND: i64 = 500;
 /// A difference that an operator should know of.
 const NOTABLE: u64 = 30_000;
-/// Where the platform's clock is not known.
+/// The platform's clock is not known.
 const UNKNOWN: i64 = i64::MIN;
 
-/// The platform's clock, as far as it is known. All milliseconds.
+/// The platform's clock, as far as it is known. All in milliseconds.
 #[derive(Debug)]
 pub struct Skew {
-    /// The platform's wall clock less our clock since boot.
+    /// The platform's wall clock minus our clock since boot.
     base: AtomicI64,
     readings: Mutex<Readings>,
     /// Whether calls are signed by it.
@@ -38,31 +38,31 @@ pub struct Skew {
 #[derive(Debug, Default)]
 struct Readings {
     last: Vec<i64>,
-    /// What was last told as a change, and when.
-    told: Option<(i64, Boot)>,
-    /// Whether a notable difference was told.
+    /// The last change that was reported, and when.
+    reported: Option<(i64, Boot)>,
+    /// Whether a notable difference was reported.
     notable: bool,
 }
 
 /// What a reading changed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Learned {
+pub struct ClockChange {
     /// Whether calls are signed by another time from now on.
-    pub changed: bool,
-    /// How many milliseconds the platform is ahead, where that became notable just now.
-    pub notable: Option<i64>,
+    pub signing_time_changed: bool,
+    /// How many milliseconds the platform is ahead, if that has just become notable.
+    pub notable_skew: Option<i64>,
 }
 
 impl Skew {
-    /// Nothing is known yet. `follow`: whether calls are to be signed by the platform's clock.
+    /// Nothing is known yet. `follow`: whether calls are signed by the platform's clock.
     pub const fn new(follow: bool) -> Self {
-        let readings = Readings { last: Vec::new(), told: None, notable: false };
+        let readings = Readings { last: Vec::new(), reported: None, notable: false };
         Self { base: AtomicI64::new(UNKNOWN), readings: Mutex::new(readings), follow }
     }
 
-    /// Learns from the `Date` of an answer to a request that left at `sent` and was answered at `answered`.
-    pub fn learn(&self, date: Wall, sent: Boot, answered: Now) -> Learned {
-        // `Date` is half a second old on average, and was written half a round trip before it was read.
+    /// Learns from the `Date` of an answer to a request that was sent at `sent` and answered at `answered`.
+    pub fn learn(&self, date: Wall, sent: Boot, answered: Now) -> ClockChange {
+        // `Date` is half a second old on average, and was written half a round trip before it was received.
         let half = answered.boot.since(sent) / 2;
         let reading = date.plus(HALF_A_SECOND) - (answered.boot - half);
         let mut readings = self.readings.lock();
@@ -76,17 +76,17 @@ impl Skew {
         self.base.store(base, Ordering::Relaxed);
 
         let own = answered.wall - answered.boot;
-        let (told, when) = readings.told.unwrap_or((own, Boot::from_duration(Duration::ZERO)));
-        // Clocks of several machines may take turns in answering: that is no news each time.
-        let settled = readings.told.is_none() || answered.boot.since(when) >= CHANGES_APART;
-        let changed = self.follow && settled && (base - told).abs() > NOISE;
+        let (reported, when) = readings.reported.unwrap_or((own, Boot::from_duration(Duration::ZERO)));
+        // If several machines with different clocks answer in turn, not every answer is a change.
+        let may_report = readings.reported.is_none() || answered.boot.since(when) >= CHANGES_APART;
+        let changed = self.follow && may_report && (base - reported).abs() > NOISE;
         if changed {
-            readings.told = Some((base, answered.boot));
+            readings.reported = Some((base, answered.boot));
         }
         let ahead = self.ahead(answered).unwrap_or_default();
         let notable = ahead.unsigned_abs() > NOTABLE;
-        let known = std::mem::replace(&mut readings.notable, notable);
-        Learned { changed, notable: (notable && !known).then_some(ahead) }
+        let was_notable = std::mem::replace(&mut readings.notable, notable);
+        ClockChange { signing_time_changed: changed, notable_skew: (notable && !was_notable).then_some(ahead) }
     }
 
     /// How many milliseconds the platform is ahead of our wall clock.
@@ -95,13 +95,13 @@ impl Skew {
         (base != UNKNOWN).then(|| base.saturating_sub(now.wall - now.boot))
     }
 
-    /// The time to sign by: the platform's, where it is followed and differs by more than noise.
+    /// The time to sign by: the platform's, if it is followed and differs by more than noise.
     pub fn signing_time(&self, now: Now) -> Wall {
         if self.follow { now.wall.plus(self.difference(now)) } else { now.wall }
     }
 
-    /// The time to judge ends by: the later of our wall clock and the platform's, as far as that is certain from a `Date`
-    /// in whole seconds.
+    /// The time by which coupons end: the later of our wall clock and the platform's, as far as a `Date` in whole seconds is
+    /// certain.
     pub fn later(&self, now: Now) -> Now {
         let ahead = self.ahead(now).unwrap_or_default().saturating_sub(HALF_A_SECOND);
         Now { wall: now.wall.plus(ahead.max(0)), ..now }
@@ -109,7 +109,7 @@ impl Skew {
 
     fn difference(&self, now: Now) -> i64 {
         let ahead = self.ahead(now).unwrap_or_default();
-        if ahead.abs() > NOISE { ahead.clamp(-FURTHEST, FURTHEST) } else { 0 }
+        if ahead.abs() > NOISE { ahead.clamp(-MAX_CORRECTION, MAX_CORRECTION) } else { 0 }
     }
 }
 
@@ -124,18 +124,18 @@ mod tests {
     }
 
     /// An answer at `seconds` on our clock whose `Date` is `ahead` seconds later, after a round trip of 100 ms.
-    fn learn(skew: &Skew, seconds: u64, ahead: i64) -> Learned {
+    fn learn(skew: &Skew, seconds: u64, ahead: i64) -> ClockChange {
         let now = ours(seconds);
         let date = Wall::from_unix_seconds(now.wall.unix_seconds() + ahead);
         skew.learn(date, now.boot - Duration::from_millis(100), now)
     }
 
     #[test]
-    fn nothing_is_followed_that_may_be_noise() {
+    fn noise_is_not_followed() {
         let skew = Skew::new(true);
         assert_eq!((skew.ahead(ours(0)), skew.signing_time(ours(0))), (None, ours(0).wall));
         for ahead in [-2, 1, 2] {
-            assert_eq!(learn(&skew, 1, ahead), Learned::default());
+            assert_eq!(learn(&skew, 1, ahead), ClockChange::default());
             assert_eq!(skew.signing_time(ours(1)), ours(1).wall, "{ahead}");
         }
     }
@@ -149,18 +149,18 @@ mod tests {
     }
 
     #[test]
-    fn the_middle_of_three_readings_counts() {
+    fn the_median_of_three_readings_counts() {
         let skew = Skew::new(true);
         for ahead in [100, 100, 100, -250] {
             learn(&skew, 1, ahead);
         }
         assert_eq!(skew.ahead(ours(1)), Some(100_550), "one odd reading changes nothing");
-        assert!(!learn(&skew, 1, -250).changed && learn(&skew, 61, -250).changed);
+        assert!(!learn(&skew, 1, -250).signing_time_changed && learn(&skew, 61, -250).signing_time_changed);
         assert_eq!(skew.signing_time(ours(1)), ours(1).wall.plus(-249_450), "two do");
     }
 
     #[test]
-    fn ends_are_judged_by_the_later_clock_and_no_clock_is_followed_too_far() {
+    fn coupons_end_by_the_later_clock_and_corrections_are_limited() {
         let (ahead, behind) = (Skew::new(true), Skew::new(true));
         learn(&ahead, 1, 400);
         learn(&behind, 1, -400);
@@ -171,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn a_step_of_our_own_clock_needs_no_new_reading() {
+    fn a_step_of_our_clock_needs_no_new_reading() {
         let skew = Skew::new(true);
         learn(&skew, 1, 0);
         let stepped = Now { wall: ours(2).wall.plus(-100_000), ..ours(2) };
@@ -180,24 +180,28 @@ mod tests {
     }
 
     #[test]
-    fn who_does_not_follow_signs_by_his_own_clock_and_judges_by_the_later() {
+    fn without_following_calls_are_signed_by_our_clock_and_coupons_end_by_the_later() {
         let skew = Skew::new(false);
-        assert_eq!(learn(&skew, 1, 100), Learned { changed: false, notable: Some(100_550) });
+        assert_eq!(learn(&skew, 1, 100), ClockChange { signing_time_changed: false, notable_skew: Some(100_550) });
         assert_eq!((skew.signing_time(ours(1)), skew.later(ours(1)).wall), (ours(1).wall, ours(1).wall.plus(100_050)));
     }
 
     #[test]
-    fn changes_and_notable_differences_are_told_once() {
+    fn changes_and_notable_differences_are_reported_once() {
         let skew = Skew::new(true);
-        assert_eq!(learn(&skew, 1, 10), Learned { changed: true, notable: None });
-        assert_eq!(learn(&skew, 2, 11), Learned::default());
+        assert_eq!(learn(&skew, 1, 10), ClockChange { signing_time_changed: true, notable_skew: None });
+        assert_eq!(learn(&skew, 2, 11), ClockChange::default());
         learn(&skew, 3, 40);
-        assert_eq!(learn(&skew, 4, 40), Learned { changed: false, notable: Some(40_550) }, "too soon for a change");
-        assert_eq!(learn(&skew, 61, 40), Learned { changed: true, notable: None });
-        assert_eq!(learn(&skew, 130, 40), Learned::default());
+        assert_eq!(
+            learn(&skew, 4, 40),
+            ClockChange { signing_time_changed: false, notable_skew: Some(40_550) },
+            "too soon for a change"
+        );
+        assert_eq!(learn(&skew, 61, 40), ClockChange { signing_time_changed: true, notable_skew: None });
+        assert_eq!(learn(&skew, 130, 40), ClockChange::default());
         learn(&skew, 131, 0);
         learn(&skew, 132, 0);
         learn(&skew, 133, 40);
-        assert_eq!(learn(&skew, 134, 40).notable, Some(40_550), "again once it was over");
+        assert_eq!(learn(&skew, 134, 40).notable_skew, Some(40_550), "again once it had ended");
     }
 }

@@ -4,7 +4,6 @@
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::net::SocketAddr;
-use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderValue, Request, Response};
@@ -18,7 +17,8 @@ use tokio::runtime::Runtime;
 use tokio_util::sync::CancellationToken;
 use zvgate::app::{App, Inherited, Workers};
 use zvgate::clock::Clock;
-use zvgate::limit::Before;
+use zvgate::configuration::Configuration;
+use zvgate::limit::EarlierCalls;
 use zvgate::sandbox::{Faults, Merchant, Options, Sandbox};
 use zvgate::secret::Secret;
 use zvgate::settings::Sources;
@@ -44,13 +44,6 @@ async fn connect(address: SocketAddr) -> TcpStream {
     TcpStream::connect(address).await.unwrap()
 }
 
-async fn ask(stream: &mut TcpStream) {
-    let mut buffer = vec![0; 64 << 10];
-    stream.write_all(request().as_bytes()).await.unwrap();
-    let length = stream.read(&mut buffer).await.unwrap();
-    assert!(buffer[..length].starts_with(b"HTTP/1.1 200 OK\r\n"));
-}
-
 /// Allocations of one request to a server that runs on this thread alone.
 fn allocations(serve: impl AsyncFnOnce() -> SocketAddr) -> f64 {
     let (runtime, request) = (runtime(), request());
@@ -67,28 +60,6 @@ fn allocations(serve: impl AsyncFnOnce() -> SocketAddr) -> f64 {
     runtime.block_on(ask(10));
     let counted = allocation_counter::measure(|| runtime.block_on(ask(REQUESTS)));
     counted.count_total as f64 / REQUESTS as f64
-}
-
-/// Bytes that the gateway holds, with the caller's side of it on the same thread, for a connection that carried a hit so long
-/// ago.
-fn held(idle: Duration) -> f64 {
-    const CONNECTIONS: usize = 50;
-    let runtime = runtime();
-    let address = runtime.block_on(gateway());
-    // What is made once is made here.
-    runtime.block_on(async { ask(&mut connect(address).await).await });
-    let mut kept = Vec::with_capacity(CONNECTIONS);
-    let counted = allocation_counter::measure(|| {
-        runtime.block_on(async {
-            for _ in 0..CONNECTIONS {
-                let mut stream = connect(address).await;
-                ask(&mut stream).await;
-                kept.push(stream);
-            }
-            tokio::time::sleep(idle).await;
-        });
-    });
-    counted.bytes_current as f64 / CONNECTIONS as f64
 }
 
 async fn bare_hyper() -> SocketAddr {
@@ -129,8 +100,9 @@ async fn gateway() -> SocketAddr {
         ("TENANTS__A__OPEN_KEY", open_key),
     ];
     let variables = variables.map(|(name, value)| (format!("ZVGATE__{name}"), value));
-    let settings = Sources { variables: BTreeMap::from(variables), ..Sources::default() }.load().unwrap();
-    let app = App::bind(&settings, Clock::system(), Before::Nothing, Inherited::default()).await.unwrap();
+    let sources = Sources { variables: BTreeMap::from(variables), ..Sources::default() };
+    let configuration = Configuration::load(&sources).unwrap();
+    let app = App::bind(configuration, Clock::system(), EarlierCalls::None, Inherited::default()).await.unwrap();
     let address = app.address().unwrap();
     tokio::spawn(sandbox.run(CancellationToken::new()));
     tokio::spawn(app.run(Workers::new(Vec::new()), CancellationToken::new()));
@@ -143,13 +115,4 @@ fn a_hit_allocates_little_beside_what_the_library_does() {
     println!("bare hyper {library:.2} a request, a hit {hit:.2}");
     assert!(library > 1.0, "they are counted");
     assert!(hit - library <= 6.0, "{hit} a hit, {library} of them the library's");
-}
-
-#[test]
-fn a_connection_at_rest_holds_no_buffers() {
-    // It rests after some four seconds, and ends after sixty.
-    let (busy, at_rest) = (held(Duration::ZERO), held(Duration::from_secs(10)));
-    println!("bytes for a connection: {busy:.0} when it was answered, {at_rest:.0} at rest");
-    assert!(busy > 16.0 * 1024.0, "they are counted: {busy}");
-    assert!(at_rest < 5.0 * 1024.0, "{at_rest}");
 }

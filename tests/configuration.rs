@@ -5,7 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 use std::process::Command;
 
-use zvgate::settings::{Settings, Sources};
+use zvgate::configuration::Configuration;
+use zvgate::settings::{KeySource, Settings, Sources};
 
 const REFERENCE: &str = include_str!("../config/zvgate.toml");
 const TENANT: &str = "[tenants.a]\nopen_id = \"i\"\ngrant_code = \"g\"\nopen_key = \"canary-key\"\n";
@@ -14,13 +15,14 @@ fn load(text: &str, variables: &[(&str, &str)]) -> Result<Settings, String> {
     let mut file = tempfile::NamedTempFile::new().unwrap();
     file.write_all(text.as_bytes()).unwrap();
     let variables = variables.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
-    let sources = Sources { file: Some(file.path().to_path_buf()), variables: variables.collect(), passed_over: None };
+    let sources = Sources { file: Some(file.path().to_path_buf()), variables: variables.collect(), ignored_file: None };
     let path = file.path().display().to_string();
-    sources.load().map_err(|mistakes| mistakes.to_string().replace(&path, "FILE"))
+    let loaded = Configuration::load(&sources).map(|configuration| configuration.settings);
+    loaded.map_err(|errors| errors.to_string().replace(&path, "FILE"))
 }
 
 fn effective(text: &str) -> String {
-    load(text, &[]).unwrap_or_else(|error| panic!("{error}")).effective()
+    load(text, &[]).unwrap_or_else(|error| panic!("{error}")).to_toml()
 }
 
 fn mistakes(text: &str) -> String {
@@ -49,8 +51,8 @@ fn everything() -> String {
 
 #[test]
 fn the_reference_is_the_built_in_defaults() {
-    assert_eq!(effective(REFERENCE), Settings::defaults().unwrap().effective());
-    assert_eq!(effective(""), Settings::defaults().unwrap().effective());
+    assert_eq!(effective(REFERENCE), Settings::defaults().unwrap().to_toml());
+    assert_eq!(effective(""), Settings::defaults().unwrap().to_toml());
 }
 
 #[test]
@@ -60,7 +62,7 @@ fn the_reference_names_every_key() {
         lines.filter_map(|line| line.split_once(" = ")).map(|(key, _)| key.to_owned()).collect()
     };
     let shown = effective(&everything());
-    assert!(keys(&shown).is_superset(&keys(&Settings::defaults().unwrap().effective())));
+    assert!(keys(&shown).is_superset(&keys(&Settings::defaults().unwrap().to_toml())));
     // What an unknown key is told is known in its table, the reference shows.
     for (table, prefix) in [
         ("server", ""),
@@ -146,7 +148,7 @@ fn the_environment_wins_over_the_file_leaf_by_leaf() {
         ],
     )
     .unwrap();
-    let shown = settings.effective();
+    let shown = settings.to_toml();
     for line in [
         "limits.upstream.rate = 7",
         "limits.upstream.per = \"2s\"",
@@ -157,60 +159,57 @@ fn the_environment_wins_over_the_file_leaf_by_leaf() {
     ] {
         assert!(shown.contains(line), "{line}\n{shown}");
     }
-    assert_eq!(settings.tenants[0].open_key.expose(), "true");
+    let KeySource::Inline(key) = &settings.dynamic.tenants[0].key else { panic!("it is not in a file") };
+    assert_eq!(key.expose(), "true");
 }
 
 #[test]
 fn every_mistake_names_its_place_its_value_and_what_would_be_right() {
     for (text, key, told) in [
-        ("[server]\nlisten = \"here\"", "server.listen", "found \"here\"; wanted an address and port"),
+        ("[server]\nlisten = \"here\"", "server.listen", "found \"here\"; expected an address and port"),
         ("[server]\nlisten = \"0.0.0.0:80\"", "server.listen", "allow_anonymous = true"),
-        ("[server]\nworkers = 2000", "server.workers", "found 2000; wanted 0 (one a core) to 1024"),
-        ("[server]\nmax_connections = 0", "server.max_connections", "found 0; wanted a whole number of at least 1"),
-        ("[server]\nmax_body = \"much\"", "server.max_body", "found \"much\"; wanted a size such as"),
-        ("[server]\nheader_timeout = 5", "server.header_timeout", "found 5; wanted a duration such as"),
-        ("[server]\nidle_timeout = \"0s\"", "server.idle_timeout", "wanted a duration longer than nothing"),
-        ("[server]\nallow_anonymous = 1", "server.allow_anonymous", "found 1; wanted true or false"),
+        ("[server]\nworkers = 2000", "server.workers", "found 2000; expected 0 (one per core) to 1024"),
+        ("[server]\nmax_connections = 0", "server.max_connections", "found 0; expected a whole number of at least 1"),
+        ("[server]\nmax_body = \"much\"", "server.max_body", "found \"much\"; expected a size such as"),
+        ("[server]\nheader_timeout = 5", "server.header_timeout", "found 5; expected a duration such as"),
+        ("[server]\nidle_timeout = \"0s\"", "server.idle_timeout", "expected a duration greater than zero"),
+        ("[server]\nallow_anonymous = 1", "server.allow_anonymous", "found 1; expected true or false"),
         (
             "[server]\nhosts = [\"a:80\"]",
             "server.hosts",
-            "found a list: [found \"a:80\"]; wanted names of this gateway",
+            "found a list: [found \"a:80\"]; expected names of this gateway",
         ),
         (
             "[server]\nadmin_key_sha256 = \"canary\"",
             "server.admin_key_sha256",
-            "not shown; wanted the SHA-256 of a key in hex",
+            "not shown; expected the SHA-256 of a key in hex",
         ),
         ("[server]\nlsten = \"a\"", "server.lsten", "did you mean server.listen?"),
         (
             "[upstream]\nbase_url = \"ftp://a\"",
             "upstream.base_url",
-            "found \"ftp://a\"; wanted an http or https address",
+            "found \"ftp://a\"; expected an http or https address",
         ),
         ("[upstream]\nbase_url = \"http://platform\"", "upstream.base_url", "allow_plaintext = true"),
-        ("[upstream]\nutc_offset = \"8\"", "upstream.utc_offset", "wanted an offset from UTC such as"),
-        ("[upstream]\nretry_codes = [110004]", "upstream.retry_codes", "wanted a list of texts"),
-        ("[cache]\nttl = \"-1s\"", "cache.ttl", "found \"-1s\"; wanted a duration such as"),
+        ("[upstream]\nutc_offset = \"8\"", "upstream.utc_offset", "expected an offset from UTC such as"),
+        ("[upstream]\nretry_codes = [110004]", "upstream.retry_codes", "expected a list of strings"),
+        ("[cache]\nttl = \"-1s\"", "cache.ttl", "found \"-1s\"; expected a duration such as"),
         ("[cache]\nttl = \"9000years\"", "cache.ttl", "at most 366 days"),
-        ("[limits.upstream]\nrate = -1", "limits.upstream.rate", "wanted a whole number"),
-        ("[limits.upstream]\nrate = 1000000", "limits.upstream.rate", "wanted a rate from 0 (no pace) to 100000"),
+        ("[limits.upstream]\nrate = -1", "limits.upstream.rate", "expected a whole number"),
+        ("[limits.upstream]\nrate = 1000000", "limits.upstream.rate", "expected a rate from 0 (no limit) to 100000"),
         ("[limits.caller]\nburst = 5", "limits.caller.rate", "is missing"),
-        ("[limits.caller]\nrate = 2000000000", "limits.caller.rate", "is no limit that can be kept"),
-        (
-            "[limits.caller]\nrate = 1\nper = \"1d\"\nburst = 300000",
-            "limits.caller.rate",
-            "is no limit that can be kept",
-        ),
+        ("[limits.caller]\nrate = 2000000000", "limits.caller.rate", "cannot be enforced"),
+        ("[limits.caller]\nrate = 1\nper = \"1d\"\nburst = 300000", "limits.caller.rate", "cannot be enforced"),
         ("\"cache.ttl\" = \"5s\"", "cache.ttl", "unknown key"),
-        ("[log]\naccess = \"some\"", "log.access", "found \"some\"; wanted \"all\", \"errors\" or \"none\""),
-        ("server = 5", "server", "wanted a table of keys"),
+        ("[log]\naccess = \"some\"", "log.access", "found \"some\"; expected \"all\", \"errors\" or \"none\""),
+        ("server = 5", "server", "expected a table of keys"),
         ("routes = 5", "routes", "each begun by [[routes]]"),
         (
             "[callers.a]\ntenants = [\"*\"]\nroutes = [\"*\"]",
             "callers.a.key_sha256",
-            "is missing; wanted the SHA-256 of its key",
+            "is missing; expected the SHA-256 of its key",
         ),
-        (&caller("A B", ""), "callers.A B", "is not a name"),
+        (&caller("A B", ""), "callers.A B", "is not a valid name"),
         (
             &caller("a", "tenants = [\"nobody\"]\nroutes = [\"*\"]"),
             "callers.a.tenants",
@@ -221,20 +220,20 @@ fn every_mistake_names_its_place_its_value_and_what_would_be_right() {
             "callers.a.routes",
             "names a path that no route serves",
         ),
-        (&caller("a", "tenants = [\"*\"]"), "callers.a.routes", "is missing; wanted the paths that it may use"),
-        (&caller("a", "routes = [\"*\"]"), "callers.a.tenants", "is missing; wanted the tenants that it may use"),
-        (&(caller("a", "") + &caller("b", "")), "callers.b.key_sha256", "holds a key of callers.a too"),
+        (&caller("a", "tenants = [\"*\"]"), "callers.a.routes", "is missing; expected the paths that it may use"),
+        (&caller("a", "routes = [\"*\"]"), "callers.a.tenants", "is missing; expected the tenants that it may use"),
+        (&(caller("a", "") + &caller("b", "")), "callers.b.key_sha256", "contains a key of callers.a"),
         ("[[routes]]\nkind = \"pass\"", "routes[0].path", "is missing"),
-        ("[[routes]]\npath = \"/a\"", "routes[0].kind", "is missing; wanted \"cached\", \"write\""),
-        ("[[routes]]\npath = \"/a/../b\"\nkind = \"pass\"", "routes[0].path", "wanted a path such as"),
+        ("[[routes]]\npath = \"/a\"", "routes[0].kind", "is missing; expected \"cached\", \"write\""),
+        ("[[routes]]\npath = \"/a/../b\"\nkind = \"pass\"", "routes[0].path", "expected a path such as"),
         (
             "[[routes]]\npath = \"/a\"\nkind = \"pass\"\n[[routes]]\npath = \"/a\"\nkind = \"pass\"",
             "routes[1].path",
-            "stands twice",
+            "is duplicated",
         ),
         ("[[routes]]\npath = \"/a\"\nkind = \"pass\"\nttl = \"1s\"", "routes[0].ttl", "unknown key"),
         ("[[routes]]\npath = \"/a\"\nkind = \"cached\"\ncustomer = [\"id\"]", "routes[0].customer", "JSON pointers"),
-        ("[tenants.A_B]\nopen_id = \"i\"\ngrant_code = \"g\"\nopen_key = \"k\"", "tenants.A_B", "is not a name"),
+        ("[tenants.A_B]\nopen_id = \"i\"\ngrant_code = \"g\"\nopen_key = \"k\"", "tenants.A_B", "is not a valid name"),
         ("[tenants.a]\ngrant_code = \"g\"\nopen_key = \"k\"", "tenants.a.open_id", "is missing"),
         ("[tenants.a]\nopen_id = \"i\"\ngrant_code = \"g\"", "tenants.a.open_key", "is missing"),
         (
@@ -256,10 +255,11 @@ fn mistakes_between_tenants_are_told() {
     let two = |more: &str| format!("{TENANT}default = true\n[tenants.b]\nopen_id = \"i\"\nopen_key = \"k\"\n{more}");
     assert!(mistakes(&two("grant_code = \"g\"\n")).contains("tenants.b.open_id: has the identity of tenants.a"));
     assert!(
-        mistakes(&two("grant_code = \"h\"\ndefault = true\n")).contains("tenants.b.default: tenants.a is the default")
+        mistakes(&two("grant_code = \"h\"\ndefault = true\n"))
+            .contains("tenants.b.default: tenants.a is already the default")
     );
     let both = format!("{TENANT}open_key_file = \"/a\"\n");
-    assert!(mistakes(&both).contains("tenants.a.open_key: stands beside open_key_file"));
+    assert!(mistakes(&both).contains("tenants.a.open_key: is given together with open_key_file"));
 }
 
 #[test]
@@ -322,7 +322,7 @@ fn no_secret_is_in_a_mistake() {
 fn a_file_that_is_not_toml_is_told_by_line_and_column() {
     assert!(mistakes("[server]\nlisten = \n").starts_with("FILE: line 2, column "));
     let missing = Sources { file: Some("/nowhere/zvgate.toml".into()), ..Sources::default() };
-    assert!(missing.load().unwrap_err().to_string().starts_with("/nowhere/zvgate.toml: file: cannot be read"));
+    assert!(missing.settings().unwrap_err().to_string().starts_with("/nowhere/zvgate.toml: file: cannot be read"));
 }
 
 fn check(folder: &std::path::Path, arguments: &[&str], variables: &BTreeMap<&str, &str>) -> (i32, String, String) {
@@ -345,7 +345,7 @@ fn the_usual_file_is_read_unless_somebody_else_could_have_written_it() {
     std::fs::set_permissions(&usual, std::fs::Permissions::from_mode(0o666)).unwrap();
     let (code, shown, complaint) = check(folder.path(), &[], &none);
     assert_eq!((code, shown.contains("cache.ttl = \"30s\"")), (2, true));
-    assert!(complaint.contains("everybody may write it"), "{complaint}");
+    assert!(complaint.contains("world-writable"), "{complaint}");
     assert!(check(folder.path(), &["--config", "config/zvgate.toml"], &none).1.contains("cache.ttl = \"7s\""));
     let other = folder.path().join("other.toml");
     std::fs::write(&other, "[cache]\nttl = \"9s\"\n").unwrap();
@@ -433,5 +433,5 @@ fn commands_whose_output_cannot_be_written_exit_1() {
 #[test]
 fn an_empty_table_of_callers_opens_nothing() {
     let told = mistakes("[server]\nlisten = \"0.0.0.0:1\"\n[callers]\n");
-    assert!(told.contains("server.listen: 0.0.0.0:1 is beyond loopback"), "{told}");
+    assert!(told.contains("server.listen: 0.0.0.0:1 is not a loopback address"), "{told}");
 }

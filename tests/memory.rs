@@ -6,16 +6,18 @@ use std::time::Duration;
 
 use prometheus::{IntCounter, IntGauge};
 use zvgate::answer::{Answer, Contents, Verdict};
-use zvgate::cache::{Cache, Demand, Entry, Fate, Lifetimes, Options, Question, Subject, Tally};
+use zvgate::cache::{
+    Cache, CacheMetrics, Join, Lifetimes, Options, Question, RequestCacheControl, StoreDecision, Subject,
+};
 use zvgate::clock::Clock;
 
 const MIB: u64 = 1 << 20;
 
 fn cache(max_bytes: u64) -> Arc<Cache<()>> {
     let counter = || IntCounter::new("name", "help").unwrap();
-    let tally = Tally { entries: IntGauge::new("name", "help").unwrap(), expired: counter(), size: counter() };
-    let options = Options { max_bytes, max_waiters: 10, tenants: 1, unsettled_ttl: Duration::from_secs(3) };
-    Arc::new(Cache::new(&options, tally))
+    let metrics = CacheMetrics { entries: IntGauge::new("name", "help").unwrap(), expired: counter(), size: counter() };
+    let options = Options { max_bytes, max_waiters: 10, tenants: 1, rules: 0, unsettled_ttl: Duration::from_secs(3) };
+    Arc::new(Cache::new(&options, metrics))
 }
 
 /// Stores an answer of one to forty coupons for a customer.
@@ -30,14 +32,13 @@ fn store(cache: &Arc<Cache<()>>, clock: &Clock, customer: u64) {
     };
     let key = format!("/v3/crm/coupon/getCustomerCoupons {{\"params\":{{\"customerId\":\"{customer}\"}}}}");
     let question = Question { subject: Subject::customer(0, &customer.to_string()), key: key.into() };
-    let (now, demand) = (clock.now(), Demand { no_cache: true, ..Demand::default() });
-    let Entry::Begun(landing, _waiter) = cache.join(&question, &demand, cache.era(0), None, now) else {
-        panic!("a fetch begins")
-    };
+    let (now, cache_control) = (clock.now(), RequestCacheControl { no_cache: true, ..RequestCacheControl::default() });
+    let started = cache.join(&question, cache.generation(0, 0), &cache_control, now);
+    let Join::Started(guard, _waiter) = started else { panic!("a fetch begins") };
     let body = vec![b' '; 330 * (1 + usize::try_from(customer % 40).unwrap())].into();
-    let answer = Answer { status: 200, content_type: None, rare: None, body };
-    let fate = Fate::of(&Verdict::Success(Contents::default()), &lifetimes, now, now);
-    assert!(landing.answer(Arc::new(answer), fate, now.boot, now).kept.is_some());
+    let answer = Answer { status: 200, content_type: None, extra_headers: None, body };
+    let decision = StoreDecision::of(&Verdict::Success(Contents::default()), &lifetimes, now, now);
+    assert!(guard.complete(Arc::new(answer), decision, now.boot, now).freshness.is_some());
 }
 
 /// What is allocated after churn, with reused keys and with ever new ones, beside what the cache may take.
@@ -53,10 +54,10 @@ fn a_full_cache_allocates_no_more_than_it_may_take() {
             for number in 0..60_000 {
                 store(&cache, &clock, number % keys);
                 if number % 1000 == 0 {
-                    cache.tidy();
+                    cache.run_maintenance();
                 }
             }
-            cache.tidy();
+            cache.run_maintenance();
             weighed = cache.bytes();
             kept = Some(cache);
         });

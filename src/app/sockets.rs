@@ -1,5 +1,5 @@
-//! The sockets that a gateway listens on: its own, or handed over by what started it, so that one process can follow
-//! another without refusing a connection.
+//! The listening sockets: new ones, or inherited from the process that started this one, so that a restart refuses no
+//! connection.
 
 use std::io;
 use std::net::{self, SocketAddr};
@@ -10,65 +10,67 @@ use tokio::net::TcpListener;
 use super::StartError;
 use crate::settings::Settings;
 
-/// How often to try for the admin listener's address while the process before has it.
-const TRY_AGAIN_AFTER: Duration = Duration::from_millis(100);
+/// How often to try to bind the admin listener while the previous process has its address.
+const RETRY_AFTER: Duration = Duration::from_millis(100);
 
-/// Sockets that listen already; each that is not given is bound as configured.
+/// Inherited listening sockets; those that are missing are bound as configured.
 #[derive(Debug, Default)]
 pub struct Inherited {
-    /// Where callers come in.
+    /// The data listener's.
     pub data: Option<net::TcpListener>,
-    /// Where operators come in.
+    /// The admin listener's.
     pub admin: Option<net::TcpListener>,
 }
 
 /// The sockets of a gateway.
 pub(super) struct Sockets {
     pub(super) data: TcpListener,
-    pub(super) admin: Desk,
+    pub(super) admin: AdminSocket,
 }
 
-/// Where operators come in.
-pub(super) enum Desk {
+/// The admin listener's socket.
+pub(super) enum AdminSocket {
     Open(TcpListener),
-    /// The process before this one, which handed its other socket over, still listens here.
+    /// The previous process, which passed its other socket on, still listens here.
     Taken(SocketAddr),
 }
 
 impl Sockets {
     pub(super) async fn open(settings: &Settings, inherited: Inherited) -> Result<Self, StartError> {
         let follows = inherited.data.is_some();
-        let data = open("server.listen", settings.server.listen, inherited.data).await?;
-        let admin = open("server.admin_listen", settings.server.admin_listen, inherited.admin).await;
+        let data = open("server.listen", settings.fixed.listeners.listen, inherited.data).await?;
+        let admin = open("server.admin_listen", settings.fixed.listeners.admin_listen, inherited.admin).await;
         let admin = match admin {
             Err(StartError::Listen(_, address, error)) if follows && error.kind() == io::ErrorKind::AddrInUse => {
-                tracing::warn!(%address, "server.admin_listen is taken, by the process before as it seems; it is tried again");
-                Desk::Taken(address)
+                tracing::warn!(%address, "admin address in use, probably by the previous process; retrying");
+                AdminSocket::Taken(address)
             }
-            admin => Desk::Open(admin?),
+            admin => AdminSocket::Open(admin?),
         };
         let sockets = Self { data, admin };
-        // A socket that was handed over is where it is, whatever is configured.
-        if sockets.are_private() || settings.server.allow_anonymous || !settings.callers.is_empty() {
+        // An inherited socket is where it is, whatever is configured.
+        let dynamic = &settings.dynamic;
+        if sockets.is_loopback() || dynamic.requests.allow_anonymous || !dynamic.callers.is_empty() {
             return Ok(sockets);
         }
         Err(StartError::Unusable(
-            "server.listen: the socket that was handed over is beyond loopback; wanted callers with keys, or server.allow_anonymous = true".to_owned(),
+            "server.listen: the inherited socket is not on loopback; expected callers with keys, or server.allow_anonymous = true"
+                .to_owned(),
         ))
     }
 
-    /// Whether only this machine can ask.
-    pub(super) fn are_private(&self) -> bool {
+    /// Whether only callers on this machine can connect.
+    pub(super) fn is_loopback(&self) -> bool {
         self.data.local_addr().is_ok_and(|address| address.ip().is_loopback())
     }
 
-    /// Whether only this machine's operators can ask.
-    pub(super) fn operators_are_private(&self) -> bool {
+    /// Whether only operators on this machine can connect.
+    pub(super) fn admin_is_loopback(&self) -> bool {
         self.admin.address().is_ok_and(|address| address.ip().is_loopback())
     }
 }
 
-impl Desk {
+impl AdminSocket {
     pub(super) fn address(&self) -> io::Result<SocketAddr> {
         match self {
             Self::Open(socket) => socket.local_addr(),
@@ -76,14 +78,14 @@ impl Desk {
         }
     }
 
-    /// The socket, once it is free.
+    /// The socket, once its address is free.
     pub(super) async fn open(self) -> TcpListener {
         match self {
             Self::Open(socket) => socket,
             Self::Taken(address) => loop {
-                tokio::time::sleep(TRY_AGAIN_AFTER).await;
+                tokio::time::sleep(RETRY_AFTER).await;
                 if let Ok(socket) = TcpListener::bind(address).await {
-                    tracing::info!(%address, "operators are served");
+                    tracing::info!(%address, "admin listener started");
                     return socket;
                 }
             },
@@ -96,12 +98,12 @@ async fn open(
     address: SocketAddr,
     inherited: Option<net::TcpListener>,
 ) -> Result<TcpListener, StartError> {
-    let refused = |error| StartError::Listen(key, address, error);
+    let failed = |error| StartError::Listen(key, address, error);
     match inherited {
-        None => TcpListener::bind(address).await.map_err(refused),
+        None => TcpListener::bind(address).await.map_err(failed),
         Some(socket) => {
-            socket.set_nonblocking(true).map_err(refused)?;
-            TcpListener::from_std(socket).map_err(refused)
+            socket.set_nonblocking(true).map_err(failed)?;
+            TcpListener::from_std(socket).map_err(failed)
         }
     }
 }

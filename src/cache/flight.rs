@@ -1,88 +1,105 @@
-//! One call for each question: those who ask while it is being asked wait for the same answer.
+//! One fetch for each question (singleflight): callers that ask while it is being fetched wait for the same answer.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use tokio::sync::{Notify, SetOnce};
 
-use super::freshness::Life;
+use super::entry::Generation;
+use super::freshness::Freshness;
 use crate::answer::Answer;
 use crate::clock::Boot;
 
-/// How a flight ended.
+/// How a fetch ended.
 #[derive(Clone, Debug)]
-pub enum Landed<F> {
+pub enum FetchOutcome<F> {
     /// With an answer, for everybody who waited.
-    Answer {
-        /// It.
+    Answered {
+        /// The answer.
         answer: Arc<Answer>,
-        /// How long it is kept, where it is.
-        kept: Option<Life>,
-        /// Whether it only says that upstream fails.
-        failure: bool,
+        /// How long it is fresh, if it was stored.
+        stored: Option<Freshness>,
+        /// Whether it only says that the platform fails.
+        is_failure: bool,
     },
     /// Without one.
     Failed(F),
-    /// Nobody knows: the task that flew it ended early.
+    /// Nobody knows: its task ended early.
     Abandoned,
 }
 
-/// A call under way.
+/// A fetch in progress.
 #[derive(Debug)]
 pub(super) struct Flight<F> {
-    outcome: SetOnce<Landed<F>>,
-    waiting: AtomicUsize,
-    /// Told when the last waiter left.
-    deserted: Notify,
-    /// The tenant's era in which it began.
-    pub(super) era: u64,
+    outcome: SetOnce<FetchOutcome<F>>,
+    waiters: AtomicUsize,
+    /// Notified when the last waiter gave up.
+    no_waiters: Notify,
+    /// Whether anything was sent.
+    sent: AtomicBool,
+    /// The generation in which it began.
+    pub(super) generation: Generation,
     /// What is sent before this may be answered with data from before a write.
     pub(super) settle_until: Boot,
 }
 
 impl<F: Clone> Flight<F> {
-    pub(super) fn new(era: u64, settle_until: Boot) -> Arc<Self> {
-        let (outcome, waiting, deserted) = (SetOnce::new(), AtomicUsize::new(0), Notify::new());
-        Arc::new(Self { outcome, waiting, deserted, era, settle_until })
+    pub(super) fn new(generation: Generation, settle_until: Boot) -> Arc<Self> {
+        Arc::new(Self {
+            outcome: SetOnce::new(),
+            waiters: AtomicUsize::new(0),
+            no_waiters: Notify::new(),
+            sent: AtomicBool::new(false),
+            generation,
+            settle_until,
+        })
     }
 
-    /// Waits with the others, unless `limit` do so already.
+    /// Adds a waiter, unless there are `limit` already.
     pub(super) fn join(self: &Arc<Self>, limit: usize) -> Option<Waiter<F>> {
-        let joined = self.waiting.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| (n < limit).then_some(n + 1));
+        let joined = self.waiters.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| (n < limit).then_some(n + 1));
         joined.ok().map(|_| Waiter(Arc::clone(self)))
     }
 
-    /// Waits until the last waiter left. Others may have come since.
-    pub(super) async fn deserted(&self) {
-        self.deserted.notified().await;
+    /// Waits until the last waiter gave up. Others may have come since.
+    pub(super) async fn last_waiter_left(&self) {
+        self.no_waiters.notified().await;
     }
 
-    /// Whether nobody waits.
-    pub(super) fn is_deserted(&self) -> bool {
-        self.waiting.load(Ordering::Acquire) == 0
+    pub(super) fn has_waiters(&self) -> bool {
+        self.waiters.load(Ordering::Acquire) > 0
     }
 
-    pub(super) fn land(&self, outcome: Landed<F>) {
-        // A flight lands once: whoever flies it does so, and is gone then.
+    pub(super) fn mark_sent(&self) {
+        self.sent.store(true, Ordering::Relaxed);
+    }
+
+    pub(super) fn complete(&self, outcome: FetchOutcome<F>) {
+        // A flight completes once: its guard does that, and is consumed by it.
         let _ = self.outcome.set(outcome);
     }
 }
 
-/// Somebody who waits for a flight; leaving harms nobody.
+/// A caller that waits for a flight; giving up affects nobody else.
 #[derive(Debug)]
 pub struct Waiter<F>(Arc<Flight<F>>);
 
 impl<F: Clone> Waiter<F> {
-    /// The flight's outcome.
-    pub async fn outcome(self) -> Landed<F> {
+    /// Waits for the outcome.
+    pub async fn outcome(&self) -> FetchOutcome<F> {
         self.0.outcome.wait().await.clone()
+    }
+
+    /// Whether anything of the fetch was sent by now.
+    pub fn was_sent(&self) -> bool {
+        self.0.sent.load(Ordering::Relaxed)
     }
 }
 
 impl<F> Drop for Waiter<F> {
     fn drop(&mut self) {
-        if self.0.waiting.fetch_sub(1, Ordering::AcqRel) == 1 {
-            self.0.deserted.notify_one();
+        if self.0.waiters.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.0.no_waiters.notify_one();
         }
     }
 }

@@ -1,11 +1,11 @@
-//! How long an answer may be told again: pure functions of the answer, the settings and the time.
+//! How long an answer may be served from the cache (RFC 9111, section 4.2): pure functions of the answer, the settings and the time.
 
 use std::time::Duration;
 
 use crate::answer::{Contents, End, Verdict};
 use crate::clock::{Boot, Now, Wall};
 
-/// The settings that an answer's life depends on.
+/// The settings that the freshness of an answer depends on.
 #[derive(Clone, Copy, Debug)]
 pub struct Lifetimes {
     /// Of a settled success.
@@ -16,15 +16,15 @@ pub struct Lifetimes {
     pub unsettled_ttl: Duration,
     /// How long after its freshness a settled success is served while it is refreshed.
     pub stale_while_revalidate: Duration,
-    /// How long after its freshness a settled success may stand in for a failing upstream.
+    /// How long after its freshness a settled success is served in place of a failure.
     pub stale_if_error: Duration,
-    /// Taken off every end.
+    /// Subtracted from every end.
     pub expiry_margin: Duration,
 }
 
-/// What bounded an answer's life.
+/// What limits the freshness of an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Bound {
+pub enum LimitedBy {
     /// The route's or the cache's `ttl`.
     Ttl,
     /// The end of a coupon.
@@ -35,26 +35,26 @@ pub enum Bound {
     Unsettled,
 }
 
-/// The life of a kept answer.
+/// The freshness of a cached answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Life {
-    /// When the answer came.
+pub struct Freshness {
+    /// When the answer was received.
     pub received: Boot,
     /// Until when it is fresh.
     fresh_until: Boot,
-    /// Until when it is served past its freshness while it is refreshed.
+    /// Until when it is served stale while it is refreshed.
     revalidate_until: Boot,
-    /// Until when it may stand in for a failing upstream.
+    /// Until when it is served stale in place of a failure.
     if_error_until: Boot,
-    /// Until when it may be told at all.
+    /// Until when it may be served at all.
     end: Deadline,
     /// Whether it says that there is nothing.
     pub negative: bool,
-    /// What bounded its life when it came.
-    pub bound: Bound,
+    /// What limited it when the answer was received.
+    pub limited_by: LimitedBy,
 }
 
-/// Two deadlines, of which the first to come counts.
+/// Two deadlines, of which the first to pass counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Deadline {
     wall: Wall,
@@ -64,129 +64,130 @@ struct Deadline {
 impl Deadline {
     const NEVER: Self = Self { wall: Wall::NEVER, boot: Boot::NEVER };
 
-    /// How far off it is; `None` once it has come.
-    fn left(self, now: Now) -> Option<Duration> {
-        let left = self.boot.since(now.boot).min(self.wall.after(now.wall)?);
-        (left > Duration::ZERO).then_some(left)
+    /// The time until it passes; `None` once it has.
+    fn remaining(self, now: Now) -> Option<Duration> {
+        let remaining = self.boot.since(now.boot).min(self.wall.after(now.wall)?);
+        (remaining > Duration::ZERO).then_some(remaining)
     }
 }
 
-/// An answer past its freshness that may still be told.
+/// How an answer past its freshness may be served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Stale {
+pub struct Staleness {
     /// How long ago its freshness ended.
     pub past: Duration,
     /// While it is refreshed.
     pub revalidate: bool,
-    /// In place of a failing upstream's.
+    /// In place of a failure.
     pub if_error: bool,
 }
 
-/// What becomes of an answer, and of older ones to the same question.
+/// Whether an answer is stored, and what becomes of an older one to the same question.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fate {
-    /// It is kept in their place.
-    Kept(Life),
-    /// It is not kept, but they are over: it says something else by now.
-    Supersedes,
+pub enum StoreDecision {
+    /// It is stored in place of the older one.
+    Store(Freshness),
+    /// It is not stored, but the older one is dropped: it is no longer true.
+    Supersede,
     /// It says nothing about the question.
-    Ignored,
-    /// It says that upstream fails: an older one may stand in for it.
+    Ignore,
+    /// It says that the platform fails: the older one may be served in its place.
     Failure,
 }
 
-impl Fate {
-    /// The fate of an answer that was asked for at `sent` and came at `received`.
+impl StoreDecision {
+    /// The decision on an answer whose request was sent at `sent` and that was received at `received`.
     pub fn of(verdict: &Verdict, lifetimes: &Lifetimes, sent: Now, received: Now) -> Self {
         let nothing = Contents::default();
         let (contents, negative) = match verdict {
             Verdict::Success(contents) => (contents, contents.empty),
             Verdict::Exception => (&nothing, true),
             Verdict::Error | Verdict::Throttled | Verdict::Garbage | Verdict::Http5xx => return Self::Failure,
-            Verdict::HttpOther => return Self::Ignored,
+            Verdict::HttpOther => return Self::Ignore,
         };
         let end = first_end(&contents.ends, lifetimes.expiry_margin, sent, received);
-        let Some(left) = end.left(received) else { return Self::Supersedes };
-        let fresh = |ttl: Duration, bound| {
-            let fresh_until = received.boot + ttl.min(left);
-            let bound = if left < ttl { Bound::EndAt } else { bound };
-            Life {
+        let Some(remaining) = end.remaining(received) else { return Self::Supersede };
+        let fresh_for = |ttl: Duration, limited_by| {
+            let fresh_until = received.boot + ttl.min(remaining);
+            let limited_by = if remaining < ttl { LimitedBy::EndAt } else { limited_by };
+            Freshness {
                 received: received.boot,
                 fresh_until,
                 revalidate_until: fresh_until,
                 if_error_until: fresh_until,
                 end,
                 negative,
-                bound,
+                limited_by,
             }
         };
-        let unsettled = contents.open.iter().any(|end| is_unsettled(*end, received.wall));
-        let life = if negative {
-            fresh(lifetimes.negative_ttl, Bound::Negative)
-        } else if unsettled && lifetimes.unsettled_ttl < lifetimes.ttl {
-            fresh(lifetimes.unsettled_ttl, Bound::Unsettled)
-        } else if unsettled {
-            fresh(lifetimes.ttl, Bound::Ttl)
+        let is_unsettled = contents.open.iter().any(|end| may_change(*end, received.wall));
+        let freshness = if negative {
+            fresh_for(lifetimes.negative_ttl, LimitedBy::Negative)
+        } else if is_unsettled && lifetimes.unsettled_ttl < lifetimes.ttl {
+            fresh_for(lifetimes.unsettled_ttl, LimitedBy::Unsettled)
+        } else if is_unsettled {
+            fresh_for(lifetimes.ttl, LimitedBy::Ttl)
         } else {
-            let settled = fresh(lifetimes.ttl, Bound::Ttl);
-            Life {
+            let settled = fresh_for(lifetimes.ttl, LimitedBy::Ttl);
+            Freshness {
                 revalidate_until: settled.fresh_until + lifetimes.stale_while_revalidate,
                 if_error_until: settled.fresh_until + lifetimes.stale_if_error,
                 ..settled
             }
         };
-        if life.lasts().is_zero() { Self::Supersedes } else { Self::Kept(life) }
+        if freshness.lifetime().is_zero() { Self::Supersede } else { Self::Store(freshness) }
     }
 }
 
-impl Life {
-    /// How long the answer was fresh when it came.
-    pub fn lasts(&self) -> Duration {
+impl Freshness {
+    /// How long the answer was fresh when it was received.
+    pub fn lifetime(&self) -> Duration {
         self.fresh_until.since(self.received)
     }
 
-    /// How long the answer is still fresh; `None` from the moment on that it is not.
-    pub fn left(&self, now: Now) -> Option<Duration> {
-        let left = self.end.left(now)?.min(self.fresh_until.since(now.boot));
-        (left > Duration::ZERO).then_some(left)
+    /// How long the answer is still fresh; `None` once it is not.
+    pub fn remaining(&self, now: Now) -> Option<Duration> {
+        let remaining = self.end.remaining(now)?.min(self.fresh_until.since(now.boot));
+        (remaining > Duration::ZERO).then_some(remaining)
     }
 
-    /// How the answer may still be told past its freshness; `None` while it is fresh, and from its end on.
-    pub fn stale(&self, now: Now) -> Option<Stale> {
-        if now.boot < self.fresh_until || self.end.left(now).is_none() {
+    /// How the answer may still be served past its freshness; `None` while it is fresh, and from its end on.
+    pub fn stale(&self, now: Now) -> Option<Staleness> {
+        if now.boot < self.fresh_until || self.end.remaining(now).is_none() {
             return None;
         }
         let (revalidate, if_error) = (now.boot < self.revalidate_until, now.boot < self.if_error_until);
-        (revalidate || if_error).then(|| Stale { past: now.boot.since(self.fresh_until), revalidate, if_error })
+        (revalidate || if_error).then(|| Staleness { past: now.boot.since(self.fresh_until), revalidate, if_error })
     }
 
-    /// How long it may still be told in any way.
-    pub fn told_for(&self, now: Now) -> Duration {
-        let modes = self.revalidate_until.max(self.if_error_until).since(now.boot);
-        self.end.left(now).unwrap_or_default().min(modes)
+    /// How long the answer may still be served in any way.
+    pub fn servable_for(&self, now: Now) -> Duration {
+        let in_any_mode = self.revalidate_until.max(self.if_error_until).since(now.boot);
+        self.end.remaining(now).unwrap_or_default().min(in_any_mode)
     }
 
-    /// The same answer, as one that may change by itself at any moment.
+    /// The freshness of the same answer if it may change at any moment: at most `ttl`, and no stale modes.
     pub(super) fn unsettled(self, ttl: Duration) -> Self {
-        let shorter = ttl < self.lasts();
-        let fresh_until = if shorter { self.received + ttl } else { self.fresh_until };
-        let bound = if shorter { Bound::Unsettled } else { self.bound };
-        Self { fresh_until, revalidate_until: fresh_until, if_error_until: fresh_until, bound, ..self }
+        let is_shorter = ttl < self.lifetime();
+        let fresh_until = if is_shorter { self.received + ttl } else { self.fresh_until };
+        let limited_by = if is_shorter { LimitedBy::Unsettled } else { self.limited_by };
+        Self { fresh_until, revalidate_until: fresh_until, if_error_until: fresh_until, limited_by, ..self }
     }
 
-    /// When the answer is of no use any more, not even to be compared with the one that replaces it: it is remembered
-    /// for as long again as it was fresh.
-    pub(super) fn forget_at(&self) -> Boot {
-        (self.fresh_until + self.lasts()).max(self.revalidate_until).max(self.if_error_until)
+    /// Until when the answer is of any use. It is retained for as long again as it was fresh, to be compared with the one that
+    /// replaces it.
+    pub(super) fn retain_until(&self) -> Boot {
+        (self.fresh_until + self.lifetime()).max(self.revalidate_until).max(self.if_error_until)
     }
 
-    /// How long ago the answer came.
+    /// How long ago the answer was received.
     pub fn age(&self, now: Now) -> Duration {
         now.boot.since(self.received)
     }
 }
 
-fn is_unsettled(end: Option<End>, now: Wall) -> bool {
+/// Whether a coupon that is not settled may change at any moment: it has no readable end, or one that has passed.
+fn may_change(end: Option<End>, now: Wall) -> bool {
     match end {
         None => true,
         Some(End::Never) => false,
@@ -194,8 +195,8 @@ fn is_unsettled(end: Option<End>, now: Wall) -> bool {
     }
 }
 
-/// The two deadlines of the earliest end that lay ahead when the request was sent. Where the wall clock stepped in
-/// between, the earlier reading counts.
+/// The two deadlines of the earliest end that lay ahead when the request was sent. If the wall clock stepped in between, the
+/// earlier reading counts.
 fn first_end(ends: &[Wall], margin: Duration, sent: Now, received: Now) -> Deadline {
     let earlier = sent.wall.min(received.wall);
     let Some(end) = ends.iter().copied().filter(|end| *end > earlier).min() else { return Deadline::NEVER };

@@ -1,72 +1,89 @@
-//! A model of the write fence, run in every order that its steps can come in: the real [`Stripe`] and [`Flight`] rules
-//! between a reader, a refresh and a writer, with a plain map for the shelves.
+//! A model of the write fence, run in every order that its steps can come in: the real [`Stripe`] and [`Flight`] between a
+//! refresh, a reader and a writer, with a plain cell in place of moka.
 //!
-//! The law: a read that starts after a write's answer sees that write. Each step of the fence is taken out in turn, and
-//! the model must then find the order in which the law breaks.
+//! The guarantee: a read that starts after a write was answered sees that write. Each step of the fence is left out in turn,
+//! and the model must then find an order in which the guarantee breaks.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use loom::sync::atomic::AtomicU64;
+use loom::sync::atomic::{AtomicBool, AtomicU64};
 use loom::sync::{Condvar, Mutex};
 use loom::thread;
 
+use super::entry::{Generation, Question, Subject};
 use super::flight::Flight;
-use super::shelf::{Question, Subject};
-use super::stripe::Stripe;
+use super::stripe::{Invalidate, Stripe};
 use crate::clock::Boot;
 
-/// A step of the fence that can be taken out.
+/// A step of the fence that can be left out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Step {
     /// None is.
     None,
-    /// A write takes flights out of the stripe.
-    TakeFlightsOut,
-    /// A write drops what is kept.
-    DropKept,
-    /// A flight keeps its answer only while it is in the stripe.
-    KeepOnlyInTime,
-    /// A write fences before its caller hears of it.
-    FenceBeforeAnswer,
-    /// A tenant-wide write moves the era, which a look checks.
-    LookChecksEra,
-    /// Nobody joins a flight of another era.
-    JoinChecksEra,
+    /// A write removes flights from the stripe.
+    RemoveFlights,
+    /// A write removes what is cached from the stripe.
+    RemoveEntry,
+    /// What is removed from the stripe is marked as invalid.
+    MarkInvalid,
+    /// A lookup checks that mark.
+    LookupChecksMark,
+    /// A flight stores its answer only while it is in the stripe.
+    StoreOnlyInFlight,
+    /// A write invalidates before its caller is answered.
+    InvalidateBeforeAnswer,
+    /// A lookup checks the generation, which a tenant-wide write changes.
+    LookupChecksGeneration,
+    /// Nobody joins a flight of another generation.
+    JoinChecksGeneration,
+    /// Whoever changed moka looks at the stripe again.
+    PublishChecksAgain,
 }
 
-/// Whom a write names.
+/// Whether a write's customer is known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Names {
+enum WriteTo {
     Customer,
-    Nobody,
+    Unknown,
+}
+
+/// What is cached: the number of writes that it has seen, and the generation in which it was fetched.
+struct Entry {
+    value: u64,
+    generation: u64,
+    invalid: AtomicBool,
+    is_marked: bool,
+}
+
+impl Invalidate for Entry {
+    fn invalidate(&self) {
+        if self.is_marked {
+            self.invalid.store(true, Ordering::SeqCst);
+        }
+    }
 }
 
 struct Model {
     without: Step,
-    names: Names,
-    /// What upstream would answer now: how many writes it has carried out.
-    upstream: AtomicU64,
-    /// How many writes their callers have heard of.
-    heard: AtomicU64,
-    /// Looked at without a lock, as moka's map and the era are: each look is one step.
-    kept: Mutex<Kept>,
-    stripe: Mutex<Flights>,
-    landed: Condvar,
+    write_to: WriteTo,
+    /// What the platform would answer now: the number of writes that it has executed.
+    platform: AtomicU64,
+    /// The number of writes whose callers were answered.
+    answered: AtomicU64,
+    /// Changed by tenant-wide writes.
+    generation: AtomicU64,
+    /// In place of moka: each access is one step.
+    map: Mutex<Option<Arc<Entry>>>,
+    stripe: Mutex<Shared>,
+    completed: Condvar,
 }
 
 #[derive(Default)]
-struct Kept {
-    era: u64,
-    /// An answer, and the era that it was asked for in.
-    shelf: Option<(u64, u64)>,
-}
-
-#[derive(Default)]
-struct Flights {
-    stripe: Stripe<()>,
+struct Shared {
+    stripe: Stripe<(), Entry>,
     /// What each flight came to, by its address; kept alive with it.
     outcomes: HashMap<usize, (Arc<Flight<()>>, Option<u64>)>,
 }
@@ -78,86 +95,121 @@ fn question() -> Question {
 const BOOT: Boot = Boot::from_duration(Duration::from_secs(1));
 
 impl Model {
-    /// One step that nobody can come between.
-    fn kept<T>(&self, step: impl FnOnce(&mut Kept) -> T) -> T {
-        step(&mut self.kept.lock().unwrap())
+    /// Whether an entry may be served to a request of a generation.
+    fn is_servable(&self, entry: &Entry, generation: u64) -> bool {
+        let is_valid = self.without == Step::LookupChecksMark || !entry.invalid.load(Ordering::SeqCst);
+        is_valid && (self.without == Step::LookupChecksGeneration || entry.generation == generation)
     }
 
-    fn look(&self) -> Option<u64> {
-        let unchecked = self.without == Step::LookChecksEra;
-        self.kept(|kept| kept.shelf.filter(|(_, era)| unchecked || *era == kept.era).map(|(value, _)| value))
+    fn lookup(&self, generation: u64) -> Option<u64> {
+        let entry = self.map.lock().unwrap().clone()?;
+        self.is_servable(&entry, generation).then_some(entry.value)
     }
 
-    /// As the gateway does: look, then join or begin, then ask, then land.
+    /// As the gateway does: look up, then join or begin, then fetch, then store.
     fn read(&self) -> u64 {
-        if let Some(value) = self.look() {
+        let generation = self.generation.load(Ordering::SeqCst);
+        if let Some(value) = self.lookup(generation) {
             return value;
         }
-        let era = self.kept(|kept| kept.era);
-        let joinable = |flight: &&Arc<Flight<()>>| self.without == Step::JoinChecksEra || flight.era == era;
-        let mut flights = self.stripe.lock().unwrap();
-        if let Some(flight) = flights.stripe.flights.get(&question()).filter(joinable) {
+        let mut shared = self.stripe.lock().unwrap();
+        if let Some(entry) = shared.stripe.entry(&question().subject)
+            && self.is_servable(entry, generation)
+        {
+            return entry.value;
+        }
+        let of_generation = Generation { tenant: generation, rules: 0 };
+        let may_join = |flight: &&Arc<Flight<()>>| {
+            self.without == Step::JoinChecksGeneration || flight.generation == of_generation
+        };
+        if let Some(flight) = shared.stripe.flight(&question()).filter(may_join) {
             let address = Arc::as_ptr(flight) as usize;
-            while flights.outcomes[&address].1.is_none() {
-                flights = self.landed.wait(flights).unwrap();
+            while shared.outcomes[&address].1.is_none() {
+                shared = self.completed.wait(shared).unwrap();
             }
-            return flights.outcomes[&address].1.unwrap();
+            return shared.outcomes[&address].1.unwrap();
         }
-        let flight = Flight::new(era, BOOT);
+        let flight = Flight::new(of_generation, BOOT);
         let address = Arc::as_ptr(&flight) as usize;
-        flights.stripe.flights.insert(question(), Arc::clone(&flight));
-        flights.outcomes.insert(address, (Arc::clone(&flight), None));
-        drop(flights);
+        shared.stripe.add_flight(question(), Arc::clone(&flight));
+        shared.outcomes.insert(address, (Arc::clone(&flight), None));
+        drop(shared);
 
-        let value = self.upstream.load(Ordering::SeqCst);
+        let value = self.platform.load(Ordering::SeqCst);
 
-        let mut flights = self.stripe.lock().unwrap();
-        let in_time = flights.stripe.take_out(&question(), &flight) || self.without == Step::KeepOnlyInTime;
-        if in_time {
-            self.kept(|kept| kept.shelf = Some((value, era)));
+        let mut shared = self.stripe.lock().unwrap();
+        let in_flight = shared.stripe.remove_flight(&question(), &flight) || self.without == Step::StoreOnlyInFlight;
+        let is_current = self.generation.load(Ordering::SeqCst) == generation;
+        if in_flight && is_current {
+            let is_marked = self.without != Step::MarkInvalid;
+            let entry = Entry { value, generation, invalid: AtomicBool::new(false), is_marked };
+            shared.stripe.replace(&question().subject, Some(Arc::new(entry)));
         }
-        flights.outcomes.insert(address, (flight, Some(value)));
-        self.landed.notify_all();
+        shared.outcomes.insert(address, (flight, Some(value)));
+        self.completed.notify_all();
+        drop(shared);
+        if in_flight && is_current {
+            self.publish();
+        }
         value
     }
 
-    fn write(&self) {
-        let written = self.upstream.fetch_add(1, Ordering::SeqCst) + 1;
-        if self.without == Step::FenceBeforeAnswer {
-            self.heard.store(written, Ordering::SeqCst);
-        }
-        match self.names {
-            Names::Customer => {
-                let mut flights = self.stripe.lock().unwrap();
-                if self.without != Step::TakeFlightsOut {
-                    flights.stripe.fence(&question().subject, BOOT, BOOT);
-                }
-                if self.without != Step::DropKept {
-                    self.kept(|kept| kept.shelf = None);
-                }
+    fn publish(&self) {
+        let current = || self.stripe.lock().unwrap().stripe.entry(&question().subject).cloned();
+        let mut entry = current();
+        loop {
+            self.map.lock().unwrap().clone_from(&entry);
+            let now = current();
+            let is_same = entry.as_ref().map(Arc::as_ptr) == now.as_ref().map(Arc::as_ptr);
+            if is_same || self.without == Step::PublishChecksAgain {
+                return;
             }
-            Names::Nobody => self.kept(|kept| kept.era += 1),
+            entry = now;
         }
-        self.heard.store(written, Ordering::SeqCst);
+    }
+
+    fn write(&self) {
+        let written = self.platform.fetch_add(1, Ordering::SeqCst) + 1;
+        if self.without == Step::InvalidateBeforeAnswer {
+            self.answered.store(written, Ordering::SeqCst);
+        }
+        match self.write_to {
+            WriteTo::Customer => {
+                let mut shared = self.stripe.lock().unwrap();
+                match self.without {
+                    Step::RemoveFlights => drop(shared.stripe.replace(&question().subject, None)),
+                    Step::RemoveEntry => shared.stripe.remove_flights(&question().subject),
+                    _ => drop(shared.stripe.invalidate(&question().subject, BOOT, BOOT)),
+                }
+                drop(shared);
+                self.answered.store(written, Ordering::SeqCst);
+                self.publish();
+            }
+            WriteTo::Unknown => {
+                self.generation.fetch_add(1, Ordering::SeqCst);
+                self.answered.store(written, Ordering::SeqCst);
+            }
+        }
     }
 
     fn checked_read(&self) {
-        let heard = self.heard.load(Ordering::SeqCst);
+        let answered = self.answered.load(Ordering::SeqCst);
         let value = self.read();
-        assert!(value >= heard, "a read that started after write {heard} was answered with {value}");
+        assert!(value >= answered, "a read that started after write {answered} was answered with {value}");
     }
 }
 
-/// A refresh begins, a write comes, and a reader reads once beside them; when all are done, another reads.
-fn run(without: Step, names: Names) {
+/// A refresh begins, a write comes, and a reader reads beside them; when all are done, another one reads.
+fn run(without: Step, write_to: WriteTo) {
     let model = Arc::new(Model {
         without,
-        names,
-        upstream: AtomicU64::new(0),
-        heard: AtomicU64::new(0),
-        kept: Mutex::new(Kept::default()),
-        stripe: Mutex::new(Flights::default()),
-        landed: Condvar::new(),
+        write_to,
+        platform: AtomicU64::new(0),
+        answered: AtomicU64::new(0),
+        generation: AtomicU64::new(0),
+        map: Mutex::new(None),
+        stripe: Mutex::new(Shared::default()),
+        completed: Condvar::new(),
     });
     let threads = [
         thread::spawn({
@@ -178,14 +230,18 @@ fn run(without: Step, names: Names) {
     for thread in threads {
         thread.join().unwrap();
     }
+    let (map, shared) = (model.map.lock().unwrap().clone(), model.stripe.lock().unwrap());
+    let current = shared.stripe.entry(&question().subject).map(Arc::as_ptr);
+    assert_eq!(map.as_ref().map(Arc::as_ptr), current, "moka holds what the stripe holds");
+    drop(shared);
     model.checked_read();
 }
 
 /// A thread is interrupted in the middle so many times at most in one order: every order within that bound is tried.
 const PREEMPTIONS: usize = 3;
 
-/// Whether the law holds in every order.
-fn holds(without: Step, names: Names) -> bool {
+/// Whether the guarantee holds in every order.
+fn holds(without: Step, write_to: WriteTo) -> bool {
     let orders = Arc::new(std::sync::atomic::AtomicUsize::new(0));
     let counted = Arc::clone(&orders);
     let check = move || {
@@ -193,26 +249,34 @@ fn holds(without: Step, names: Names) -> bool {
         builder.preemption_bound = Some(PREEMPTIONS);
         builder.check(move || {
             counted.fetch_add(1, Ordering::Relaxed);
-            run(without, names);
+            run(without, write_to);
         });
     };
     let held = std::panic::catch_unwind(check).is_ok();
-    println!("without {without:?}, naming {names:?}: {} orders, held: {held}", orders.load(Ordering::Relaxed));
+    println!("without {without:?}, write to {write_to:?}: {} orders, held: {held}", orders.load(Ordering::Relaxed));
     held
 }
 
 #[test]
-fn no_order_of_steps_tells_a_read_what_was_true_before_a_write_it_came_after() {
-    assert!(holds(Step::None, Names::Customer));
-    assert!(holds(Step::None, Names::Nobody));
+fn no_order_of_steps_serves_a_read_with_data_from_before_a_write_that_it_came_after() {
+    assert!(holds(Step::None, WriteTo::Customer));
+    assert!(holds(Step::None, WriteTo::Unknown));
 }
 
 #[test]
 fn without_any_one_step_some_order_does() {
-    for step in [Step::TakeFlightsOut, Step::DropKept, Step::KeepOnlyInTime, Step::FenceBeforeAnswer] {
-        assert!(!holds(step, Names::Customer), "{step:?} is not needed, or the model does not see that it is");
+    for step in [
+        Step::RemoveFlights,
+        Step::RemoveEntry,
+        Step::MarkInvalid,
+        Step::LookupChecksMark,
+        Step::StoreOnlyInFlight,
+        Step::InvalidateBeforeAnswer,
+        Step::PublishChecksAgain,
+    ] {
+        assert!(!holds(step, WriteTo::Customer), "{step:?} is not needed, or the model does not see that it is");
     }
-    for step in [Step::FenceBeforeAnswer, Step::LookChecksEra, Step::JoinChecksEra] {
-        assert!(!holds(step, Names::Nobody), "{step:?} is not needed, or the model does not see that it is");
+    for step in [Step::InvalidateBeforeAnswer, Step::LookupChecksGeneration, Step::JoinChecksGeneration] {
+        assert!(!holds(step, WriteTo::Unknown), "{step:?} is not needed, or the model does not see that it is");
     }
 }

@@ -1,7 +1,7 @@
 //! The cache against a simple oracle, over random lists, clocks, steps, requests, faults and writes.
 //!
-//! The oracle knows nothing of stripes, shelves or lives: for each question it holds the last answer that may be told,
-//! and judges it anew by the contract's words each time that it is asked for.
+//! The oracle knows nothing of stripes, entries or freshness: for each question it holds the last answer that may be served,
+//! and judges it by the guarantees each time that it is asked for.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -40,14 +40,14 @@ enum Event {
     Pass(i64),
     StepWall(i64),
     Begin(usize),
-    Land(prop::sample::Index, Came),
+    Complete(prop::sample::Index, Received),
     Write(usize),
-    WriteToNobodyKnowsWhom,
+    WriteToUnknown,
     Read(usize),
 }
 
 #[derive(Clone, Debug)]
-enum Came {
+enum Received {
     /// Ends of coupons, in seconds from now on the wall clock, and whether each coupon is unused.
     List(Vec<(i64, bool)>),
     Exception,
@@ -56,26 +56,26 @@ enum Came {
 }
 
 fn any_event() -> impl Strategy<Value = Event> {
-    let came = prop_oneof![
-        6 => proptest::collection::vec((-20i64..80, any::<bool>()), 0..4).prop_map(Came::List),
-        1 => Just(Came::Exception),
-        1 => Just(Came::Failure),
-        1 => Just(Came::Lost),
+    let received = prop_oneof![
+        6 => proptest::collection::vec((-20i64..80, any::<bool>()), 0..4).prop_map(Received::List),
+        1 => Just(Received::Exception),
+        1 => Just(Received::Failure),
+        1 => Just(Received::Lost),
     ];
     prop_oneof![
         4 => (0i64..12).prop_map(Event::Pass),
         1 => (-60i64..60).prop_map(Event::StepWall),
         4 => (0usize..4).prop_map(Event::Begin),
-        5 => (any::<prop::sample::Index>(), came).prop_map(|(which, came)| Event::Land(which, came)),
+        5 => (any::<prop::sample::Index>(), received).prop_map(|(which, received)| Event::Complete(which, received)),
         1 => (0usize..2).prop_map(Event::Write),
-        1 => Just(Event::WriteToNobodyKnowsWhom),
+        1 => Just(Event::WriteToUnknown),
         8 => (0usize..4).prop_map(Event::Read),
     ]
 }
 
-/// An answer that may be told, in the oracle's words: seconds on the clock since boot, or on the wall.
+/// An answer that may be served, as the oracle sees it: seconds on the clock since boot, or on the wall.
 #[derive(Clone, Debug)]
-struct Tellable {
+struct Servable {
     body: String,
     received: i64,
     ttl: i64,
@@ -85,31 +85,31 @@ struct Tellable {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Told {
+enum Served {
     Fresh,
-    Revalidating,
-    InPlaceOfFailure,
+    WhileRevalidating,
+    IfError,
     Not,
 }
 
-impl Tellable {
-    fn told(&self, boot: i64, wall: i64) -> Told {
+impl Servable {
+    fn served(&self, boot: i64, wall: i64) -> Served {
         if self.end.is_some_and(|(on_wall, on_boot)| wall >= on_wall - MARGIN || boot >= on_boot - MARGIN) {
-            return Told::Not;
+            return Served::Not;
         }
         let age = boot - self.received;
         match age - self.ttl {
-            ..0 => Told::Fresh,
-            past if self.stale && past < REVALIDATE => Told::Revalidating,
-            past if self.stale && past < IF_ERROR => Told::InPlaceOfFailure,
-            _ => Told::Not,
+            ..0 => Served::Fresh,
+            past if self.stale && past < REVALIDATE => Served::WhileRevalidating,
+            past if self.stale && past < IF_ERROR => Served::IfError,
+            _ => Served::Not,
         }
     }
 }
 
-struct Flying {
+struct InFlight {
     question: usize,
-    landing: Landing<()>,
+    guard: FetchGuard<()>,
     sent: (i64, i64),
     /// Writes to its customer that had ended when it began.
     fences: u64,
@@ -119,11 +119,11 @@ struct World {
     cache: Arc<Cache<()>>,
     boot: i64,
     wall: i64,
-    flying: Vec<Flying>,
-    tellable: [Option<Tellable>; 4],
+    in_flight: Vec<InFlight>,
+    servable: [Option<Servable>; 4],
     fences: [u64; 2],
     settled: [i64; 2],
-    landed: u64,
+    completed: u64,
 }
 
 fn question(number: usize) -> Question {
@@ -133,17 +133,19 @@ fn question(number: usize) -> Question {
 impl World {
     fn new() -> Self {
         let counter = || IntCounter::new("name", "help").unwrap();
-        let tally = Tally { entries: IntGauge::new("name", "help").unwrap(), expired: counter(), size: counter() };
-        let options = Options { max_bytes: 1 << 24, max_waiters: 9, tenants: 1, unsettled_ttl: seconds(UNSETTLED) };
+        let metrics =
+            CacheMetrics { entries: IntGauge::new("name", "help").unwrap(), expired: counter(), size: counter() };
+        let options =
+            Options { max_bytes: 1 << 24, max_waiters: 9, tenants: 1, rules: 0, unsettled_ttl: seconds(UNSETTLED) };
         Self {
-            cache: Arc::new(Cache::new(&options, tally)),
+            cache: Arc::new(Cache::new(&options, metrics)),
             boot: START,
             wall: START,
-            flying: Vec::new(),
-            tellable: [const { None }; 4],
+            in_flight: Vec::new(),
+            servable: [const { None }; 4],
             fences: [0; 2],
             settled: [0; 2],
-            landed: 0,
+            completed: 0,
         }
     }
 
@@ -159,23 +161,24 @@ impl World {
             }
             Event::StepWall(step) => self.wall += step,
             Event::Begin(number) => {
-                let begun = self.cache.join(&question(number), &Demand::default(), self.cache.era(0), None, self.now());
-                if let Entry::Begun(landing, _) = begun {
+                let default = RequestCacheControl::default();
+                let begun = self.cache.join(&question(number), self.cache.generation(0, 0), &default, self.now());
+                if let Join::Started(guard, _) = begun {
                     let fences = self.fences[number % 2];
-                    self.flying.push(Flying { question: number, landing, sent: (self.boot, self.wall), fences });
+                    self.in_flight.push(InFlight { question: number, guard, sent: (self.boot, self.wall), fences });
                 }
             }
-            Event::Land(which, came) if !self.flying.is_empty() => {
-                let flying = self.flying.swap_remove(which.index(self.flying.len()));
-                self.land(flying, came);
+            Event::Complete(which, received) if !self.in_flight.is_empty() => {
+                let in_flight = self.in_flight.swap_remove(which.index(self.in_flight.len()));
+                self.complete(in_flight, received);
             }
-            Event::Land(..) => {}
+            Event::Complete(..) => {}
             Event::Write(customer) => {
-                let settled = Boot::from_duration(seconds(self.boot + SETTLE));
-                self.cache.invalidate(&question(customer).subject, settled, self.now());
+                let settle_until = Boot::from_duration(seconds(self.boot + SETTLE));
+                self.cache.invalidate(&question(customer).subject, settle_until, self.now());
                 self.fence(customer);
             }
-            Event::WriteToNobodyKnowsWhom => {
+            Event::WriteToUnknown => {
                 self.cache.invalidate_tenant(0, Boot::from_duration(seconds(self.boot + SETTLE)));
                 self.fence(0);
                 self.fence(1);
@@ -188,20 +191,20 @@ impl World {
         self.fences[customer] += 1;
         self.settled[customer] = self.boot + SETTLE;
         for number in [customer, customer + 2] {
-            self.tellable[number] = None;
+            self.servable[number] = None;
         }
     }
 
-    fn land(&mut self, flying: Flying, came: Came) {
-        let Flying { question, landing, sent, fences } = flying;
-        self.landed += 1;
-        let body = self.landed.to_string();
+    fn complete(&mut self, in_flight: InFlight, received: Received) {
+        let InFlight { question, guard, sent, fences } = in_flight;
+        self.completed += 1;
+        let body = self.completed.to_string();
         let (sent_boot, sent_wall) = sent;
-        let verdict = match &came {
-            Came::Lost => return landing.fail(()),
-            Came::Failure => Verdict::Http5xx,
-            Came::Exception => Verdict::Exception,
-            Came::List(coupons) => Verdict::Success(Contents {
+        let verdict = match &received {
+            Received::Lost => return guard.fail(()),
+            Received::Failure => Verdict::Http5xx,
+            Received::Exception => Verdict::Exception,
+            Received::List(coupons) => Verdict::Success(Contents {
                 ends: coupons.iter().map(|(end, _)| Wall::from_unix_seconds(self.wall + end)).collect(),
                 open: coupons
                     .iter()
@@ -212,15 +215,15 @@ impl World {
             }),
         };
         let sent = Now { wall: Wall::from_unix_seconds(sent_wall), boot: Boot::from_duration(seconds(sent_boot)) };
-        let fate = Fate::of(&verdict, &LIFETIMES, sent, self.now());
-        let answer = Answer { status: 200, content_type: None, rare: None, body: body.as_bytes().into() };
-        landing.answer(Arc::new(answer), fate, sent.boot, self.now());
+        let decision = StoreDecision::of(&verdict, &LIFETIMES, sent, self.now());
+        let answer = Answer { status: 200, content_type: None, extra_headers: None, body: body.as_bytes().into() };
+        guard.complete(Arc::new(answer), decision, sent.boot, self.now());
 
-        // The oracle's own account of the same.
-        let coupons = match came {
-            Came::Lost | Came::Failure => return,
-            Came::Exception => Vec::new(),
-            Came::List(coupons) => coupons,
+        // The oracle's view of the same.
+        let coupons = match received {
+            Received::Lost | Received::Failure => return,
+            Received::Exception => Vec::new(),
+            Received::List(coupons) => coupons,
         };
         if self.fences[question % 2] != fences {
             return;
@@ -229,37 +232,42 @@ impl World {
         let end =
             ahead.map(|end| (end, (sent_boot + (end - sent_wall).max(0)).min(self.boot + (end - self.wall).max(0))));
         let unsettled = coupons.iter().any(|(end, open)| *open && *end <= 0);
-        let settling = sent_boot < self.settled[question % 2];
+        let settles = sent_boot < self.settled[question % 2];
         let ttl = if coupons.is_empty() { NEGATIVE } else { TTL };
-        let ttl = if unsettled || settling { ttl.min(UNSETTLED) } else { ttl };
-        let stale = !coupons.is_empty() && !unsettled && !settling;
-        let tellable = Tellable { body, received: self.boot, ttl, stale, end };
-        let lives = tellable.told(self.boot, self.wall) == Told::Fresh;
-        self.tellable[question] = lives.then_some(tellable);
+        let ttl = if unsettled || settles { ttl.min(UNSETTLED) } else { ttl };
+        let stale = !coupons.is_empty() && !unsettled && !settles;
+        let servable = Servable { body, received: self.boot, ttl, stale, end };
+        let lives = servable.served(self.boot, self.wall) == Served::Fresh;
+        self.servable[question] = lives.then_some(servable);
     }
 
     fn read(&self, number: usize) {
-        let now = self.now();
+        let (now, generation) = (self.now(), self.cache.generation(0, 0));
         let text = |answer: &Answer| String::from_utf8(answer.body.to_vec()).unwrap();
-        let (told, body) = match self.cache.look(&question(number), &Demand::default(), now) {
-            Found::Fresh(hit) => (Told::Fresh, Some(text(&hit.answer))),
-            Found::Stale(hit, _) => (Told::Revalidating, Some(text(&hit.answer))),
-            Found::Nothing => match self.cache.stand_in(&question(number), now) {
-                Some(hit) => (Told::InPlaceOfFailure, Some(text(&hit.answer))),
-                None => (Told::Not, None),
-            },
-        };
-        let tellable = self.tellable[number].as_ref();
-        let wanted = tellable.map_or(Told::Not, |tellable| tellable.told(self.boot, self.wall));
-        assert_eq!(told, wanted, "question {number}: {tellable:?} at {} on boot, {} on the wall", self.boot, self.wall);
-        assert_eq!(body.as_ref(), tellable.map(|tellable| &tellable.body).filter(|_| wanted != Told::Not));
+        let (served, body) =
+            match self.cache.lookup(&question(number), generation, &RequestCacheControl::default(), now) {
+                Lookup::Fresh(hit) => (Served::Fresh, Some(text(&hit.answer))),
+                Lookup::Stale(hit, _) => (Served::WhileRevalidating, Some(text(&hit.answer))),
+                Lookup::Miss => match self.cache.stale_for_error(&question(number), generation, now) {
+                    Some(hit) => (Served::IfError, Some(text(&hit.answer))),
+                    None => (Served::Not, None),
+                },
+            };
+        let servable = self.servable[number].as_ref();
+        let wanted = servable.map_or(Served::Not, |servable| servable.served(self.boot, self.wall));
+        assert_eq!(
+            served, wanted,
+            "question {number}: {servable:?} at {} on boot, {} on the wall",
+            self.boot, self.wall
+        );
+        assert_eq!(body.as_ref(), servable.map(|servable| &servable.body).filter(|_| wanted != Served::Not));
     }
 }
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(10_000))]
     #[test]
-    fn the_cache_tells_exactly_what_the_oracle_does(events in proptest::collection::vec(any_event(), 1..60)) {
+    fn the_cache_serves_exactly_what_the_oracle_does(events in proptest::collection::vec(any_event(), 1..60)) {
         let mut world = World::new();
         for event in events {
             world.happen(event);

@@ -14,13 +14,16 @@ const LIFETIMES: Lifetimes = Lifetimes {
     expiry_margin: Duration::ZERO,
 };
 
+const NO_CACHE: RequestCacheControl = RequestCacheControl { no_cache: true, max_age: None, only_if_cached: false };
+
 fn cache() -> Arc<Cache<()>> {
     let counter = || IntCounter::new("name", "help").unwrap();
-    let tally = Tally { entries: IntGauge::new("name", "help").unwrap(), expired: counter(), size: counter() };
-    Arc::new(Cache::new(
-        &Options { max_bytes: 1 << 20, max_waiters: 2, tenants: 1, unsettled_ttl: Duration::from_secs(5) },
-        tally,
-    ))
+    let metrics = CacheMetrics { entries: IntGauge::new("name", "help").unwrap(), expired: counter(), size: counter() };
+    Arc::new(Cache::new(&options(), metrics))
+}
+
+fn options() -> Options {
+    Options { max_bytes: 1 << 20, max_waiters: 2, tenants: 1, rules: 0, unsettled_ttl: Duration::from_secs(5) }
 }
 
 fn now() -> Now {
@@ -31,124 +34,182 @@ fn question(customer: &str, key: &str) -> Question {
     Question { subject: Subject::customer(0, customer), key: key.into() }
 }
 
-fn begin(cache: &Arc<Cache<()>>, question: &Question) -> (Landing<()>, Waiter<()>) {
-    match cache.join(question, &Demand::default(), cache.era(question.subject.tenant), None, now()) {
-        Entry::Begun(landing, waiter) => (landing, waiter),
+fn join(cache: &Arc<Cache<()>>, question: &Question, cache_control: &RequestCacheControl) -> Join<()> {
+    cache.join(question, cache.generation(0, 0), cache_control, now())
+}
+
+fn begin_with(
+    cache: &Arc<Cache<()>>,
+    question: &Question,
+    cache_control: &RequestCacheControl,
+) -> (FetchGuard<()>, Waiter<()>) {
+    match join(cache, question, cache_control) {
+        Join::Started(guard, waiter) => (guard, waiter),
         other => panic!("{other:?}"),
     }
 }
 
-fn land(landing: Landing<()>, body: &'static str) -> bool {
-    let answer = Answer { status: 200, content_type: None, rare: None, body: body.as_bytes().into() };
-    let fate = Fate::of(&Verdict::Success(Contents::default()), &LIFETIMES, now(), now());
-    landing.answer(Arc::new(answer), fate, now().boot, now()).kept.is_some()
+fn begin(cache: &Arc<Cache<()>>, question: &Question) -> (FetchGuard<()>, Waiter<()>) {
+    begin_with(cache, question, &RequestCacheControl::default())
 }
 
-fn told(cache: &Arc<Cache<()>>, question: &Question) -> Option<String> {
-    let Found::Fresh(hit) = cache.look(question, &Demand::default(), now()) else { return None };
+fn answer(body: &'static str) -> Arc<Answer> {
+    Arc::new(Answer { status: 200, content_type: None, extra_headers: None, body: body.as_bytes().into() })
+}
+
+/// Completes a fetch with a success; returns whether it was stored.
+fn complete(guard: FetchGuard<()>, body: &'static str) -> bool {
+    let decision = StoreDecision::of(&Verdict::Success(Contents::default()), &LIFETIMES, now(), now());
+    guard.complete(answer(body), decision, now().boot, now()).freshness.is_some()
+}
+
+fn lookup(cache: &Arc<Cache<()>>, question: &Question) -> Option<String> {
+    let found = cache.lookup(question, cache.generation(0, 0), &RequestCacheControl::default(), now());
+    let Lookup::Fresh(hit) = found else { return None };
     Some(String::from_utf8(hit.answer.body.to_vec()).unwrap())
 }
 
-/// Between a caller's look and its joining, the flight it would have joined may land.
+fn invalidate(cache: &Cache<()>, customer: &str, settle_until: Boot) -> usize {
+    cache.invalidate(&Subject::customer(0, customer), settle_until, now())
+}
+
+/// Between a caller's lookup and its joining, the flight that it would have joined may store its answer.
 #[test]
-fn who_comes_late_to_a_flight_gets_its_answer_and_begins_no_other() {
+fn a_caller_that_comes_late_to_a_flight_gets_its_answer_and_begins_no_other() {
     let cache = cache();
     let question = question("1", "a");
-    let (landing, _waiter) = begin(&cache, &question);
-    let mark = cache.mark(&question.subject);
-    assert_eq!(told(&cache, &question), None);
-    assert!(land(landing, "x"));
-    for looked in [Some(&mark), None] {
-        let entry = cache.join(&question, &Demand::default(), cache.era(0), looked, now());
-        assert!(matches!(entry, Entry::Hit(_)), "{looked:?}");
-    }
+    let (guard, _waiter) = begin(&cache, &question);
+    assert_eq!(lookup(&cache, &question), None);
+    assert!(complete(guard, "x"));
+    assert!(matches!(join(&cache, &question, &RequestCacheControl::default()), Join::Hit(_)));
 }
 
 #[tokio::test]
-async fn a_flight_that_is_abandoned_tells_its_waiters_and_lets_the_next_begin() {
+async fn an_abandoned_flight_tells_its_waiters_and_lets_the_next_begin() {
     let cache = cache();
-    let (landing, waiter) = begin(&cache, &question("1", "a"));
-    drop(landing);
-    assert!(matches!(waiter.outcome().await, Landed::Abandoned));
-    let (landing, waiter) = begin(&cache, &question("1", "a"));
-    landing.fail(());
-    assert!(matches!(waiter.outcome().await, Landed::Failed(())));
+    let (guard, waiter) = begin(&cache, &question("1", "a"));
+    drop(guard);
+    assert!(matches!(waiter.outcome().await, FetchOutcome::Abandoned));
+    let (guard, waiter) = begin(&cache, &question("1", "a"));
+    assert!(!waiter.was_sent());
+    guard.mark_sent();
+    assert!(waiter.was_sent());
+    guard.fail(());
+    assert!(matches!(waiter.outcome().await, FetchOutcome::Failed(())));
     begin(&cache, &question("1", "a"));
 }
 
 #[test]
-fn only_so_many_wait_and_a_place_that_is_left_is_free() {
+fn the_number_of_waiters_is_bounded_and_a_waiter_that_gives_up_makes_room() {
     let cache = cache();
-    let (_landing, _first) = begin(&cache, &question("1", "a"));
-    let join = || cache.join(&question("1", "a"), &Demand::default(), cache.era(0), None, now());
+    let (_guard, _first) = begin(&cache, &question("1", "a"));
+    let join = || join(&cache, &question("1", "a"), &RequestCacheControl::default());
     let second = join();
-    assert!(matches!(second, Entry::Joined(_)));
-    assert!(matches!(join(), Entry::Crowded));
+    assert!(matches!(second, Join::Joined(_)));
+    assert!(matches!(join(), Join::TooManyWaiters));
     drop(second);
-    assert!(matches!(join(), Entry::Joined(_)));
+    assert!(matches!(join(), Join::Joined(_)));
 }
 
 #[test]
-fn what_a_fence_went_through_is_neither_kept_nor_joined() {
-    type Fence = fn(&Cache<()>);
-    let fences: [Fence; 2] = [
-        |cache| assert!(cache.invalidate(&Subject::customer(0, "1"), now().boot, now()) <= 1),
-        |cache| cache.invalidate_tenant(0, now().boot),
-    ];
-    for fence in fences {
+fn what_was_fetched_before_an_invalidation_is_neither_stored_nor_joined() {
+    type Invalidation = fn(&Cache<()>);
+    let invalidations: [Invalidation; 2] =
+        [|cache| assert!(invalidate(cache, "1", now().boot) <= 1), |cache| cache.invalidate_tenant(0, now().boot)];
+    for invalidation in invalidations {
         let cache = cache();
-        assert!(land(begin(&cache, &question("1", "kept")).0, "before"));
+        assert!(complete(begin(&cache, &question("1", "cached")).0, "before"));
         let (old, _old_waiter) = begin(&cache, &question("1", "a"));
-        fence(&cache);
-        assert_eq!(told(&cache, &question("1", "kept")), None);
-        let (flying, _waiter) = begin(&cache, &question("1", "b"));
-        fence(&cache);
-        assert!(!land(flying, "before"), "nobody asked anew, and it is not kept all the same");
+        invalidation(&cache);
+        assert_eq!(lookup(&cache, &question("1", "cached")), None);
+        let (in_flight, _waiter) = begin(&cache, &question("1", "b"));
+        invalidation(&cache);
+        assert!(!complete(in_flight, "before"), "it is not stored, although nobody asked again");
         let (new, _new_waiter) = begin(&cache, &question("1", "a"));
-        assert!(!land(old, "before"));
-        assert_eq!(told(&cache, &question("1", "a")), None);
-        assert!(land(new, "after"));
-        assert_eq!(told(&cache, &question("1", "a")).as_deref(), Some("after"));
+        assert!(!complete(old, "before"));
+        assert_eq!(lookup(&cache, &question("1", "a")), None);
+        assert!(complete(new, "after"));
+        assert_eq!(lookup(&cache, &question("1", "a")).as_deref(), Some("after"));
     }
 }
 
+/// Under other rules old answers are not served, and what was fetched under the old rules is not stored.
 #[test]
-fn a_fence_leaves_other_customers_alone() {
+fn answers_of_other_rules_are_neither_served_nor_stored() {
     let cache = cache();
-    assert!(land(begin(&cache, &question("2", "a")).0, "kept"));
-    let (flying, _waiter) = begin(&cache, &question("3", "a"));
-    cache.invalidate(&Subject::customer(0, "1"), now().boot, now());
-    assert_eq!(told(&cache, &question("2", "a")).as_deref(), Some("kept"));
-    assert!(land(flying, "flown"));
+    let (asked, none) = (question("1", "a"), RequestCacheControl::default());
+    assert!(complete(begin(&cache, &asked).0, "old rules"));
+    let (in_flight, _waiter) = begin(&cache, &question("1", "b"));
+    cache.reconfigure(&Options { rules: 1, ..options() });
+    let (old, new) = (cache.generation(0, 0), cache.generation(0, 1));
+    assert!(matches!(cache.lookup(&asked, new, &none, now()), Lookup::Miss));
+    assert!(matches!(cache.lookup(&asked, old, &none, now()), Lookup::Fresh(_)), "for a request that came before");
+    let Join::Started(guard, _waiter) = cache.join(&asked, new, &none, now()) else { panic!("a fetch begins") };
+    assert!(complete(guard, "new rules") && !complete(in_flight, "old rules"));
+    assert!(matches!(cache.lookup(&asked, new, &none, now()), Lookup::Fresh(_)));
+    assert!(matches!(cache.lookup(&asked, old, &none, now()), Lookup::Miss));
 }
 
 #[test]
-fn an_answer_that_is_not_kept_ends_an_older_one_unless_it_says_nothing() {
+fn an_invalidation_leaves_other_customers_alone() {
+    let cache = cache();
+    assert!(complete(begin(&cache, &question("2", "a")).0, "cached"));
+    let (in_flight, _waiter) = begin(&cache, &question("3", "a"));
+    invalidate(&cache, "1", now().boot);
+    assert_eq!(lookup(&cache, &question("2", "a")).as_deref(), Some("cached"));
+    assert!(complete(in_flight, "fetched"));
+}
+
+#[test]
+fn an_answer_that_is_not_stored_drops_an_older_one_unless_it_says_nothing() {
     let old = question("1", "a");
-    for (fate, stays) in [(Fate::Supersedes, None), (Fate::Ignored, Some("old")), (Fate::Failure, Some("old"))] {
+    for (decision, stays) in
+        [(StoreDecision::Supersede, None), (StoreDecision::Ignore, Some("old")), (StoreDecision::Failure, Some("old"))]
+    {
         let cache = cache();
-        assert!(land(begin(&cache, &old).0, "old"));
-        let demand = Demand { no_cache: true, ..Demand::default() };
-        let Entry::Begun(landing, _waiter) = cache.join(&old, &demand, cache.era(0), None, now()) else {
-            panic!("it begins")
-        };
-        let answer = Answer { status: 200, content_type: None, rare: None, body: Box::default() };
-        assert_eq!(landing.answer(Arc::new(answer), fate, now().boot, now()).kept, None);
-        assert_eq!(told(&cache, &old).as_deref(), stays);
+        assert!(complete(begin(&cache, &old).0, "old"));
+        let (guard, _waiter) = begin_with(&cache, &old, &NO_CACHE);
+        assert_eq!(guard.complete(answer(""), decision, now().boot, now()).freshness, None);
+        assert_eq!(lookup(&cache, &old).as_deref(), stays);
     }
 }
 
 #[test]
-fn one_customers_questions_are_bounded_and_the_oldest_goes() {
+fn a_new_fetch_on_request_drops_the_customers_other_answers() {
+    let cache = cache();
+    assert!(complete(begin(&cache, &question("1", "a")).0, "a"));
+    assert!(complete(begin(&cache, &question("1", "b")).0, "b"));
+    let (other, _waiter) = begin(&cache, &question("1", "c"));
+    assert!(complete(begin_with(&cache, &question("1", "a"), &NO_CACHE).0, "new"));
+    assert_eq!(lookup(&cache, &question("1", "a")).as_deref(), Some("new"));
+    assert_eq!(lookup(&cache, &question("1", "b")), None);
+    assert!(!complete(other, "c"), "it began before");
+}
+
+#[test]
+fn one_customers_answers_are_bounded_and_the_oldest_are_dropped() {
     let cache = cache();
     for number in 0..200 {
-        assert!(land(begin(&cache, &question("1", &number.to_string())).0, "x"));
+        assert!(complete(begin(&cache, &question("1", &number.to_string())).0, "x"));
     }
-    let kept = (0..200).filter(|number| told(&cache, &question("1", &number.to_string())).is_some()).count();
-    assert_eq!(kept, 64);
-    assert!(told(&cache, &question("1", "199")).is_some() && told(&cache, &question("1", "0")).is_none());
-    cache.tidy();
-    assert_eq!(cache.tally.entries.get(), 64);
+    let cached = (0..200).filter(|number| lookup(&cache, &question("1", &number.to_string())).is_some()).count();
+    assert_eq!(cached, 64);
+    assert!(lookup(&cache, &question("1", "199")).is_some() && lookup(&cache, &question("1", "0")).is_none());
+    cache.run_maintenance();
+    assert_eq!(cache.metrics.entries.get(), 64);
+}
+
+/// What moka evicts leaves its stripe too, so that no memory is held that is not counted.
+#[test]
+fn what_is_evicted_leaves_its_stripe() {
+    let cache = cache();
+    for customer in 0..5000 {
+        assert!(complete(begin(&cache, &question(&customer.to_string(), "a")).0, "x"));
+    }
+    cache.run_maintenance();
+    let in_stripes = cache.stripes.entries();
+    assert_eq!(in_stripes as u64, cache.entries.entry_count());
+    assert!((100..4000).contains(&in_stripes), "{in_stripes}");
 }
 
 /// A fetch that began in time to be answered from before a write lives shortly, however late it is answered and whatever is
@@ -157,72 +218,67 @@ fn one_customers_questions_are_bounded_and_the_oldest_goes() {
 fn a_slow_fetch_from_within_the_settle_time_lives_shortly() {
     let cache = cache();
     let sent = now();
-    cache.invalidate(&Subject::customer(0, "1"), sent.boot + Duration::from_secs(3), sent);
-    let (landing, _waiter) = begin(&cache, &question("1", "a"));
+    invalidate(&cache, "1", sent.boot + Duration::from_secs(3));
+    let (guard, _waiter) = begin(&cache, &question("1", "a"));
     let late = Now { boot: sent.boot + Duration::from_secs(600), ..sent };
     cache.invalidate(&Subject::customer(0, "2"), late.boot, late);
-    cache.tidy();
-    let answer = Answer { status: 200, content_type: None, rare: None, body: Box::default() };
-    let fate = Fate::of(&Verdict::Success(Contents::default()), &LIFETIMES, sent, late);
-    let life = landing.answer(Arc::new(answer), fate, sent.boot, late).kept.unwrap();
-    assert_eq!(life.lasts(), Duration::from_secs(5));
+    cache.run_maintenance();
+    let decision = StoreDecision::of(&Verdict::Success(Contents::default()), &LIFETIMES, sent, late);
+    let freshness = guard.complete(answer(""), decision, sent.boot, late).freshness.unwrap();
+    assert_eq!(freshness.lifetime(), Duration::from_secs(5));
 }
 
-/// What is asked for while upstream may lag behind a write lives shortly, whoever else's write comes meanwhile.
+/// What is fetched while the platform may lag behind a write lives shortly, and is never served stale.
 #[test]
-fn what_is_asked_for_while_upstream_settles_lives_shortly() {
-    type Fence = fn(&Cache<()>, Boot);
-    let fences: [Fence; 2] = [
-        |cache, until| assert_eq!(cache.invalidate(&Subject::customer(0, "1"), until, now()), 0),
-        |cache, until| cache.invalidate_tenant(0, until),
-    ];
-    for fence in fences {
-        for (settles, lasts) in [(3, 5), (0, 3600)] {
+fn what_is_fetched_while_the_platform_settles_lives_shortly() {
+    type Invalidation = fn(&Cache<()>, Boot);
+    let invalidations: [Invalidation; 2] =
+        [|cache, until| assert_eq!(invalidate(cache, "1", until), 0), |cache, until| cache.invalidate_tenant(0, until)];
+    for invalidation in invalidations {
+        for (settle, lifetime) in [(3, 5), (0, 3600)] {
             let cache = cache();
             let sent = now();
-            fence(&cache, sent.boot + Duration::from_secs(settles));
-            let (landing, _waiter) = begin(&cache, &question("1", "a"));
-            let answer = Answer { status: 200, content_type: None, rare: None, body: Box::default() };
-            let fate = Fate::of(&Verdict::Success(Contents::default()), &LIFETIMES, sent, sent);
-            let life = landing.answer(Arc::new(answer), fate, sent.boot, sent).kept.unwrap();
-            assert_eq!(life.lasts(), Duration::from_secs(lasts));
-            let later = Now { boot: sent.boot + Duration::from_secs(lasts + 1), ..sent };
-            assert_eq!(life.stale(later).is_some(), settles == 0, "no stale mode while it settles");
+            invalidation(&cache, sent.boot + Duration::from_secs(settle));
+            let (guard, _waiter) = begin(&cache, &question("1", "a"));
+            let decision = StoreDecision::of(&Verdict::Success(Contents::default()), &LIFETIMES, sent, sent);
+            let freshness = guard.complete(answer(""), decision, sent.boot, sent).freshness.unwrap();
+            assert_eq!(freshness.lifetime(), Duration::from_secs(lifetime));
+            let later = Now { boot: sent.boot + Duration::from_secs(lifetime + 1), ..sent };
+            assert_eq!(freshness.stale(later).is_some(), settle == 0);
         }
     }
 }
 
 #[test]
-fn a_refetch_tells_whether_the_old_answer_was_still_true() {
+fn a_refetch_reports_whether_the_answer_changed() {
     let cache = cache();
     let refetch = |body: &'static str| {
-        let demand = Demand { no_cache: true, ..Demand::default() };
-        let Entry::Begun(landing, _waiter) = cache.join(&question("1", "a"), &demand, cache.era(0), None, now()) else {
-            panic!("it begins")
-        };
-        let answer = Answer { status: 200, content_type: None, rare: None, body: body.as_bytes().into() };
-        let fate = Fate::of(&Verdict::Success(Contents::default()), &LIFETIMES, now(), now());
-        landing.answer(Arc::new(answer), fate, now().boot, now()).changed
+        let (guard, _waiter) = begin_with(&cache, &question("1", "a"), &NO_CACHE);
+        let decision = StoreDecision::of(&Verdict::Success(Contents::default()), &LIFETIMES, now(), now());
+        guard.complete(answer(body), decision, now().boot, now()).changed
     };
     assert_eq!([refetch("a"), refetch("a"), refetch("b")], [None, Some(false), Some(true)]);
 }
 
 #[test]
-fn past_its_freshness_an_answer_is_told_in_its_modes_and_refreshed_by_one() {
+fn a_stale_answer_is_served_in_its_modes_and_refreshed_by_one_caller() {
     let cache = cache();
     let asked = question("1", "a");
-    assert!(land(begin(&cache, &asked).0, "x"));
+    assert!(complete(begin(&cache, &asked).0, "x"));
     let later = |seconds: u64| Now { boot: now().boot + Duration::from_secs(3600 + seconds), ..now() };
-    let look = |demand: Demand, seconds: u64| cache.look(&asked, &demand, later(seconds));
-    assert!(matches!(look(Demand::default(), 1), Found::Stale(_, true)));
-    assert!(matches!(look(Demand::default(), 1), Found::Stale(_, false)));
-    let aged = Demand { max_age: Some(Duration::from_secs(1 << 20)), ..Demand::default() };
-    assert!(matches!(look(aged, 1), Found::Nothing));
-    assert!(matches!(look(Demand { no_cache: true, ..Demand::default() }, 1), Found::Nothing));
-    assert!(matches!(look(Demand::default(), 61), Found::Nothing));
-    assert!(cache.stand_in(&asked, later(61)).is_some());
-    assert!(cache.stand_in(&asked, later(601)).is_none());
-    assert!(cache.stand_in(&asked, now()).is_none(), "it is fresh");
+    let default = RequestCacheControl::default();
+    let lookup =
+        |cache_control, seconds: u64| cache.lookup(&asked, cache.generation(0, 0), cache_control, later(seconds));
+    let stale_for_error = |now| cache.stale_for_error(&asked, cache.generation(0, 0), now);
+    assert!(matches!(lookup(&default, 1), Lookup::Stale(_, true)));
+    assert!(matches!(lookup(&default, 1), Lookup::Stale(_, false)));
+    let aged = RequestCacheControl { max_age: Some(Duration::from_secs(1 << 20)), ..default };
+    assert!(matches!(lookup(&aged, 1), Lookup::Miss));
+    assert!(matches!(lookup(&NO_CACHE, 1), Lookup::Miss));
+    assert!(matches!(lookup(&default, 61), Lookup::Miss));
+    assert!(stale_for_error(later(61)).is_some());
+    assert!(stale_for_error(later(601)).is_none());
+    assert!(stale_for_error(now()).is_none(), "it is fresh");
     cache.invalidate_tenant(0, now().boot);
-    assert!(cache.stand_in(&asked, later(61)).is_none() && matches!(look(Demand::default(), 2), Found::Nothing));
+    assert!(stale_for_error(later(61)).is_none() && matches!(lookup(&default, 2), Lookup::Miss));
 }

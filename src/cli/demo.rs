@@ -1,4 +1,4 @@
-//! `zvgate demo`: everything on this machine, to see it work in a minute. Reads no file and no variable.
+//! `zvgate demo`: the sandbox and a gateway on loopback. Reads no file and no variable.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -6,16 +6,17 @@ use std::net::{Ipv4Addr, SocketAddr};
 
 use tokio_util::sync::CancellationToken;
 
-use super::sandbox::{EXAMPLE_GRANT_CODE, EXAMPLE_OPEN_ID, EXAMPLE_OPEN_KEY, USUAL_ADDRESS, example};
+use super::sandbox::{DEFAULT_ADDRESS, EXAMPLE_GRANT_CODE, EXAMPLE_OPEN_ID, EXAMPLE_OPEN_KEY, example};
 use super::stop::Stops;
 use super::{fail, logging, print, runtime};
 use crate::app::{App, Inherited, StartError, Workers};
 use crate::clock::Clock;
-use crate::limit::Before;
+use crate::configuration::Configuration;
+use crate::limit::EarlierCalls;
 use crate::sandbox::{Faults, Options, Sandbox};
-use crate::settings::{Settings, Sources};
+use crate::settings::Sources;
 
-/// The customer of the lines to paste: the one of the platform's own document.
+/// The customer of the example commands: the one of the platform's own document.
 const CUSTOMER: &str = "383933091455959041";
 
 pub(super) fn run() -> Result<(), u8> {
@@ -26,9 +27,9 @@ async fn demo() -> Result<(), u8> {
     let mut stops = Stops::new().map_err(fail)?;
     let sandbox = bind_sandbox().await.map_err(fail)?;
     let platform = sandbox.address().map_err(fail)?;
-    let settings = settings(platform)?;
-    let _log = logging::begin(&settings.log);
-    let app = bind_gateway(settings).await?;
+    let configuration = configuration(platform, DEFAULT_PORTS)?;
+    let _log = logging::begin(&configuration.settings.fixed.log);
+    let app = bind_gateway(configuration, platform).await?;
     let (data, admin) = (app.address().map_err(fail)?, app.admin_address().map_err(fail)?);
     let card = sandbox.first_card(CUSTOMER).unwrap_or_default();
     print(&banner(platform, data, admin, &card))?;
@@ -49,41 +50,44 @@ async fn demo() -> Result<(), u8> {
     print("stopped")
 }
 
-/// The usual port, or any free one.
+/// The default port, or any free one.
 async fn bind_sandbox() -> io::Result<Sandbox> {
     let options = Options { merchants: vec![example()], rate: 10, faults: Faults::default() };
-    let usual = USUAL_ADDRESS.parse().map_err(io::Error::other)?;
-    match Sandbox::bind(usual, options.clone(), Clock::system()).await {
+    let default = DEFAULT_ADDRESS.parse().map_err(io::Error::other)?;
+    match Sandbox::bind(default, options.clone(), Clock::system()).await {
         Ok(sandbox) => Ok(sandbox),
         Err(_) => Sandbox::bind(any_port(), options, Clock::system()).await,
     }
 }
 
-/// The usual ports, or for each one that is taken any free one.
-async fn bind_gateway(mut settings: Settings) -> Result<App, u8> {
-    for _ in 0..2 {
-        match App::bind(&settings, Clock::system(), Before::Nothing, Inherited::default()).await {
-            Err(StartError::Listen("server.listen", ..)) => settings.server.listen = any_port(),
-            Err(StartError::Listen(..)) => settings.server.admin_listen = any_port(),
-            bound => return bound.map_err(fail),
-        }
+/// The default ports, or any free ones if one of them is taken.
+async fn bind_gateway(configuration: Configuration, platform: SocketAddr) -> Result<App, u8> {
+    let bind = |configuration| App::bind(configuration, Clock::system(), EarlierCalls::None, Inherited::default());
+    match bind(configuration).await {
+        Err(StartError::Listen(..)) => bind(self::configuration(platform, ANY_PORTS)?).await.map_err(fail),
+        bound => bound.map_err(fail),
     }
-    App::bind(&settings, Clock::system(), Before::Nothing, Inherited::default()).await.map_err(fail)
 }
 
 fn any_port() -> SocketAddr {
     SocketAddr::from((Ipv4Addr::LOCALHOST, 0))
 }
 
-fn settings(platform: SocketAddr) -> Result<Settings, u8> {
+/// The ports of the data and the admin listener.
+const DEFAULT_PORTS: [u16; 2] = [8080, 9464];
+const ANY_PORTS: [u16; 2] = [0, 0];
+
+fn configuration(platform: SocketAddr, [data, admin]: [u16; 2]) -> Result<Configuration, u8> {
     let variables = [
+        ("ZVGATE__SERVER__LISTEN", format!("127.0.0.1:{data}")),
+        ("ZVGATE__SERVER__ADMIN_LISTEN", format!("127.0.0.1:{admin}")),
         ("ZVGATE__UPSTREAM__BASE_URL", format!("http://{platform}")),
         ("ZVGATE__TENANTS__DEMO__OPEN_ID", EXAMPLE_OPEN_ID.to_owned()),
         ("ZVGATE__TENANTS__DEMO__GRANT_CODE", EXAMPLE_GRANT_CODE.to_owned()),
         ("ZVGATE__TENANTS__DEMO__OPEN_KEY", EXAMPLE_OPEN_KEY.to_owned()),
     ];
     let variables = BTreeMap::from(variables.map(|(name, value)| (name.to_owned(), value)));
-    Sources { variables, ..Sources::default() }.load().map_err(fail)
+    Configuration::load(&Sources { variables, ..Sources::default() }).map_err(fail)
 }
 
 fn banner(platform: SocketAddr, data: SocketAddr, admin: SocketAddr, card: &str) -> String {
@@ -94,21 +98,21 @@ fn banner(platform: SocketAddr, data: SocketAddr, admin: SocketAddr, card: &str)
         "zvgate demo
   gateway   http://{data}
   admin     http://{admin}
-  sandbox   http://{platform}  (stands in for the open platform)
+  sandbox   http://{platform}  (a stand-in for the open platform)
 
 Paste into another terminal:
 
-# 1. a miss: signed, sent, kept (see Cache-Status)
+# 1. a miss: signed, sent, stored (see Cache-Status)
 {read}
 
 # 2. the same again: a hit
 {read}
 
-# 3. a write: sent once, and the customer's answers are over; now 1. is a miss again
+# 3. a write: sent once, and the customer's answers are invalidated; now 1. is a miss again
 curl -si http://{data}/v3/crm/coupon/writeOffCoupon -H 'Content-Type: application/json' \\
     -d '{{\"params\":{{\"bizId\":\"order-1\",\"customerId\":\"{CUSTOMER}\",\"couponsCardList\":[\"{card}\"]}}}}'
 
-# 4. what operators see
+# 4. a metric
 curl -s http://{admin}/metrics | grep zvgate_cache_lookups_total
 
 Ctrl-C stops it."

@@ -1,5 +1,5 @@
-//! Where log lines go: standard error, as text or as JSON. Only the gateway's own lines, so that no library's words
-//! can carry what it was handed.
+//! Log output: standard error, as text or as JSON. Only the gateway's own messages, so that no library can log what it was
+//! passed.
 
 use std::io::IsTerminal;
 
@@ -13,10 +13,10 @@ use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::settings::{LogFormat, LogLevel, LogSettings};
 
-/// Lines that wait for whoever reads them; further ones are dropped, since nobody who asks may wait for a log.
-const LINES_AHEAD: usize = 8192;
+/// Lines that are buffered for a slow reader; further ones are dropped, since no request may wait for the log.
+const MAX_BUFFERED_LINES: usize = 8192;
 
-/// Begins to log. What waits when the guard goes is still written, if that takes no time.
+/// Starts logging. Buffered lines are written when the guard is dropped, if that does not block.
 pub(super) fn begin(settings: &LogSettings) -> WorkerGuard {
     let level = match settings.level {
         LogLevel::Error => Level::ERROR,
@@ -31,12 +31,12 @@ pub(super) fn begin(settings: &LogSettings) -> WorkerGuard {
         LogFormat::Text => true,
         LogFormat::Json => false,
     };
-    let lossy = NonBlockingBuilder::default().lossy(true).buffered_lines_limit(LINES_AHEAD);
-    let (ahead, guard) = lossy.finish(std::io::stderr());
-    let lines = layer().with_writer(ahead).with_ansi(terminal).with_target(false);
+    let lossy = NonBlockingBuilder::default().lossy(true).buffered_lines_limit(MAX_BUFFERED_LINES);
+    let (writer, guard) = lossy.finish(std::io::stderr());
+    let lines = layer().with_writer(writer).with_ansi(terminal).with_target(false);
     let lines = if text { lines.boxed() } else { lines.json().flatten_event(true).boxed() };
     let own = Targets::new().with_target("zvgate", level);
-    // A second start in one process, as in tests, keeps the first's log.
+    // If a process starts twice, as in tests, the first log stays.
     let _ = tracing_subscriber::registry().with(lines.with_filter(own)).try_init();
     guard
 }

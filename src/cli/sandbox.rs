@@ -11,17 +11,17 @@ use crate::clock::Clock;
 use crate::sandbox::{Fault, Faults, Merchant, Options, Sandbox};
 use crate::secret::Secret;
 
-/// The platform's own published example: it opens nothing.
+/// The platform's own published example, which gives access to nothing.
 pub(super) const EXAMPLE_OPEN_ID: &str = "d14c1559e87b747d577c834b275a4310";
 pub(super) const EXAMPLE_GRANT_CODE: &str = "ba67d4fa46";
 pub(super) const EXAMPLE_OPEN_KEY: &str = "LyvrkvkxRkG2R6aM55bXpPwjYAbkEXTbVnKwfDYvVHjNwNFAmx";
-/// Where the sandbox listens unless it is told otherwise.
-pub(super) const USUAL_ADDRESS: &str = "127.0.0.1:8090";
+/// The default address of the sandbox.
+pub(super) const DEFAULT_ADDRESS: &str = "127.0.0.1:8090";
 
 #[derive(clap::Args)]
 pub(super) struct Arguments {
     /// Where to listen
-    #[arg(long, value_name = "ADDR", default_value = USUAL_ADDRESS)]
+    #[arg(long, value_name = "ADDR", default_value = DEFAULT_ADDRESS)]
     listen: SocketAddr,
     /// The merchant's openId
     #[arg(long, default_value = EXAMPLE_OPEN_ID)]
@@ -35,16 +35,16 @@ pub(super) struct Arguments {
     /// Calls allowed in any second, for each route; 0: any number
     #[arg(long, default_value_t = 10)]
     rate: usize,
-    /// What to do wrong
+    /// The fault to inject
     #[arg(long, value_enum, default_value_t)]
     fault: Fault,
-    /// Do it to every so many-th answer
+    /// Inject it into every n-th answer
     #[arg(long, default_value_t = 1)]
     every: u64,
-    /// How long every answer takes
+    /// The latency of every answer
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration, default_value = "0s")]
     latency: Duration,
-    /// How long at most a request is on its way before it is counted, at random
+    /// The longest random delay before a request is counted
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration, default_value = "0s")]
     jitter: Duration,
     /// How many seconds the platform's clock is ahead
@@ -78,7 +78,7 @@ async fn serve(arguments: &Arguments) -> Result<(), u8> {
     print(&format!("sandbox on http://{address}"))?;
     if arguments.open_key == EXAMPLE_OPEN_KEY {
         print(&format!(
-            "\nIt knows the platform's published example. For a gateway in front of it:\n\n[upstream]\nbase_url = \"http://{address}\"\n\n[tenants.sandbox]\nopen_id = \"{}\"\ngrant_code = \"{}\"\nopen_key = \"{EXAMPLE_OPEN_KEY}\"",
+            "\nIt accepts the platform's published example credentials. For a gateway in front of it:\n\n[upstream]\nbase_url = \"http://{address}\"\n\n[tenants.sandbox]\nopen_id = \"{}\"\ngrant_code = \"{}\"\nopen_key = \"{EXAMPLE_OPEN_KEY}\"",
             arguments.open_id, arguments.grant_code
         ))?;
     }

@@ -12,64 +12,66 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use super::stop::Stops;
-use super::{Configuration, UNUSABLE, complain, fail, logging, runtime};
+use super::{ConfigArguments, UNUSABLE, eprint, fail, logging, runtime};
 use crate::app::{App, Inherited, Workers};
 use crate::clock::Clock;
-use crate::limit::Before;
-use crate::settings::ServerSettings;
+use crate::configuration::Configuration;
+use crate::limit::EarlierCalls;
+use crate::settings::ListenerSettings;
 
-pub(super) fn run(configuration: &Configuration) -> Result<(), u8> {
+pub(super) fn run(configuration: &ConfigArguments) -> Result<(), u8> {
     let runtime = runtime()?;
     let served = runtime.block_on(start(configuration));
-    // A file system or a resolver that lets its readers wait must not hold the end up.
+    // A file system or a resolver that blocks must not delay the end.
     runtime.shutdown_background();
     served
 }
 
-async fn start(configuration: &Configuration) -> Result<(), u8> {
-    // Before anything that takes time: a signal that comes earlier would end the process as if it had none of this.
+async fn start(configuration: &ConfigArguments) -> Result<(), u8> {
+    // Before anything that takes time: an earlier signal would kill the process.
     let mut signals = Signals::catch().map_err(fail)?;
     let given = configuration.clone();
-    // Files are read, which may block for as long as a file system does.
+    // Files are read, which may block.
     let loading = tokio::task::spawn_blocking(move || given.load());
-    let settings = tokio::select! {
+    let loaded = tokio::select! {
         loaded = loading => loaded.map_err(fail)??,
         () = signals.stops.next() => return Ok(()),
     };
-    let _log = logging::begin(&settings.log);
-    raise_descriptor_limit(&settings.server);
+    let fixed = &loaded.settings.fixed;
+    let _log = logging::begin(&fixed.log);
+    raise_descriptor_limit(&fixed.listeners);
     let inherited = inherited().map_err(|error| {
-        complain(&format!(
-            "zvgate: LISTEN_FDS: {error}; wanted listening TCP sockets: server.listen's, then server.admin_listen's"
+        eprint(&format!(
+            "zvgate: LISTEN_FDS: {error}; expected listening TCP sockets: server.listen's, then server.admin_listen's"
         ));
         UNUSABLE
     })?;
-    let workers = start_workers(settings.server.workers)?;
+    let workers = start_workers(fixed.listeners.workers)?;
     let app = tokio::select! {
-        app = App::bind(&settings, Clock::system(), Before::Unknown, inherited) => app,
+        app = App::bind(loaded, Clock::system(), EarlierCalls::Unknown, inherited) => app,
         () = signals.stops.next() => return Ok(()),
     };
     let app = app.map_err(|error| {
-        complain(&format!("zvgate: {error}"));
+        eprint(&format!("zvgate: {error}"));
         if error.is_configuration() { UNUSABLE } else { super::FAILED }
     })?;
     serve(configuration, app, signals, workers).await
 }
 
-/// The signals that are heard.
+/// The signals that are handled.
 struct Signals {
     stops: Stops,
     hangups: Signal,
 }
 
 impl Signals {
-    /// Catches them from here on.
+    /// Handles them from here on.
     fn catch() -> io::Result<Self> {
         Ok(Self { stops: Stops::new()?, hangups: signal(SignalKind::hangup())? })
     }
 }
 
-/// Starts so many workers, 0: one a core. They end with the process.
+/// Starts so many workers; 0: one per core. They end with the process.
 fn start_workers(number: u32) -> Result<Workers, u8> {
     let cores = || thread::available_parallelism().map_or(1, NonZero::get);
     let number = usize::try_from(number).ok().filter(|number| *number > 0).unwrap_or_else(cores);
@@ -83,29 +85,25 @@ fn start_workers(number: u32) -> Result<Workers, u8> {
     Ok(Workers::new((1..=number).map(start).collect::<Result<_, _>>()?))
 }
 
-/// Descriptors beside those of callers' connections: upstream, operators, files.
+/// Descriptors beside those of callers' connections: for the platform, operators, files.
 const OTHER_DESCRIPTORS: u64 = 1024;
 
-/// Asks for a descriptor for every connection that may come, as far as the system allows: shells and service managers hand
-/// out few, for the sake of programs that this is none of.
-fn raise_descriptor_limit(server: &ServerSettings) {
-    let wanted = u64::from(server.max_connections) + OTHER_DESCRIPTORS;
+/// Raises the limit of descriptors to one for every connection, as far as the system allows: shells and service managers set a
+/// low one, for the sake of programs that use select(2).
+fn raise_descriptor_limit(settings: &ListenerSettings) {
+    let needed = u64::from(settings.max_connections) + OTHER_DESCRIPTORS;
     let limit = getrlimit(Resource::Nofile);
-    let allowed = limit.maximum.map_or(wanted, |maximum| maximum.min(wanted));
+    let allowed = limit.maximum.map_or(needed, |maximum| maximum.min(needed));
     if limit.current.is_some_and(|current| current < allowed) {
-        // Where it is refused, the warning below tells.
+        // If it fails, the warning below says so.
         let _ = setrlimit(Resource::Nofile, Rlimit { current: Some(allowed), maximum: limit.maximum });
     }
-    if let Some(current) = getrlimit(Resource::Nofile).current.filter(|current| *current < wanted) {
-        tracing::warn!(
-            descriptors = current,
-            wanted,
-            "too few file descriptors for server.max_connections: connections will wait for one another"
-        );
+    if let Some(current) = getrlimit(Resource::Nofile).current.filter(|current| *current < needed) {
+        tracing::warn!(descriptors = current, needed, "too few file descriptors for server.max_connections");
     }
 }
 
-/// The sockets that the process was started with, as systemd hands them over (sd_listen_fds(3)).
+/// The sockets that the process inherited, as systemd passes them (sd_listen_fds(3)).
 fn inherited() -> io::Result<Inherited> {
     let mut sockets = ListenFd::from_env();
     if sockets.len() > 2 {
@@ -120,7 +118,7 @@ fn inherited() -> io::Result<Inherited> {
     Ok(Inherited { data: take(0)?, admin: take(1)? })
 }
 
-async fn serve(configuration: &Configuration, app: App, signals: Signals, workers: Workers) -> Result<(), u8> {
+async fn serve(configuration: &ConfigArguments, app: App, signals: Signals, workers: Workers) -> Result<(), u8> {
     let Signals { mut stops, mut hangups } = signals;
     let (data, admin) = (app.address().map_err(fail)?, app.admin_address().map_err(fail)?);
     tracing::info!(version = env!("CARGO_PKG_VERSION"), listen = %data, admin_listen = %admin, "serving");
@@ -129,8 +127,8 @@ async fn serve(configuration: &Configuration, app: App, signals: Signals, worker
         while hangups.recv().await.is_some() {
             let sources = sources.clone();
             // Files are read, which may block.
-            if let Ok(loaded) = tokio::task::spawn_blocking(move || sources.load()).await {
-                gateway.reload(loaded.as_ref());
+            if let Ok(loaded) = tokio::task::spawn_blocking(move || Configuration::load(&sources)).await {
+                gateway.reload(loaded);
             }
         }
         pending::<()>().await;
@@ -141,7 +139,7 @@ async fn serve(configuration: &Configuration, app: App, signals: Signals, worker
         stops.next().await;
         stop.cancel();
         stops.next().await;
-        tracing::warn!("stopped at once, by a second signal");
+        tracing::warn!("stopped immediately by a second signal");
     };
     tokio::select! {
         () = running => {}

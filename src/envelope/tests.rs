@@ -10,7 +10,7 @@ fn key(body: &str) -> String {
     Envelope::parse(body.as_bytes()).unwrap().canonical(&optional())
 }
 
-fn refused(body: &str) -> Refused {
+fn rejected(body: &str) -> EnvelopeError {
     Envelope::parse(body.as_bytes()).unwrap_err()
 }
 
@@ -56,7 +56,7 @@ fn bodies_that_ask_something_else_have_another_key() {
 }
 
 #[test]
-fn what_can_be_read_in_two_ways_is_refused() {
+fn what_can_be_read_in_two_ways_is_rejected() {
     for body in [
         r#"{"params":{"a":1,"a":2}}"#,
         r#"{"params":{"a":1,"\u0061":2}}"#,
@@ -64,17 +64,17 @@ fn what_can_be_read_in_two_ways_is_refused() {
         r#"{"params":{"x":[{"b":1,"b":1}]}}"#,
         r#"{"params":{},"token":{"b":1,"b":1}}"#,
     ] {
-        assert!(matches!(refused(body), Refused::Twice(_)), "{body}");
+        assert!(matches!(rejected(body), EnvelopeError::Duplicate(_)), "{body}");
     }
-    assert!(matches!(refused(r#"{"params":{"a":"\ud800"}}"#), Refused::NotJson(_)));
-    assert!(matches!(Envelope::parse(b"{\"params\":{\"a\":\"\xff\"}}"), Err(Refused::NotUtf8(16))));
+    assert!(matches!(rejected(r#"{"params":{"a":"\ud800"}}"#), EnvelopeError::NotJson(_)));
+    assert!(matches!(Envelope::parse(b"{\"params\":{\"a\":\"\xff\"}}"), Err(EnvelopeError::NotUtf8(16))));
     for body in [r#"{"params":"{}"}"#, r#"{"params":[]}"#, "{}", r#"{"params":null}"#] {
-        assert_eq!(refused(body), Refused::NoParams, "{body}");
+        assert_eq!(rejected(body), EnvelopeError::NoParams, "{body}");
     }
-    assert_eq!(refused("[]"), Refused::NotAnObject);
+    assert_eq!(rejected("[]"), EnvelopeError::NotAnObject);
     let deep = |depth: usize| format!(r#"{{"params":{{"a":{}{}}}}}"#, "[".repeat(depth), "]".repeat(depth));
     assert!(Envelope::parse(deep(MAX_DEPTH - 2).as_bytes()).is_ok());
-    assert!(matches!(refused(&deep(MAX_DEPTH - 1)), Refused::NotJson(_)));
+    assert!(matches!(rejected(&deep(MAX_DEPTH - 1)), EnvelopeError::NotJson(_)));
 }
 
 #[test]

@@ -1,59 +1,70 @@
-//! Log lines about calls to the platform: one when something begins or changes, never one per call.
+//! Log lines about calls to the platform: one when something begins, changes or ends, never one per call.
 
+use std::error::Error;
 use std::time::Duration;
 
-use super::policy::Policy;
+use super::request::Job;
+use crate::answer::Verdict;
 use crate::limit::Throttled;
 use crate::metrics::BreakerState;
-use crate::route::Route;
-use crate::signer::Call;
 use crate::tenant::Tenant;
-use crate::upstream::{Episode, Observer, Scope, Transition};
+use crate::upstream::{Episode, Observer, Outcome, Scope, Transition};
 
 /// Longest path that is logged; those of the platform are less than half as long.
 const MAX_SHOWN_PATH: usize = 128;
 
 /// Logs and counts what happens to a call.
 pub(super) struct CallLog<'a> {
-    pub(super) policy: &'a Policy,
-    pub(super) route: &'a Route,
-    pub(super) call: &'a Call,
-    /// How the attempt ended, in words; empty if it did not.
-    pub(super) cause: String,
+    job: &'a Job,
+    /// How the attempt ended; `None` if it did not.
+    outcome: Option<&'a Outcome>,
 }
 
-impl CallLog<'_> {
+impl<'a> CallLog<'a> {
+    /// Of a call whose attempt begins.
+    pub(super) const fn begun(job: &'a Job) -> Self {
+        Self { job, outcome: None }
+    }
+
+    /// Of a call whose attempt ended.
+    pub(super) const fn new(job: &'a Job, outcome: &'a Outcome) -> Self {
+        Self { job, outcome: Some(outcome) }
+    }
+
+    fn tenant(&self) -> &str {
+        &self.job.call.tenant.name
+    }
+
+    fn cause(&self) -> String {
+        self.outcome.map(cause).unwrap_or_default()
+    }
+
     /// Attempts began to fail in a way that they did not before.
     pub(super) fn failures_began(&self, outcome: &str) {
-        let (tenant, route) = (self.call.tenant.name.as_str(), shown(&self.call.path));
-        tracing::warn!(tenant, route, outcome, cause = self.cause, "upstream attempts failing");
+        let route = shown(&self.job.call.path);
+        tracing::warn!(tenant = self.tenant(), route, outcome, cause = self.cause(), "upstream attempts failing");
     }
 
     /// The platform throttled a call.
     pub(super) fn throttled(&self, throttled: &Throttled) {
-        let (tenant, route) = (self.call.tenant.name.as_str(), shown(&self.call.path));
-        let Throttled { allowed, rate, .. } = throttled;
-        tracing::warn!(
-            tenant,
-            route,
-            pause_ms = millis(throttled.pause),
-            allowed,
-            rate,
-            "upstream throttled, route paused"
-        );
+        let Throttled { pause, allowed, rate } = throttled;
+        let route = shown(&self.job.call.path);
+        let pause_ms = millis(*pause);
+        tracing::warn!(tenant = self.tenant(), route, pause_ms, allowed, rate, "upstream throttled, route paused");
     }
 }
 
 impl Observer for CallLog<'_> {
     fn breaker_changed(&self, scope: Scope, transition: Transition) {
-        let tenant = self.call.tenant.name.as_str();
+        let Job { policy, call, .. } = self.job;
         let route = match scope {
-            Scope::Path => shown(&self.call.path),
+            Scope::Path => shown(&call.path),
             Scope::Tenant => "all",
         };
+        let tenant = self.tenant();
         let state = match transition {
             Transition::Opened(pause) => {
-                tracing::warn!(tenant, route, cause = self.cause, open_ms = millis(pause), "breaker opened");
+                tracing::warn!(tenant, route, cause = self.cause(), open_ms = millis(pause), "breaker opened");
                 BreakerState::Open
             }
             Transition::HalfOpened => {
@@ -65,14 +76,14 @@ impl Observer for CallLog<'_> {
                 BreakerState::Closed
             }
         };
-        let routes = self.policy.routes.all().iter().map(|route| route.index);
-        let concerned = routes.filter(|index| scope == Scope::Tenant || *index == self.route.index);
-        let handles = |index| self.policy.handles.call(self.call.tenant.index, index);
-        concerned.for_each(|index| handles(index).breaker_transitions.of(state).inc());
+        let routes = policy.routes.all().iter().map(|route| route.index);
+        let affected = routes.filter(|index| scope == Scope::Tenant || *index == self.job.route.index);
+        let handles = |index| policy.handles.call(call.tenant.index, index);
+        affected.for_each(|index| handles(index).breaker_transitions.of(state).inc());
     }
 }
 
-/// Attempts fail no more.
+/// Attempts no longer fail.
 pub(super) fn failures_ended(tenant: &Tenant, path: &str, episode: &Episode) {
     tracing::info!(
         tenant = tenant.name,
@@ -84,7 +95,33 @@ pub(super) fn failures_ended(tenant: &Tenant, path: &str, episode: &Episode) {
     );
 }
 
-/// A path as it stands in the log: under a wildcard callers choose it.
+/// How an attempt ended, in words: an error with its sources, or what the platform answered.
+fn cause(outcome: &Outcome) -> String {
+    let answered = match outcome {
+        Outcome::Answered(answered) => answered,
+        Outcome::Unknown(_) | Outcome::NotSent(_) => {
+            return outcome.error().map(|error| with_sources(error)).unwrap_or_default();
+        }
+    };
+    match answered.verdict {
+        Verdict::Http5xx | Verdict::HttpOther => format!("HTTP status {}", answered.answer.status),
+        Verdict::Throttled => "throttled".to_owned(),
+        Verdict::Error => "system error".to_owned(),
+        Verdict::Garbage => "the answer is not JSON".to_owned(),
+        Verdict::Success(_) | Verdict::Exception => String::new(),
+    }
+}
+
+fn with_sources(error: &dyn Error) -> String {
+    let (mut text, mut source) = (error.to_string(), error.source());
+    while let Some(error) = source {
+        text = format!("{text}: {error}");
+        source = error.source();
+    }
+    text
+}
+
+/// A path as it is logged: under a wildcard callers choose it.
 fn shown(path: &str) -> &str {
     path.get(..MAX_SHOWN_PATH).unwrap_or(path)
 }

@@ -1,92 +1,111 @@
-//! Everything that a configuration decides about requests, as one value: it is swapped whole, and a request keeps the one
-//! that it came under.
+//! Everything that a configuration decides about requests, as one value. It is replaced as a whole, and a request keeps the one
+//! under which it came.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use super::parse_memo::ParseMemo;
 use crate::answer::Reader;
 use crate::cache::{self, Lifetimes};
 use crate::caller::{Caller, Callers};
 use crate::clock::Clock;
-use crate::limit::{CallerGate, Limited, Rules};
+use crate::configuration::Configuration;
+use crate::limit::{CallerLimiter, Limited, Rules};
 use crate::metrics::{Handles, Metrics};
 use crate::route::{Route, Routes};
-use crate::settings::{CachedSettings, CallerLimit, KindSettings, Settings, UpstreamSettings};
+use crate::settings::{AttemptSettings, CachedSettings, CallerLimit, DynamicSettings, Effective, KindSettings, Size};
 use crate::tenant::{Identities, Tenants};
+use crate::tls::Tls;
 
-/// What is decided.
+/// The policy.
 pub(super) struct Policy {
-    /// How many there were before.
+    /// How many policies there were before.
     pub(super) number: u64,
+    /// Another number than the policy before if answers are read or told apart by other rules: what was cached by those is
+    /// not served.
+    pub(super) rules: u64,
     pub(super) routes: Routes,
     pub(super) tenants: Tenants,
     pub(super) callers: Callers,
     /// By the callers' indices.
-    gates: Vec<Gate>,
+    limiters: Vec<NamedLimiter>,
     pub(super) lifetimes: Lifetimes,
     /// By the routes' indices.
     readers: Vec<Reader>,
     pub(super) handles: Handles,
-    pub(super) settings: Settings,
+    pub(super) settings: DynamicSettings,
+    pub(super) effective: Effective,
+    pub(super) tls: Option<Arc<Tls>>,
+    /// What it parsed.
+    pub(super) parse_memo: ParseMemo,
+    /// Of the process, which a reload does not change.
+    cache_max_bytes: Size,
 }
 
-/// A caller's gate, and whose and what it is.
-struct Gate {
+/// A caller's limiter, with the caller's name and limit.
+struct NamedLimiter {
     name: Option<String>,
     limit: Option<CallerLimit>,
-    gate: Arc<CallerGate>,
+    limiter: Arc<CallerLimiter>,
 }
 
-/// The gates of all callers, anonymous ones being the first. One whose limit stays the same goes on as it is; a new limit
-/// begins with nothing to spend where there was another gate before, so that no change lets a burst through.
-fn gates(settings: &Settings, before: Option<&Policy>, clock: &Clock) -> Vec<Gate> {
+/// The limiters of all callers, the anonymous one first. One whose limit does not change stays as it is; one whose limit changes
+/// starts exhausted, so that no change admits another burst.
+fn limiters(settings: &DynamicSettings, before: Option<&Policy>, clock: &Clock) -> Vec<NamedLimiter> {
     let anonymous = (None, settings.limits.caller);
     let named = settings.callers.iter().map(|caller| (Some(caller.name.clone()), caller.limit));
-    let gate = |(name, limit): (Option<String>, Option<CallerLimit>)| {
-        let old = before.and_then(|before| before.gates.iter().find(|gate| gate.name == name));
-        let gate = match old {
-            Some(old) if old.limit == limit => Arc::clone(&old.gate),
-            Some(_) => Arc::new(CallerGate::spent(limit.as_ref(), clock)),
-            None => Arc::new(CallerGate::new(limit.as_ref(), clock)),
+    let limiter = |(name, limit): (Option<String>, Option<CallerLimit>)| {
+        let old = before.and_then(|before| before.limiters.iter().find(|limiter| limiter.name == name));
+        let limiter = match old {
+            Some(old) if old.limit == limit => Arc::clone(&old.limiter),
+            Some(_) => Arc::new(CallerLimiter::exhausted(limit.as_ref(), clock)),
+            None => Arc::new(CallerLimiter::new(limit.as_ref(), clock)),
         };
-        Gate { name, limit, gate }
+        NamedLimiter { name, limit, limiter }
     };
-    std::iter::once(anonymous).chain(named).map(gate).collect()
+    std::iter::once(anonymous).chain(named).map(limiter).collect()
 }
 
-/// How the answers of a route of this kind are read: only those that are kept end by themselves.
-fn reader(kind: &KindSettings, upstream: &UpstreamSettings) -> Reader {
+/// How the answers of a route of this kind are read: only those that are cached have an end.
+fn reader(kind: &KindSettings, settings: &AttemptSettings) -> Reader {
     let expires = match kind {
         KindSettings::Cached(cached) => cached.expires.clone(),
         KindSettings::Write(_) | KindSettings::Pass | KindSettings::Off => Vec::new(),
     };
-    Reader { expires, retry_codes: upstream.retry_codes.clone(), utc_offset: upstream.utc_offset }
+    Reader { expires, retry_codes: settings.retry_codes.clone(), utc_offset: settings.utc_offset }
 }
 
 impl Policy {
-    /// What is decided by `settings`. What callers used up of their limits under `before` stays used up. `private` tells
-    /// whether only this machine can ask: without callers' keys, only then may they invalidate.
+    /// The policy of a configuration. What callers used up of their limits under the policy `before` stays used up.
+    /// `is_loopback`: whether only this machine can connect; without callers' keys, only then may they invalidate.
     pub(super) fn new(
-        settings: &Settings,
+        configuration: Configuration,
         before: Option<&Self>,
-        private: bool,
+        is_loopback: bool,
         identities: &mut Identities,
         metrics: &Metrics,
         clock: &Clock,
     ) -> Self {
-        let settings = before.map_or_else(|| settings.clone(), |before| settings.keeping_fixed(&before.settings));
-        let cache = &settings.cache;
-        let tenants = Tenants::new(&settings.tenants, identities);
+        let Configuration { settings: all, keys, tls } = configuration;
+        let settings = all.dynamic;
+        let (cache, tenants) = (&settings.cache, Tenants::new(&settings.tenants, &keys, identities));
         let routes = Routes::new(&settings.routes);
         let labels: Vec<&str> = routes.all().iter().map(|route| route.label.as_str()).collect();
         let names: Vec<(usize, &str)> =
             tenants.all().iter().map(|tenant| (tenant.index, tenant.name.as_str())).collect();
         let caller_names: Vec<&str> = settings.callers.iter().map(|caller| caller.name.as_str()).collect();
+        let rules = before.map_or(0, |before| {
+            let are_same = rules_of(&routes, &settings) == rules_of(&before.routes, &before.settings);
+            before.rules + u64::from(!are_same)
+        });
+        let cache_max_bytes = before.map_or(all.fixed.cache_max_bytes, |before| before.cache_max_bytes);
         Self {
+            parse_memo: ParseMemo::new(cache_max_bytes.0),
             number: before.map_or(0, |before| before.number + 1),
+            rules,
             handles: metrics.handles(&labels, &caller_names, &names),
-            gates: gates(&settings, before, clock),
-            callers: Callers::new(&settings.callers, private),
+            limiters: limiters(&settings, before, clock),
+            callers: Callers::new(&settings.callers, is_loopback),
             lifetimes: Lifetimes {
                 ttl: cache.ttl,
                 negative_ttl: cache.negative_ttl,
@@ -95,57 +114,61 @@ impl Policy {
                 stale_if_error: cache.stale_if_error,
                 expiry_margin: cache.expiry_margin,
             },
-            readers: routes.all().iter().map(|route| reader(&route.kind, &settings.upstream)).collect(),
+            readers: routes.all().iter().map(|route| reader(&route.kind, &settings.attempts)).collect(),
+            effective: match before {
+                Some(before) => all.effective.reloaded_into(&before.effective),
+                None => all.effective,
+            },
+            cache_max_bytes,
+            tls,
             settings,
             routes,
             tenants,
         }
     }
 
-    /// Lets a caller's request through, if its limit does.
+    /// Admits a caller's request, if its limit allows it.
     pub(super) fn admit(&self, caller: &Caller) -> Result<(), Limited> {
-        self.gates.get(caller.index).map_or(Ok(()), |gate| gate.gate.admit())
+        self.limiters.get(caller.index).map_or(Ok(()), |limiter| limiter.limiter.admit())
     }
 
-    /// What the cache is made with, or takes over.
+    /// The options of the cache.
     pub(super) fn cache_options(&self, identities: &Identities) -> cache::Options {
         cache::Options {
-            max_bytes: self.settings.cache.max_bytes.0,
+            max_bytes: self.cache_max_bytes.0.saturating_sub(self.parse_memo.max_bytes()),
             max_waiters: usize::try_from(self.settings.limits.max_waiters).unwrap_or(usize::MAX),
             tenants: identities.count(),
+            rules: self.rules,
             unsettled_ttl: self.settings.cache.unsettled_ttl,
         }
     }
 
-    /// Which pace is configured for whom.
+    /// The configured rate limits towards the platform.
     pub(super) fn pace_rules(&self) -> Rules {
         Rules::new(self.settings.limits.upstream, self.tenants.all(), self.routes.all())
     }
 
-    /// The pattern of the route that serves a path, or a pattern itself.
+    /// The pattern of the route that serves a path; a pattern itself counts as its path.
     pub(super) fn pattern(&self, path: &str) -> Option<Arc<str>> {
         let same = || self.routes.all().iter().find(|route| *route.pattern == *path);
         self.routes.find(path).or_else(same).map(|route| Arc::clone(&route.pattern))
-    }
-
-    /// Whether kept answers may have been read or told apart by other rules under another policy.
-    pub(super) fn reads_otherwise(&self, other: &Self) -> bool {
-        let rules = |policy: &Self| {
-            let one = |route: &Arc<Route>| match &route.kind {
-                KindSettings::Cached(cached) => {
-                    let CachedSettings { customer, expires, optional, .. } = cached.clone();
-                    Some((Arc::clone(&route.pattern), customer, expires, optional))
-                }
-                KindSettings::Write(_) | KindSettings::Pass | KindSettings::Off => None,
-            };
-            let routes: BTreeSet<_> = policy.routes.all().iter().filter_map(one).collect();
-            (routes, policy.settings.cache.expiry_margin, policy.settings.upstream.utc_offset)
-        };
-        rules(self) != rules(other)
     }
 
     /// How a route's answers are read.
     pub(super) fn reader(&self, route: &Route) -> &Reader {
         self.readers.get(route.index).expect("one was made for each route")
     }
+}
+
+/// The rules by which answers are read and told apart.
+fn rules_of(routes: &Routes, settings: &DynamicSettings) -> impl PartialEq + use<> {
+    let rule = |route: &Arc<Route>| match &route.kind {
+        KindSettings::Cached(cached) => {
+            let CachedSettings { customer, expires, optional, .. } = cached.clone();
+            Some((Arc::clone(&route.pattern), customer, expires, optional))
+        }
+        KindSettings::Write(_) | KindSettings::Pass | KindSettings::Off => None,
+    };
+    let rules: BTreeSet<_> = routes.all().iter().filter_map(rule).collect();
+    (rules, settings.cache.expiry_margin, settings.attempts.utc_offset)
 }

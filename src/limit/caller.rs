@@ -1,4 +1,4 @@
-//! What callers may ask: governor's GCRA (a leaky bucket in one number), kept on our clock.
+//! The rate limit of a caller: governor's GCRA (a leaky bucket as one number), on our clock.
 
 use std::num::NonZeroU32;
 use std::time::Duration;
@@ -12,17 +12,17 @@ use super::Limited;
 use crate::clock::Clock;
 use crate::settings::CallerLimit;
 
-/// The limit of one caller, or of all who are anonymous together.
+/// The limit of one caller, or of all anonymous callers together.
 #[derive(Debug)]
-pub struct CallerGate {
+pub struct CallerLimiter {
     limiter: Option<RateLimiter<NotKeyed, InMemoryState, Clock, NoOpMiddleware<Duration>>>,
     clock: Clock,
     quota: u32,
     per: Duration,
 }
 
-impl CallerGate {
-    /// The gate as configured; without a limit it is always open.
+impl CallerLimiter {
+    /// The limiter as configured; without a limit it admits everything.
     pub fn new(limit: Option<&CallerLimit>, clock: &Clock) -> Self {
         let limiter = limit.and_then(|limit| {
             let quota =
@@ -37,20 +37,20 @@ impl CallerGate {
         }
     }
 
-    /// The gate as configured, as if a burst had just come through.
-    pub fn spent(limit: Option<&CallerLimit>, clock: &Clock) -> Self {
-        let gate = Self::new(limit, clock);
-        if let (Some(limiter), Some(burst)) = (&gate.limiter, limit.and_then(|limit| NonZeroU32::new(limit.burst))) {
-            // A whole burst is what a new limiter lets through.
+    /// The limiter as configured, as if a burst had just been admitted.
+    pub fn exhausted(limit: Option<&CallerLimit>, clock: &Clock) -> Self {
+        let new = Self::new(limit, clock);
+        if let (Some(limiter), Some(burst)) = (&new.limiter, limit.and_then(|limit| NonZeroU32::new(limit.burst))) {
+            // A whole burst is what a new limiter admits.
             let _ = limiter.check_n(burst);
         }
-        gate
+        new
     }
 
-    /// Lets one request through.
+    /// Admits one request.
     ///
     /// # Errors
-    /// Where the caller is over its limit.
+    /// If the caller is over its limit.
     pub fn admit(&self) -> Result<(), Limited> {
         let Some(limiter) = &self.limiter else { return Ok(()) };
         limiter.check().map_err(|denied| {
@@ -69,30 +69,30 @@ mod tests {
     fn a_caller_gets_its_burst_then_its_rate() {
         let (clock, hands) = Clock::shifted();
         let limit = CallerLimit { rate: 2, per: Duration::from_secs(100), burst: 3 };
-        let gate = CallerGate::new(Some(&limit), &clock);
-        assert!((0..3).all(|_| gate.admit().is_ok()));
-        let limited = gate.admit().unwrap_err();
+        let limiter = CallerLimiter::new(Some(&limit), &clock);
+        assert!((0..3).all(|_| limiter.admit().is_ok()));
+        let limited = limiter.admit().unwrap_err();
         assert_eq!((limited.quota, limited.per), (2, Duration::from_secs(100)));
         assert!(limited.retry_after <= Duration::from_secs(50), "{limited:?}");
         hands.advance(limited.retry_after + Duration::from_millis(1));
-        assert!(gate.admit().is_ok());
-        assert!(gate.admit().is_err());
+        assert!(limiter.admit().is_ok());
+        assert!(limiter.admit().is_err());
     }
 
     #[test]
-    fn a_spent_gate_opens_at_its_rate() {
+    fn an_exhausted_limiter_admits_at_its_rate() {
         let (clock, hands) = Clock::shifted();
         let limit = CallerLimit { rate: 2, per: Duration::from_secs(100), burst: 3 };
-        let gate = CallerGate::spent(Some(&limit), &clock);
-        assert!(gate.admit().is_err());
+        let limiter = CallerLimiter::exhausted(Some(&limit), &clock);
+        assert!(limiter.admit().is_err());
         hands.advance(Duration::from_secs(51));
-        assert!(gate.admit().is_ok() && gate.admit().is_err());
-        assert!(CallerGate::spent(None, &clock).admit().is_ok());
+        assert!(limiter.admit().is_ok() && limiter.admit().is_err());
+        assert!(CallerLimiter::exhausted(None, &clock).admit().is_ok());
     }
 
     #[test]
-    fn without_a_limit_everybody_comes_in() {
-        let gate = CallerGate::new(None, &Clock::system());
-        assert!((0..10_000).all(|_| gate.admit().is_ok()));
+    fn without_a_limit_everything_is_admitted() {
+        let limiter = CallerLimiter::new(None, &Clock::system());
+        assert!((0..10_000).all(|_| limiter.admit().is_ok()));
     }
 }

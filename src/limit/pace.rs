@@ -1,4 +1,4 @@
-//! The queue for upstream's pace: each waits for its turn, for a bounded time.
+//! The rate limit of one tenant and path towards the platform: requests wait for a permit, for a bounded time.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -6,13 +6,13 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
-use super::backoff::Backoff;
-use super::line::Line;
-use super::{Claim, Claimant, Limited, Slots};
+use super::fair_queue::FairQueue;
+use super::throttle::ThrottleState;
+use super::{Claim, Limited, QueueKey, Slots};
 use crate::clock::{Boot, Clock};
 use crate::settings::PaceSettings;
 
-/// The pace of one tenant and route.
+/// The rate limit of one tenant and path.
 #[derive(Debug)]
 pub struct Pace {
     queue: Mutex<Queue>,
@@ -23,11 +23,11 @@ pub struct Pace {
 struct Queue {
     settings: PaceSettings,
     slots: Slots,
-    backoff: Backoff,
-    line: Line<Ticket>,
+    throttle: ThrottleState,
+    waiting: FairQueue<Ticket>,
 }
 
-/// How somebody who waits is woken.
+/// Wakes a request that waits.
 #[derive(Clone, Debug)]
 struct Ticket(Arc<Notify>);
 
@@ -46,21 +46,21 @@ impl Queue {
         Limited { quota: self.settings.rate, per: self.settings.per, retry_after }
     }
 
-    /// Takes a slot, if upstream's pace has one now.
+    /// Takes a slot, if one is free now. The error says when to try again; `None`: when something changes.
     fn take(&mut self, now: Boot) -> Result<Option<Claim>, Option<Boot>> {
-        if let Some(pause) = self.backoff.pause(now) {
-            return Err(Some(pause));
+        if let Some(until) = self.throttle.paused_until(now) {
+            return Err(Some(until));
         }
         let rate = self.rate();
         if rate == 0 {
             return Ok(None);
         }
-        let allowed = self.backoff.allowed(rate, now);
+        let allowed = self.throttle.allowed(rate, now);
         let claim = self.slots.take(allowed, now).ok_or_else(|| {
             let next = self.slots.next_free(allowed);
-            // When the back-off is over, more slots are allowed at once.
+            // When throttling has ended, more slots are allowed at once.
             if allowed < rate {
-                Some(next.map_or(self.backoff.over(), |next| next.min(self.backoff.over())))
+                Some(next.map_or(self.throttle.ends_at(), |next| next.min(self.throttle.ends_at())))
             } else {
                 next
             }
@@ -68,139 +68,139 @@ impl Queue {
         claim.map(Some)
     }
 
-    /// The earliest moment at which somebody with `ahead` others before him can get a turn, if they stay.
+    /// The earliest moment at which a request behind `ahead` others can get a permit, if they stay.
     fn earliest(&self, ahead: usize, now: Boot) -> Boot {
         let rate = self.rate();
-        let from = self.backoff.pause(now).unwrap_or(now);
+        let from = self.throttle.paused_until(now).unwrap_or(now);
         if rate == 0 {
             return from;
         }
-        let held_back = self.slots.earliest(ahead, self.backoff.allowed(rate, now), now, from);
-        held_back.min(self.slots.earliest(ahead, rate, now, from.max(self.backoff.over())))
+        let held_back = self.slots.earliest(ahead, self.throttle.allowed(rate, now), now, from);
+        held_back.min(self.slots.earliest(ahead, rate, now, from.max(self.throttle.ends_at())))
     }
 
     fn wake_next(&self) {
-        if let Some(next) = self.line.next() {
+        if let Some(next) = self.waiting.next() {
             next.0.notify_one();
         }
     }
 }
 
 impl Pace {
-    /// A pace; `counted` is when upstream may last have counted a call that nobody here knows of.
+    /// A limit; `counted` is when the platform may last have counted a call that is not known here.
     pub(super) fn new(settings: PaceSettings, counted: Option<Boot>, clock: &Clock) -> Arc<Self> {
-        let (slots, backoff) = (Slots::new(&settings, counted), Backoff::new(settings.per));
-        let queue = Queue { settings, slots, backoff, line: Line::default() };
+        let (slots, throttle) = (Slots::new(&settings, counted), ThrottleState::new(settings.per));
+        let queue = Queue { settings, slots, throttle, waiting: FairQueue::default() };
         Arc::new(Self { queue: Mutex::new(queue), clock: clock.clone() })
     }
 
-    /// Keeps another pace from now on, and forgets nothing.
-    pub(super) fn adopt(&self, settings: PaceSettings) {
+    /// Changes the limit, and forgets nothing.
+    pub(super) fn reconfigure(&self, settings: PaceSettings) {
         let mut queue = self.queue.lock();
         if queue.settings != settings {
             queue.settings = settings;
-            queue.slots.adopt(&settings);
-            queue.backoff.adopt(settings.per);
+            queue.slots.reconfigure(&settings);
+            queue.throttle.reconfigure(settings.per);
             queue.wake_next();
         }
     }
 
-    /// Waits for a turn, `max_wait` at most. Leaving the queue frees the place.
+    /// Waits for a permit, `max_wait` at most. Dropping the future leaves the queue.
     ///
     /// # Errors
-    /// At once where no turn can come in time, else when the time is over.
-    pub async fn turn(self: &Arc<Self>, who: Claimant, max_wait: Duration) -> Result<Turn, Limited> {
+    /// At once if no permit can come in time, else when the time is over.
+    pub async fn acquire(self: &Arc<Self>, key: QueueKey, max_wait: Duration) -> Result<Permit, Limited> {
         let arrived = self.clock.boot();
-        let place = Place::join(self, who);
-        let limited = place.limited(arrived);
+        let position = QueuePosition::join(self, key);
+        let limited = position.limited(arrived);
         if limited.retry_after > max_wait {
             return Err(limited);
         }
         loop {
             let now = self.clock.boot();
-            let next = match place.step(now) {
-                Ok(claim) => return Ok(Turn { pace: Arc::clone(self), claim }),
+            let next = match position.try_take(now) {
+                Ok(claim) => return Ok(Permit { pace: Arc::clone(self), claim }),
                 Err(next) => next,
             };
-            let left = (arrived + max_wait).since(now);
-            if left.is_zero() {
-                return Err(place.limited(now));
+            let remaining = (arrived + max_wait).since(now);
+            if remaining.is_zero() {
+                return Err(position.limited(now));
             }
-            let pause = next.map_or(left, |next| next.since(now).min(left));
-            // Either the time has come, or something changed: look again.
-            let _ = tokio::time::timeout(pause, place.ticket.0.notified()).await;
+            let pause = next.map_or(remaining, |next| next.since(now).min(remaining));
+            // Either the time has come, or something changed: try again.
+            let _ = tokio::time::timeout(pause, position.ticket.0.notified()).await;
         }
     }
 
-    /// A turn that nobody waits for, at once or not at all.
-    pub fn spare_turn(self: &Arc<Self>) -> Option<Turn> {
+    /// Takes a permit that nobody waits for, at once or not at all.
+    pub fn try_acquire(self: &Arc<Self>) -> Option<Permit> {
         let mut queue = self.queue.lock();
-        if !queue.line.is_empty() {
+        if !queue.waiting.is_empty() {
             return None;
         }
         let claim = queue.take(self.clock.boot()).ok()?;
-        Some(Turn { pace: Arc::clone(self), claim })
+        Some(Permit { pace: Arc::clone(self), claim })
     }
 
-    /// Signatures are made otherwise from now on.
-    pub(super) fn resigned(&self) {
+    /// Credentials or the signing clock changed.
+    pub(super) fn credentials_changed(&self) {
         let mut queue = self.queue.lock();
-        queue.backoff.resigned(self.clock.boot());
+        queue.throttle.credentials_changed(self.clock.boot());
         queue.wake_next();
     }
 
-    /// Calls that a window allows now; without a pace, infinitely many.
+    /// Calls that a window allows now; without a limit, infinitely many.
     pub(super) fn allowed(&self, now: Boot) -> f64 {
         let queue = self.queue.lock();
-        match (queue.backoff.pause(now), queue.rate()) {
+        match (queue.throttle.paused_until(now), queue.rate()) {
             (Some(_), _) => 0.0,
             (None, 0) => f64::INFINITY,
-            (None, rate) => u32::try_from(queue.backoff.allowed(rate, now)).map_or(f64::INFINITY, f64::from),
+            (None, rate) => u32::try_from(queue.throttle.allowed(rate, now)).map_or(f64::INFINITY, f64::from),
         }
     }
 
-    /// Whether a new pace in its place would do as well.
+    /// Whether a new limit would behave the same.
     pub(super) fn is_idle(&self, now: Boot) -> bool {
         let queue = self.queue.lock();
-        queue.line.is_empty() && queue.slots.are_all_free(now) && queue.backoff.is_over(now)
+        queue.waiting.is_empty() && queue.slots.are_all_free(now) && queue.throttle.has_ended(now)
     }
 }
 
-/// A place in the queue, left when dropped.
-struct Place<'a> {
+/// A position in the queue, given up when dropped.
+struct QueuePosition<'a> {
     pace: &'a Pace,
     ticket: Ticket,
 }
 
-impl<'a> Place<'a> {
-    fn join(pace: &'a Pace, who: Claimant) -> Self {
+impl<'a> QueuePosition<'a> {
+    fn join(pace: &'a Pace, key: QueueKey) -> Self {
         let ticket = Ticket(Arc::new(Notify::new()));
-        pace.queue.lock().line.join(who, ticket.clone());
+        pace.queue.lock().waiting.join(key, ticket.clone());
         Self { pace, ticket }
     }
 
-    /// Takes its turn. Else tells until when nothing changes by itself; `None`: only the others can change it.
-    fn step(&self, now: Boot) -> Result<Option<Claim>, Option<Boot>> {
+    /// Takes a slot if this position is next and one is free. The error says when to try again; `None`: when something changes.
+    fn try_take(&self, now: Boot) -> Result<Option<Claim>, Option<Boot>> {
         let mut queue = self.pace.queue.lock();
-        if queue.line.next() != Some(&self.ticket) {
+        if queue.waiting.next() != Some(&self.ticket) {
             return Err(None);
         }
         let claim = queue.take(now)?;
-        queue.line.serve();
+        queue.waiting.serve();
         Ok(claim)
     }
 
-    /// How long until this place can come to its turn at the earliest.
+    /// How long this position has to wait at least.
     fn limited(&self, now: Boot) -> Limited {
         let queue = self.pace.queue.lock();
-        queue.limited(queue.earliest(queue.line.ahead(&self.ticket), now).since(now))
+        queue.limited(queue.earliest(queue.waiting.ahead(&self.ticket), now).since(now))
     }
 }
 
-impl Drop for Place<'_> {
+impl Drop for QueuePosition<'_> {
     fn drop(&mut self) {
         let mut queue = self.pace.queue.lock();
-        queue.line.leave(&self.ticket);
+        queue.waiting.leave(&self.ticket);
         queue.wake_next();
     }
 }
@@ -216,35 +216,36 @@ pub struct Throttled {
     pub rate: usize,
 }
 
-/// Leave to make one call. Its slot cools from what becomes of the call; dropped before the call left, it is free again.
+/// Permission to make one call. Its slot stays taken as long as the platform may count the call; dropped before the call was
+/// sent, it is free again.
 #[derive(Debug)]
-pub struct Turn {
+pub struct Permit {
     pace: Arc<Pace>,
-    /// `None`: there is no pace to keep.
+    /// `None`: there is no limit.
     claim: Option<Claim>,
 }
 
-impl Turn {
-    /// The call's last byte left just now.
+impl Permit {
+    /// The call's last byte was sent just now.
     pub fn sent(&self) {
-        self.tell(Slots::sent);
+        self.update(Slots::sent);
     }
 
     /// The call was answered just now.
     pub fn answered(&self) {
-        self.tell(Slots::answered);
+        self.update(Slots::answered);
     }
 
     /// The call, which was sent at `sent`, was throttled; returns what follows from it, if it is news.
     pub fn throttled(&self, sent: Boot) -> Option<Throttled> {
         let mut queue = self.pace.queue.lock();
         let now = self.pace.clock.boot();
-        let pause = queue.backoff.throttled(sent, now);
+        let pause = queue.throttle.throttled(sent, now);
         queue.wake_next();
-        Some(Throttled { pause: pause?, allowed: queue.backoff.allowed(queue.rate(), now), rate: queue.rate() })
+        Some(Throttled { pause: pause?, allowed: queue.throttle.allowed(queue.rate(), now), rate: queue.rate() })
     }
 
-    fn tell(&self, change: impl FnOnce(&mut Slots, Claim, Boot)) {
+    fn update(&self, change: impl FnOnce(&mut Slots, Claim, Boot)) {
         if let Some(claim) = self.claim {
             let mut queue = self.pace.queue.lock();
             change(&mut queue.slots, claim, self.pace.clock.boot());
@@ -253,9 +254,9 @@ impl Turn {
     }
 }
 
-impl Drop for Turn {
+impl Drop for Permit {
     fn drop(&mut self) {
-        self.tell(|slots, claim, _| slots.given_up(claim));
+        self.update(|slots, claim, _| slots.abandoned(claim));
     }
 }
 
@@ -264,32 +265,33 @@ mod tests {
     use super::*;
 
     const PACE: PaceSettings = PaceSettings { rate: 1, per: Duration::from_millis(40), transit: Duration::ZERO };
-    const PATIENCE: Duration = Duration::from_secs(60);
+    const LONG: Duration = Duration::from_secs(60);
 
-    const fn of(caller: usize, write: bool) -> Claimant {
-        Claimant { caller, write }
+    const fn key(caller: usize, write: bool) -> QueueKey {
+        QueueKey { caller, write }
     }
 
-    /// On one thread, those who wait come in the order in which they were spawned.
+    /// On one thread, requests wait in the order in which they were spawned.
     #[tokio::test]
-    async fn those_who_wait_are_woken_in_the_order_of_their_turns() {
+    async fn requests_are_woken_in_the_order_of_the_queue() {
         let clock = Clock::system();
         let pace = Pace::new(PACE, None, &clock);
-        let first = pace.turn(of(0, false), PATIENCE).await.unwrap();
+        let first = pace.acquire(key(0, false), LONG).await.unwrap();
         let served = Arc::new(Mutex::new(Vec::new()));
         let mut waiting = tokio::task::JoinSet::new();
-        for (name, who) in [(1, of(1, false)), (2, of(1, false)), (3, of(2, false)), (4, of(1, true)), (5, of(1, true))]
+        for (name, key) in
+            [(1, key(1, false)), (2, key(1, false)), (3, key(2, false)), (4, key(1, true)), (5, key(1, true))]
         {
             let (pace, served) = (Arc::clone(&pace), Arc::clone(&served));
             waiting.spawn(async move {
-                let turn = pace.turn(who, PATIENCE).await.unwrap();
+                let permit = pace.acquire(key, LONG).await.unwrap();
                 served.lock().push(name);
-                turn.sent();
-                turn.answered();
+                permit.sent();
+                permit.answered();
             });
         }
         tokio::task::yield_now().await;
-        assert!(pace.spare_turn().is_none(), "a refresh comes last");
+        assert!(pace.try_acquire().is_none(), "a refresh goes last");
         first.sent();
         first.answered();
         drop(first);
@@ -298,74 +300,74 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_cannot_come_to_his_turn_in_time_is_told_at_once_and_leaves_no_place() {
+    async fn a_request_that_cannot_get_a_permit_in_time_is_rejected_at_once_and_leaves_the_queue() {
         let clock = Clock::system();
         let hour = PaceSettings { per: Duration::from_secs(3600), ..PACE };
         let pace = Pace::new(hour, None, &clock);
-        let first = pace.turn(of(0, false), PATIENCE).await.unwrap();
+        let first = pace.acquire(key(0, false), LONG).await.unwrap();
         first.sent();
-        let limited = pace.turn(of(0, false), PATIENCE).await.unwrap_err();
+        let limited = pace.acquire(key(0, false), LONG).await.unwrap_err();
         assert!(limited.retry_after > Duration::from_secs(3590), "{limited:?}");
-        assert!(pace.queue.lock().line.is_empty());
+        assert!(pace.queue.lock().waiting.is_empty());
     }
 
     #[tokio::test]
-    async fn who_waits_for_a_pause_goes_on_when_it_proves_to_be_none() {
+    async fn requests_that_wait_for_a_pause_go_on_when_credentials_change() {
         let clock = Clock::system();
         let pace = Pace::new(PaceSettings { rate: 2, per: Duration::from_secs(30), ..PACE }, None, &clock);
-        let turn = pace.turn(of(0, false), PATIENCE).await.unwrap();
-        turn.throttled(clock.boot());
+        let permit = pace.acquire(key(0, false), LONG).await.unwrap();
+        permit.throttled(clock.boot());
         let other = Arc::clone(&pace);
-        let waiting = tokio::spawn(async move { other.turn(of(0, false), PATIENCE).await.is_ok() });
+        let waiting = tokio::spawn(async move { other.acquire(key(0, false), LONG).await.is_ok() });
         tokio::task::yield_now().await;
-        pace.resigned();
+        pace.credentials_changed();
         assert!(waiting.await.unwrap());
     }
 
-    /// Half of the slots are held back for a minute: after that, one that cooled long ago is there for the next.
+    /// Half of the slots are held back for a minute: after that, one that has been free for long is available.
     #[tokio::test]
-    async fn the_end_of_a_back_off_may_come_before_the_next_slot() {
+    async fn the_end_of_throttling_may_come_before_the_next_slot() {
         let (clock, hands) = Clock::shifted();
         let pace = Pace::new(PaceSettings { rate: 4, per: Duration::from_secs(40), ..PACE }, None, &clock);
-        pace.turn(of(0, false), PATIENCE).await.unwrap().throttled(clock.boot());
+        pace.acquire(key(0, false), LONG).await.unwrap().throttled(clock.boot());
         hands.advance(Duration::from_secs(41));
         for _ in 0..2 {
-            let turn = pace.turn(of(0, false), Duration::ZERO).await.unwrap();
-            turn.sent();
-            turn.answered();
+            let permit = pace.acquire(key(0, false), Duration::ZERO).await.unwrap();
+            permit.sent();
+            permit.answered();
         }
-        assert!(pace.spare_turn().is_none(), "half of the slots are held back");
-        let limited = pace.turn(of(0, false), Duration::ZERO).await.unwrap_err();
+        assert!(pace.try_acquire().is_none(), "half of the slots are held back");
+        let limited = pace.acquire(key(0, false), Duration::ZERO).await.unwrap_err();
         assert!((18..=19).contains(&limited.retry_after.as_secs()), "{limited:?}");
         hands.advance(Duration::from_secs(19));
-        assert!(pace.turn(of(0, false), Duration::ZERO).await.is_ok());
+        assert!(pace.acquire(key(0, false), Duration::ZERO).await.is_ok());
     }
 
     #[tokio::test]
-    async fn another_pace_holds_for_those_who_wait_already() {
+    async fn a_changed_limit_applies_to_requests_that_wait_already() {
         let clock = Clock::system();
         let pace = Pace::new(PaceSettings { per: Duration::from_secs(3600), ..PACE }, None, &clock);
-        let first = pace.turn(of(0, false), PATIENCE).await.unwrap();
+        let first = pace.acquire(key(0, false), LONG).await.unwrap();
         let other = Arc::clone(&pace);
-        let waiting = tokio::spawn(async move { other.turn(of(0, false), PATIENCE).await.is_ok() });
+        let waiting = tokio::spawn(async move { other.acquire(key(0, false), LONG).await.is_ok() });
         tokio::task::yield_now().await;
-        pace.adopt(PaceSettings { rate: 2, ..PACE });
+        pace.reconfigure(PaceSettings { rate: 2, ..PACE });
         assert!(waiting.await.unwrap());
         first.sent();
-        pace.adopt(PaceSettings { rate: 0, ..PACE });
-        assert!(pace.spare_turn().is_some());
+        pace.reconfigure(PaceSettings { rate: 0, ..PACE });
+        assert!(pace.try_acquire().is_some());
     }
 
     #[tokio::test]
-    async fn a_pause_holds_back_a_route_without_a_pace_too() {
+    async fn a_pause_applies_without_a_limit_too() {
         let (clock, hands) = Clock::shifted();
         let pace = Pace::new(PaceSettings { rate: 0, ..PACE }, None, &clock);
-        let turn = pace.turn(of(0, false), Duration::ZERO).await.unwrap();
+        let permit = pace.acquire(key(0, false), Duration::ZERO).await.unwrap();
         assert_eq!(pace.allowed(clock.boot()), f64::INFINITY);
-        turn.throttled(clock.boot());
+        permit.throttled(clock.boot());
         assert_eq!(pace.allowed(clock.boot()), 0.0);
-        assert!(pace.turn(of(0, false), Duration::ZERO).await.is_err() && pace.spare_turn().is_none());
+        assert!(pace.acquire(key(0, false), Duration::ZERO).await.is_err() && pace.try_acquire().is_none());
         hands.advance(PACE.per);
-        assert!(pace.turn(of(0, false), Duration::ZERO).await.is_ok());
+        assert!(pace.acquire(key(0, false), Duration::ZERO).await.is_ok());
     }
 }

@@ -1,4 +1,4 @@
-//! The paces of all tenants and routes.
+//! The rate limits of all tenants and paths.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -11,20 +11,20 @@ use crate::route::Route;
 use crate::settings::PaceSettings;
 use crate::tenant::Tenant;
 
-/// Paths under one wildcard that have a pace of their own, as long as they need one; further ones share one, which is
-/// never too fast.
+/// Paths under one wildcard that have a limit of their own, as long as they need one; further ones share one, which is
+/// never too high.
 const MAX_PATHS: usize = 256;
 
-/// What upstream may still remember when a process begins.
+/// What the platform may have counted before a process started.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Before {
-    /// Calls of a process that ran before: all slots cool for one `per` first.
+pub enum EarlierCalls {
+    /// Calls of an earlier process: all slots are taken for one `per` first.
     Unknown,
-    /// Nothing: it begins just now itself.
-    Nothing,
+    /// None: the platform starts at the same time.
+    None,
 }
 
-/// Which pace is configured for whom: a route's wins over its tenant's, and that over the one for all.
+/// The configured limits: a route's overrides its tenant's, which overrides the common one.
 #[derive(Debug)]
 pub struct Rules {
     all: PaceSettings,
@@ -49,11 +49,11 @@ impl Rules {
     }
 }
 
-/// The paces, each for a merchant and a path: what upstream counts. They outlive every change of configuration.
+/// The limits, each for a merchant and a path, as the platform counts. They outlive changes of the configuration.
 #[derive(Debug)]
 pub struct Paces {
     state: Mutex<State>,
-    /// When a call may last have been counted that nobody here knows of.
+    /// When a call may last have been counted that is not known here.
     counted: Option<Boot>,
     clock: Clock,
 }
@@ -79,16 +79,16 @@ impl Entry {
 }
 
 impl Paces {
-    /// No pace yet.
-    pub fn new(rules: Rules, before: Before, clock: &Clock) -> Self {
-        let counted = match before {
-            Before::Unknown => Some(clock.boot()),
-            Before::Nothing => None,
+    /// Without limits yet.
+    pub fn new(rules: Rules, earlier: EarlierCalls, clock: &Clock) -> Self {
+        let counted = match earlier {
+            EarlierCalls::Unknown => Some(clock.boot()),
+            EarlierCalls::None => None,
         };
         Self { state: Mutex::new(State { rules, all: HashMap::new() }), counted, clock: clock.clone() }
     }
 
-    /// The pace of a tenant's calls to a path.
+    /// The limit of a tenant's calls to a path.
     pub fn of(&self, tenant: &Tenant, route: &Route, path: &str) -> Arc<Pace> {
         let mut state = self.state.lock();
         let State { rules, all } = &mut *state;
@@ -97,7 +97,7 @@ impl Paces {
         if let Some(known) = paths.get(path) {
             return Arc::clone(&known.pace);
         }
-        // What went by the common pace may still be remembered there.
+        // The common limit may still remember calls to this path.
         let common = paths.get(&route.pattern).filter(|common| route.wildcard && !common.is_idle(self.clock.boot()));
         if let Some(common) = common {
             return Arc::clone(&common.pace);
@@ -125,15 +125,15 @@ impl Paces {
         Arc::clone(&paths.entry(path).or_insert_with(new).pace)
     }
 
-    /// Holds every pace to what is configured now; `pattern` tells, for a path, that of the route that serves it. Paces of
-    /// what is not served any more go once they are idle.
-    pub fn adopt(&self, rules: Rules, pattern: impl Fn(&str) -> Option<Arc<str>>) {
+    /// Applies another configuration; `pattern` returns, for a path, that of the route that serves it. Limits of
+    /// paths that are no longer served are dropped once they are idle.
+    pub fn reconfigure(&self, rules: Rules, pattern: impl Fn(&str) -> Option<Arc<str>>) {
         let now = self.clock.boot();
         let mut state = self.state.lock();
         for (tenant, paths) in &mut state.all {
             paths.retain(|path, entry| match pattern(path) {
                 Some(pattern) => {
-                    entry.pace.adopt(rules.of(*tenant, &pattern));
+                    entry.pace.reconfigure(rules.of(*tenant, &pattern));
                     entry.pattern = pattern;
                     true
                 }
@@ -143,22 +143,27 @@ impl Paces {
         state.rules = rules;
     }
 
-    /// A tenant's signatures are made otherwise from now on: what upstream refused of them was no throttling.
-    pub fn resigned(&self, tenant: &Tenant) {
+    /// A tenant's credentials or the signing clock changed: what the platform refused just before may not have been throttling.
+    pub fn credentials_changed(&self, tenant: &Tenant) {
         let state = self.state.lock();
-        state.all.get(&tenant.index).into_iter().flat_map(HashMap::values).for_each(|entry| entry.pace.resigned());
+        state
+            .all
+            .get(&tenant.index)
+            .into_iter()
+            .flat_map(HashMap::values)
+            .for_each(|entry| entry.pace.credentials_changed());
     }
 
     /// Calls that a tenant and route are allowed in one window now, under a wildcard those of its slowest path; infinitely
-    /// many where there is no pace.
+    /// many if there is no limit.
     pub fn allowed(&self, tenant: &Tenant, route: &Route) -> f64 {
         let now = self.clock.boot();
         let state = self.state.lock();
         let rate = state.rules.of(tenant.index, &route.pattern).rate;
-        let usual = if rate == 0 { f64::INFINITY } else { f64::from(rate) };
+        let normal = if rate == 0 { f64::INFINITY } else { f64::from(rate) };
         let paths = state.all.get(&tenant.index).into_iter().flat_map(HashMap::values);
         paths
             .filter(|entry| entry.pattern == route.pattern)
-            .fold(usual, |least, entry| least.min(entry.pace.allowed(now)))
+            .fold(normal, |least, entry| least.min(entry.pace.allowed(now)))
     }
 }

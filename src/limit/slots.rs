@@ -1,23 +1,23 @@
-//! Upstream's pace, as a pure function of what was sent, what was answered, and the time.
+//! The rate limit of the platform, as a pure function of what was sent, what was answered, and the time.
 //!
-//! In any window of `per`, upstream may count `rate` calls. A token bucket does not give that: its burst and its refill
-//! add up in one window. So there are `rate` slots, and each carries one call at a time. Upstream counts a call no later
-//! than its answer, and no later than `transit` after its last byte left; from the earlier of the two on, the slot cools
-//! for `per`. Two calls of one slot are then counted at least `per` apart, and `rate` slots make `rate` calls.
+//! In any window of `per`, the platform may count `rate` calls. A token bucket does not guarantee that: its burst and its refill
+//! add up in one window. So there are `rate` slots, and each carries one call at a time. The platform counts a call no later
+//! than its answer, and no later than `transit` after its last byte was sent; from the earlier of the two on, the slot stays
+//! taken for `per`. Two calls of one slot are then counted at least `per` apart, and `rate` slots make `rate` calls.
 
 use std::time::Duration;
 
 use crate::clock::Boot;
 use crate::settings::PaceSettings;
 
-/// What a slot is doing.
+/// The state of a slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
-    /// Nothing; its last call, if it had one, was counted no later than this.
+    /// Without a call; its last one, if it had one, was counted no later than this.
     Idle(Option<Boot>),
-    /// Its call has not left yet.
+    /// Its call was not sent yet.
     Held,
-    /// Its call left, and is counted no later than this.
+    /// Its call was sent, and is counted no later than this.
     Sent(Boot),
 }
 
@@ -28,14 +28,14 @@ struct Slot {
     call: u64,
 }
 
-/// A call's claim to its slot. A slot whose call was never answered goes to another call in time; the claim is void then.
+/// A call's claim to its slot. The slot of a call that was never answered is reused in time; the claim is void then.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Claim {
     index: usize,
     call: u64,
 }
 
-/// The slots of one tenant and route.
+/// The slots of one tenant and path.
 #[derive(Debug)]
 pub struct Slots {
     /// At least as many as may be in use at once.
@@ -46,16 +46,15 @@ pub struct Slots {
 }
 
 impl Slots {
-    /// All slots; `counted` is when upstream may last have counted a call that nobody here knows of.
+    /// All slots; `counted` is when the platform may last have counted a call that is not known here.
     pub fn new(pace: &PaceSettings, counted: Option<Boot>) -> Self {
         let mut slots = Self { slots: Vec::new(), calls: 0, per: pace.per, transit: pace.transit };
         slots.grow(pace.rate, counted);
         slots
     }
 
-    /// Keeps another pace from now on. What was counted stays remembered, and slots that are too many are never in use
-    /// together.
-    pub fn adopt(&mut self, pace: &PaceSettings) {
+    /// Changes the limit. What was counted is remembered, and surplus slots are never in use at the same time.
+    pub fn reconfigure(&mut self, pace: &PaceSettings) {
         (self.per, self.transit) = (pace.per, pace.transit);
         self.grow(pace.rate, None);
     }
@@ -76,7 +75,7 @@ impl Slots {
         Some(Claim { index, call: self.calls })
     }
 
-    /// The call's last byte left.
+    /// The call's last byte was sent.
     pub fn sent(&mut self, claim: Claim, now: Boot) {
         let counted = now + self.transit;
         if let Some(slot) = self.claimed(claim) {
@@ -91,21 +90,21 @@ impl Slots {
         }
     }
 
-    /// The call was given up. Where it never left, the slot is free at once.
-    pub fn given_up(&mut self, claim: Claim) {
+    /// The call was abandoned. If it was never sent, the slot is free at once.
+    pub fn abandoned(&mut self, claim: Claim) {
         if let Some(slot) = self.claimed(claim) {
             slot.state = State::Idle(slot.counted());
         }
     }
 
-    /// Whether no call is remembered: slots as new would do as well.
+    /// Whether no call is remembered, so that new slots would behave the same.
     pub fn are_all_free(&self, now: Boot) -> bool {
         let is_free = |slot: &Slot| slot.free_at(self.per).is_some_and(|at| at <= now);
         self.slots.iter().all(|slot| !matches!(slot.state, State::Sent(_)) && is_free(slot))
     }
 
     /// When a slot will be free and fewer than `allowed` in use, as far as is known; `None` while that depends on calls
-    /// that have yet to leave.
+    /// that were not sent yet.
     pub fn next_free(&self, allowed: usize) -> Option<Boot> {
         if allowed >= self.slots.len() {
             return self.slots.iter().filter_map(|slot| slot.free_at(self.per)).min();
@@ -115,13 +114,13 @@ impl Slots {
         free.get(free.len() - allowed).copied()?
     }
 
-    /// The earliest moment at which somebody with `ahead` others before him can get one of `allowed` slots, whatever
-    /// becomes of the calls under way, where nobody gets any before `from`.
+    /// The earliest moment at which a request behind `ahead` others can get one of `allowed` slots, whatever
+    /// becomes of the calls in flight, if no slot is given before `from`.
     pub fn earliest(&self, ahead: usize, allowed: usize, now: Boot, from: Boot) -> Boot {
         let soonest = |slot: &Slot| match slot.state {
             // It may be answered just now.
             State::Sent(counted) => counted.min(now) + self.per,
-            // It may turn out not to leave at all.
+            // It may never be sent.
             State::Held => now,
             State::Idle(_) => slot.free_at(self.per).unwrap_or(now).max(now),
         };
@@ -139,7 +138,7 @@ impl Slots {
 }
 
 impl Slot {
-    /// When its last call was counted at the latest; `None` where there was none, or it has yet to leave.
+    /// When its last call was counted at the latest; `None` if there was none, or it was not sent yet.
     fn counted(&self) -> Option<Boot> {
         match self.state {
             State::Idle(counted) => counted,
@@ -148,8 +147,8 @@ impl Slot {
         }
     }
 
-    /// When the slot can carry its next call; `None` while its call has yet to leave. One that was sent and never answered
-    /// needs no end to be called over.
+    /// When the slot can carry its next call; `None` while its call was not sent yet. It need not wait for the answer to a call
+    /// that was sent.
     fn free_at(&self, per: Duration) -> Option<Boot> {
         match self.state {
             State::Held => None,
@@ -173,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn a_slot_cools_from_the_answer_or_from_the_latest_arrival() {
+    fn a_slot_stays_taken_from_the_answer_or_from_the_latest_arrival_on() {
         let mut slots = Slots::new(&pace(1), None);
         let claim = slots.take(1, at(0)).unwrap();
         assert_eq!(slots.next_free(1), None);
@@ -189,10 +188,10 @@ mod tests {
     }
 
     #[test]
-    fn a_call_that_never_left_gives_its_slot_back() {
+    fn a_call_that_was_never_sent_gives_its_slot_back() {
         let mut slots = Slots::new(&pace(1), None);
         let claim = slots.take(1, at(0)).unwrap();
-        slots.given_up(claim);
+        slots.abandoned(claim);
         assert!(slots.take(1, at(1)).is_some());
     }
 
@@ -202,7 +201,7 @@ mod tests {
         let hung = slots.take(1, at(0)).unwrap();
         slots.sent(hung, at(0));
         let next = slots.take(1, at(1500)).unwrap();
-        slots.given_up(hung);
+        slots.abandoned(hung);
         slots.answered(hung, at(1501));
         assert_eq!(slots.take(1, at(9000)), None, "the other call still holds it");
         slots.sent(next, at(9000));
@@ -210,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_is_told_of_an_earlier_turn_than_can_be() {
+    fn no_slot_is_promised_earlier_than_it_can_be_free() {
         let mut slots = Slots::new(&pace(2), None);
         for _ in 0..2 {
             let claim = slots.take(2, at(0)).unwrap();
@@ -250,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn another_pace_forgets_nothing() {
+    fn a_changed_limit_forgets_nothing() {
         let mut slots = Slots::new(&pace(3), Some(at(500)));
         assert_eq!((slots.take(3, at(1499)), slots.next_free(3)), (None, Some(at(1500))));
         for _ in 0..2 {
@@ -258,19 +257,19 @@ mod tests {
             slots.sent(claim, at(1500));
             slots.answered(claim, at(1500));
         }
-        slots.adopt(&PaceSettings { per: Duration::from_secs(9), ..pace(2) });
+        slots.reconfigure(&PaceSettings { per: Duration::from_secs(9), ..pace(2) });
         assert_eq!((slots.take(2, at(10_499)), slots.next_free(2)), (None, Some(at(10_500))), "two were counted");
-        slots.adopt(&PaceSettings { per: Duration::from_secs(9), ..pace(4) });
+        slots.reconfigure(&PaceSettings { per: Duration::from_secs(9), ..pace(4) });
         assert!(slots.take(4, at(1600)).is_some(), "one more may be");
-        assert_eq!(slots.take(4, at(9499)), None, "a stranger's call may have been counted");
+        assert_eq!(slots.take(4, at(9499)), None, "an unknown call may have been counted");
         assert!(slots.take(4, at(9500)).is_some());
     }
 
     proptest! {
-        /// The law itself: whenever upstream counts each call between its leaving and the latest moment allowed, no
+        /// The guarantee itself: whenever the platform counts each call between its sending and the latest moment allowed, no
         /// window of `per` holds more than `rate`.
         #[test]
-        fn upstream_never_counts_more_than_the_rate(
+        fn the_platform_never_counts_more_than_the_rate(
             rate in 1u32..5,
             calls in proptest::collection::vec((0u64..400, 0u64..30, 0u64..2500, 0.0f64..=1.0, any::<bool>()), 1..120),
         ) {

@@ -1,4 +1,4 @@
-//! Typed handles for the names of a configuration: made once for each, so that counting looks nothing up.
+//! Typed handles for the names of a configuration: made once, so that counting needs no lookup.
 
 use std::marker::PhantomData;
 use std::sync::OnceLock;
@@ -7,15 +7,15 @@ use std::time::Duration;
 use prometheus::{Gauge, Histogram, IntCounter, IntCounterVec, IntGauge};
 
 use super::Vecs;
-use super::labels::{BreakerState, CacheUse, Changed, Label, Limit, Lookup, Outcome};
+use super::labels::{AttemptResult, BreakerState, CacheUse, Changed, Label, Limit, LookupResult};
 
-/// The name of callers who have none.
+/// The name of callers without one.
 pub const ANONYMOUS: &str = "anonymous";
-/// Statuses that HTTP knows, each counted under its own name.
+/// Statuses that are counted under their own number.
 const STATUSES: std::ops::Range<u16> = 100..600;
 
 /// One metric for each value of a label.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Per<L, M>(Vec<M>, PhantomData<L>);
 
 impl<L: Label, M> Per<L, M> {
@@ -51,11 +51,11 @@ pub struct RouteMetrics {
     requests_by: IntCounterVec,
     /// By caller.
     requests: Vec<Requests>,
-    /// How long answers took, in seconds.
+    /// Durations of answers, in seconds.
     pub duration: Per<CacheUse, Histogram>,
-    /// Look-ups in the cache.
-    pub lookups: Per<Lookup, IntCounter>,
-    /// Refetches, by whether the answer that they replaced was still true.
+    /// Lookups in the cache.
+    pub lookups: Per<LookupResult, IntCounter>,
+    /// Refetches, by whether the answer had changed.
     pub refetches: Per<Changed, IntCounter>,
 }
 
@@ -63,14 +63,14 @@ pub struct RouteMetrics {
 #[derive(Debug)]
 pub struct CallerMetrics {
     name: String,
-    /// Requests refused by a limit.
+    /// Requests rejected by a limit.
     pub limited: Per<Limit, IntCounter>,
 }
 
 /// What is counted for a tenant.
 #[derive(Debug)]
 pub struct TenantMetrics {
-    /// Attempts under way.
+    /// Attempts in flight.
     pub inflight: IntGauge,
     /// By route.
     calls: Vec<CallMetrics>,
@@ -80,14 +80,14 @@ pub struct TenantMetrics {
 #[derive(Debug)]
 pub struct CallMetrics {
     /// Attempts by how they ended.
-    pub attempts: Per<Outcome, IntCounter>,
-    /// How long attempts took, in seconds, from signing to the end of the answer.
+    pub attempts: Per<AttemptResult, IntCounter>,
+    /// Durations of attempts, in seconds, from signing to the end of the answer.
     pub duration: Histogram,
-    /// Requests that needed no call of their own.
+    /// Requests that were answered without a call of their own.
     pub saved: IntCounter,
-    /// How long calls waited for their turn, in seconds.
+    /// How long calls waited for a slot, in seconds.
     pub wait: Histogram,
-    /// Calls that a window allows now; infinitely many where there is no pace.
+    /// Calls that a window allows now; infinitely many without a limit.
     pub rate: Gauge,
     /// Whether the circuit breaker is open or half-open.
     pub breaker_open: IntGauge,
@@ -99,7 +99,7 @@ pub struct CallMetrics {
 #[derive(Debug)]
 pub struct Handles {
     routes: Vec<RouteMetrics>,
-    /// Requests that were refused before they had a route.
+    /// Requests that were rejected before they had a route.
     unrouted: RouteMetrics,
     callers: Vec<CallerMetrics>,
     /// By the tenants' numbers.
@@ -107,9 +107,9 @@ pub struct Handles {
 }
 
 impl Handles {
-    /// Handles for routes and callers in their order, anonymous ones being the first caller, and for tenants by number.
+    /// Handles for routes and callers in order, the anonymous caller first, and for tenants by number.
     pub(super) fn new(vecs: &Vecs, routes: &[&str], callers: &[&str], tenants: &[(usize, &str)]) -> Self {
-        // What is no more has no state.
+        // Gauges of what is no longer configured are removed.
         vecs.rate.reset();
         vecs.breaker_open.reset();
         let callers: Vec<&str> = std::iter::once(ANONYMOUS).chain(callers.iter().copied()).collect();

@@ -1,13 +1,13 @@
 //! Closed sets of label values.
 
-use crate::cache::Bound;
+use crate::cache::LimitedBy;
 
 /// A closed set of label values.
 pub trait Label: Copy + 'static {
     /// Every value, in the order of their indices.
     const NAMES: &'static [&'static str];
 
-    /// The value's place in [`Label::NAMES`].
+    /// The value's index in [`Label::NAMES`].
     fn index(self) -> usize;
 
     /// The value's name.
@@ -37,38 +37,38 @@ label! {
     CacheUse {
         /// From the cache.
         Hit = "hit",
-        /// By its own call.
+        /// By its own fetch.
         Miss = "miss",
-        /// By another caller's call.
+        /// By another caller's fetch.
         Collapsed = "collapsed",
-        /// From the cache, past its freshness.
+        /// From the cache, stale.
         Stale = "stale",
-        /// By a route that is not cached.
+        /// On a route that is not cached.
         Bypass = "bypass",
-        /// Not at all: it was refused.
+        /// Not at all: it was rejected.
         None = "none",
     }
 }
 
 label! {
-    /// What a look-up found.
-    Lookup {
+    /// What a lookup found.
+    LookupResult {
         /// A fresh answer.
         Hit = "hit",
         /// Nothing.
         Miss = "miss",
-        /// A call under way.
+        /// A fetch in progress.
         Collapsed = "collapsed",
-        /// An answer past its freshness, which was served.
+        /// A stale answer, which was served.
         Stale = "stale",
         /// A fresh answer that says there is nothing.
         NegativeHit = "negative_hit",
-        /// An answer past its freshness, for which a refresh was begun.
+        /// A stale answer, whose refresh began.
         Refresh = "refresh",
     }
 }
 
-impl Label for Bound {
+impl Label for LimitedBy {
     const NAMES: &'static [&'static str] = &["ttl", "end_at", "negative", "unsettled"];
 
     fn index(self) -> usize {
@@ -82,13 +82,13 @@ impl Label for Bound {
 }
 
 label! {
-    /// Why kept answers were invalidated.
+    /// Why answers were invalidated.
     Invalidation {
         /// A write to the customer.
         Write = "write",
-        /// A write to nobody knows whom.
+        /// A write without a known customer.
         UnknownCustomer = "unknown_customer",
-        /// A caller who learned of a change.
+        /// A caller that learned of a change.
         Invalidate = "invalidate",
         /// An operator.
         Purge = "purge",
@@ -96,25 +96,25 @@ label! {
 }
 
 label! {
-    /// Whether the answer that a refetch replaced was still true.
+    /// Whether a refetched answer differs from the one that it replaced.
     Changed {
-        /// It was not.
+        /// It does.
         Yes = "yes",
-        /// It was.
+        /// It does not.
         No = "no",
     }
 }
 
 label! {
     /// How an attempt ended.
-    Outcome {
+    AttemptResult {
         /// A success.
         Ok = "ok",
         /// A business exception.
         Exception = "exception",
         /// A system error in the body.
         Error = "error",
-        /// Too many calls, or busy.
+        /// Throttled, or busy.
         Throttled = "throttled",
         /// HTTP 5xx.
         Http5xx = "http_5xx",
@@ -144,15 +144,15 @@ label! {
 }
 
 label! {
-    /// Which limit refused a request.
+    /// Which limit rejected a request.
     Limit {
-        /// What callers may ask.
+        /// The rate limit of a caller.
         Caller = "caller",
-        /// Upstream's pace.
+        /// The rate limit of the platform.
         Upstream = "upstream",
-        /// Connections at once.
+        /// Connections and concurrent requests.
         Connections = "connections",
-        /// Callers sharing one call.
+        /// Callers that share one fetch.
         Waiters = "waiters",
     }
 }

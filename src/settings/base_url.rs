@@ -1,4 +1,4 @@
-//! Where the platform is.
+//! The address of the platform.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -8,7 +8,7 @@ use http::Uri;
 
 use super::value::Setting;
 
-/// The platform's address: `http` or `https`, a host, perhaps a port and a path that every route is appended to.
+/// `http` or `https`, a host, an optional port, and an optional path that is put before every route.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BaseUrl {
     tls: bool,
@@ -19,7 +19,7 @@ pub struct BaseUrl {
 }
 
 impl BaseUrl {
-    /// Reads one; `None` where it has user information, a query or a fragment, or is no http address.
+    /// Parses an address; `None` if it has user information, a query or a fragment, or is not http.
     pub fn parse(text: &str) -> Option<Self> {
         if text.contains(['#', '?', '@']) {
             return None;
@@ -49,7 +49,7 @@ impl BaseUrl {
         self.tls
     }
 
-    /// Whether nobody on the way can read or change what is sent: TLS, or this machine.
+    /// Whether nobody on the network path can read or change what is sent: TLS, or this machine.
     pub fn is_private(&self) -> bool {
         self.tls || self.host == "localhost" || self.host.parse().is_ok_and(|ip: IpAddr| ip.is_loopback())
     }
@@ -69,7 +69,7 @@ impl BaseUrl {
         &self.authority
     }
 
-    /// What stands before every route; empty, or with a leading and without a trailing slash.
+    /// What is put before every route; empty, or with a leading and without a trailing slash.
     pub fn path(&self) -> &str {
         &self.path
     }
@@ -82,7 +82,7 @@ impl fmt::Display for BaseUrl {
 }
 
 impl Setting for BaseUrl {
-    const WANTED: &'static str =
+    const EXPECTED: &'static str =
         "an http or https address such as \"https://openapi.zvcms.com\", without user, query or fragment";
 
     fn read(value: &ValueKind) -> Option<Self> {
@@ -102,7 +102,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_base_url_is_read_whole_or_refused() {
+    fn a_base_url_is_parsed_or_rejected() {
         let url = BaseUrl::parse("https://openapi.zvcms.com/").unwrap();
         assert_eq!(
             (url.host(), url.port(), url.authority(), url.path()),

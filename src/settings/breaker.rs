@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use config::ValueKind;
 
-use super::rate::{at_least_one, longer_than_nothing};
+use super::rate::{at_least_one, greater_than_zero};
 use super::reader::Table;
 use super::value::Setting;
 
@@ -32,12 +32,12 @@ impl BreakerSettings {
             consecutive: table.with_default("consecutive", 5),
             ratio: table.with_default("ratio", Ratio(0.5)),
             min_calls: table.checked("min_calls", 10, at_least_one),
-            window: table.checked("window", Duration::from_secs(30), longer_than_nothing),
-            open_min: table.checked("open_min", Duration::from_millis(500), longer_than_nothing),
-            open_max: table.checked("open_max", Duration::from_secs(30), longer_than_nothing),
+            window: table.checked("window", Duration::from_secs(30), greater_than_zero),
+            open_min: table.checked("open_min", Duration::from_millis(500), greater_than_zero),
+            open_max: table.checked("open_max", Duration::from_secs(30), greater_than_zero),
         };
         if settings.open_max < settings.open_min {
-            table.mistake("open_max", "is shorter than open_min; wanted at least as long a duration");
+            table.error("open_max", "is shorter than open_min; expected a duration that is at least as long");
         }
         table.finish();
         settings
@@ -54,7 +54,7 @@ impl BreakerSettings {
 pub struct Ratio(pub f64);
 
 impl Setting for Ratio {
-    const WANTED: &'static str = "a share from 0 to 1, such as 0.5";
+    const EXPECTED: &'static str = "a share from 0 to 1, such as 0.5";
 
     fn read(value: &ValueKind) -> Option<Self> {
         let ratio = match value {

@@ -1,4 +1,4 @@
-//! `callers.*`: who may come in.
+//! `callers.*`: who may connect, and what they may use.
 
 use std::collections::HashMap;
 
@@ -16,21 +16,21 @@ const ALL: &str = "*";
 /// One caller.
 #[derive(Clone, Debug)]
 pub struct CallerSettings {
-    /// Its name here.
+    /// Its name in this configuration.
     pub name: String,
-    /// The hashes of its keys: several while it changes them.
+    /// The hashes of its keys: several during rotation.
     pub keys: Vec<KeyHash>,
     /// The tenants that it may use.
     pub tenants: Permitted,
-    /// The routes that it may use, as they stand in the configuration.
+    /// The routes that it may use, as written in the configuration.
     pub routes: Permitted,
-    /// What it may ask.
+    /// Its rate limit.
     pub limit: Option<CallerLimit>,
-    /// Whether it may tell of changes made elsewhere.
+    /// Whether it may call `/v1/invalidate`.
     pub invalidate: bool,
 }
 
-/// What somebody may use.
+/// What a caller may use.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Permitted {
     /// Everything.
@@ -52,9 +52,9 @@ impl Permitted {
     }
 }
 
-/// Reads all callers; `None` where one of them cannot be used. What they may use is only checked against tenants and
-/// routes that could be read.
-pub(crate) fn read(
+/// Reads all callers; `None` if one of them is invalid. What they may use is only checked against tenants and
+/// routes that are valid.
+pub(super) fn read(
     tables: Vec<(String, Table<'_>)>,
     limit: Option<CallerLimit>,
     tenants: Option<&[TenantSettings]>,
@@ -65,24 +65,24 @@ pub(crate) fn read(
     let mut callers = Vec::with_capacity(count);
     for (name, mut table) in tables {
         if !is_name(&name) {
-            table.mistake("", "is not a name; wanted lower-case letters, digits and hyphens");
+            table.error("", "is not a valid name; expected lower-case letters, digits and hyphens");
         }
         if let Some(caller) = read_one(&name, &mut table, limit) {
             for key in &caller.keys {
                 if let Some(other) = owners.insert(key.clone(), name.clone()) {
-                    table.mistake(
+                    table.error(
                         "key_sha256",
-                        format!("holds a key of callers.{other} too; wanted each key for one caller, once"),
+                        format!("contains a key of callers.{other}; expected each key for one caller, once"),
                     );
                 }
             }
             let is_tenant = |name: &String| tenants.is_none_or(|all| all.iter().any(|tenant| tenant.name == *name));
             if !caller.tenants.names().iter().all(is_tenant) {
-                table.mistake("tenants", "names a tenant that is not configured; wanted names of tenants, or [\"*\"]");
+                table.error("tenants", "names a tenant that is not configured; expected names of tenants, or [\"*\"]");
             }
             let is_served = |name: &String| routes.is_none_or(|all| all.iter().any(|route| covers(name, &route.path)));
             if !caller.routes.names().iter().all(is_served) {
-                table.mistake("routes", "names a path that no route serves; wanted paths of routes, or [\"*\"]");
+                table.error("routes", "names a path that no route serves; expected paths of routes, or [\"*\"]");
             }
             callers.push(caller);
         }
@@ -92,13 +92,13 @@ pub(crate) fn read(
 }
 
 fn read_one(name: &str, table: &mut Table<'_>, limit: Option<CallerLimit>) -> Option<CallerSettings> {
-    for (key, wanted) in [
+    for (key, expected) in [
         ("key_sha256", "the SHA-256 of its key in hex, or a list of them; `zvgate key` makes one"),
         ("tenants", "the tenants that it may use, or [\"*\"]"),
         ("routes", "the paths that it may use, or [\"*\"]"),
     ] {
         if !table.has(key) {
-            table.mistake(key, format!("is missing; wanted {wanted}"));
+            table.error(key, format!("is missing; expected {expected}"));
         }
     }
     let keys = table.hashes("key_sha256");

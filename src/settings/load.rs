@@ -1,36 +1,38 @@
-//! Brings the layers of a configuration together: built-in defaults, then the file, then the environment.
+//! Merges the layers of a configuration: built-in defaults, then the file, then the environment.
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use config::{Config, ConfigError, Map, Source, Value, ValueKind};
+use config::{Config, Map, Source, Value, ValueKind};
 
 use super::Settings;
-use super::reader::{Mistake, Mistakes, Notes, Table};
+use super::reader::{ConfigError, ConfigErrors, Notes, Table};
+use crate::tls::TlsFiles;
 
 /// Variables that are keys of the configuration begin with this. Others that begin with `ZVGATE_` are not ours: Kubernetes sets
 /// `ZVGATE_PORT` and the like for a Service of that name.
 const PREFIX: &str = "ZVGATE__";
-/// Names the configuration file.
+/// The variable that names the configuration file.
 const FILE_VARIABLE: &str = "ZVGATE_CONFIG";
-/// Read where no file is named and it is safe to.
-const USUAL_FILE: &str = "config/zvgate.toml";
+/// Read if no file is named and nobody else could have written it.
+const DEFAULT_FILE: &str = "config/zvgate.toml";
 
-/// What a configuration is made from. It may hold keys, so that it has no `Debug`.
+/// Where a configuration comes from. It may hold keys, so that it has no `Debug`.
 #[derive(Clone, Default)]
 pub struct Sources {
     /// The file, if there is one.
     pub file: Option<PathBuf>,
     /// The variables that begin with `ZVGATE__`.
     pub variables: BTreeMap<String, String>,
-    /// Why the usual file was passed over, where it was.
-    pub passed_over: Option<String>,
+    /// Why the default file was ignored, if it was.
+    pub ignored_file: Option<String>,
 }
 
 impl Sources {
-    /// The file named by the command line, else by `$ZVGATE_CONFIG`, else the usual one if it is safe; and the process's variables.
+    /// The file named by the command line, else by `$ZVGATE_CONFIG`, else the default one if it is safe; and the process's
+    /// variables.
     pub fn of_process(named: Option<&Path>) -> Self {
         #[expect(clippy::disallowed_methods, reason = "the one place where the configuration meets the environment")]
         let mut variables: BTreeMap<String, String> = std::env::vars_os()
@@ -39,63 +41,100 @@ impl Sources {
             .collect();
         let from_variable = variables.remove(FILE_VARIABLE).map(PathBuf::from);
         match named.map(Path::to_path_buf).or(from_variable) {
-            Some(file) => Self { file: Some(file), variables, passed_over: None },
-            None => match usual_file(Path::new(USUAL_FILE)) {
-                Ok(file) => Self { file, variables, passed_over: None },
-                Err(why) => Self { file: None, variables, passed_over: Some(why) },
+            Some(file) => Self { file: Some(file), variables, ignored_file: None },
+            None => match default_file(Path::new(DEFAULT_FILE)) {
+                Ok(file) => Self { file, variables, ignored_file: None },
+                Err(why) => Self { file: None, variables, ignored_file: Some(why) },
             },
         }
     }
 
-    /// Reads every layer, and the settings that they make together.
+    /// Merges all layers and reads the settings. No file that they name is read.
+    pub fn parse(&self) -> Parsed {
+        let notes = Notes::default();
+        let settings = self.merge(&notes).and_then(|merged| Settings::read(Table::root(merged, &notes)));
+        let (errors, effective) = (notes.errors.into_inner(), notes.effective.into_inner());
+        Parsed {
+            settings: settings.map(|settings| Settings { effective, ..settings }),
+            errors,
+            key_files: notes.key_files.into_inner(),
+            tls_files: notes.tls_files.into_inner(),
+        }
+    }
+
+    /// The settings alone.
     ///
     /// # Errors
-    /// Every mistake that was found, not only the first.
-    pub fn load(&self) -> Result<Settings, Mistakes> {
-        let notes = Notes::default();
+    /// All errors, not only the first.
+    pub fn settings(&self) -> Result<Settings, ConfigErrors> {
+        let Parsed { settings, errors, .. } = self.parse();
+        settings.filter(|_| errors.is_empty()).ok_or(ConfigErrors(errors))
+    }
+
+    fn merge(&self, notes: &Notes) -> Option<Value> {
         let mut layers = Config::builder();
         if let Some(file) = &self.file {
             match read_file(file) {
                 Ok(layer) => layers = layers.add_source(layer),
-                Err(mistake) => return Err(Mistakes(vec![mistake])),
+                Err(error) => {
+                    notes.errors.borrow_mut().push(error);
+                    return None;
+                }
             }
         }
-        layers = layers.add_source(environment(&self.variables, &notes));
-        let merged = layers.build().map(|config| config.cache).map_err(|error| {
-            Mistakes(vec![Mistake { origin: None, key: "configuration".to_owned(), text: error.to_string() }])
-        })?;
-        let settings = Settings::read(Table::root(merged, &notes));
-        let (mistakes, effective) = notes.into_parts();
-        match settings {
-            Some(settings) if mistakes.is_empty() => Ok(Settings { effective, ..settings }),
-            _ => Err(Mistakes(mistakes)),
-        }
+        layers = layers.add_source(environment(&self.variables, notes));
+        let merged = layers.build().map(|config| config.cache);
+        merged.map_err(|error| notes.error(None, "configuration", error.to_string())).ok()
     }
 }
 
-/// The usual file, where it exists and nobody else could have written it.
-fn usual_file(path: &Path) -> Result<Option<PathBuf>, String> {
-    let Ok(facts) = std::fs::metadata(path) else { return Ok(None) };
-    if facts.mode() & 0o002 != 0 {
+/// What parsing found.
+#[derive(Debug)]
+pub struct Parsed {
+    /// The settings, if they can be read; valid only without errors.
+    pub settings: Option<Settings>,
+    /// All errors.
+    pub errors: Vec<ConfigError>,
+    /// The files of signing keys.
+    pub key_files: Vec<KeyFileReference>,
+    /// The files of `server.tls`, and where they were given.
+    pub tls_files: Option<(Option<String>, TlsFiles)>,
+}
+
+/// A file that holds a tenant's signing key.
+#[derive(Clone, Debug)]
+pub struct KeyFileReference {
+    /// The tenant's name.
+    pub tenant: String,
+    /// The file or variable that names it.
+    pub origin: Option<String>,
+    /// The file.
+    pub path: PathBuf,
+}
+
+/// The default file, if it exists and nobody else could have written it.
+fn default_file(path: &Path) -> Result<Option<PathBuf>, String> {
+    let Ok(metadata) = std::fs::metadata(path) else { return Ok(None) };
+    if metadata.mode() & 0o002 != 0 {
         return Err(format!(
-            "{} is passed over: everybody may write it; name it with --config if that is meant",
+            "{} is ignored: it is world-writable; name it with --config if that is intended",
             path.display()
         ));
     }
-    if facts.uid() != rustix::process::geteuid().as_raw() {
+    if metadata.uid() != rustix::process::geteuid().as_raw() {
         return Err(format!(
-            "{} is passed over: it belongs to another user; name it with --config if that is meant",
+            "{} is ignored: it belongs to another user; name it with --config if that is intended",
             path.display()
         ));
     }
     Ok(Some(path.to_path_buf()))
 }
 
-/// One layer: values that know where they came from.
+/// One layer: values with their origin.
 #[derive(Clone)]
 struct Layer(Map<String, Value>);
 
-/// Asked for by [`Source`]; the values may be keys.
+/// Required by [`Source`]; the values may be keys.
 impl fmt::Debug for Layer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Layer").finish_non_exhaustive()
@@ -107,33 +146,33 @@ impl Source for Layer {
         Box::new(self.clone())
     }
 
-    fn collect(&self) -> Result<Map<String, Value>, ConfigError> {
+    fn collect(&self) -> Result<Map<String, Value>, config::ConfigError> {
         Ok(self.0.clone())
     }
 }
 
-fn read_file(path: &Path) -> Result<Layer, Mistake> {
+fn read_file(path: &Path) -> Result<Layer, ConfigError> {
     let origin = path.display().to_string();
-    let mistake = |key: &str, text: String| Mistake { origin: Some(origin.clone()), key: key.to_owned(), text };
-    let text = std::fs::read_to_string(path).map_err(|error| mistake("file", format!("cannot be read: {error}")))?;
+    let invalid = |key: &str, text: String| ConfigError { origin: Some(origin.clone()), key: key.to_owned(), text };
+    let text = std::fs::read_to_string(path).map_err(|error| invalid("file", format!("cannot be read: {error}")))?;
     let table: toml::Table = text.parse().map_err(|error: toml::de::Error| {
-        // The error's own rendering quotes the line, which may hold a key: only the place and the grammar are told.
+        // The error's own rendering quotes the line, which may hold a key: only its position and the grammar are shown.
         let at = error.span().map_or(0, |span| span.start);
         let before = text.get(..at).unwrap_or(&text);
         let line = before.matches('\n').count() + 1;
         let column = before.rsplit('\n').next().map_or(0, |last| last.chars().count()) + 1;
-        mistake(&format!("line {line}, column {column}"), format!("not TOML: {}", without_values(error.message())))
+        invalid(&format!("line {line}, column {column}"), format!("not TOML: {}", without_values(error.message())))
     })?;
-    // The merging library takes names on the top level for paths; ours are plain.
+    // The merging library takes names at the top level for paths; ours are plain.
     let plain = |key: &str| key.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-');
     if let Some(odd) = table.keys().find(|key| !plain(key)) {
-        return Err(mistake(odd, "unknown key; wanted a table such as [server]".to_owned()));
+        return Err(invalid(odd, "unknown key; expected a table such as [server]".to_owned()));
     }
     let values = table.into_iter().map(|(key, value)| (key, with_origin(value, &origin)));
     Ok(Layer(values.collect()))
 }
 
-/// A parser's message without what it quotes from the file, unless that is a sign or two: it may be a key.
+/// A parser's message without what it quotes from the file, except for a few characters: it may be a key.
 fn without_values(message: &str) -> String {
     let part = |(index, part): (usize, &str)| {
         if index % 2 == 1 && part.len() > 3 { "…".to_owned() } else { part.to_owned() }
@@ -158,14 +197,14 @@ fn with_origin(value: toml::Value, origin: &str) -> Value {
     Value::new(Some(&origin.to_owned()), kind)
 }
 
-/// `ZVGATE__SERVER__LISTEN` is `server.listen`; every value is text, so that no id becomes a number on the way.
+/// `ZVGATE__SERVER__LISTEN` is `server.listen`; every value is a string, so that no id becomes a number.
 fn environment(variables: &BTreeMap<String, String>, notes: &Notes) -> Layer {
     let mut root = Map::new();
     for (name, text) in variables {
         let Some(levels) = name.strip_prefix(PREFIX) else { continue };
         let path: Vec<String> = levels.split("__").map(str::to_lowercase).collect();
         if !insert(&mut root, &path, name, text) {
-            notes.mistake(Some("environment"), name, "stands both for a value and for a table of keys");
+            notes.error(Some("environment"), name, "is used both for a value and for a table of keys");
         }
     }
     Layer(root)

@@ -1,23 +1,29 @@
-//! `log.*`: what is written of what happens.
+//! `log.*`: what is logged.
 
 use std::path::PathBuf;
 
+use super::effective::Scope;
 use super::reader::Table;
 use super::value::Choice;
 
-/// `log.*`
+/// The keys of `log.*` that need a restart.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LogSettings {
-    /// How lines look.
+    /// The format of lines.
     pub format: LogFormat,
-    /// The least severe lines that are written.
+    /// The least severe level that is logged.
     pub level: LogLevel,
+    /// The file with the key of the customer hash; without it a random one for each process.
+    pub hash_key_file: Option<PathBuf>,
+}
+
+/// The keys of `log.*` that can be reloaded.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AccessLogSettings {
     /// Which requests are logged.
     pub access: AccessLog,
     /// Whether every write is logged.
     pub writes: bool,
-    /// Where the key of the customer hash is kept; random for each process without it.
-    pub hash_key_file: Option<PathBuf>,
 }
 
 /// `log.format`
@@ -27,12 +33,12 @@ pub enum LogFormat {
     Auto,
     /// Text.
     Text,
-    /// One JSON object a line.
+    /// One JSON object per line.
     Json,
 }
 
 impl Choice for LogFormat {
-    const WANTED: &'static str = "\"auto\", \"text\" or \"json\"";
+    const EXPECTED: &'static str = "\"auto\", \"text\" or \"json\"";
     const ALL: &'static [(&'static str, Self)] = &[("auto", Self::Auto), ("text", Self::Text), ("json", Self::Json)];
 }
 
@@ -52,7 +58,7 @@ pub enum LogLevel {
 }
 
 impl Choice for LogLevel {
-    const WANTED: &'static str = "\"error\", \"warn\", \"info\", \"debug\" or \"trace\"";
+    const EXPECTED: &'static str = "\"error\", \"warn\", \"info\", \"debug\" or \"trace\"";
     const ALL: &'static [(&'static str, Self)] = &[
         ("error", Self::Error),
         ("warn", Self::Warn),
@@ -67,27 +73,29 @@ impl Choice for LogLevel {
 pub enum AccessLog {
     /// Every request.
     All,
-    /// Requests that were answered with status 400 or above.
+    /// Requests that were answered with a status of 400 or above.
     Errors,
     /// None.
     None,
 }
 
 impl Choice for AccessLog {
-    const WANTED: &'static str = "\"all\", \"errors\" or \"none\"";
+    const EXPECTED: &'static str = "\"all\", \"errors\" or \"none\"";
     const ALL: &'static [(&'static str, Self)] = &[("all", Self::All), ("errors", Self::Errors), ("none", Self::None)];
 }
 
-impl LogSettings {
-    pub(super) fn read(mut table: Table<'_>) -> Self {
-        let settings = Self {
-            format: table.with_default("format", LogFormat::Auto),
-            level: table.with_default("level", LogLevel::Info),
-            access: table.with_default("access", AccessLog::Errors),
-            writes: table.with_default("writes", true),
-            hash_key_file: table.optional("hash_key_file"),
-        };
-        table.finish();
-        settings
-    }
+/// Reads the table.
+pub(super) fn read(mut table: Table<'_>) -> (LogSettings, AccessLogSettings) {
+    let access_log = AccessLogSettings {
+        access: table.with_default("access", AccessLog::Errors),
+        writes: table.with_default("writes", true),
+    };
+    table.set_scope(Scope::Static);
+    let log = LogSettings {
+        format: table.with_default("format", LogFormat::Auto),
+        level: table.with_default("level", LogLevel::Info),
+        hash_key_file: table.optional("hash_key_file"),
+    };
+    table.finish();
+    (log, access_log)
 }

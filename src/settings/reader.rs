@@ -1,26 +1,30 @@
-//! Walks the merged configuration, so that every mistake is told at once and every effective value is known.
+//! Walks the merged configuration, so that all errors are reported at once and every effective value is known.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
+use std::path::PathBuf;
 
 use config::{Value, ValueKind};
 
+use super::effective::{Effective, Scope};
+use super::load::KeyFileReference;
 use super::value::{Setting, nearest};
 use crate::secret::KeyHash;
+use crate::tls::TlsFiles;
 
-/// One mistake in a configuration.
+/// One error in a configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Mistake {
-    /// The file or variable that it stands in, where it stands in one.
+pub struct ConfigError {
+    /// The file or variable that it is in, if it is in one.
     pub origin: Option<String>,
     /// The key, with dots between levels.
     pub key: String,
-    /// What is wrong, the value included unless the key is secret, and what would be right.
+    /// What is wrong, with the value unless the key is secret, and what is expected.
     pub text: String,
 }
 
-impl fmt::Display for Mistake {
+impl fmt::Display for ConfigError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if let Some(origin) = &self.origin {
             write!(f, "{origin}: ")?;
@@ -29,52 +33,53 @@ impl fmt::Display for Mistake {
     }
 }
 
-/// Every mistake of a configuration.
+/// All errors in a configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Mistakes(pub Vec<Mistake>);
+pub struct ConfigErrors(pub Vec<ConfigError>);
 
-impl fmt::Display for Mistakes {
+impl fmt::Display for ConfigErrors {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (index, mistake) in self.0.iter().enumerate() {
-            write!(f, "{}{mistake}", if index == 0 { "" } else { "\n" })?;
+        for (index, error) in self.0.iter().enumerate() {
+            write!(f, "{}{error}", if index == 0 { "" } else { "\n" })?;
         }
         Ok(())
     }
 }
 
-impl std::error::Error for Mistakes {}
+impl std::error::Error for ConfigError {}
 
-/// What is learned while reading.
+impl std::error::Error for ConfigErrors {}
+
+/// What is found while reading.
 #[derive(Default)]
-pub(crate) struct Notes {
-    mistakes: RefCell<Vec<Mistake>>,
-    effective: RefCell<BTreeMap<String, String>>,
+pub(super) struct Notes {
+    pub(super) errors: RefCell<Vec<ConfigError>>,
+    pub(super) effective: RefCell<Effective>,
+    pub(super) key_files: RefCell<Vec<KeyFileReference>>,
+    pub(super) tls_files: RefCell<Option<(Option<String>, TlsFiles)>>,
 }
 
 impl Notes {
-    pub(crate) fn mistake(&self, origin: Option<&str>, key: &str, text: impl Into<String>) {
-        let mistake = Mistake { origin: origin.map(str::to_owned), key: key.to_owned(), text: text.into() };
-        self.mistakes.borrow_mut().push(mistake);
-    }
-
-    pub(crate) fn into_parts(self) -> (Vec<Mistake>, BTreeMap<String, String>) {
-        (self.mistakes.into_inner(), self.effective.into_inner())
+    pub(super) fn error(&self, origin: Option<&str>, key: &str, text: impl Into<String>) {
+        let error = ConfigError { origin: origin.map(str::to_owned), key: key.to_owned(), text: text.into() };
+        self.errors.borrow_mut().push(error);
     }
 }
 
-/// One table of the configuration; each key is taken once, and what is left at the end is unknown.
-pub(crate) struct Table<'a> {
+/// One table of the configuration. Each key is taken once; those that are left at the end are unknown.
+pub(super) struct Table<'a> {
     entries: HashMap<String, Value>,
     origin: Option<String>,
     path: String,
     secret: bool,
-    /// The keys that were asked for, and where each was given.
+    scope: Scope,
+    /// The keys that were read, and where each was given.
     known: BTreeMap<&'static str, Option<String>>,
     notes: &'a Notes,
 }
 
 impl<'a> Table<'a> {
-    pub(crate) fn root(value: Value, notes: &'a Notes) -> Self {
+    pub(super) fn root(value: Value, notes: &'a Notes) -> Self {
         Self::new(String::new(), Some(value), false, notes)
     }
 
@@ -84,37 +89,54 @@ impl<'a> Table<'a> {
             Some(ValueKind::Table(entries)) => entries.into_iter().collect(),
             None | Some(ValueKind::Nil) => HashMap::new(),
             Some(_) => {
-                notes.mistake(origin.as_deref(), &path, "is one value; wanted a table of keys");
+                notes.error(origin.as_deref(), &path, "is a single value; expected a table of keys");
                 HashMap::new()
             }
         };
-        Self { entries, origin, path, secret, known: BTreeMap::new(), notes }
+        Self { entries, origin, path, secret, scope: Scope::Dynamic, known: BTreeMap::new(), notes }
     }
 
     /// The key's full name.
-    pub(crate) fn key(&self, key: &str) -> String {
+    pub(super) fn key(&self, key: &str) -> String {
         if self.path.is_empty() { key.to_owned() } else { format!("{}.{key}", self.path) }
     }
 
-    /// Notes a mistake about this table or one of its keys.
-    pub(crate) fn mistake(&self, key: &str, text: impl Into<String>) {
+    /// The keys that are read from here on need a restart, or do not.
+    pub(super) const fn set_scope(&mut self, scope: Scope) {
+        self.scope = scope;
+    }
+
+    /// Notes the file of a tenant's signing key, which is read later.
+    pub(super) fn note_key_file(&self, tenant: &str, path: PathBuf) {
+        let origin = self.known.get("open_key_file").cloned().flatten().or_else(|| self.origin.clone());
+        let reference = KeyFileReference { tenant: tenant.to_owned(), origin, path };
+        self.notes.key_files.borrow_mut().push(reference);
+    }
+
+    /// Notes the files of `server.tls`, which are read later.
+    pub(super) fn note_tls(&self, files: TlsFiles) {
+        *self.notes.tls_files.borrow_mut() = Some((self.origin.clone(), files));
+    }
+
+    /// Reports an error in this table or in one of its keys.
+    pub(super) fn error(&self, key: &str, text: impl Into<String>) {
         let given = self.known.get(key).cloned().flatten();
         let key = if key.is_empty() { self.path.clone() } else { self.key(key) };
-        self.notes.mistake(given.as_ref().or(self.origin.as_ref()).map(String::as_str), &key, text);
+        self.notes.error(given.as_ref().or(self.origin.as_ref()).map(String::as_str), &key, text);
     }
 
     /// Whether nothing is given here.
-    pub(crate) fn is_empty(&self) -> bool {
+    pub(super) fn is_empty(&self) -> bool {
         self.entries.is_empty()
     }
 
     /// Whether `key` is given here.
-    pub(crate) fn has(&self, key: &str) -> bool {
+    pub(super) fn has(&self, key: &str) -> bool {
         self.entries.contains_key(key)
     }
 
     /// Whether the table of `key` is given here, and something in it.
-    pub(crate) fn has_within(&self, key: &str) -> bool {
+    pub(super) fn has_within(&self, key: &str) -> bool {
         self.entries.get(key).is_some_and(|value| matches!(&value.kind, ValueKind::Table(table) if !table.is_empty()))
     }
 
@@ -124,14 +146,14 @@ impl<'a> Table<'a> {
         value
     }
 
-    /// The table under `key`; empty where there is none.
-    pub(crate) fn table(&mut self, key: &'static str) -> Table<'a> {
+    /// The table under `key`; empty if there is none.
+    pub(super) fn table(&mut self, key: &'static str) -> Table<'a> {
         let value = self.take(key);
         Table::new(self.key(key), value, self.secret, self.notes)
     }
 
-    /// The tables under `key`, each by a name of its own; what stands in them is never shown.
-    pub(crate) fn secret_tables(&mut self, key: &'static str) -> Vec<(String, Table<'a>)> {
+    /// The tables under `key`, each with its name; their values are never shown.
+    pub(super) fn secret_tables(&mut self, key: &'static str) -> Vec<(String, Table<'a>)> {
         let mut tables = Table::new(self.key(key), self.take(key), true, self.notes);
         let mut names: Vec<_> = tables.entries.drain().collect();
         names.sort_by(|a, b| a.0.cmp(&b.0));
@@ -146,15 +168,15 @@ impl<'a> Table<'a> {
     }
 
     /// The tables of the array under `key`.
-    pub(crate) fn array_of_tables(&mut self, key: &'static str) -> Vec<Table<'a>> {
+    pub(super) fn array_of_tables(&mut self, key: &'static str) -> Vec<Table<'a>> {
         let Some(value) = self.take(key) else { return Vec::new() };
         let origin = value.origin().map(str::to_owned);
         let path = self.key(key);
         let ValueKind::Array(items) = value.kind else {
-            self.notes.mistake(
+            self.notes.error(
                 origin.as_deref(),
                 &path,
-                format!("wanted an array of tables, each begun by [[{path}]]"),
+                format!("expected an array of tables, each begun by [[{path}]]"),
             );
             return Vec::new();
         };
@@ -162,13 +184,13 @@ impl<'a> Table<'a> {
         named.map(|(i, item)| Table::new(format!("{path}[{i}]"), Some(item), false, self.notes)).collect()
     }
 
-    /// The value of `key`, where it is given and right.
-    pub(crate) fn optional<T: Setting>(&mut self, key: &'static str) -> Option<T> {
+    /// The value of `key`, if it is given and valid.
+    pub(super) fn optional<T: Setting>(&mut self, key: &'static str) -> Option<T> {
         self.optional_checked(key, |_| Ok(()))
     }
 
-    /// The same, held to a rule that answers what would be right.
-    pub(crate) fn optional_checked<T: Setting>(
+    /// The same, checked by a rule that returns what is expected.
+    pub(super) fn optional_checked<T: Setting>(
         &mut self,
         key: &'static str,
         rule: impl FnOnce(&T) -> Result<(), &'static str>,
@@ -178,21 +200,21 @@ impl<'a> Table<'a> {
         Some(value)
     }
 
-    /// The value of a secret key: read, never shown.
-    pub(crate) fn secret(&mut self, key: &'static str) -> Option<String> {
+    /// The value of a secret key, which is never shown.
+    pub(super) fn secret(&mut self, key: &'static str) -> Option<String> {
         let value = self.read(key, |_| Ok(()))?;
         self.record(key, "\"***\"".to_owned());
         Some(value)
     }
 
-    /// The hashes of keys under `key`, read and never shown.
-    pub(crate) fn hashes(&mut self, key: &'static str) -> Option<Vec<KeyHash>> {
-        const WANTED: &str = "the SHA-256 of a key in hex, 64 digits, or a list of such; `zvgate key` makes one";
+    /// The hashes of keys under `key`, which are never shown.
+    pub(super) fn hashes(&mut self, key: &'static str) -> Option<Vec<KeyHash>> {
+        const EXPECTED: &str = "the SHA-256 of a key in hex, 64 digits, or a list of such; `zvgate key` makes one";
         let are_hashes = |texts: &Vec<String>| {
             if !texts.is_empty() && texts.iter().all(|text| KeyHash::parse(text).is_some()) {
                 Ok(())
             } else {
-                Err(WANTED)
+                Err(EXPECTED)
             }
         };
         let texts: Vec<String> = self.read(key, are_hashes)?;
@@ -201,12 +223,12 @@ impl<'a> Table<'a> {
     }
 
     /// The value of `key`, or its default.
-    pub(crate) fn with_default<T: Setting>(&mut self, key: &'static str, default: T) -> T {
+    pub(super) fn with_default<T: Setting>(&mut self, key: &'static str, default: T) -> T {
         self.checked(key, default, |_| Ok(()))
     }
 
-    /// The value of `key`, or its default, held to a rule that answers what would be right.
-    pub(crate) fn checked<T: Setting>(
+    /// The value of `key`, or its default, checked by a rule that returns what is expected.
+    pub(super) fn checked<T: Setting>(
         &mut self,
         key: &'static str,
         default: T,
@@ -219,15 +241,15 @@ impl<'a> Table<'a> {
 
     fn read<T: Setting>(&mut self, key: &'static str, rule: impl FnOnce(&T) -> Result<(), &'static str>) -> Option<T> {
         let value = self.take(key)?;
-        let read = T::read(&value.kind).ok_or(T::WANTED).and_then(|parsed| rule(&parsed).map(|()| parsed));
-        read.map_err(|wanted| {
-            let text = format!("{}; wanted {wanted}", self.found(key, &value.kind));
-            self.notes.mistake(value.origin(), &self.key(key), text);
+        let read = T::read(&value.kind).ok_or(T::EXPECTED).and_then(|parsed| rule(&parsed).map(|()| parsed));
+        read.map_err(|expected| {
+            let text = format!("{}; expected {expected}", self.found(key, &value.kind));
+            self.notes.error(value.origin(), &self.key(key), text);
         })
         .ok()
     }
 
-    /// What was found, unless it may be a secret: then only that it was.
+    /// What was found, unless it may be a secret.
     fn found(&self, key: &str, kind: &ValueKind) -> String {
         match kind {
             ValueKind::Table(_) => "found a table".to_owned(),
@@ -243,15 +265,15 @@ impl<'a> Table<'a> {
         }
     }
 
-    /// Notes an effective value; an array's tables are shown by whom they belong to.
+    /// Records an effective value; the tables of an array are shown by their owner.
     fn record(&self, key: &str, shown: String) {
         if !self.path.contains('[') {
-            self.notes.effective.borrow_mut().insert(self.key(key), shown);
+            self.notes.effective.borrow_mut().insert(self.scope, self.key(key), shown);
         }
     }
 
-    /// Ends the reading of this table: what nobody took is unknown.
-    pub(crate) fn finish(self) {
+    /// Ends the reading of this table: keys that were not read are unknown.
+    pub(super) fn finish(self) {
         let known: BTreeSet<&str> = self.known.keys().copied().collect();
         let mut left: Vec<_> = self.entries.iter().collect();
         left.sort_by_key(|(key, _)| *key);
@@ -261,18 +283,18 @@ impl<'a> Table<'a> {
                 None => format!("known here: {}", known.iter().copied().collect::<Vec<_>>().join(", ")),
             };
             let text = format!("unknown key, {}; {hint}", self.found(key, &value.kind));
-            self.notes.mistake(value.origin(), &self.key(key), text);
+            self.notes.error(value.origin(), &self.key(key), text);
         }
     }
 }
 
-/// Whether a key, known or not, sounds as if its value were a secret: one that went astray is still one.
+/// Whether a key, known or not, sounds as if its value were a secret: a misplaced secret is still one.
 fn may_be_secret(key: &str) -> bool {
     let key = key.to_ascii_lowercase();
     ["key", "secret", "token", "pass", "grant"].iter().any(|word| key.contains(word))
 }
 
-/// Where a value was given; for a table that came together from several places, one of them.
+/// Where a value was given; for a table that was given in several places, one of them.
 fn origin_of(value: &Value) -> Option<String> {
     let below = match &value.kind {
         ValueKind::Table(table) => table.values().find_map(origin_of),

@@ -10,43 +10,43 @@ use super::value::{Choice, Setting};
 /// One route.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RouteSettings {
-    /// The path, or with a trailing `/**` the beginning of paths.
+    /// The path, or with a trailing `/**` a prefix of paths.
     pub path: String,
-    /// What is done with its requests.
+    /// How its requests are handled.
     pub kind: KindSettings,
-    /// Its own pace, where it has one.
+    /// Its own rate limit, if it has one.
     pub pace: Option<PaceSettings>,
 }
 
-/// What is done with a route's requests.
+/// How a route's requests are handled.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum KindSettings {
-    /// A read whose answers are kept.
+    /// As reads whose answers are cached.
     Cached(CachedSettings),
-    /// A write, which ends what is kept of its customers.
+    /// As writes, which invalidate what is cached for their customers.
     Write(WriteSettings),
-    /// Neither.
+    /// As neither.
     Pass,
-    /// Not served, also where a wildcard would.
+    /// Not at all, even if a wildcard would serve them.
     Off,
 }
 
 /// Keys of `kind = "cached"`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CachedSettings {
-    /// JSON pointers to the customer in the request, the first match counts; none: the route is not about a customer.
+    /// JSON pointers to the customer in the request, of which the first match counts; none: the route is not about a customer.
     pub customer: Vec<String>,
-    /// Names of the members that tell when a coupon ends.
+    /// Names of the members that say when a coupon ends.
     pub expires: Vec<String>,
     /// Members of `params` in which `""` and `null` mean absent.
     pub optional: Vec<String>,
     /// The members that `params` may have; `None`: any.
     pub params: Option<Vec<String>>,
-    /// Its own freshness, where it has one.
+    /// Its own `cache.ttl`, if it has one.
     pub ttl: Option<Duration>,
-    /// Its own `cache.stale_while_revalidate`, where it has one.
+    /// Its own `cache.stale_while_revalidate`, if it has one.
     pub stale_while_revalidate: Option<Duration>,
-    /// Its own `cache.stale_if_error`, where it has one.
+    /// Its own `cache.stale_if_error`, if it has one.
     pub stale_if_error: Option<Duration>,
 }
 
@@ -57,7 +57,7 @@ pub struct WriteSettings {
     pub customer: Vec<String>,
     /// JSON pointers to customers in the answer.
     pub customer_answer: Vec<String>,
-    /// What to do where no customer is found.
+    /// What to do if no customer is found.
     pub unknown_customer: UnknownCustomer,
 }
 
@@ -66,14 +66,14 @@ pub struct WriteSettings {
 pub enum UnknownCustomer {
     /// Invalidate all of the tenant's answers.
     Tenant,
-    /// Invalidate nothing: answers live out their time.
+    /// Invalidate nothing: answers expire by themselves.
     Ttl,
-    /// Refuse the write before it is sent.
+    /// Reject the write before it is sent.
     Refuse,
 }
 
 impl Choice for UnknownCustomer {
-    const WANTED: &'static str = "\"tenant\", \"ttl\" or \"refuse\"";
+    const EXPECTED: &'static str = "\"tenant\", \"ttl\" or \"refuse\"";
     const ALL: &'static [(&'static str, Self)] =
         &[("tenant", Self::Tenant), ("ttl", Self::Ttl), ("refuse", Self::Refuse)];
 }
@@ -87,7 +87,7 @@ enum Kind {
 }
 
 impl Choice for Kind {
-    const WANTED: &'static str = "\"cached\", \"write\", \"pass\" or \"off\"";
+    const EXPECTED: &'static str = "\"cached\", \"write\", \"pass\" or \"off\"";
     const ALL: &'static [(&'static str, Self)] =
         &[("cached", Self::Cached), ("write", Self::Write), ("pass", Self::Pass), ("off", Self::Off)];
 }
@@ -128,15 +128,15 @@ pub(crate) fn defaults() -> Vec<RouteSettings> {
     .into()
 }
 
-/// Reads the configured routes into the defaults; `None` where one of them cannot be used.
-pub(crate) fn read(tables: Vec<Table<'_>>, pace: PaceSettings) -> Option<Vec<RouteSettings>> {
+/// Merges the configured routes into the defaults; `None` if one of them is invalid.
+pub(super) fn read(tables: Vec<Table<'_>>, pace: PaceSettings) -> Option<Vec<RouteSettings>> {
     let mut routes = defaults();
     let mut configured: Vec<String> = Vec::new();
     let mut usable = true;
     for mut table in tables {
-        for (key, wanted) in [("path", "the path that it serves"), ("kind", <Kind as Choice>::WANTED)] {
+        for (key, expected) in [("path", "the path that it serves"), ("kind", <Kind as Choice>::EXPECTED)] {
             if !table.has(key) {
-                table.mistake(key, format!("is missing; wanted {wanted}"));
+                table.error(key, format!("is missing; expected {expected}"));
             }
         }
         let path: Option<String> = table.optional("path");
@@ -145,11 +145,11 @@ pub(crate) fn read(tables: Vec<Table<'_>>, pace: PaceSettings) -> Option<Vec<Rou
             usable = false;
             continue;
         };
-        if let Err(wanted) = check_path(&path) {
-            table.mistake("path", format!("found {path:?}; wanted {wanted}"));
+        if let Err(expected) = check_path(&path) {
+            table.error("path", format!("found {path:?}; expected {expected}"));
         }
         if configured.contains(&path) {
-            table.mistake("path", format!("{path} stands twice; wanted each path once"));
+            table.error("path", format!("{path} is duplicated; expected each path once"));
         }
         routes.retain(|route| route.path != path);
         let own_pace = table.has("pace").then(|| PaceSettings::read(table.table("pace"), pace));
@@ -188,7 +188,7 @@ fn read_write(table: &mut Table<'_>) -> WriteSettings {
     }
 }
 
-#[expect(clippy::ptr_arg, reason = "the reader hands over the type of the setting")]
+#[expect(clippy::ptr_arg, reason = "the reader passes the setting's own type")]
 fn are_pointers(pointers: &Vec<String>) -> Result<(), &'static str> {
     if pointers.iter().all(|pointer| pointer.starts_with('/')) {
         Ok(())
@@ -202,10 +202,10 @@ fn check_path(path: &str) -> Result<(), &'static str> {
     let plain = exact.starts_with('/')
         && !exact.split('/').skip(1).any(|part| part.is_empty() || part == "." || part == "..")
         && exact.bytes().all(|b| b.is_ascii_alphanumeric() || b"/-_.~".contains(&b));
-    if plain { Ok(()) } else { Err("a path such as \"/v3/crm/coupon/status\", perhaps ending in /**") }
+    if plain { Ok(()) } else { Err("a path such as \"/v3/crm/coupon/status\", optionally ending in /**") }
 }
 
-/// Whether a pattern, a path or the beginning of paths ending in `/**`, has room for all that another one has.
+/// Whether a pattern, a path or a prefix ending in `/**`, includes everything that another one does.
 pub fn covers(pattern: &str, other: &str) -> bool {
     pattern == other
         || pattern.strip_suffix("**").is_some_and(|prefix| prefix.ends_with('/') && other.starts_with(prefix))
@@ -263,7 +263,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_pattern_covers_what_lies_under_it() {
+    fn a_pattern_covers_what_is_under_it() {
         for (pattern, other, covered) in [
             ("/v3/a", "/v3/a", true),
             ("/v3/a", "/v3/a/b", false),

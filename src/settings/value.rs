@@ -1,4 +1,4 @@
-//! How each type of setting is written, read and shown again.
+//! How each type of setting is parsed and shown.
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -10,15 +10,15 @@ use bytesize::ByteSize;
 use config::ValueKind;
 use time::UtcOffset;
 
-/// Longest duration that a setting may have: sums of a few of them still fit every clock.
+/// Longest duration of a setting: sums of a few of them do not overflow any clock.
 const LONGEST: Duration = Duration::from_secs(366 * 24 * 60 * 60);
 
 /// A type that a key of the configuration can have.
 pub(crate) trait Setting: Sized {
-    /// What would be right, for the error: completes "wanted …".
-    const WANTED: &'static str;
+    /// What is valid, for errors: completes "expected …".
+    const EXPECTED: &'static str;
 
-    /// Reads it; `None` where it does not fit.
+    /// Parses it; `None` if it is invalid.
     fn read(value: &ValueKind) -> Option<Self>;
 
     /// Writes it as TOML.
@@ -37,7 +37,7 @@ fn quoted(text: &str) -> String {
 }
 
 impl Setting for String {
-    const WANTED: &'static str = "text in quotes, not empty";
+    const EXPECTED: &'static str = "a string that is not empty";
 
     fn read(value: &ValueKind) -> Option<Self> {
         text(value).filter(|text| !text.is_empty()).map(str::to_owned)
@@ -49,7 +49,7 @@ impl Setting for String {
 }
 
 impl Setting for PathBuf {
-    const WANTED: &'static str = "the path of a file, in quotes";
+    const EXPECTED: &'static str = "the path of a file, as a string";
 
     fn read(value: &ValueKind) -> Option<Self> {
         String::read(value).map(Self::from)
@@ -61,7 +61,7 @@ impl Setting for PathBuf {
 }
 
 impl Setting for bool {
-    const WANTED: &'static str = "true or false";
+    const EXPECTED: &'static str = "true or false";
 
     fn read(value: &ValueKind) -> Option<Self> {
         match value {
@@ -76,7 +76,7 @@ impl Setting for bool {
 }
 
 impl Setting for u32 {
-    const WANTED: &'static str = "a whole number from 0 to 4294967295";
+    const EXPECTED: &'static str = "a whole number from 0 to 4294967295";
 
     fn read(value: &ValueKind) -> Option<Self> {
         match value {
@@ -91,7 +91,7 @@ impl Setting for u32 {
 }
 
 impl Setting for SocketAddr {
-    const WANTED: &'static str = "an address and port such as \"127.0.0.1:8080\" or \"[::1]:8080\"";
+    const EXPECTED: &'static str = "an address and port such as \"127.0.0.1:8080\" or \"[::1]:8080\"";
 
     fn read(value: &ValueKind) -> Option<Self> {
         text(value)?.parse().ok()
@@ -103,7 +103,7 @@ impl Setting for SocketAddr {
 }
 
 impl Setting for Duration {
-    const WANTED: &'static str = "a duration such as \"250ms\", \"10s\" or \"5m\", at most 366 days";
+    const EXPECTED: &'static str = "a duration such as \"250ms\", \"10s\" or \"5m\", at most 366 days";
 
     fn read(value: &ValueKind) -> Option<Self> {
         humantime::parse_duration(text(value)?).ok().filter(|span| *span <= LONGEST)
@@ -126,7 +126,7 @@ impl Size {
 }
 
 impl Setting for Size {
-    const WANTED: &'static str = "a size such as \"64KiB\" or \"256MiB\", from 1 byte to 1 TiB";
+    const EXPECTED: &'static str = "a size such as \"64KiB\" or \"256MiB\", from 1 byte to 1 TiB";
 
     fn read(value: &ValueKind) -> Option<Self> {
         let size = ByteSize::from_str(text(value)?).ok()?.as_u64();
@@ -141,7 +141,7 @@ impl Setting for Size {
 }
 
 impl Setting for UtcOffset {
-    const WANTED: &'static str = "an offset from UTC such as \"+08:00\", at most 14 hours";
+    const EXPECTED: &'static str = "an offset from UTC such as \"+08:00\", at most 14 hours";
 
     fn read(value: &ValueKind) -> Option<Self> {
         let text = text(value)?;
@@ -166,7 +166,7 @@ impl Setting for UtcOffset {
 }
 
 impl Setting for Vec<String> {
-    const WANTED: &'static str = "a list of texts such as [\"a\", \"b\"]";
+    const EXPECTED: &'static str = "a list of strings such as [\"a\", \"b\"]";
 
     fn read(value: &ValueKind) -> Option<Self> {
         match value {
@@ -184,14 +184,14 @@ impl Setting for Vec<String> {
 
 /// A type with a few named values.
 pub(crate) trait Choice: Copy + PartialEq + 'static {
-    /// What would be right, for the error.
-    const WANTED: &'static str;
+    /// What is valid, for errors.
+    const EXPECTED: &'static str;
     /// Every value with its name.
     const ALL: &'static [(&'static str, Self)];
 }
 
 impl<T: Choice> Setting for T {
-    const WANTED: &'static str = <T as Choice>::WANTED;
+    const EXPECTED: &'static str = <T as Choice>::EXPECTED;
 
     fn read(value: &ValueKind) -> Option<Self> {
         let name = text(value)?;
@@ -203,7 +203,7 @@ impl<T: Choice> Setting for T {
     }
 }
 
-/// The names among `known` that are nearest to a misspelt one.
+/// The name among `known` that is nearest to a misspelt one.
 pub(crate) fn nearest<'a>(name: &str, known: &BTreeSet<&'a str>) -> Option<&'a str> {
     known
         .iter()

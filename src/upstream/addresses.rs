@@ -1,5 +1,6 @@
-//! Where the platform's name leads: looked up again while the gateway runs, and kept where that fails.
+//! The platform's addresses: resolved again while the gateway runs, and kept if that fails.
 
+use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,19 +16,19 @@ pub(super) struct Addresses {
     host: String,
     port: u16,
     known: RwLock<Arc<[SocketAddr]>>,
-    /// Whether the last look-up failed.
+    /// Whether the last resolution failed.
     failing: AtomicBool,
 }
 
-/// What a look-up changed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// What a resolution changed.
+#[derive(Debug)]
 pub enum Resolved {
     /// Nothing.
-    Same,
+    Unchanged,
     /// There are other addresses now.
     Changed,
-    /// It failed, unlike the one before; the last good addresses stay.
-    Failed,
+    /// It failed, unlike the one before; the last good addresses are kept.
+    Failed(io::Error),
 }
 
 impl Addresses {
@@ -40,12 +41,15 @@ impl Addresses {
         }
     }
 
-    /// The addresses; looked up where none is known yet. None: there is none.
-    pub(super) async fn current(&self) -> Arc<[SocketAddr]> {
+    /// The addresses; resolved first if none is known yet.
+    ///
+    /// # Errors
+    /// If there is none.
+    pub(super) async fn current(&self) -> io::Result<Arc<[SocketAddr]>> {
         if self.known.read().is_empty() {
-            self.look_up().await;
+            self.learn(self.lookup().await?);
         }
-        Arc::clone(&self.known.read())
+        Ok(Arc::clone(&self.known.read()))
     }
 
     /// Whether an address is still one of them.
@@ -53,21 +57,32 @@ impl Addresses {
         self.known.read().contains(&address)
     }
 
-    /// Looks the name up again.
-    pub(super) async fn look_up(&self) -> Resolved {
+    /// Resolves the name again.
+    pub(super) async fn resolve(&self) -> Resolved {
         if self.host.parse::<IpAddr>().is_ok() && !self.known.read().is_empty() {
-            return Resolved::Same;
+            return Resolved::Unchanged;
         }
-        let found = lookup_host((self.host.as_str(), self.port)).await;
-        let found: Vec<SocketAddr> = found.map(Iterator::collect).unwrap_or_default();
-        let failed_before = self.failing.swap(found.is_empty(), Ordering::Relaxed);
-        if found.is_empty() {
-            return if failed_before { Resolved::Same } else { Resolved::Failed };
+        match self.lookup().await {
+            Ok(found) => {
+                self.failing.store(false, Ordering::Relaxed);
+                if self.learn(found) { Resolved::Changed } else { Resolved::Unchanged }
+            }
+            Err(_) if self.failing.swap(true, Ordering::Relaxed) => Resolved::Unchanged,
+            Err(error) => Resolved::Failed(error),
         }
+    }
+
+    async fn lookup(&self) -> io::Result<Vec<SocketAddr>> {
+        let found: Vec<SocketAddr> = lookup_host((self.host.as_str(), self.port)).await?.collect();
+        if found.is_empty() { Err(io::Error::other("the name has no addresses")) } else { Ok(found) }
+    }
+
+    /// Replaces the addresses; returns whether they differ from earlier ones.
+    fn learn(&self, found: Vec<SocketAddr>) -> bool {
         let mut known = self.known.write();
-        let same = known.len() == found.len() && found.iter().all(|address| known.contains(address));
-        let first = known.is_empty();
+        let is_same = known.len() == found.len() && found.iter().all(|address| known.contains(address));
+        let is_first = known.is_empty();
         *known = found.into();
-        if same || first { Resolved::Same } else { Resolved::Changed }
+        !is_same && !is_first
     }
 }

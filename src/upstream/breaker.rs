@@ -7,6 +7,7 @@
 use std::time::Duration;
 
 use super::recent::Recent;
+use crate::backoff::Backoff;
 use crate::clock::Boot;
 use crate::settings::BreakerSettings;
 
@@ -152,9 +153,8 @@ impl Breaker {
     /// Opens for `open_min` to twice as long at first, and with each further opening in a row for twice as long, up to
     /// `open_max`.
     fn open(&mut self, settings: &BreakerSettings, jitter: f64, now: Boot) -> Transition {
-        let doubled = settings.open_min.saturating_mul(2u32.checked_pow(self.openings + 1).unwrap_or(u32::MAX));
-        let longest = doubled.min(settings.open_max);
-        let pause = longest.mul_f64(0.5 + jitter.clamp(0.0, 1.0) / 2.0).max(settings.open_min);
+        let backoff = Backoff::new(settings.open_min.saturating_mul(2), settings.open_max);
+        let pause = backoff.with_equal_jitter(self.openings, jitter).max(settings.open_min);
         let openings = self.openings.saturating_add(1).min(30);
         *self = Self { state: State::Open(now + pause), openings, ..Self::new() };
         Transition::Opened(pause)
@@ -168,7 +168,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn settings() -> BreakerSettings {
-        Settings::defaults().unwrap().upstream.breaker
+        Settings::defaults().unwrap().dynamic.attempts.breaker
     }
 
     fn at(millis: u64) -> Boot {

@@ -82,7 +82,7 @@ impl PathCircuit {
     }
 
     fn is_idle(&self, now: Boot) -> bool {
-        self.breaker.lock().is_idle(now) && self.failures.are_over()
+        self.breaker.lock().is_idle(now) && self.failures.have_ended()
     }
 }
 
@@ -129,12 +129,11 @@ impl TenantCircuits {
             || self.paths.lock().values().filter(of_route).any(|circuit| circuit.breaker.lock().is_open(settings))
     }
 
-    /// The failures that are over, with the path and the pattern of its route.
-    pub(super) fn ended_failures(&self) -> Vec<(Arc<str>, Arc<str>, Episode)> {
+    /// The failures that have ended, with their paths.
+    pub(super) fn ended_failures(&self) -> Vec<(Arc<str>, Episode)> {
         let (now, paths) = (self.clock.boot(), self.paths.lock());
         let ended = paths.iter().flat_map(|(path, circuit)| {
-            let named = |episode| (Arc::clone(path), Arc::clone(&circuit.pattern), episode);
-            circuit.failures.take_ended(now).into_iter().map(named)
+            circuit.failures.take_ended(now).into_iter().map(|episode| (Arc::clone(path), episode))
         });
         ended.collect()
     }

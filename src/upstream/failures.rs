@@ -6,8 +6,8 @@ use parking_lot::Mutex;
 
 use crate::clock::Boot;
 
-/// A failure is over once an attempt succeeded and for so long none failed in the same way: an upstream that fails now and
-/// then does not fill the log.
+/// Failures of a kind have ended once an attempt succeeded and none failed in the same way for so long: a platform that fails now
+/// and then does not fill the log.
 const QUIET: Duration = Duration::from_secs(10);
 
 /// Failures of one kind, from the first to the last.
@@ -24,7 +24,7 @@ pub struct Episode {
     succeeded_since: bool,
 }
 
-/// The failures that are not over yet: one entry for each kind, and kinds are few.
+/// The failures that have not ended yet: one entry for each kind, and kinds are few.
 #[derive(Debug, Default)]
 pub(super) struct Failures(Mutex<Vec<Episode>>);
 
@@ -49,14 +49,14 @@ impl Failures {
         self.0.lock().iter_mut().for_each(|episode| episode.succeeded_since = true);
     }
 
-    /// Removes and returns those that are over.
+    /// Removes and returns those that have ended.
     pub(super) fn take_ended(&self, now: Boot) -> Vec<Episode> {
-        let is_over = |episode: &mut Episode| episode.succeeded_since && now.since(episode.last) >= QUIET;
-        self.0.lock().extract_if(.., is_over).collect()
+        let has_ended = |episode: &mut Episode| episode.succeeded_since && now.since(episode.last) >= QUIET;
+        self.0.lock().extract_if(.., has_ended).collect()
     }
 
-    /// Whether none is left.
-    pub(super) fn are_over(&self) -> bool {
+    /// Whether all have ended.
+    pub(super) fn have_ended(&self) -> bool {
         self.0.lock().is_empty()
     }
 }
@@ -84,6 +84,6 @@ mod tests {
         assert_eq!(failures.take_ended(at(69)), [], "too soon");
         let ended = failures.take_ended(at(70));
         assert_eq!(ended.iter().map(|one| (one.kind, one.count)).collect::<Vec<_>>(), [("timeout", 3)]);
-        assert!(failures.are_over() && failures.failed("timeout", at(71)));
+        assert!(failures.have_ended() && failures.failed("timeout", at(71)));
     }
 }

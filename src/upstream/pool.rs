@@ -1,22 +1,22 @@
-//! Idle connections.
+//! Idle connections to the platform.
 
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use parking_lot::Mutex;
 
-use super::link::Link;
+use super::http1::Http1Connection;
 use crate::clock::{Boot, Clock};
 
-/// More idle connections than attempts that a usual pace can use at once.
+/// Idle connections that are kept: more than a usual rate can use at once.
 const MAX_IDLE: usize = 64;
-/// Left between upstream's own hint and our last use of an idle connection, so that the two do not meet.
+/// Subtracted from the platform's own `Keep-Alive` timeout, so that it does not close a connection just when it is used.
 const HINT_MARGIN: Duration = Duration::from_secs(1);
 
-/// Idle connections, the last one used first.
+/// Idle connections; the one that was used last is used first.
 #[derive(Debug)]
 pub(super) struct Pool {
-    idle: Mutex<Vec<(Boot, Link)>>,
+    idle: Mutex<Vec<(Boot, Http1Connection)>>,
     keep: Duration,
     clock: Clock,
 }
@@ -26,33 +26,35 @@ impl Pool {
         Self { idle: Mutex::default(), keep, clock }
     }
 
-    /// The connection that was used last and is still good and leads where `is_wanted`.
-    pub(super) fn take(&self, is_wanted: impl Fn(SocketAddr) -> bool) -> Option<Link> {
+    /// The connection that was used last, is still open, and leads to an address that `is_current`.
+    pub(super) fn take(&self, is_current: impl Fn(SocketAddr) -> bool) -> Option<Http1Connection> {
         let now = self.clock.boot();
         let mut idle = self.idle.lock();
-        while let Some((until, mut link)) = idle.pop() {
-            if now < until && is_wanted(link.address) && link.is_ready() {
-                return Some(link);
+        while let Some((until, mut connection)) = idle.pop() {
+            if now < until && is_current(connection.address) && connection.is_ready() {
+                return Some(connection);
             }
         }
         None
     }
 
-    /// Keeps a connection; `hint` is how long upstream says it will.
-    pub(super) fn put(&self, link: Link, hint: Option<Duration>) {
+    /// Keeps a connection; `hint` is how long the platform says that it keeps it.
+    pub(super) fn put(&self, connection: Http1Connection, hint: Option<Duration>) {
         let keep = hint.map_or(self.keep, |hint| hint.saturating_sub(HINT_MARGIN).min(self.keep));
         if keep.is_zero() {
             return;
         }
         let mut idle = self.idle.lock();
         if idle.len() < MAX_IDLE {
-            idle.push((self.clock.boot() + keep, link));
+            idle.push((self.clock.boot() + keep, connection));
         }
     }
 
-    /// Closes what is over, broken, or leads elsewhere.
-    pub(super) fn tidy(&self, is_wanted: impl Fn(SocketAddr) -> bool) {
+    /// Closes connections that were idle for too long, broke, or lead to another address.
+    pub(super) fn close_expired(&self, is_current: impl Fn(SocketAddr) -> bool) {
         let now = self.clock.boot();
-        self.idle.lock().retain_mut(|(until, link)| now < *until && is_wanted(link.address) && link.is_ready());
+        self.idle
+            .lock()
+            .retain_mut(|(until, connection)| now < *until && is_current(connection.address) && connection.is_ready());
     }
 }

@@ -1,23 +1,23 @@
-//! How often a read may be asked again, and after which pause.
+//! How often a read may be retried, and after which pause.
 
 use std::time::Duration;
 
 use parking_lot::Mutex;
 
 use super::recent::Recent;
+use crate::backoff::Backoff;
 use crate::clock::Boot;
 
-/// First attempts that allow one retry.
+/// First attempts that earn one retry.
 const FIRSTS_FOR_A_RETRY: u32 = 5;
-/// Retries that are allowed in any case: where little is asked, a share of it is nothing.
+/// Retries that are allowed in any case: a share of few attempts would be none.
 const IN_ANY_CASE: u32 = 3;
-/// The pause before the first retry is at most this long, and before each further one twice as long.
-const FIRST_PAUSE: Duration = Duration::from_millis(100);
-const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+/// Pauses before retries, with full jitter.
+const BACKOFF: Backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(2));
 const SECOND: Duration = Duration::from_secs(1);
 
-/// The retries of one tenant: over any 10 s at most one for five first attempts, and 3 in any case. More of them would
-/// double the load of an upstream that fails because of it.
+/// The retry budget of one tenant: over any 10 s at most one retry for five first attempts, and 3 in any case. More would
+/// double the load of a platform that fails because of its load.
 #[derive(Debug)]
 pub(super) struct RetryBudget(Mutex<Counts>);
 
@@ -33,12 +33,12 @@ impl RetryBudget {
         Self(Mutex::new(Counts { firsts: Recent::new(SECOND), retries: Recent::new(SECOND) }))
     }
 
-    /// A first attempt of a read is made.
+    /// Counts the first attempt of a read.
     pub(super) fn first(&self, now: Boot) {
         self.0.lock().firsts.add(now);
     }
 
-    /// Takes leave for a retry, if there is some.
+    /// Takes a retry out of the budget, if one is left.
     pub(super) fn retry(&self, now: Boot) -> bool {
         let mut counts = self.0.lock();
         let allowed = IN_ANY_CASE.max(counts.firsts.count(now) / FIRSTS_FOR_A_RETRY);
@@ -50,23 +50,15 @@ impl RetryBudget {
     }
 }
 
-/// The pause before a retry, the first being number 0: exponential, with full jitter by `chance`, from 0 to 1.
-pub fn pause_before(retry: u32, chance: f64) -> Duration {
-    let longest = FIRST_PAUSE.saturating_mul(1u32.checked_shl(retry).unwrap_or(u32::MAX)).min(LONGEST_PAUSE);
-    longest.mul_f64(chance.clamp(0.0, 1.0))
+/// The pause before a retry, after so many earlier ones. `jitter` is random, from 0 to 1.
+pub fn pause_before_retry(earlier: u32, jitter: f64) -> Duration {
+    BACKOFF.with_full_jitter(earlier, jitter)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use proptest::prelude::*;
-
-    #[test]
-    fn pauses_grow_and_end_somewhere() {
-        let longest: Vec<_> = (0..7).map(|retry| pause_before(retry, 1.0).as_millis()).collect();
-        assert_eq!(longest, [100, 200, 400, 800, 1600, 2000, 2000]);
-        assert_eq!((pause_before(40, 1.0), pause_before(3, 0.0)), (LONGEST_PAUSE, Duration::ZERO));
-    }
 
     proptest! {
         /// The budget itself: looking back 10 s from any retry, one for five first attempts, and 3 in any case.

@@ -65,7 +65,7 @@ async fn a_changed_address_is_used_and_a_failing_resolver_keeps_the_last_good_on
     assert!(ask().await);
 
     name_leads_to(&hosts, None);
-    tokio::task::block_in_place(|| wait_for("cannot be looked up"));
+    tokio::task::block_in_place(|| wait_for("upstream DNS lookup failed"));
     assert!(ask().await, "the last good address stays");
 
     name_leads_to(&hosts, Some(second.address.ip()));
@@ -76,6 +76,6 @@ async fn a_changed_address_is_used_and_a_failing_resolver_keeps_the_last_good_on
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
     assert!(!ask().await);
-    tokio::task::block_in_place(|| wait_for("leads to other addresses"));
+    tokio::task::block_in_place(|| wait_for("upstream DNS changed"));
     assert!(!second.seen().is_empty());
 }

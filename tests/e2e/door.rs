@@ -223,7 +223,7 @@ async fn operators_need_their_key_for_what_is_not_for_everybody() {
         for (method, path) in [
             (Method::GET, "/config"),
             (Method::GET, "/cache/customers/1"),
-            (Method::DELETE, "/cache"),
+            (Method::DELETE, "/cache?all=true"),
             (Method::GET, "/x"),
         ] {
             for key in ["", "wrong"] {

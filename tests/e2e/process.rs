@@ -414,9 +414,9 @@ async fn a_process_takes_the_file_descriptors_that_it_may_have() {
         (files.split_whitespace().next().unwrap().to_owned(), line)
     };
     assert_eq!(limits("ulimit -Sn 64; ulimit -Hn 20000", "serving").0, "11024");
-    let warning = "too few file descriptors for server.max_connections: connections will wait for one another";
+    let warning = "too few file descriptors for server.max_connections";
     let (limit, line) = limits("ulimit -n 100", warning);
-    assert_eq!((&*limit, line["wanted"].as_u64()), ("100", Some(11024)));
+    assert_eq!((&*limit, line["needed"].as_u64()), ("100", Some(11024)));
 }
 
 #[tokio::test(flavor = "multi_thread")]

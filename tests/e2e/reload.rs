@@ -6,17 +6,18 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
+use zvgate::configuration::Configuration;
 use zvgate::settings::Sources;
 
 use crate::program::{serve, write_config};
 use crate::scripted::{Act, Scripted};
-use crate::support::{Caller, Gate, MERCHANTS, Platform, READ, Upstream, WRITE, Words, post, settings};
+use crate::support::{Caller, Gate, MERCHANTS, Platform, READ, Upstream, WRITE, Words, configuration, post};
 
 const SUCCESS: &str = "zvgate_config_reload_success";
 const BODY: &str = r#"{"params":{"customerId":"1"}}"#;
 
 fn reload(gate: &Gate, upstream: &impl Upstream, words: Words<'_>, file: &str) -> bool {
-    gate.gateway.reload(Ok(&settings(upstream, words, Some(file))))
+    gate.gateway.reload(Ok(configuration(upstream, words, Some(file))))
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -69,11 +70,11 @@ async fn a_configuration_that_cannot_be_used_changes_nothing() {
     assert_eq!(gate.metric(SUCCESS).await, 1.0);
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), "[cache]\nttl = 5\nmode = \"of\"\n").unwrap();
-    let broken = Sources { file: Some(file.path().to_path_buf()), ..Sources::default() }.load();
-    assert!(!gate.gateway.reload(broken.as_ref()));
+    let broken = Configuration::load(&Sources { file: Some(file.path().to_path_buf()), ..Sources::default() });
+    assert!(!gate.gateway.reload(broken));
     std::fs::write(file.path(), "").unwrap();
-    let empty = Sources { file: Some(file.path().to_path_buf()), ..Sources::default() }.load();
-    assert!(!gate.gateway.reload(empty.as_ref()), "nobody to sign as");
+    let empty = Configuration::load(&Sources { file: Some(file.path().to_path_buf()), ..Sources::default() });
+    assert!(!gate.gateway.reload(empty), "nobody to sign as");
     assert_eq!(gate.metric(SUCCESS).await, 0.0);
     assert!(gate.read("1").await.is_stored_miss());
     assert!(reload(&gate, &platform, &[], ""));
@@ -260,7 +261,7 @@ async fn a_process_reloads_under_load_without_a_failed_request() {
                 format!("[cache]\nttl = \"{}s\"\n", 1 + number % 7)
             });
             gateway.signal("HUP");
-            let words = if broken { "cannot be used" } else { "loaded again" };
+            let words = if broken { "configuration reload failed" } else { "configuration reloaded" };
             next_line(&mut log, words, folder.path());
             // Long enough for the platform's own second to tell a burst.
             std::thread::sleep(Duration::from_millis(40));

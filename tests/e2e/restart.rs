@@ -163,7 +163,7 @@ async fn a_socket_that_would_open_the_gateway_to_everybody_is_refused() {
     let config = write_config(folder.path(), "http://127.0.0.1:1", "");
     let everywhere = TcpListener::bind("0.0.0.0:0").unwrap();
     let (code, _, err) = run(&mut serve_with_sockets(&config, &everywhere, None));
-    assert_eq!((code, err.contains("beyond loopback")), (2, true), "{err}");
+    assert_eq!((code, err.contains("is not on loopback")), (2, true), "{err}");
     let mut many = serve_with_sockets(&config, &everywhere, None);
     let (code, _, err) = run(many.env("LISTEN_FDS", "3"));
     assert_eq!((code, err.contains("LISTEN_FDS: 3 sockets are too many")), (2, true), "{err}");

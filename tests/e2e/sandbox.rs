@@ -7,9 +7,9 @@ use http_body_util::Full;
 use serde_json::{Value, json};
 use zvgate::clock::Clock;
 use zvgate::secret::Secret;
-use zvgate::settings::TenantSettings;
+use zvgate::settings::{KeySource, TenantSettings};
 use zvgate::signer::{Call, Nonces, SignedRequest};
-use zvgate::tenant::{Identities, Tenants};
+use zvgate::tenant::{Identities, TenantKeys, Tenants};
 
 use crate::support::{MERCHANTS, Platform, READ, Reply, raw, send};
 
@@ -21,11 +21,11 @@ fn signed(customer: &str) -> String {
             name: "a".to_owned(),
             open_id: open_id.to_owned(),
             grant_code: grant_code.to_owned(),
-            open_key: Secret::new(open_key.to_owned()),
-            open_key_file: None,
+            key: KeySource::Inline(Secret::new(open_key.to_owned())),
             default: true,
             pace: None,
         }],
+        &TenantKeys::new([("a".to_owned(), Secret::new(open_key.to_owned()))].into()),
         &mut Identities::default(),
     );
     let members = format!("\"params\":{{\"customerId\":\"{customer}\"}}").into();

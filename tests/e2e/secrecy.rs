@@ -214,7 +214,8 @@ async fn no_secret_comes_out_anywhere_and_no_customer_in_logs_or_metrics() {
     // Files that cannot be used: secrets in the wrong place, of the wrong type, under the wrong name.
     let process = subject.process.0.id().to_string();
     let private = std::fs::read_to_string(authority.file("key")).unwrap();
-    let refused = |subject: &Subject| subject.log.lock().unwrap().matches("the one before stays in force").count();
+    let refused =
+        |subject: &Subject| subject.log.lock().unwrap().matches("the previous configuration stays in force").count();
     let misplaced = format!("\"{MISPLACED}\"");
     for more in [
         [&*format!("open_key = {misplaced}"), ""],
@@ -238,7 +239,7 @@ async fn no_secret_comes_out_anywhere_and_no_customer_in_logs_or_metrics() {
         format!("-----BEGIN PRIVATE KEY-----\n{MISPLACED}\n-----END PRIVATE KEY-----\n"),
     )
     .unwrap();
-    while !subject.log.lock().unwrap().contains("the last good ones stay") {
+    while !subject.log.lock().unwrap().contains("the last good one is used") {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     let metrics = subject.ask(&authority, &format!("{admin}/metrics"), "", &[]);
@@ -250,7 +251,7 @@ async fn no_secret_comes_out_anywhere_and_no_customer_in_logs_or_metrics() {
         "\"request\"",
         "\"write\"",
         "\"purge\"",
-        "cannot be used",
+        "configuration reload failed",
         "open_key_file",
         "unauthenticated",
         "outcome_unknown",

@@ -16,11 +16,12 @@ use tokio::net::TcpStream;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use zvgate::app::{App, Inherited, Workers};
 use zvgate::clock::{Clock, Hands};
+use zvgate::configuration::Configuration;
 use zvgate::gateway::Gateway;
-use zvgate::limit::Before;
+use zvgate::limit::EarlierCalls;
 use zvgate::sandbox::{Faults, Merchant, Options, Sandbox};
 use zvgate::secret::Secret;
-use zvgate::settings::{Settings, Sources};
+use zvgate::settings::Sources;
 
 pub(crate) const READ: &str = "/v3/crm/coupon/getCustomerCoupons";
 pub(crate) const WRITE: &str = "/v3/crm/coupon/writeOffCoupon";
@@ -119,8 +120,8 @@ impl Upstream for Platform {
 /// Settings in the words of the configuration, such as `("cache.ttl", "5s")`.
 pub(crate) type Words<'a> = &'a [(&'a str, &'a str)];
 
-/// Settings of a gateway in front of `upstream`, with both merchants: `one`, the default, and `two`.
-pub(crate) fn settings(upstream: &impl Upstream, words: Words<'_>, file: Option<&str>) -> Settings {
+/// The configuration of a gateway in front of `upstream`, with both merchants: `one`, the default, and `two`.
+pub(crate) fn configuration(upstream: &impl Upstream, words: Words<'_>, file: Option<&str>) -> Configuration {
     let mut variables = BTreeMap::new();
     let mut set = |key: &str, value: &str| {
         variables.insert(format!("ZVGATE__{}", key.to_uppercase().replace('.', "__")), value.to_owned());
@@ -146,8 +147,8 @@ pub(crate) fn settings(upstream: &impl Upstream, words: Words<'_>, file: Option<
         file
     });
     let path = file.as_ref().map(|file| file.path().to_path_buf());
-    let sources = Sources { file: path, variables, passed_over: None };
-    sources.load().unwrap_or_else(|mistakes| panic!("{mistakes}"))
+    let sources = Sources { file: path, variables, ignored_file: None };
+    Configuration::load(&sources).unwrap_or_else(|errors| panic!("{errors}"))
 }
 
 /// A gateway, as a task.
@@ -163,21 +164,21 @@ pub(crate) struct Gate {
 
 impl Gate {
     pub(crate) async fn start(upstream: &impl Upstream, words: Words<'_>) -> Self {
-        Self::run(&settings(upstream, words, None), Before::Nothing).await
+        Self::run(configuration(upstream, words, None), EarlierCalls::None).await
     }
 
     /// One that begins as a process does.
     pub(crate) async fn cold(upstream: &impl Upstream, words: Words<'_>) -> Self {
-        Self::run(&settings(upstream, words, None), Before::Unknown).await
+        Self::run(configuration(upstream, words, None), EarlierCalls::Unknown).await
     }
 
     pub(crate) async fn with_file(upstream: &impl Upstream, words: Words<'_>, file: &str) -> Self {
-        Self::run(&settings(upstream, words, Some(file)), Before::Nothing).await
+        Self::run(configuration(upstream, words, Some(file)), EarlierCalls::None).await
     }
 
-    async fn run(settings: &Settings, before: Before) -> Self {
+    async fn run(configuration: Configuration, earlier: EarlierCalls) -> Self {
         let (clock, hands) = Clock::shifted();
-        let app = App::bind(settings, clock, before, Inherited::default()).await.unwrap();
+        let app = App::bind(configuration, clock, earlier, Inherited::default()).await.unwrap();
         let (address, admin) = (app.address().unwrap(), app.admin_address().unwrap());
         let gateway = app.gateway();
         let stop = CancellationToken::new();

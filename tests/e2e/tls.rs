@@ -17,11 +17,12 @@ use rustls::{ClientConfig, RootCertStore};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
+use zvgate::configuration::Configuration;
 use zvgate::settings::Sources;
 
 use crate::program::{run, serve, write_config};
 use crate::scripted::{Act, Scripted};
-use crate::support::{Gate, Platform, READ, Reply, Upstream, raw, settings};
+use crate::support::{Gate, Platform, READ, Reply, Upstream, configuration, raw};
 
 const BODY: &str = r#"{"params":{"customerId":"1"}}"#;
 
@@ -207,7 +208,7 @@ async fn another_configuration_brings_other_certificates() {
     let new = authority.issue("next", "next-key");
     let (next, next_key) = (authority.path("next"), authority.path("next-key"));
     let words = [("server.tls.cert", next.as_str()), ("server.tls.key", next_key.as_str())];
-    assert!(gate.gateway.reload(Ok(&settings(&platform, &words, None))));
+    assert!(gate.gateway.reload(Ok(configuration(&platform, &words, None))));
     assert_eq!(authority.served(gate.address).await, new);
     // The files of now are those that are looked at.
     let newer = authority.issue("next", "next-key");
@@ -227,15 +228,16 @@ fn certificates_of_no_use_are_mistakes_in_the_configuration() {
         ("", "", key.as_str(), "server.tls.cert: is missing"),
         (&key, &key, "", "server.tls.cert: names a file without a certificate in PEM"),
         (&cert, &cert, "", "server.tls.key: names a file without a private key in PEM"),
-        (&cert, &strangers.path("key"), "", "server.tls.key: does not fit server.tls.cert"),
+        (&cert, &strangers.path("key"), "", "server.tls.key: does not match server.tls.cert"),
         (&authority.path("none"), &key, "", "server.tls.cert: names a file that cannot be read"),
         (&cert, &key, &key, "server.tls.client_ca: names a file without a certificate in PEM"),
-        (&cert, &key, &authority.path("broken"), "server.tls.client_ca: holds a certificate of no use"),
+        (&cert, &key, &authority.path("broken"), "server.tls.client_ca: contains an invalid certificate"),
     ] {
         let given = [("CERT", cert), ("KEY", key), ("CLIENT_CA", client_ca)];
         let given = given.into_iter().filter(|(_, file)| !file.is_empty());
         let variables = given.map(|(name, file)| (format!("ZVGATE__SERVER__TLS__{name}"), file.to_owned())).collect();
-        let mistakes = Sources { variables, ..Sources::default() }.load().expect_err(told).to_string();
+        let loaded = Configuration::load(&Sources { variables, ..Sources::default() });
+        let mistakes = loaded.err().expect(told).to_string();
         assert!(mistakes.contains(told), "{mistakes}");
         assert!(!mistakes.contains("PRIVATE"), "{mistakes}");
     }

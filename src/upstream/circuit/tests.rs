@@ -12,7 +12,7 @@ impl Observer for Changes {
 }
 
 fn settings() -> BreakerSettings {
-    Settings::defaults().unwrap().upstream.breaker
+    Settings::defaults().unwrap().dynamic.attempts.breaker
 }
 
 fn route() -> Arc<Route> {

@@ -1,0 +1,334 @@
+//! What an answer of the platform says, read without altering it.
+//!
+//! The platform answers HTTP 200 to nearly everything; the truth is in `status`, `code` and `data`, each of which comes
+//! in several spellings.
+
+mod datetime;
+
+use std::borrow::Cow;
+
+use http::HeaderValue;
+use time::UtcOffset;
+
+pub use self::datetime::End;
+use crate::clock::Wall;
+use crate::json::{JsonError, Next, Node, Scanner};
+
+/// Deepest nesting that is read; a deeper answer counts as garbage.
+const MAX_DEPTH: usize = 128;
+
+/// An answer as it was received: what callers get of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Answer {
+    /// HTTP status.
+    pub status: u16,
+    /// `Content-Type`, as received.
+    pub content_type: Option<ContentType>,
+    /// Headers that few answers have; boxed, so that the others need no memory for them.
+    pub extra_headers: Option<Box<ExtraHeaders>>,
+    /// The body.
+    pub body: Box<[u8]>,
+}
+
+/// A `Content-Type`: a common one, which needs no memory, or another.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ContentType {
+    /// A common one.
+    Known(&'static HeaderValue),
+    /// Another.
+    Other(Box<HeaderValue>),
+}
+
+/// Those of nearly all answers.
+static KNOWN_TYPES: [HeaderValue; 3] = [
+    HeaderValue::from_static("application/json"),
+    HeaderValue::from_static("application/json;charset=UTF-8"),
+    HeaderValue::from_static("application/json; charset=utf-8"),
+];
+
+impl ContentType {
+    /// That of JSON.
+    pub fn json() -> Self {
+        let [json, ..] = &KNOWN_TYPES;
+        Self::Known(json)
+    }
+
+    /// The value.
+    pub fn value(&self) -> &HeaderValue {
+        match self {
+            Self::Known(value) => value,
+            Self::Other(value) => value,
+        }
+    }
+}
+
+/// Copied: a slice of the response head would keep the connection's whole read buffer in memory.
+impl From<&HeaderValue> for ContentType {
+    fn from(value: &HeaderValue) -> Self {
+        let known = KNOWN_TYPES.iter().find(|known| *known == value);
+        known.map_or_else(|| Self::Other(Box::new(detached(value))), Self::Known)
+    }
+}
+
+/// The same value in memory of its own.
+pub fn detached(value: &HeaderValue) -> HeaderValue {
+    HeaderValue::from_bytes(value.as_bytes()).unwrap_or_else(|_| HeaderValue::from_static(""))
+}
+
+/// Headers that are passed on, and that few answers have.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ExtraHeaders {
+    /// `Content-Encoding`, as received.
+    pub content_encoding: Option<HeaderValue>,
+    /// `Retry-After`, as received.
+    pub retry_after: Option<HeaderValue>,
+}
+
+impl Answer {
+    /// Bytes on the heap.
+    pub fn size(&self) -> usize {
+        let other_type = match &self.content_type {
+            Some(ContentType::Other(value)) => size_of::<HeaderValue>() + value.len(),
+            Some(ContentType::Known(_)) | None => 0,
+        };
+        let extra = self.extra_headers.as_ref().map_or(0, |extra| {
+            let headers = [&extra.content_encoding, &extra.retry_after];
+            size_of::<ExtraHeaders>() + headers.into_iter().flatten().map(HeaderValue::len).sum::<usize>()
+        });
+        self.body.len() + other_type + extra
+    }
+}
+
+/// How to read the answers of a route.
+#[derive(Clone, Debug)]
+pub struct Reader {
+    /// Names of the members that say when a coupon ends; none: the route's answers have no end.
+    pub expires: Vec<String>,
+    /// Body codes that mean: throttled, or busy.
+    pub retry_codes: Vec<String>,
+    /// The offset that dates are written in.
+    pub utc_offset: UtcOffset,
+}
+
+/// What an answer amounts to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// `status` true and `code` 0.
+    Success(Contents),
+    /// `status` true and another `code`: a business exception such as "not found".
+    Exception,
+    /// `status` false, or one of the two missing.
+    Error,
+    /// A retry code, or HTTP 429.
+    Throttled,
+    /// HTTP 200 with what is not JSON.
+    Garbage,
+    /// HTTP 5xx.
+    Http5xx,
+    /// Any other status than 200.
+    HttpOther,
+}
+
+/// What a successful answer contains, as far as its freshness depends on it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Contents {
+    /// Every end that could be read, at any depth.
+    pub ends: Vec<Wall>,
+    /// For each coupon that the platform may still change by itself (unused, frozen, being given away, or with a status
+    /// that is missing or unknown): its first end, `None` if none can be read.
+    pub open: Vec<Option<End>>,
+    /// Whether it contains no coupon at all.
+    pub empty: bool,
+}
+
+impl Reader {
+    /// Reads an answer.
+    pub fn read(&self, status: u16, body: &[u8]) -> Verdict {
+        match status {
+            200 => {}
+            429 => return Verdict::Throttled,
+            500..=599 => return Verdict::Http5xx,
+            _ => return Verdict::HttpOther,
+        }
+        let text = std::str::from_utf8(body).ok();
+        let root = text.and_then(|text| Scanner::read(text, MAX_DEPTH, |scanner, next| self.root(scanner, &next)).ok());
+        let Some(Root { success, code, contents }) = root.flatten() else { return Verdict::Garbage };
+        let code = code.as_deref().map(str::trim);
+        if code.is_some_and(|code| self.retry_codes.iter().any(|retry| retry == code)) {
+            return Verdict::Throttled;
+        }
+        match (success, code) {
+            (false, _) | (true, None) => Verdict::Error,
+            (true, Some("0")) => Verdict::Success(contents),
+            (true, Some(_)) => Verdict::Exception,
+        }
+    }
+
+    /// Reads the root, if it is an object. Of a repeated member, the first counts.
+    fn root<'a>(&self, scanner: &mut Scanner<'a>, next: &Next<'a>) -> Result<Option<Root<'a>>, JsonError> {
+        if *next != Next::Object {
+            return scanner.pass(next).map(|()| None);
+        }
+        let (mut success, mut code, mut contents) = (None, None, None);
+        scanner.object(|scanner, name, next| {
+            match &*name {
+                "status" if success.is_none() => success = Some(is_true(&next)),
+                "code" if code.is_none() => code = Some(next.clone()),
+                "data" if contents.is_none() => {
+                    contents = Some(self.data(scanner, next)?);
+                    return Ok(());
+                }
+                _ => {}
+            }
+            scanner.pass(&next)
+        })?;
+        let nothing = || Contents { empty: true, ..Contents::default() };
+        let (success, code) = (success.unwrap_or(false), code.and_then(Next::into_text));
+        Ok(Some(Root { success, code, contents: contents.unwrap_or_else(nothing) }))
+    }
+
+    /// Reads `data`.
+    fn data<'a>(&self, scanner: &mut Scanner<'a>, next: Next<'a>) -> Result<Contents, JsonError> {
+        let mut found = Found::default();
+        let data = match next {
+            Next::Array => Data::List(self.list(scanner, &mut found)?),
+            Next::Object => self.list_or_coupon(scanner, &mut found)?,
+            Next::String(text) if text.trim().is_empty() => Data::List(0),
+            Next::Word(None) => Data::List(0),
+            // Anything else counts as one coupon of unknown status.
+            Next::String(_) | Next::Number(_) | Next::Word(Some(_)) => Data::Coupon { is_final: false },
+        };
+        if let Data::Coupon { is_final } = data {
+            found.coupon(0, is_final);
+        }
+        let empty = data == Data::List(0);
+        if self.expires.is_empty() {
+            return Ok(Contents { empty, ..Contents::default() });
+        }
+        let moment = |end: End| if let End::At(at) = end { Some(at) } else { None };
+        Ok(Contents { ends: found.ends.into_iter().filter_map(moment).collect(), open: found.open, empty })
+    }
+
+    /// Reads a list of coupons; returns how many there are.
+    fn list(&self, scanner: &mut Scanner<'_>, found: &mut Found) -> Result<usize, JsonError> {
+        let mut count = 0;
+        scanner.array(|scanner, next| {
+            count += 1;
+            let (before, mut is_final) = (found.ends.len(), None);
+            match next {
+                Next::Object => scanner
+                    .object(|scanner, name, next| self.member(scanner, &name, &next, &mut is_final, &mut found.ends))?,
+                other => self.ends(scanner, &other, &mut found.ends)?,
+            }
+            found.coupon(before, is_final.unwrap_or(false));
+            Ok(())
+        })?;
+        Ok(count)
+    }
+
+    /// Reads an object that contains a list of coupons, and possibly ends beside it, or that is a coupon itself.
+    fn list_or_coupon(&self, scanner: &mut Scanner<'_>, found: &mut Found) -> Result<Data, JsonError> {
+        let (mut members, mut seen, mut list, mut is_final) = (0, false, None, None);
+        scanner.object(|scanner, name, next| {
+            members += 1;
+            let first = name == "list" && !std::mem::replace(&mut seen, true);
+            match next {
+                Next::Array if first => list = Some(self.list(scanner, found)?),
+                Next::Word(None) if first => list = Some(0),
+                next => self.member(scanner, &name, &next, &mut is_final, &mut found.ends)?,
+            }
+            Ok(())
+        })?;
+        let list = if members == 0 { Some(0) } else { list };
+        Ok(list.map_or(Data::Coupon { is_final: is_final.unwrap_or(false) }, Data::List))
+    }
+
+    /// Reads a member: the ends in it, and whether it is a status that is final.
+    fn member<'a>(
+        &self,
+        scanner: &mut Scanner<'a>,
+        name: &str,
+        next: &Next<'a>,
+        is_final: &mut Option<bool>,
+        ends: &mut Vec<End>,
+    ) -> Result<(), JsonError> {
+        if name == STATUS {
+            is_final.get_or_insert_with(|| next.text().is_some_and(is_final_status));
+        }
+        match next {
+            Next::String(text) if self.expires.iter().any(|end| end == name) => {
+                ends.extend(End::parse(text, self.utc_offset));
+                Ok(())
+            }
+            other => self.ends(scanner, other, ends),
+        }
+    }
+
+    /// Reads a value that is not a coupon: the ends in it, at any depth.
+    fn ends<'a>(&self, scanner: &mut Scanner<'a>, next: &Next<'a>, ends: &mut Vec<End>) -> Result<(), JsonError> {
+        match next {
+            Next::Object => scanner.object(|scanner, name, next| self.member(scanner, &name, &next, &mut None, ends)),
+            Next::Array => scanner.array(|scanner, next| self.ends(scanner, &next, ends)),
+            Next::String(_) | Next::Number(_) | Next::Word(_) => Ok(()),
+        }
+    }
+}
+
+/// The root of an answer, as far as it is read.
+struct Root<'a> {
+    success: bool,
+    code: Option<Cow<'a, str>>,
+    contents: Contents,
+}
+
+/// What `data` is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Data {
+    /// So many coupons.
+    List(usize),
+    /// One.
+    Coupon { is_final: bool },
+}
+
+/// The ends that were found, and the coupons whose status is not final.
+#[derive(Default)]
+struct Found {
+    ends: Vec<End>,
+    open: Vec<Option<End>>,
+}
+
+impl Found {
+    /// Adds a coupon, whose ends are those after the first `before`.
+    fn coupon(&mut self, before: usize, is_final: bool) {
+        if !is_final {
+            self.open.push(self.ends.iter().skip(before).min().copied());
+        }
+    }
+}
+
+fn is_true(value: &Next<'_>) -> bool {
+    match value {
+        Next::Word(truth) => *truth == Some(true),
+        Next::String(text) => text.trim().eq_ignore_ascii_case("true"),
+        Next::Object | Next::Array | Next::Number(_) => false,
+    }
+}
+
+/// The member of a coupon that says whether it was used.
+const STATUS: &str = "useStatus";
+
+/// Whether the platform does not change a coupon of this status any more by itself: 1 redeemed, 5 not taken in time, 6 expired,
+/// 7 deleted or recalled.
+fn is_final_status(status: &str) -> bool {
+    matches!(status.trim(), "1" | "5" | "6" | "7")
+}
+
+/// Every customer that the pointers name in an answer; none if it is not JSON.
+pub fn customers(body: &[u8], pointers: &[String]) -> Vec<String> {
+    let text = std::str::from_utf8(body).ok();
+    let root = text.and_then(|text| Node::parse(text, MAX_DEPTH).ok());
+    root.map(|root| root.texts(pointers)).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,122 @@
+//! The end of a fetch: its waiters get the outcome, and its answer may be stored.
+
+use std::sync::Arc;
+
+use super::Cache;
+use super::entry::{CachedAnswer, CustomerEntry, Question};
+use super::flight::{FetchOutcome, Flight};
+use super::freshness::{Freshness, StoreDecision};
+use crate::answer::Answer;
+use crate::clock::{Boot, Now};
+
+/// What became of an answer in the cache.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stored {
+    /// Its freshness, if it was stored.
+    pub freshness: Option<Freshness>,
+    /// Whether it differs from the answer that it replaced, if it replaced one.
+    pub changed: Option<bool>,
+}
+
+/// The duty to complete a flight. Dropped without doing so, it tells the waiters, and the next caller begins anew.
+#[derive(Debug)]
+pub struct FetchGuard<F: Clone> {
+    cache: Arc<Cache<F>>,
+    question: Question,
+    flight: Arc<Flight<F>>,
+    /// Whether the caller asked for it because more than this answer is thought to have changed (`no-cache`).
+    drops_others: bool,
+    is_completed: bool,
+}
+
+impl<F: Clone> FetchGuard<F> {
+    pub(super) const fn new(
+        cache: Arc<Cache<F>>,
+        question: Question,
+        flight: Arc<Flight<F>>,
+        drops_others: bool,
+    ) -> Self {
+        Self { cache, question, flight, drops_others, is_completed: false }
+    }
+
+    /// The first byte of a request was sent.
+    pub fn mark_sent(&self) {
+        self.flight.mark_sent();
+    }
+
+    /// Completes the flight with an answer to a request that was sent at `sent`, and stores the answer if that was decided and
+    /// nothing was invalidated since the flight began.
+    pub fn complete(mut self, answer: Arc<Answer>, decision: StoreDecision, sent: Boot, now: Now) -> Stored {
+        let stored = self.store(&answer, decision, sent, now);
+        let is_failure = decision == StoreDecision::Failure;
+        self.end(FetchOutcome::Answered { answer, stored: stored.freshness, is_failure });
+        stored
+    }
+
+    /// Completes the flight without an answer.
+    pub fn fail(mut self, failure: F) {
+        self.remove_flight();
+        self.end(FetchOutcome::Failed(failure));
+    }
+
+    /// Waits until nobody waits for the answer any more; from then on nobody can join.
+    pub async fn no_waiters(&self) {
+        loop {
+            self.flight.last_waiter_left().await;
+            // Callers join under this lock.
+            let mut stripe = self.cache.stripe(&self.question.subject);
+            if !self.flight.has_waiters() {
+                stripe.remove_flight(&self.question, &self.flight);
+                return;
+            }
+        }
+    }
+
+    fn end(&mut self, outcome: FetchOutcome<F>) {
+        self.is_completed = true;
+        self.flight.complete(outcome);
+    }
+
+    fn remove_flight(&self) -> bool {
+        self.cache.stripe(&self.question.subject).remove_flight(&self.question, &self.flight)
+    }
+
+    fn store(&self, answer: &Arc<Answer>, decision: StoreDecision, sent: Boot, now: Now) -> Stored {
+        let Self { cache, question, flight, .. } = self;
+        let (subject, generation) = (&question.subject, flight.generation);
+        let mut stripe = cache.stripe(subject);
+        let is_current =
+            stripe.remove_flight(question, flight) && generation == cache.current_generation(subject.tenant);
+        if !is_current || matches!(decision, StoreDecision::Ignore | StoreDecision::Failure) {
+            return Stored::default();
+        }
+        let old = stripe.entry(subject).cloned();
+        let replaced = old.as_ref().and_then(|old| old.find(&question.key, generation));
+        let changed = replaced.map(|cached| cached.answer.body != answer.body);
+        let lags = sent < flight.settle_until || cache.tenant_settles(subject.tenant, sent);
+        let freshness = match decision {
+            StoreDecision::Store(freshness) if lags => Some(freshness.unsettled(cache.unsettled_ttl())),
+            StoreDecision::Store(freshness) => Some(freshness),
+            StoreDecision::Supersede | StoreDecision::Ignore | StoreDecision::Failure => None,
+        };
+        let new = freshness.map(|freshness| CachedAnswer::new(question, answer, freshness, generation));
+        if self.drops_others {
+            stripe.remove_flights(subject);
+        }
+        let kept = old.as_deref().filter(|_| !self.drops_others);
+        let entry = CustomerEntry::replacing(kept, &question.key, generation, new, now);
+        stripe.replace(subject, entry.map(Arc::new));
+        drop(stripe);
+        cache.publish(subject);
+        Stored { freshness, changed }
+    }
+}
+
+impl<F: Clone> Drop for FetchGuard<F> {
+    fn drop(&mut self) {
+        if !self.is_completed {
+            self.remove_flight();
+            self.flight.complete(FetchOutcome::Abandoned);
+        }
+    }
+}

@@ -1,0 +1,135 @@
+//! The command line.
+
+mod check;
+mod demo;
+mod key;
+mod logging;
+mod sandbox;
+mod serve;
+mod sign;
+mod stop;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, CommandFactory, Parser, Subcommand};
+use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
+
+use crate::configuration::Configuration;
+use crate::settings::Sources;
+
+/// Exit status: failure.
+const FAILED: u8 = 1;
+/// Exit status: unusable arguments or configuration.
+const UNUSABLE: u8 = 2;
+
+/// A caching reverse proxy that signs, rate-limits and caches calls to the zvcms open platform.
+#[derive(Parser)]
+#[command(name = "zvgate", version, about)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run the gateway
+    Serve(ConfigArguments),
+    /// Run the sandbox and a gateway in front of it on loopback, with the published example credentials
+    Demo,
+    /// Run only the sandbox: a stand-in for the open platform
+    Sandbox(Box<sandbox::Arguments>),
+    /// Validate a configuration and print the effective one, secrets masked
+    Check(check::Arguments),
+    /// Print a signed request body for debugging
+    Sign(sign::Arguments),
+    /// Print a new caller key and the hash to configure
+    Key,
+}
+
+#[derive(Args, Clone)]
+struct ConfigArguments {
+    /// The configuration file; else $ZVGATE_CONFIG, else config/zvgate.toml if nobody else could have written it
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+impl ConfigArguments {
+    /// Where the configuration comes from.
+    fn sources(&self) -> Sources {
+        Sources::of_process(self.config.as_deref())
+    }
+
+    /// Loads the configuration; all errors go to standard error.
+    fn load(&self) -> Result<Configuration, u8> {
+        let sources = self.sources();
+        if let Some(reason) = &sources.ignored_file {
+            eprint(reason);
+        }
+        Configuration::load(&sources).map_err(|errors| {
+            eprint(&errors.to_string());
+            UNUSABLE
+        })
+    }
+}
+
+/// Runs the command. Exit status: 0 success, 1 failure, 2 unusable arguments or configuration.
+pub fn main() -> ExitCode {
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) => {
+            let written = error.print();
+            return match written {
+                _ if error.use_stderr() => UNUSABLE.into(),
+                Ok(()) => ExitCode::SUCCESS,
+                Err(error) => unwritten(&error).into(),
+            };
+        }
+    };
+    disable_core_dumps();
+    let done = match &arguments.command {
+        None => print(&Arguments::command().render_help().to_string()),
+        Some(Command::Serve(configuration)) => serve::run(configuration),
+        Some(Command::Demo) => demo::run(),
+        Some(Command::Sandbox(arguments)) => sandbox::run(arguments),
+        Some(Command::Check(arguments)) => check::run(arguments),
+        Some(Command::Sign(arguments)) => sign::run(arguments),
+        Some(Command::Key) => key::run(),
+    };
+    done.map_or_else(ExitCode::from, |()| ExitCode::SUCCESS)
+}
+
+/// A core dump would contain keys and customers' data. An error means that the system has no core dumps.
+fn disable_core_dumps() {
+    let _ = setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) });
+    let _ = set_dumpable_behavior(DumpableBehavior::NotDumpable);
+}
+
+/// Writes to standard output.
+fn print(text: &str) -> Result<(), u8> {
+    use std::io::Write;
+    let mut out = std::io::stdout().lock();
+    let written = writeln!(out, "{}", text.trim_end()).and_then(|()| out.flush());
+    written.map_err(|error| unwritten(&error))
+}
+
+fn unwritten(error: &std::io::Error) -> u8 {
+    fail(format!("standard output cannot be written: {error}"))
+}
+
+/// Writes to standard error.
+fn eprint(text: &str) {
+    use std::io::Write;
+    let _ = writeln!(std::io::stderr().lock(), "{}", text.trim_end());
+}
+
+/// Reports an error on standard error.
+fn fail<E: std::fmt::Display>(error: E) -> u8 {
+    eprint(&format!("zvgate: {error}"));
+    FAILED
+}
+
+/// A runtime on the current thread.
+fn runtime() -> Result<tokio::runtime::Runtime, u8> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(fail)
+}

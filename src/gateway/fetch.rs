@@ -1,0 +1,254 @@
+//! One call to the platform: its slot, its connection, its signature, its attempt; and for reads, retries.
+
+use std::future::Future;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use super::call_log::CallLog;
+use super::request::Job;
+use super::time::Time;
+use crate::answer::Verdict;
+use crate::limit::{Pace, Paces, Permit};
+use crate::metrics::{AttemptResult, Label};
+use crate::signer::{Nonces, SignedRequest};
+use crate::upstream::{
+    Answered, Attempt, AttemptError, Circuit, ExchangeError, Exchanged, NotSent, Outcome, Reuse, Upstream,
+    pause_before_retry,
+};
+
+/// An idle connection that the platform closes just when it is used breaks within a round trip; one that breaks later was
+/// broken by the request.
+const IDLE_CLOSE_WITHIN: Duration = Duration::from_millis(250);
+
+/// Makes calls to the platform.
+pub(super) struct Fetcher {
+    pub(super) time: Arc<Time>,
+    pub(super) upstream: Arc<Upstream>,
+    pub(super) paces: Arc<Paces>,
+    pub(super) nonces: Nonces,
+}
+
+/// An attempt that ended.
+struct Attempted {
+    outcome: Outcome,
+    /// Whether an idle connection was closed just when it was used, which says nothing about the platform.
+    is_idle_close: bool,
+}
+
+impl From<NotSent> for Attempted {
+    fn from(not_sent: NotSent) -> Self {
+        Self { outcome: Outcome::NotSent(not_sent), is_idle_close: false }
+    }
+}
+
+impl Fetcher {
+    /// Makes a call, with a permit that it has or waits for, and retries it as often as it may be. `on_sent` is called each time
+    /// that bytes were sent. Once `cancelled` completes nothing more is sent.
+    pub(super) async fn fetch<C: Future<Output = ()>>(
+        &self,
+        job: &Job,
+        permit: Option<Permit>,
+        on_sent: impl Fn() + Sync,
+        cancelled: impl Fn() -> C,
+    ) -> Outcome {
+        let breaker = &job.policy.settings.attempts.breaker;
+        let circuit = self.circuit(job);
+        let mut reuse = job.reuse;
+        let mut attempted = self.attempt(job, &circuit, reuse, permit, &on_sent, cancelled()).await;
+        if job.retries > 0 && was_made(&attempted.outcome) {
+            circuit.count_first();
+        }
+        let mut retries = 0;
+        loop {
+            let outcome = attempted.outcome;
+            if attempted.is_idle_close && reuse == Reuse::Idle {
+                // The platform did not fail: it closed a connection that was used too late.
+                reuse = Reuse::New;
+            } else if retries < job.retries
+                && outcome.may_pass()
+                && circuit.check(breaker).is_ok()
+                && circuit.take_retry()
+            {
+                tokio::select! {
+                    () = tokio::time::sleep(pause_before_retry(retries, fastrand::f64())) => {}
+                    () = cancelled() => return outcome,
+                }
+                retries += 1;
+            } else {
+                return outcome;
+            }
+            attempted = self.attempt(job, &circuit, reuse, None, &on_sent, cancelled()).await;
+            // Whatever became of the retry, the call was sent if an earlier attempt was.
+            if !was_made(&attempted.outcome) || (outcome.was_sent() && !attempted.outcome.was_sent()) {
+                return outcome;
+            }
+        }
+    }
+
+    /// The rate limit of a call.
+    pub(super) fn pace(&self, job: &Job) -> Arc<Pace> {
+        self.paces.of(&job.call.tenant, &job.route, &job.call.path)
+    }
+
+    fn circuit(&self, job: &Job) -> Circuit {
+        self.upstream.circuit(&job.call.tenant, &job.route, &job.call.path)
+    }
+
+    /// Makes one attempt.
+    async fn attempt(
+        &self,
+        job: &Job,
+        circuit: &Circuit,
+        reuse: Reuse,
+        permit: Option<Permit>,
+        on_sent: &(impl Fn() + Sync),
+        cancelled: impl Future<Output = ()>,
+    ) -> Attempted {
+        let breaker = &job.policy.settings.attempts.breaker;
+        let begun = match permit {
+            Some(permit) => self.begin(job, circuit, job.max_wait).await.map(|attempt| (permit, attempt)),
+            None => tokio::select! {
+                biased;
+                acquired = self.acquire(job, circuit) => acquired,
+                rejected = circuit.rejects(breaker) => Err(NotSent::Rejected(rejected)),
+                () = cancelled => Err(NotSent::Cancelled),
+            },
+        };
+        let (permit, attempt) = match begun {
+            Ok(begun) => begun,
+            Err(not_sent) => return not_sent.into(),
+        };
+        let (metrics, inflight) = (job.metrics(), &job.policy.handles.tenant(job.call.tenant.index).inflight);
+        inflight.inc();
+        let started = self.time.boot();
+        let exchanged = self.exchange(job, reuse, &permit, on_sent).await;
+        inflight.dec();
+        metrics.duration.observe(self.time.boot().since(started).as_secs_f64());
+        let is_idle_close = exchanged.as_ref().is_err_and(ExchangeError::is_idle_close);
+        let outcome = match exchanged {
+            Ok(answered) => Outcome::Answered(answered),
+            Err(failed) => Outcome::failed(failed.error, failed.sent),
+        };
+        let attempted = Attempted { outcome, is_idle_close };
+        self.record(job, circuit, attempt, &permit, &attempted);
+        attempted
+    }
+
+    /// Records how an attempt ended: in the breaker, the rate limit, metrics and the log.
+    fn record(&self, job: &Job, circuit: &Circuit, attempt: Attempt, permit: &Permit, attempted: &Attempted) {
+        let Attempted { outcome, is_idle_close } = attempted;
+        let call_log = CallLog::new(job, outcome);
+        // An attempt that was cut off by its caller's deadline, before its own timeout, is no sign of a failure.
+        let is_answered = matches!(outcome, Outcome::Answered(_));
+        let says_something = !is_idle_close && (is_answered || self.time.boot() < job.deadline);
+        if let Some(health) = outcome.health().filter(|_| says_something) {
+            attempt.record(&job.policy.settings.attempts.breaker, health, &call_log);
+        }
+        let result = result_of(outcome);
+        job.metrics().attempts.of(result).inc();
+        match (result, outcome) {
+            (AttemptResult::Ok | AttemptResult::Exception, _) => circuit.succeeded(),
+            _ if circuit.failed(result.name()) => call_log.failures_began(result.name()),
+            _ => {}
+        }
+        if let (AttemptResult::Throttled, Outcome::Answered(answered)) = (result, outcome) {
+            permit.throttled(answered.sent.boot).iter().for_each(|throttled| call_log.throttled(throttled));
+        }
+    }
+
+    /// Waits for a slot, and until fewer than `upstream.max_inflight` attempts are in flight.
+    async fn acquire(&self, job: &Job, circuit: &Circuit) -> Result<(Permit, Attempt), NotSent> {
+        circuit.check(&job.policy.settings.attempts.breaker).map_err(NotSent::Rejected)?;
+        let queued = self.time.boot();
+        let remaining = job.deadline.since(queued);
+        let max_wait = job.max_wait.min(remaining);
+        let permit = self.pace(job).acquire(job.queue_key, max_wait).await;
+        let waited = self.time.boot().since(queued);
+        job.metrics().wait.observe(waited.as_secs_f64());
+        let is_late = remaining < job.max_wait;
+        let permit =
+            permit.map_err(|limited| if is_late { NotSent::DeadlineExceeded } else { NotSent::Limited(limited) })?;
+        let attempt = self.begin(job, circuit, max_wait.saturating_sub(waited)).await?;
+        Ok((permit, attempt))
+    }
+
+    async fn begin(&self, job: &Job, circuit: &Circuit, within: Duration) -> Result<Attempt, NotSent> {
+        let settings = &job.policy.settings.attempts;
+        let longest = self.upstream.connect_timeout() + job.attempt_timeout;
+        let call_log = CallLog::begun(job);
+        circuit.begin(&settings.breaker, within, longest, &call_log).await.map_err(NotSent::Rejected)
+    }
+
+    /// Signs as late as possible, and again if an idle connection proves closed before anything was sent.
+    async fn exchange(
+        &self,
+        job: &Job,
+        mut reuse: Reuse,
+        permit: &Permit,
+        on_sent: &(impl Fn() + Sync),
+    ) -> Result<Answered, ExchangeError> {
+        loop {
+            let remaining = job.deadline.since(self.time.boot());
+            let connection = tokio::time::timeout(remaining, self.upstream.connection(reuse)).await;
+            let connection = connection.unwrap_or_else(|_| Err(ExchangeError::before(AttemptError::Timeout)))?;
+            let sent = self.time.clock.now();
+            let request = SignedRequest::sign(&job.call, &self.nonces, self.time.skew.signing_time(sent));
+            let within = job.attempt_timeout.min(job.deadline.since(sent.boot));
+            let answered_at = OnceLock::new();
+            let bytes_sent = || {
+                permit.sent();
+                on_sent();
+            };
+            let answer_began = || {
+                permit.answered();
+                answered_at.get_or_init(|| self.time.clock.now());
+            };
+            match connection.exchange(&request, within, bytes_sent, answer_began).await {
+                Err(failed) if failed.is_idle_close() && !failed.sent => reuse = Reuse::New,
+                Err(failed) => {
+                    let is_soon = self.time.boot().since(sent.boot) < IDLE_CLOSE_WITHIN;
+                    return Err(ExchangeError { reused: failed.reused && is_soon, ..failed });
+                }
+                Ok(Exchanged { answer, date }) => {
+                    let sent = self.time.skew.later(sent);
+                    if let Some((date, answered)) = date.zip(answered_at.into_inner())
+                        && self.time.learn(date, sent.boot, answered)
+                    {
+                        let tenants = job.policy.tenants.all();
+                        tenants.iter().for_each(|tenant| self.paces.credentials_changed(tenant));
+                    }
+                    let verdict = job.policy.reader(&job.route).read(answer.status, &answer.body);
+                    return Ok(Answered { answer: Arc::new(answer), verdict, sent, received: self.time.now() });
+                }
+            }
+        }
+    }
+}
+
+/// How an attempt ended, for metrics and the log.
+fn result_of(outcome: &Outcome) -> AttemptResult {
+    match outcome {
+        Outcome::Answered(answered) => match answered.verdict {
+            Verdict::Success(_) => AttemptResult::Ok,
+            Verdict::Exception => AttemptResult::Exception,
+            Verdict::Error => AttemptResult::Error,
+            Verdict::Throttled => AttemptResult::Throttled,
+            Verdict::Garbage => AttemptResult::Garbage,
+            Verdict::Http5xx => AttemptResult::Http5xx,
+            Verdict::HttpOther => AttemptResult::HttpOther,
+        },
+        Outcome::NotSent(_) | Outcome::Unknown(_) => match outcome.error() {
+            Some(AttemptError::Timeout) => AttemptResult::Timeout,
+            Some(AttemptError::Reset(_)) => AttemptResult::Reset,
+            Some(AttemptError::Redirect) => AttemptResult::HttpOther,
+            Some(AttemptError::Oversized | AttemptError::NotHttp(_)) => AttemptResult::Garbage,
+            Some(error) if error.is_connect() => AttemptResult::Connect,
+            Some(_) | None => AttemptResult::Reset,
+        },
+    }
+}
+
+/// Whether an attempt was made, with or without success.
+const fn was_made(outcome: &Outcome) -> bool {
+    matches!(outcome, Outcome::Answered(_) | Outcome::Unknown(_) | Outcome::NotSent(NotSent::Failed(_)))
+}

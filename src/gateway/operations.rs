@@ -1,0 +1,291 @@
+//! What operators, callers that learn of changes, and the process itself do to a running gateway.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::body::MAX_CUSTOMERS;
+use super::policy::Policy;
+use super::request_head::RequestHead;
+use super::{Gateway, RequestInfo, call_log};
+use crate::answer::{Answer, ContentType};
+use crate::cache::{Freshness, Subject};
+use crate::caller::Caller;
+use crate::configuration::Configuration;
+use crate::envelope::{MAX_DEPTH, check_names, push_text};
+use crate::json::Node;
+use crate::metrics::{Invalidation, Metrics};
+use crate::reply::{CacheStatus, Denied, GatewayError, Reply};
+use crate::settings::{ConfigErrors, Settings};
+use crate::tenant::{KeyFile, KeyReload, Tenant};
+use crate::tls::{CertReload, Tls};
+use crate::upstream::Resolved;
+
+/// A question whose answer is cached.
+#[derive(Debug)]
+pub struct CachedQuestion {
+    /// Path and canonical parameters.
+    pub question: String,
+    /// How long ago the answer was received.
+    pub age: Duration,
+    /// How long it is still fresh; `None` if it is only served stale.
+    pub remaining: Option<Duration>,
+    /// How long it may still be served in any way.
+    pub servable_for: Duration,
+}
+
+impl CachedQuestion {
+    /// As a JSON object; times in seconds.
+    pub fn to_json(&self) -> String {
+        let mut out = String::from("{\"question\":");
+        push_text(&mut out, &self.question);
+        let remaining = self.remaining.unwrap_or_default();
+        out.push_str(&format!(
+            ",\"age\":{:.3},\"fresh_for\":{:.3},\"servable_for\":{:.3}}}",
+            self.age.as_secs_f64(),
+            remaining.as_secs_f64(),
+            self.servable_for.as_secs_f64()
+        ));
+        out
+    }
+}
+
+impl Gateway {
+    /// `POST /v1/invalidate`: fences as a write does.
+    pub(super) fn invalidate(
+        &self,
+        policy: &Policy,
+        caller: &Caller,
+        head: &RequestHead<'_>,
+        body: &[u8],
+        info: &mut RequestInfo,
+    ) -> Result<Reply, GatewayError> {
+        const EXPECTED: GatewayError =
+            GatewayError::BadRequest("expected {\"customerIds\":[\"…\"]} with at most 1000 ids, none of them empty");
+        let text = std::str::from_utf8(body).map_err(|_| EXPECTED)?;
+        let root = Node::parse(text, MAX_DEPTH).map_err(|_| EXPECTED)?;
+        check_names(&root).map_err(GatewayError::Body)?;
+        let Some(Node::Array(ids)) = root.member("customerIds") else { return Err(EXPECTED) };
+        let customers: Option<Vec<&str>> = ids.iter().map(Node::text).collect();
+        let customers = customers.filter(|ids| ids.len() <= MAX_CUSTOMERS && ids.iter().all(|id| !id.is_empty()));
+        let customers = customers.ok_or(EXPECTED)?;
+        info.customers = customers.iter().map(|id| (*id).to_owned()).collect();
+        let tenant = policy.tenants.choose(head.tenant()?, &root).map_err(GatewayError::UnknownTenant)?;
+        info.tenant = Some(tenant.index);
+        if !caller.may_use_tenant(tenant) {
+            return Err(GatewayError::Forbidden(Denied::Tenant));
+        }
+        let settle = policy.settings.cache.settle;
+        let invalidate = |id: &&str| self.invalidator.customer(tenant.index, id, settle, Invalidation::Invalidate);
+        let dropped: usize = customers.iter().map(invalidate).sum();
+        let answer = Answer {
+            status: 200,
+            content_type: Some(ContentType::json()),
+            extra_headers: None,
+            body: format!("{{\"dropped\":{dropped}}}").into_bytes().into(),
+        };
+        Ok(Reply { answer: Arc::new(answer), cache_status: CacheStatus::None })
+    }
+
+    /// The tenant of this name; without a name, the default one.
+    pub fn tenant(&self, name: Option<&str>) -> Option<Arc<Tenant>> {
+        let policy = self.policy.load();
+        let tenants = &policy.tenants;
+        name.map_or_else(|| tenants.default(), |name| tenants.all().iter().find(|tenant| tenant.name == name)).cloned()
+    }
+
+    /// Purges the entries of a customer; returns how many answers were dropped.
+    pub fn purge_customer(&self, tenant: &Tenant, customer: &str) -> usize {
+        let settle = self.policy.load().settings.cache.settle;
+        self.invalidator.customer(tenant.index, customer, settle, Invalidation::Purge)
+    }
+
+    /// Purges the entries of a tenant, or of all, those included that left the configuration; returns how many answers were
+    /// dropped.
+    pub fn purge(&self, tenant: Option<&Tenant>) -> usize {
+        let all = 0..self.identities.lock().count();
+        let settle = self.policy.load().settings.cache.settle;
+        let purged = tenant.map_or(all, |tenant| tenant.index..tenant.index + 1);
+        purged.map(|index| self.invalidator.purge_tenant(index, settle)).sum()
+    }
+
+    /// What is cached for a customer.
+    pub fn inspect(&self, tenant: &Tenant, customer: &str) -> Vec<CachedQuestion> {
+        let now = self.time.now();
+        let shown = |(question, freshness): (Arc<str>, Freshness)| CachedQuestion {
+            question: question.to_string(),
+            age: freshness.age(now),
+            remaining: freshness.remaining(now),
+            servable_for: freshness.servable_for(now),
+        };
+        let cached = self.cache.inspect(&Subject::customer(tenant.index, customer), now);
+        cached.into_iter().map(shown).collect()
+    }
+
+    /// The effective configuration, secrets and hashes masked.
+    pub fn configuration(&self) -> String {
+        let policy = self.policy.load();
+        policy.effective.to_toml(&policy.settings.routes)
+    }
+
+    /// A customer's name in the log.
+    pub fn pseudonym(&self, customer: &str) -> String {
+        self.pseudonyms.of(customer)
+    }
+
+    /// The metrics.
+    pub fn metrics(&self) -> &Metrics {
+        &self.metrics
+    }
+
+    /// The metrics as a page.
+    pub fn metrics_page(&self) -> String {
+        self.run_maintenance();
+        let policy = self.policy.load();
+        let breaker = &policy.settings.attempts.breaker;
+        for tenant in policy.tenants.all() {
+            for route in policy.routes.all() {
+                // Wildcards share a label: the slowest of them is shown, and a breaker that is open in any.
+                let same_label = || policy.routes.all().iter().filter(|other| other.label == route.label);
+                let allowed = same_label().map(|other| self.paces.allowed(tenant, other)).fold(f64::INFINITY, f64::min);
+                let is_open = same_label().any(|other| self.upstream.is_open(breaker, tenant, other));
+                let handles = policy.handles.call(tenant.index, route.index);
+                handles.rate.set(allowed);
+                handles.breaker_open.set(is_open.into());
+            }
+        }
+        let skew = self.time.skew.ahead(self.time.clock.now()).unwrap_or_default();
+        #[expect(clippy::cast_precision_loss, reason = "a gauge in seconds")]
+        self.metrics.clock_skew.set(skew as f64 / 1000.0);
+        self.metrics.page()
+    }
+
+    /// Frees memory and connections that have expired, which nothing else does while there are no requests.
+    pub fn run_maintenance(&self) {
+        self.cache.run_maintenance();
+        self.metrics
+            .cache_bytes
+            .set(i64::try_from(self.cache.bytes() + self.policy.load().parse_memo.max_bytes()).unwrap_or(i64::MAX));
+        self.upstream.close_expired();
+        for tenant in self.policy.load().tenants.all() {
+            for (path, episode) in self.upstream.ended_failures(tenant) {
+                call_log::failures_ended(tenant, &path, &episode);
+            }
+        }
+    }
+
+    /// Resolves the platform's name again.
+    pub async fn resolve_upstream(&self) {
+        match self.upstream.resolve().await {
+            Resolved::Unchanged => {}
+            Resolved::Changed => tracing::info!("upstream DNS changed"),
+            Resolved::Failed(error) => {
+                tracing::warn!(%error, "upstream DNS lookup failed; the last addresses are used");
+            }
+        }
+    }
+
+    /// The files that tenants' keys come from.
+    pub fn key_files(&self) -> Vec<KeyFile> {
+        self.policy.load().tenants.all().iter().filter_map(KeyFile::of).collect()
+    }
+
+    /// Reports what was found in a tenant's key file.
+    pub fn key_reloaded(&self, tenant: &Arc<Tenant>, reload: &KeyReload) {
+        match reload {
+            KeyReload::Unchanged => {}
+            KeyReload::Changed => {
+                tracing::info!(tenant = tenant.name, "signing key changed");
+                self.paces.credentials_changed(tenant);
+            }
+            KeyReload::Failed(error) => {
+                tracing::error!(tenant = tenant.name, error, "signing key reload failed; the last good key is used");
+            }
+        }
+    }
+
+    /// TLS for callers.
+    pub fn tls(&self) -> Option<Arc<Tls>> {
+        self.policy.load().tls.clone()
+    }
+
+    /// Reports what was found in the files of `server.tls`.
+    pub fn certificates_reloaded(&self, reload: &CertReload) {
+        match reload {
+            CertReload::Unchanged => {}
+            CertReload::Changed => tracing::info!("TLS certificate changed"),
+            CertReload::Failed(error) => {
+                tracing::error!(%error, "TLS certificate reload failed; the last good one is used");
+            }
+        }
+    }
+
+    /// Applies a new configuration as a whole, or if it is unusable nothing of it; returns whether it was applied.
+    ///
+    /// Requests in progress end as they began. What is cached, limited and counted stays; answers that were read by other rules
+    /// are not served any more.
+    pub fn reload(&self, loaded: Result<Configuration, ConfigErrors>) -> bool {
+        let loaded = loaded.map_err(|errors| errors.0.iter().map(ToString::to_string).collect::<Vec<_>>());
+        let usable = loaded.and_then(|loaded| match self.problem_with(&loaded.settings) {
+            None => Ok(loaded),
+            Some(problem) => Err(vec![problem]),
+        });
+        let is_usable = usable.is_ok();
+        match usable {
+            Ok(loaded) => self.apply(loaded),
+            Err(errors) => {
+                for error in &errors {
+                    tracing::error!(error, "configuration reload failed; the previous configuration stays in force");
+                }
+            }
+        }
+        self.metrics.reload_success.set(is_usable.into());
+        is_usable
+    }
+
+    /// Why a configuration cannot be served by the listeners, which stay as they are.
+    fn problem_with(&self, settings: &Settings) -> Option<String> {
+        let missing = settings.missing_for_serving();
+        if !missing.is_empty() {
+            return Some(format!("the configuration lacks {}", missing.join(", ")));
+        }
+        let is_open = settings.dynamic.callers.is_empty() && !settings.dynamic.requests.allow_anonymous;
+        (!self.is_loopback && is_open)
+            .then(|| "server.listen: without callers, a restart is needed to listen on loopback".to_owned())
+    }
+
+    fn apply(&self, configuration: Configuration) {
+        // One reload at a time.
+        let mut identities = self.identities.lock();
+        let old = self.policy.load_full();
+        let differences = old.effective.differences(&configuration.settings.effective);
+        let (metrics, clock) = (&self.metrics, &self.time.clock);
+        let new = Policy::new(configuration, Some(&old), self.is_loopback, &mut identities, metrics, clock);
+        let new = Arc::new(new);
+        self.cache.reconfigure(&new.cache_options(&identities));
+        self.policy.store(Arc::clone(&new));
+        self.paces.reconfigure(new.pace_rules(), |path| new.pattern(path));
+        for tenant in new.tenants.all() {
+            let same = old.tenants.all().iter().find(|other| other.index == tenant.index);
+            if same.is_some_and(|other| *other.open_key() != *tenant.open_key()) {
+                self.paces.credentials_changed(tenant);
+            }
+        }
+        let routes_changed = old.settings.routes != new.settings.routes;
+        let changed = differences.dynamic.iter().map(String::as_str).chain(routes_changed.then_some("routes"));
+        let changed: Vec<_> = changed.collect();
+        tracing::info!(changed = changed.join(", "), "configuration reloaded");
+        if !differences.fixed.is_empty() {
+            tracing::warn!(keys = differences.fixed.join(", "), "configuration changed in keys that need a restart");
+        }
+    }
+
+    /// How often the configuration was reloaded.
+    pub fn reloads(&self) -> u64 {
+        self.policy.load().number
+    }
+
+    /// Waits for fetches and writes whose callers have disconnected. None may begin any more.
+    pub async fn finish(&self) {
+        self.tasks.finish().await;
+    }
+}

@@ -1,0 +1,151 @@
+//! The two carriers of a request: borrowed until it is dispatched, owned after that.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::access_log::RequestInfo;
+use super::parse_memo::Unparsed;
+use super::policy::Policy;
+use crate::cache::{Lifetimes, Question, RequestCacheControl, Subject};
+use crate::caller::Caller;
+use crate::clock::{Boot, Now};
+use crate::envelope::Envelope;
+use crate::limit::QueueKey;
+use crate::metrics::{CallMetrics, RouteMetrics};
+use crate::route::Route;
+use crate::settings::{CachedSettings, KindSettings};
+use crate::signer::Call;
+use crate::tenant::Tenant;
+use crate::upstream::Reuse;
+
+/// A request whose caller, route and tenant are known. It borrows everything that the caller sent, and ends before anything
+/// is waited for: a parsed body is many times its size.
+pub(super) struct Request<'a> {
+    pub(super) policy: &'a Arc<Policy>,
+    pub(super) caller: &'a Caller,
+    pub(super) route: &'a Arc<Route>,
+    pub(super) unparsed: Unparsed<'a>,
+    pub(super) envelope: &'a Envelope<'a>,
+    pub(super) tenant: &'a Arc<Tenant>,
+    pub(super) cache_control: RequestCacheControl,
+    pub(super) info: &'a RequestInfo,
+    pub(super) now: Now,
+    pub(super) deadline: Boot,
+}
+
+impl Request<'_> {
+    /// What the request asks of the cache.
+    pub(super) fn question(&self, cached: &CachedSettings) -> Question {
+        let tenant = self.tenant.index;
+        let key = self.envelope.question(self.unparsed.path, &cached.optional);
+        let subject = match self.info.customers.first() {
+            Some(customer) => Subject::customer(tenant, customer),
+            None => Subject::question(tenant, &key),
+        };
+        Question { subject, key: key.into() }
+    }
+
+    /// Remembers which question its body asks, now that the answer is cached.
+    pub(super) fn remember(&self, question: Question) {
+        self.policy.parse_memo.remember(&self.unparsed, self.tenant, &self.info.customers, question);
+    }
+
+    /// The metrics of its route.
+    pub(super) fn route_metrics(&self) -> &RouteMetrics {
+        self.policy.handles.route(self.route.index)
+    }
+
+    /// The metrics of its tenant's calls to its route.
+    pub(super) fn call_metrics(&self) -> &CallMetrics {
+        self.policy.handles.call(self.tenant.index, self.route.index)
+    }
+
+    /// The fetch that answers it and everybody else who asks the same. It outlives the request, and has its own time.
+    pub(super) fn fetch_job(&self, now: Boot) -> Job {
+        let settings = &self.policy.settings;
+        Job {
+            deadline: now + settings.requests.request_timeout,
+            reuse: Reuse::Idle,
+            retries: settings.attempts.retries,
+            ..self.job()
+        }
+    }
+
+    /// The call that forwards it for its caller alone.
+    pub(super) fn pass_job(&self, may_repeat: bool) -> Job {
+        let (reuse, retries) = match may_repeat {
+            true => (Reuse::Idle, self.policy.settings.attempts.retries),
+            // It could be lost on an idle connection that is closing, and nobody knows what it does.
+            false => (Reuse::New, 0),
+        };
+        Job { reuse, retries, ..self.job() }
+    }
+
+    /// The call of a write, which runs to completion.
+    pub(super) fn write_job(&self, now: Boot) -> Job {
+        let settings = &self.policy.settings;
+        Job {
+            queue_key: QueueKey { caller: self.caller.index, write: true },
+            max_wait: settings.limits.max_wait_write,
+            attempt_timeout: settings.attempts.write_timeout,
+            deadline: now + settings.requests.write_request_timeout,
+            reuse: Reuse::Own,
+            retries: 0,
+            ..self.job()
+        }
+    }
+
+    fn job(&self) -> Job {
+        let settings = &self.policy.settings;
+        let path = if self.route.wildcard { self.unparsed.path.into() } else { Arc::clone(&self.route.pattern) };
+        Job {
+            policy: Arc::clone(self.policy),
+            route: Arc::clone(self.route),
+            call: Call { tenant: Arc::clone(self.tenant), path, members: self.envelope.forwarded().into() },
+            queue_key: QueueKey { caller: self.caller.index, write: false },
+            max_wait: settings.limits.max_wait,
+            attempt_timeout: settings.attempts.attempt_timeout,
+            deadline: self.deadline,
+            reuse: Reuse::New,
+            retries: 0,
+        }
+    }
+}
+
+/// A call to the platform that is to be made, with everything that it needs of the request and what it may take.
+pub(super) struct Job {
+    pub(super) policy: Arc<Policy>,
+    pub(super) route: Arc<Route>,
+    pub(super) call: Call,
+    /// Its place among those that wait for a slot.
+    pub(super) queue_key: QueueKey,
+    /// How long it may wait for a slot.
+    pub(super) max_wait: Duration,
+    /// How long the answer to one attempt may take.
+    pub(super) attempt_timeout: Duration,
+    /// When everything must have ended.
+    pub(super) deadline: Boot,
+    /// Which connection it may use.
+    pub(super) reuse: Reuse,
+    /// How often it may be retried.
+    pub(super) retries: u32,
+}
+
+impl Job {
+    /// The metrics of its tenant's calls to its route.
+    pub(super) fn metrics(&self) -> &CallMetrics {
+        self.policy.handles.call(self.call.tenant.index, self.route.index)
+    }
+
+    /// The lifetimes of its answer: the route's own, if it has some.
+    pub(super) fn lifetimes(&self) -> Lifetimes {
+        let common = self.policy.lifetimes;
+        let KindSettings::Cached(own) = &self.route.kind else { return common };
+        Lifetimes {
+            ttl: own.ttl.unwrap_or(common.ttl),
+            stale_while_revalidate: own.stale_while_revalidate.unwrap_or(common.stale_while_revalidate),
+            stale_if_error: own.stale_if_error.unwrap_or(common.stale_if_error),
+            ..common
+        }
+    }
+}

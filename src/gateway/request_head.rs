@@ -1,0 +1,270 @@
+//! The header fields of a request that concern the gateway itself, found in one pass.
+
+use std::time::Duration;
+
+use http::header::CACHE_CONTROL;
+use http::{HeaderMap, HeaderName, HeaderValue};
+
+use crate::cache::RequestCacheControl;
+use crate::reply::GatewayError;
+
+const X_ZVGATE_CUSTOMER: HeaderName = HeaderName::from_static("x-zvgate-customer");
+
+/// The header fields.
+#[derive(Clone, Debug)]
+pub struct RequestHead<'a> {
+    all: &'a HeaderMap,
+    pub(super) host: Field<'a>,
+    pub(super) origin: Field<'a>,
+    authorization: Field<'a>,
+    content_type: Field<'a>,
+    cache_control: Field<'a>,
+    request_id: Field<'a>,
+    traceparent: Field<'a>,
+    timeout: Field<'a>,
+    tenant: Field<'a>,
+}
+
+/// How often a field is given; most may be given once.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Field<'a> {
+    #[default]
+    Absent,
+    Single(&'a HeaderValue),
+    /// The first of several.
+    Multiple(&'a HeaderValue),
+}
+
+impl<'a> Field<'a> {
+    fn add(&mut self, value: &'a HeaderValue) {
+        *self = match *self {
+            Self::Absent => Self::Single(value),
+            Self::Single(first) | Self::Multiple(first) => Self::Multiple(first),
+        };
+    }
+
+    pub(super) const fn first(self) -> Option<&'a HeaderValue> {
+        match self {
+            Self::Absent => None,
+            Self::Single(first) | Self::Multiple(first) => Some(first),
+        }
+    }
+
+    /// The value of a field that is given once.
+    const fn single(self) -> Option<&'a HeaderValue> {
+        match self {
+            Self::Single(value) => Some(value),
+            Self::Absent | Self::Multiple(_) => None,
+        }
+    }
+
+    pub(super) fn is_present(self) -> bool {
+        self != Self::Absent
+    }
+}
+
+impl<'a> RequestHead<'a> {
+    /// The fields of a head.
+    pub fn of(all: &'a HeaderMap) -> Self {
+        let absent = Field::Absent;
+        let mut fields = Self {
+            all,
+            host: absent,
+            origin: absent,
+            authorization: absent,
+            content_type: absent,
+            cache_control: absent,
+            request_id: absent,
+            traceparent: absent,
+            timeout: absent,
+            tenant: absent,
+        };
+        for (name, value) in all {
+            let field = match name.as_str() {
+                "host" => &mut fields.host,
+                "origin" => &mut fields.origin,
+                "authorization" => &mut fields.authorization,
+                "content-type" => &mut fields.content_type,
+                "cache-control" => &mut fields.cache_control,
+                "x-request-id" => &mut fields.request_id,
+                "traceparent" => &mut fields.traceparent,
+                "x-request-timeout-ms" => &mut fields.timeout,
+                "x-zvgate-tenant" => &mut fields.tenant,
+                _ => continue,
+            };
+            field.add(value);
+        }
+        fields
+    }
+
+    /// The request id: the caller's, if it can be logged and sent as it is, else a new one.
+    pub(super) fn request_id(&self) -> HeaderValue {
+        let plain = |b: u8| b.is_ascii_alphanumeric() || b"._-".contains(&b);
+        let fits = |id: &&HeaderValue| (1..=64).contains(&id.len()) && id.as_bytes().iter().copied().all(plain);
+        self.request_id.first().filter(fits).map_or_else(new_id, HeaderValue::clone)
+    }
+
+    /// The trace id of `traceparent` (W3C Trace Context), if there is one.
+    pub(super) fn trace_id(&self) -> Option<&'a str> {
+        let mut parts = self.traceparent.first()?.to_str().ok()?.split('-');
+        let (version, trace) = (parts.next()?, parts.next()?);
+        let hex = |text: &str| text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+        let sound = version.len() == 2 && hex(version) && version != "ff" && trace.len() == 32 && hex(trace);
+        (sound && trace.bytes().any(|b| b != b'0')).then_some(trace)
+    }
+
+    /// The key in `Authorization: Bearer KEY` (RFC 6750, section 2.1).
+    pub fn bearer(&self) -> Option<&'a [u8]> {
+        let (scheme, key) = self.authorization.single()?.as_bytes().split_at_checked("Bearer ".len())?;
+        let key = key.trim_ascii();
+        (scheme.eq_ignore_ascii_case(b"Bearer ") && !key.is_empty()).then_some(key)
+    }
+
+    /// Whether the body is declared as JSON.
+    pub(super) fn is_json(&self) -> bool {
+        let Some(one) = self.content_type.single() else { return false };
+        let essence = one.as_bytes().split(|b| *b == b';').next().unwrap_or_default();
+        essence.trim_ascii().eq_ignore_ascii_case(b"application/json")
+    }
+
+    /// `Cache-Control`. Unknown directives are ignored (RFC 9111, section 5.2.3).
+    pub(super) fn cache_control(&self) -> RequestCacheControl {
+        let mut cache_control = RequestCacheControl::default();
+        if !self.cache_control.is_present() {
+            return cache_control;
+        }
+        let lines = self.all.get_all(CACHE_CONTROL).iter().filter_map(|line| line.to_str().ok());
+        for directive in lines.flat_map(|line| line.split(',')) {
+            let (name, argument) = directive.split_once('=').unwrap_or((directive, ""));
+            match name.trim().to_ascii_lowercase().as_str() {
+                "no-cache" => cache_control.no_cache = true,
+                "only-if-cached" => cache_control.only_if_cached = true,
+                "max-age" => {
+                    // An invalid value counts as zero: the caller wants a fresh answer.
+                    let seconds = argument.trim().trim_matches('"').parse().unwrap_or(0);
+                    cache_control.max_age = Some(Duration::from_secs(seconds));
+                }
+                _ => {}
+            }
+        }
+        cache_control
+    }
+
+    /// How long the answer to a read may take: its caller may ask for less time than `longest`, not for more.
+    pub(super) fn timeout(&self, longest: Duration) -> Result<Duration, GatewayError> {
+        let Some(value) = self.timeout.first() else { return Ok(longest) };
+        let millis = value.to_str().ok().and_then(|text| text.trim().parse().ok()).filter(|millis| *millis > 0);
+        let millis = millis
+            .ok_or(GatewayError::BadRequest("X-Request-Timeout-Ms must be a whole number of milliseconds above 0"))?;
+        Ok(longest.min(Duration::from_millis(millis)))
+    }
+
+    /// The tenant that is named; two names would be ambiguous.
+    pub(super) fn tenant(&self) -> Result<Option<&'a [u8]>, GatewayError> {
+        match self.tenant {
+            Field::Multiple(_) => Err(GatewayError::BadRequest("X-Zvgate-Tenant may be given only once")),
+            field => Ok(field.single().map(HeaderValue::as_bytes)),
+        }
+    }
+
+    /// The customers that are named for a write.
+    pub(super) fn customers(&self) -> Result<Vec<String>, GatewayError> {
+        let mut customers = Vec::new();
+        for line in self.all.get_all(X_ZVGATE_CUSTOMER) {
+            // If a customer were ignored, its cached answers would survive the write.
+            let line = std::str::from_utf8(line.as_bytes());
+            let line = line
+                .map_err(|_| GatewayError::BadRequest("X-Zvgate-Customer must be UTF-8: customers, comma-separated"))?;
+            customers.extend(line.split(',').map(str::trim).filter(|id| !id.is_empty()).map(str::to_owned));
+        }
+        Ok(customers)
+    }
+}
+
+/// 128 random bits in hexadecimal.
+fn new_id() -> HeaderValue {
+    let digit = |nibble: u8| nibble + if nibble < 10 { b'0' } else { b'a' - 10 };
+    let mut id = [0; 32];
+    for ([high, low], byte) in id.as_chunks_mut::<2>().0.iter_mut().zip(fastrand::u128(..).to_ne_bytes()) {
+        (*high, *low) = (digit(byte >> 4), digit(byte & 15));
+    }
+    HeaderValue::from_bytes(&id).unwrap_or_else(|_| HeaderValue::from_static(""))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn headers(fields: &[(&'static str, &str)]) -> HeaderMap {
+        fields.iter().map(|(name, value)| (HeaderName::from_static(name), value.parse().unwrap())).collect()
+    }
+
+    #[test]
+    fn a_callers_request_id_is_kept_if_it_is_plain() {
+        let id = |value: &str| RequestHead::of(&headers(&[("x-request-id", value)])).request_id();
+        assert_eq!(id("a.B_c-9"), "a.B_c-9");
+        for other in ["", "with space", "semi;colon", &"x".repeat(65)] {
+            let id = id(other);
+            assert!(id.len() == 32 && id.as_bytes().iter().all(u8::is_ascii_hexdigit), "{other}: {id:?}");
+        }
+        assert_ne!(RequestHead::of(&HeaderMap::new()).request_id(), RequestHead::of(&HeaderMap::new()).request_id());
+    }
+
+    #[test]
+    fn new_ids_use_all_digits() {
+        let ids: Vec<_> = (0..100).map(|_| new_id()).collect();
+        let all: std::collections::BTreeSet<u8> = ids.iter().flat_map(HeaderValue::as_bytes).copied().collect();
+        assert_eq!(all.into_iter().collect::<Vec<u8>>(), b"0123456789abcdef");
+    }
+
+    #[test]
+    fn a_valid_trace_is_continued() {
+        let trace = |value: &str| RequestHead::of(&headers(&[("traceparent", value)])).trace_id().map(str::to_owned);
+        let id = "4bf92f3577b34da6a3ce929d0e0e4736";
+        assert_eq!(trace(&format!("00-{id}-00f067aa0ba902b7-01")).as_deref(), Some(id));
+        for bad in ["", "00", "00-xyz-1-1", &format!("00-{}-1-01", "0".repeat(32)), &format!("ff-{id}-1-01")] {
+            assert_eq!(trace(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn json_is_distinguished_from_other_types() {
+        for (value, json) in [
+            ("application/json", true),
+            ("Application/JSON; charset=utf-8", true),
+            ("application/json-seq", false),
+            ("text/plain", false),
+            ("", false),
+        ] {
+            assert_eq!(RequestHead::of(&headers(&[("content-type", value)])).is_json(), json, "{value}");
+        }
+        assert!(!RequestHead::of(&HeaderMap::new()).is_json());
+        let twice = headers(&[("content-type", "application/json"), ("content-type", "application/json")]);
+        assert!(!RequestHead::of(&twice).is_json());
+    }
+
+    #[test]
+    fn cache_control_is_parsed() {
+        let cache_control = |value| RequestHead::of(&headers(&[("cache-control", value)])).cache_control();
+        assert_eq!(cache_control("no-transform"), RequestCacheControl::default());
+        assert!(cache_control("max-age=5, No-Cache").no_cache);
+        assert!(cache_control("only-if-cached").only_if_cached);
+        assert_eq!(cache_control("max-age=\"7\"").max_age, Some(Duration::from_secs(7)));
+        assert_eq!(cache_control("max-age=soon").max_age, Some(Duration::ZERO));
+        let two = headers(&[("cache-control", "no-transform"), ("cache-control", "no-cache")]);
+        assert!(RequestHead::of(&two).cache_control().no_cache);
+    }
+
+    #[test]
+    fn a_key_is_taken_from_a_single_bearer_header() {
+        let key = |values: &[&str]| {
+            let all: Vec<_> = values.iter().map(|value| ("authorization", *value)).collect();
+            RequestHead::of(&headers(&all)).bearer().map(|key| String::from_utf8(key.to_vec()).unwrap())
+        };
+        assert_eq!(key(&["Bearer abc"]).as_deref(), Some("abc"));
+        assert_eq!(key(&["bearer  abc "]).as_deref(), Some("abc"));
+        for none in [&["Basic abc"][..], &["Bearer"], &["Bearer "], &["Bearerabc"], &["Bearer a", "Bearer b"], &[]] {
+            assert_eq!(key(none), None, "{none:?}");
+        }
+    }
+}

@@ -1,0 +1,39 @@
+//! The time by which answers expire and calls are signed: our clock and the platform's.
+
+use crate::clock::{Boot, Clock, Now, Wall};
+use crate::skew::{ClockChange, Skew};
+
+/// Our clock, and what is known of the platform's.
+#[derive(Debug)]
+pub(super) struct Time {
+    pub(super) clock: Clock,
+    pub(super) skew: Skew,
+}
+
+impl Time {
+    /// Both clocks. The wall clock is the later of ours and the platform's: by that one coupons end.
+    pub(super) fn now(&self) -> Now {
+        self.skew.later(self.clock.now())
+    }
+
+    /// The time since boot.
+    pub(super) fn boot(&self) -> Boot {
+        self.clock.boot()
+    }
+
+    /// Learns from the `Date` of an answer to a request that was sent at `sent`; returns whether calls are signed by another
+    /// time from now on.
+    pub(super) fn learn(&self, date: Wall, sent: Boot, answered: Now) -> bool {
+        let ClockChange { signing_time_changed, notable_skew } = self.skew.learn(date, sent, answered);
+        if let Some(millis) = notable_skew {
+            tracing::warn!(
+                ahead_s = millis / 1000,
+                "upstream clock differs; the platform rejects signatures that are too far off"
+            );
+        }
+        if signing_time_changed {
+            tracing::info!("upstream clock changed; calls are signed by the new time");
+        }
+        signing_time_changed
+    }
+}

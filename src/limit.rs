@@ -1,0 +1,27 @@
+//! Rate limits: of callers towards the gateway, and of the gateway towards the platform.
+
+mod caller;
+mod fair_queue;
+mod pace;
+mod paces;
+mod slots;
+mod throttle;
+
+use std::time::Duration;
+
+pub use self::caller::CallerLimiter;
+pub use self::fair_queue::QueueKey;
+pub use self::pace::{Pace, Permit, Throttled};
+pub use self::paces::{EarlierCalls, Paces, Rules};
+pub use self::slots::{Claim, Slots};
+
+/// A request is over a limit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limited {
+    /// The quota of the policy.
+    pub quota: u32,
+    /// Its window.
+    pub per: Duration,
+    /// How long until it may be within the limit.
+    pub retry_after: Duration,
+}

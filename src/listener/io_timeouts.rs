@@ -1,0 +1,166 @@
+//! The timeouts of a caller's connection that hyper lacks: hyper times a request head from the end of the request before it,
+//! and knows no idle timeout and no write timeout.
+
+use std::future::Future;
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::{Sleep, sleep};
+
+use super::connection_state::ConnectionState;
+
+/// What a connection that reads is waiting for, after so many requests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Waiting {
+    /// The rest of a request head; before the first request, all of it.
+    Head(u64),
+    /// The next request.
+    Idle(u64),
+}
+
+/// A stream with timeouts.
+#[derive(Debug)]
+pub(super) struct IoTimeouts<T> {
+    stream: T,
+    state: Arc<ConnectionState>,
+    header_timeout: Duration,
+    idle_timeout: Duration,
+    /// The number of requests that had begun when bytes were received last while none was in progress: the next head has begun.
+    head_after: Option<u64>,
+    /// What the timer is set for; `None`: it has to be set.
+    timed: Option<Waiting>,
+    timer: Option<Pin<Box<Sleep>>>,
+    /// Set while nothing can be written.
+    write_timer: Option<Pin<Box<Sleep>>>,
+}
+
+impl<T> IoTimeouts<T> {
+    pub(super) fn new(stream: T, header_timeout: Duration, idle_timeout: Duration) -> (Self, Arc<ConnectionState>) {
+        let state = Arc::new(ConnectionState::default());
+        let timeouts = Self {
+            stream,
+            state: Arc::clone(&state),
+            header_timeout,
+            idle_timeout,
+            head_after: None,
+            timed: None,
+            timer: None,
+            write_timer: None,
+        };
+        (timeouts, state)
+    }
+
+    /// What the connection is waiting for; `None`: for a request that is in progress and has its own timeouts.
+    fn waiting(&self) -> Option<Waiting> {
+        if !self.state.is_idle() {
+            return None;
+        }
+        let begun = self.state.begun();
+        let is_head = begun == 0 || (self.head_after == Some(begun) && !self.state.is_multiplexed());
+        Some(if is_head { Waiting::Head(begun) } else { Waiting::Idle(begun) })
+    }
+
+    /// Ready once the connection has waited for too long.
+    fn poll_timeout(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let Some(waiting) = self.waiting() else { return Poll::Pending };
+        if self.timed != Some(waiting) {
+            let timeout = match waiting {
+                Waiting::Head(_) => self.header_timeout,
+                Waiting::Idle(_) => self.idle_timeout,
+            };
+            self.set_timer(timeout);
+            self.timed = Some(waiting);
+        }
+        let Some(timer) = &mut self.timer else { return Poll::Pending };
+        if timer.as_mut().poll(cx).is_pending() {
+            return Poll::Pending;
+        }
+        self.timed = None;
+        match waiting {
+            // HTTP/2 can say that it closes the connection, so that no request is lost.
+            Waiting::Idle(_) if self.state.is_multiplexed() => {
+                self.state.shut_down();
+                self.timer = None;
+                self.timed = Some(waiting);
+                Poll::Pending
+            }
+            // The end of the stream: no request is in progress that had to be answered.
+            Waiting::Idle(_) => Poll::Ready(Ok(())),
+            Waiting::Head(_) => Poll::Ready(Err(io::ErrorKind::TimedOut.into())),
+        }
+    }
+
+    fn set_timer(&mut self, timeout: Duration) {
+        match &mut self.timer {
+            Some(timer) => {
+                #[expect(clippy::disallowed_methods, reason = "tokio's timers run by tokio's own clock")]
+                let deadline = tokio::time::Instant::now() + timeout;
+                timer.as_mut().reset(deadline);
+            }
+            None => self.timer = Some(Box::pin(sleep(timeout))),
+        }
+    }
+}
+
+impl<T: AsyncRead + Unpin> AsyncRead for IoTimeouts<T> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        match Pin::new(&mut self.stream).poll_read(cx, buf) {
+            Poll::Ready(result) => {
+                if buf.filled().len() > before && self.state.is_idle() {
+                    self.head_after = Some(self.state.begun());
+                }
+                Poll::Ready(result)
+            }
+            Poll::Pending => self.poll_timeout(cx),
+        }
+    }
+}
+
+impl<T: AsyncWrite + Unpin> IoTimeouts<T> {
+    /// Limits how long nothing can be written. A caller that takes its response is not idle.
+    fn written<V>(&mut self, cx: &mut Context<'_>, result: Poll<io::Result<V>>) -> Poll<io::Result<V>> {
+        if result.is_ready() {
+            self.write_timer = None;
+            if !self.state.is_multiplexed() && matches!(self.timed, Some(Waiting::Idle(_))) {
+                self.timed = None;
+            }
+            return result;
+        }
+        let idle_timeout = self.idle_timeout;
+        let timer = self.write_timer.get_or_insert_with(|| Box::pin(sleep(idle_timeout)));
+        timer.as_mut().poll(cx).map(|()| Err(io::ErrorKind::TimedOut.into()))
+    }
+}
+
+impl<T: AsyncWrite + Unpin> AsyncWrite for IoTimeouts<T> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let result = Pin::new(&mut self.stream).poll_write(cx, buf);
+        self.written(cx, result)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let result = Pin::new(&mut self.stream).poll_write_vectored(cx, bufs);
+        self.written(cx, result)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}

@@ -1,0 +1,136 @@
+use std::io;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use super::*;
+use crate::secret::Secret;
+use crate::settings::{KeySource, TenantSettings};
+use crate::signer::{Call, Nonces};
+use crate::tenant::{Identities, TenantKeys, Tenants};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
+
+const NOWHERE: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 0);
+
+async fn http1(near: tokio::io::DuplexStream) -> Http1Connection {
+    Http1Connection::open((Box::new(near), NOWHERE)).await.unwrap()
+}
+
+fn target() -> Arc<Target> {
+    Arc::new(Target::new(&BaseUrl::parse("http://a").unwrap(), 1 << 20))
+}
+
+/// Whether a request that is given up counts as sent, and whether the far side has seen any of it.
+async fn given_up(within: Duration) -> (bool, bool) {
+    let (near, mut far) = tokio::io::duplex(1 << 16);
+    let connection = Connection::new(http1(near).await, false, None, &target());
+    let failure = connection.exchange(&signed(), within, || {}, || {}).await.unwrap_err();
+    let mut seen = Vec::new();
+    far.read_to_end(&mut seen).await.unwrap();
+    assert!(matches!(failure.error, AttemptError::Timeout));
+    (failure.sent, !seen.is_empty())
+}
+
+fn signed() -> SignedRequest {
+    let tenants = Tenants::new(
+        &[TenantSettings {
+            name: "a".to_owned(),
+            open_id: "i".to_owned(),
+            grant_code: "g".to_owned(),
+            key: KeySource::Inline(Secret::new("k".to_owned())),
+            default: true,
+            pace: None,
+        }],
+        &TenantKeys::new([("a".to_owned(), Secret::new("k".to_owned()))].into()),
+        &mut Identities::default(),
+    );
+    let call = Call { tenant: Arc::clone(&tenants.all()[0]), path: "/".into(), members: "\"params\":{}".into() };
+    SignedRequest::sign(&call, &Nonces::new().unwrap(), Wall::from_unix_seconds(0))
+}
+
+/// Whenever a request is given up, it counts as sent exactly if the far side may have seen it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_that_is_given_up_counts_as_sent_if_the_far_side_has_seen_it() {
+    let mut sent = 0;
+    for nanos in [0, 1, 10_000, 30_000, 100_000, 1_000_000].into_iter().cycle().take(3000) {
+        let (counted, seen) = given_up(Duration::from_nanos(nanos)).await;
+        assert_eq!(counted, seen, "within {nanos} ns");
+        sent += u32::from(counted);
+    }
+    assert!((100..2900).contains(&sent), "{sent}: both cases are tried");
+}
+
+/// Records whether it was shut down, by which TLS sends its close_notify.
+#[derive(Debug)]
+struct Recorded(tokio::io::DuplexStream, Arc<AtomicBool>);
+
+impl AsyncRead for Recorded {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Recorded {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.1.store(true, Ordering::Relaxed);
+        Pin::new(&mut self.0).poll_shutdown(cx)
+    }
+}
+
+#[tokio::test]
+async fn a_connection_that_is_not_kept_is_shut_down_after_its_answer_and_only_then() {
+    for answers in [true, false] {
+        let (near, mut far) = tokio::io::duplex(1 << 16);
+        let shut_down = Arc::new(AtomicBool::new(false));
+        let http1 = Http1Connection::open((Box::new(Recorded(near, Arc::clone(&shut_down))), NOWHERE)).await.unwrap();
+        let platform = async {
+            far.read_u8().await.unwrap();
+            if answers {
+                far.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}").await.unwrap();
+            }
+            far.read_to_end(&mut Vec::new()).await.unwrap();
+        };
+        let (request, connection) = (signed(), Connection::new(http1, false, None, &target()));
+        let answered = connection.exchange(&request, Duration::from_millis(500), || {}, || {});
+        let (answered, ()) = tokio::join!(answered, platform);
+        assert_eq!((answered.is_ok(), shut_down.load(Ordering::Relaxed)), (answers, answers));
+    }
+}
+
+#[tokio::test]
+async fn nothing_is_sent_on_an_idle_connection_that_was_closed() {
+    let (near, far) = tokio::io::duplex(1 << 16);
+    let idle = Connection::new(http1(near).await, true, None, &target());
+    drop(far);
+    let failure = idle.exchange(&signed(), Duration::from_secs(5), || {}, || {}).await.unwrap_err();
+    assert!(failure.is_idle_close() && !failure.sent, "{failure:?}");
+}
+
+#[test]
+fn a_date_is_read_if_it_is_that_of_this_answer() {
+    let value = HeaderValue::from_static("Wed, 21 Oct 2015 07:28:00 GMT");
+    let mut headers = HeaderMap::from_iter([(DATE, value)]);
+    assert_eq!(date(&headers), Some(Wall::from_unix_seconds(1_445_412_480)));
+    headers.insert(AGE, HeaderValue::from_static("0"));
+    assert_eq!(date(&headers), None);
+    for bad in ["", "yesterday", "Wed, 21 Oct 1915 07:28:00 GMT"] {
+        let headers = HeaderMap::from_iter([(DATE, HeaderValue::from_static(bad))]);
+        assert_eq!(date(&headers), None, "{bad}");
+    }
+}
+
+#[test]
+fn the_keep_alive_timeout_is_found_among_other_parameters() {
+    let hint = |value| keep_alive_hint(&HeaderMap::from_iter([(KEEP_ALIVE, HeaderValue::from_static(value))]));
+    assert_eq!(hint("timeout=5, max=100"), Some(Duration::from_secs(5)));
+    assert_eq!(hint("max=100, timeout=7"), Some(Duration::from_secs(7)));
+    assert_eq!(hint("max=100"), None);
+    assert_eq!(hint("timeout=soon"), None);
+}
