@@ -4,7 +4,7 @@
 //! `cache.max_bytes`; and how long after an answer its followers have it. `-- --test` runs a short form. What is allocated is held
 //! to the limit by `tests/allocations.rs`: resident memory differs from machine to machine.
 
-#![expect(clippy::print_stdout, reason = "a bench tells its figures on standard output")]
+#![expect(clippy::print_stdout, reason = "a bench prints its figures on standard output")]
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

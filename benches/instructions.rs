@@ -4,7 +4,7 @@
 //! there. A count that is more than 5 % above `benches/instructions.txt` is a failure; `-- --keep` writes the file
 //! anew. It needs valgrind, which `.ci/setup` installs. What the kernel executes is not counted.
 
-#![expect(clippy::print_stdout, reason = "a bench tells its figures on standard output")]
+#![expect(clippy::print_stdout, reason = "a bench prints its figures on standard output")]
 #![allow(clippy::panic, clippy::indexing_slicing, reason = "a bench that cannot go on ends")]
 
 use std::fmt::Write as _;
@@ -16,8 +16,7 @@ use std::time::Duration;
 
 /// How much more than the kept count is a failure, in hundredths.
 const TOLERANCE: u64 = 5;
-/// Customers that are asked for again and again; few, so that all are asked for within the seconds that a shortcut lasts
-/// under callgrind.
+/// Customers that are asked for again and again; few, so that hardly two of their bodies share a place in the parse memo.
 const CUSTOMERS: u64 = 100;
 
 /// What is counted: requests that come before and those that count, and the customer of each.
@@ -112,9 +111,9 @@ struct Gateway(Child);
 impl Gateway {
     /// Has callgrind write down what it counted since the last time.
     fn dump(&self) {
-        let told = Command::new("vgdb").arg(format!("--pid={}", self.0.id())).arg("dump").output();
-        let told = told.expect("vgdb, of valgrind");
-        assert!(told.status.success(), "{}", String::from_utf8_lossy(&told.stderr));
+        let output = Command::new("vgdb").arg(format!("--pid={}", self.0.id())).arg("dump").output();
+        let output = output.expect("vgdb, of valgrind");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     }
 }
 
@@ -187,7 +186,7 @@ fn platform() -> SocketAddr {
     address
 }
 
-/// Reads a message with its body; tells whether one came.
+/// Reads a message with its body; returns whether one came.
 fn read_message(stream: &mut TcpStream, message: &mut Vec<u8>) -> bool {
     message.clear();
     let mut buffer = [0; 8 << 10];

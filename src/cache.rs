@@ -44,7 +44,7 @@ pub struct Options {
     pub max_waiters: usize,
     /// How many tenants there are.
     pub tenants: usize,
-    /// The number of the rules by which answers are read and told apart.
+    /// The number of the rules by which answers are parsed and keyed.
     pub rules: u64,
     /// How long an answer is fresh at most that was fetched while the platform settled after a write.
     pub unsettled_ttl: Duration,
@@ -357,7 +357,7 @@ struct TenantState {
     settle_until: AtomicU64,
 }
 
-/// Tells moka when an entry's memory is of no use any more. Freshness is not judged by it: its clock is not ours.
+/// When an entry's memory may be freed. Freshness is not judged by it: moka's clock is not ours.
 struct FreeMemory;
 
 impl moka::Expiry<Subject, Arc<CustomerEntry>> for FreeMemory {

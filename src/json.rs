@@ -1,8 +1,7 @@
-//! A borrowed reading of JSON (RFC 8259) that keeps every byte where it was.
+//! A JSON parser (RFC 8259) whose values borrow from the text.
 //!
-//! Numbers stay text, members stay in order and repeated names are all there, so that what is forwarded is what came,
-//! and what is compared is what was written. It is stricter than the RFC in what it refuses: lone surrogates, and
-//! nesting deeper than asked for.
+//! Numbers stay text, and members keep their order and duplicates, so that a body can be forwarded and compared exactly as it
+//! was written. It is stricter than the RFC: lone surrogates are rejected, and so is nesting beyond a given depth.
 
 mod scanner;
 
@@ -11,10 +10,10 @@ use std::fmt;
 
 pub use self::scanner::{Next, Scanner};
 
-/// One JSON value, borrowed from the text it was read from.
+/// A JSON value that borrows from the text that it was parsed from.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Node<'a> {
-    /// An object: its members as they came.
+    /// An object: its members in their order.
     Object(Vec<Member<'a>>),
     /// An array.
     Array(Vec<Node<'a>>),
@@ -33,22 +32,22 @@ pub enum Node<'a> {
 pub struct Member<'a> {
     /// Its name, unescaped.
     pub name: Cow<'a, str>,
-    /// Its value as it was written, without the white space around it.
+    /// Its value as it was written, without surrounding white space.
     pub raw: &'a str,
     /// Its value.
     pub value: Node<'a>,
 }
 
 impl<'a> Node<'a> {
-    /// Reads a whole JSON text, with at most `max_depth` arrays and objects inside each other.
+    /// Parses a whole JSON text of at most `max_depth` nested arrays and objects.
     ///
     /// # Errors
-    /// Where it is not JSON, nests deeper, or holds half of a surrogate pair.
+    /// If it is not JSON, nests deeper, or has a lone surrogate.
     pub fn parse(text: &'a str, max_depth: usize) -> Result<Self, JsonError> {
         Scanner::read(text, max_depth, Scanner::node)
     }
 
-    /// The members, where this is an object.
+    /// The members, if this is an object.
     pub fn members(&self) -> Option<&[Member<'a>]> {
         match self {
             Self::Object(members) => Some(members),
@@ -56,7 +55,7 @@ impl<'a> Node<'a> {
         }
     }
 
-    /// The first member of that name, where this is an object that has one.
+    /// The first member of that name, if this is an object that has one.
     pub fn member(&self, name: &str) -> Option<&Node<'a>> {
         self.members()?.iter().find(|member| member.name == name).map(|member| &member.value)
     }
@@ -83,7 +82,7 @@ impl<'a> Node<'a> {
 }
 
 impl Node<'_> {
-    /// Every text that the pointers name: strings, numbers, and arrays of them, empty ones left out.
+    /// Every string and number that the pointers name, alone or in an array; empty ones are left out.
     pub fn texts(&self, pointers: &[String]) -> Vec<String> {
         let mut found = Vec::new();
         for node in pointers.iter().filter_map(|pointer| self.pointer(pointer)) {
@@ -94,7 +93,7 @@ impl Node<'_> {
     }
 }
 
-/// Why a text was refused, and where.
+/// Why a text was rejected, and where.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct JsonError {
     problem: Problem,

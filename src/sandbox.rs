@@ -86,7 +86,7 @@ impl Sandbox {
     /// Where it listens.
     ///
     /// # Errors
-    /// Where the system does not tell.
+    /// If the system does not report it.
     pub fn address(&self) -> io::Result<SocketAddr> {
         self.listener.local_addr()
     }

@@ -63,7 +63,7 @@ fn the_reference_names_every_key() {
     };
     let shown = effective(&everything());
     assert!(keys(&shown).is_superset(&keys(&Settings::defaults().unwrap().to_toml())));
-    // What an unknown key is told is known in its table, the reference shows.
+    // The keys that the error for an unknown key lists for its table are those of the reference.
     for (table, prefix) in [
         ("server", ""),
         ("upstream", ""),
@@ -81,8 +81,8 @@ fn the_reference_names_every_key() {
         ("[routes]", "path = \"/a\"\nkind = \"write\"\n"),
         ("[routes]", "path = \"/a\"\nkind = \"pass\"\n"),
     ] {
-        let told = mistakes(&format!("[{table}]\n{prefix}qqqqqqqqqqqq = 1\n"));
-        let (_, known) = told.split_once("known here: ").unwrap_or_else(|| panic!("{told}"));
+        let errors = mistakes(&format!("[{table}]\n{prefix}qqqqqqqqqqqq = 1\n"));
+        let (_, known) = errors.split_once("known here: ").unwrap_or_else(|| panic!("{errors}"));
         for key in known.trim().split(", ") {
             let stands =
                 [format!("\n{key} = "), format!("\n# {key} = "), format!("\n## {key} = "), format!("[{table}.{key}]")];
@@ -165,7 +165,7 @@ fn the_environment_wins_over_the_file_leaf_by_leaf() {
 
 #[test]
 fn every_mistake_names_its_place_its_value_and_what_would_be_right() {
-    for (text, key, told) in [
+    for (text, key, expected) in [
         ("[server]\nlisten = \"here\"", "server.listen", "found \"here\"; expected an address and port"),
         ("[server]\nlisten = \"0.0.0.0:80\"", "server.listen", "allow_anonymous = true"),
         ("[server]\nworkers = 2000", "server.workers", "found 2000; expected 0 (one per core) to 1024"),
@@ -245,7 +245,7 @@ fn every_mistake_names_its_place_its_value_and_what_would_be_right() {
         let text: &str = text;
         let shown = mistakes(text);
         assert!(shown.starts_with(&format!("FILE: {key}: ")), "{text}\n{shown}");
-        assert!(shown.contains(told), "{text}\n{shown}");
+        assert!(shown.contains(expected), "{text}\n{shown}");
         assert_eq!(shown.lines().count(), 1, "{shown}");
     }
 }
@@ -432,6 +432,6 @@ fn commands_whose_output_cannot_be_written_exit_1() {
 
 #[test]
 fn an_empty_table_of_callers_opens_nothing() {
-    let told = mistakes("[server]\nlisten = \"0.0.0.0:1\"\n[callers]\n");
-    assert!(told.contains("server.listen: 0.0.0.0:1 is not a loopback address"), "{told}");
+    let errors = mistakes("[server]\nlisten = \"0.0.0.0:1\"\n[callers]\n");
+    assert!(errors.contains("server.listen: 0.0.0.0:1 is not a loopback address"), "{errors}");
 }

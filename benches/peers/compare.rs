@@ -45,7 +45,7 @@ pub(crate) fn run(bench: &mut Bench) {
         &load,
         bench.rounds,
     );
-    bench.tell(&table("Hits: 10,000 customers, 66 connections, 1.7 kB, one core", &hits));
+    bench.report(&table("Hits: 10,000 customers, 66 connections, 1.7 kB, one core", &hits));
     bench.keep_raw("hits", &hits);
     bench.keep("peers.svg", &chart::bars(&hits));
     // Ever other customers: nothing that was kept is asked for again.
@@ -59,10 +59,10 @@ pub(crate) fn run(bench: &mut Bench) {
         &misses,
         bench.rounds,
     );
-    bench.tell(&table("Misses: sign, forward, store, one core", &misses));
+    bench.report(&table("Misses: sign, forward, store, one core", &misses));
     bench.keep_raw("misses", &misses);
     drop((bare_loop, hyper, each, obvious, forwarding, nginx, varnish));
-    bench.tell(&cores_table(&place, &one_core, bench.rounds, &load));
+    bench.report(&cores_table(&place, &one_core, bench.rounds, &load));
 }
 
 /// Two cores beside one. Where there are not two more for the callers, they share the server's, and hits a second are not

@@ -94,7 +94,7 @@ impl Line {
         self.stream.write_all(head.as_bytes()).expect("room for a request");
     }
 
-    /// Reads what is there, and tells whether that was the rest of the answer.
+    /// Reads what is there, and returns whether that was the rest of the answer.
     fn is_answered(&mut self, buffer: &mut [u8]) -> bool {
         loop {
             match self.stream.read(buffer) {

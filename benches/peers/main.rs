@@ -6,9 +6,9 @@
 //! `--seconds=4` say how often and how long. It needs wrk, nginx with its Lua module, Varnish with its modules, and taskset:
 //! `benches/peers/setup` installs them. `-- --test` only sees that our own servers answer.
 
-#![expect(clippy::print_stdout, reason = "a bench tells its figures on standard output")]
+#![expect(clippy::print_stdout, reason = "a bench prints its figures on standard output")]
 #![allow(clippy::panic, clippy::indexing_slicing, reason = "a bench that cannot go on ends")]
-#![allow(clippy::cast_precision_loss, reason = "figures are told with three digits")]
+#![allow(clippy::cast_precision_loss, reason = "figures are printed with three digits")]
 
 mod chart;
 mod compare;
@@ -42,7 +42,7 @@ struct Bench {
     /// How often each server has its turn, and for how many seconds.
     rounds: usize,
     seconds: u64,
-    told: String,
+    report: String,
     raw: String,
 }
 
@@ -50,14 +50,14 @@ impl Bench {
     fn of(words: &[&str]) -> Self {
         let number = |name: &str| words.iter().find_map(|word| word.strip_prefix(name)?.parse().ok());
         let rounds = number("--rounds=").and_then(|rounds| usize::try_from(rounds).ok()).unwrap_or(5);
-        Self { rounds, seconds: number("--seconds=").unwrap_or(4), told: String::new(), raw: String::new() }
+        Self { rounds, seconds: number("--seconds=").unwrap_or(4), report: String::new(), raw: String::new() }
     }
 
     /// Prints a part of the results, to be kept in the end.
-    fn tell(&mut self, text: &str) {
+    fn report(&mut self, text: &str) {
         println!("{text}");
-        self.told.push_str(text);
-        self.told.push('\n');
+        self.report.push_str(text);
+        self.report.push('\n');
     }
 
     /// Notes what was seen in every round.
@@ -74,7 +74,7 @@ impl Bench {
         std::fs::write(results().join(name), text).expect("room for results");
     }
 
-    /// Keeps all that was told, dated.
+    /// Saves the whole report under its date.
     fn end(self, words: &[&str]) {
         let output = |program: &str, arguments: &[&str]| {
             let output = std::process::Command::new(program).args(arguments).output().map(|output| output.stdout);
@@ -86,7 +86,7 @@ impl Bench {
         let words = words.iter().filter(|word| **word != "--bench").copied().collect::<Vec<_>>().join(" ");
         let text = format!(
             "# {date}: `cargo bench --bench peers -- {words}`\n\n```\n{machine}\n```\n\n{}### Raw: requests a second, p99 and a core's time a request in microseconds, in turns\n\n```\n{}```\n",
-            self.told, self.raw
+            self.report, self.raw
         );
         let name = if parts.len() == PARTS.len() { "all".to_owned() } else { parts.join("-") };
         self.keep(&format!("{date}-{name}.md"), &text);
@@ -131,7 +131,7 @@ fn serve(kind: &str, address: SocketAddr, coupons: &str) {
     let coupons = coupons.parse().expect("a number of coupons");
     match kind {
         "loop" => servers::bare_loop(address, coupons),
-        // The platform's stand-in tells anybody the same list.
+        // The platform's stand-in answers everybody with the same list.
         "hyper" | "platform" => servers::bare_hyper(address, coupons),
         "each" => servers::each_their_own(address, coupons),
         "obvious" => servers::obvious(address, coupons),

@@ -76,7 +76,7 @@ pub(crate) fn run(bench: &mut Bench) {
             half(5)
         );
     }
-    bench.tell(&text);
+    bench.report(&text);
     // 90 % is one in 10: the scale is of how seldom an answer is slower.
     let points =
         |paced: &Paced| (0..5).map(|place| (1.0 / (1.0 - QUANTILES[place]), paced.at(place).1.max(1.0))).collect();

@@ -31,7 +31,7 @@ pub(crate) fn run(bench: &mut Bench) {
     );
     let size = std::fs::metadata(env!("CARGO_BIN_EXE_zvgate")).map_or(0, |file| file.len());
     let _ = writeln!(text, "| the program's file | {:.1} MB |", size as f64 / 1e6);
-    bench.tell(&text);
+    bench.report(&text);
 }
 
 /// Memory of a connection that carried a hit, and is kept for the next.

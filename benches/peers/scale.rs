@@ -51,7 +51,7 @@ fn by_entries(bench: &mut Bench) {
             rows.push(row);
         }
     }
-    tell(bench, "Entries: 1.7 kB each, 66 connections", &rows);
+    report(bench, "Entries: 1.7 kB each, 66 connections", &rows);
     plot(bench, "scale-entries.svg", "A hit's cost by entries", "entries", &lines);
 }
 
@@ -73,7 +73,7 @@ fn by_coupons(bench: &mut Bench) {
         nothing.points.push((coupons as f64, row.middle(|seen| seen.cpu)));
         rows.push(row);
     }
-    tell(bench, "Coupons: 100 customers, some 330 bytes a coupon, 66 connections", &rows);
+    report(bench, "Coupons: 100 customers, some 330 bytes a coupon, 66 connections", &rows);
     plot(bench, "scale-coupons.svg", "A hit's cost by coupons", "coupons in an answer", &[line, nothing]);
 }
 
@@ -94,7 +94,7 @@ fn by_connections(bench: &mut Bench) {
             rows.push(row);
         }
     }
-    tell(bench, "Connections: 10,000 customers, 1.7 kB", &rows);
+    report(bench, "Connections: 10,000 customers, 1.7 kB", &rows);
     plot(bench, "scale-connections.svg", "A hit's cost by connections", "connections", &lines);
 }
 
@@ -108,12 +108,12 @@ fn storms(bench: &mut Bench) {
     let load = load(bench, CONNECTIONS, Customers::Uniform(1_000_000_000));
     let servers = [("misses with room", GATEWAY, &roomy), ("misses that evict, of 16 MiB", GATEWAY + 2, &tight)];
     let rows = measure(&servers, &load, bench.rounds);
-    tell(bench, "Eviction storm: every request another customer", &rows);
+    report(bench, "Eviction storm: every request another customer", &rows);
     let resident = tight.resident() / f64::from(1 << 20);
-    bench.tell(&format!("Resident after the storm, with `cache.max_bytes` of 16 MiB: {resident:.0} MiB.\n"));
+    bench.report(&format!("Resident after the storm, with `cache.max_bytes` of 16 MiB: {resident:.0} MiB.\n"));
 }
 
-fn tell(bench: &mut Bench, title: &str, rows: &[Row]) {
+fn report(bench: &mut Bench, title: &str, rows: &[Row]) {
     let mut text = format!(
         "### {title}\n\n| | a second, median | a core's time a request: min / median / max | p99, median |\n| --- | --- | --- | --- |\n"
     );
@@ -124,7 +124,7 @@ fn tell(bench: &mut Bench, title: &str, rows: &[Row]) {
             writeln!(text, "| {} | {per_second:.0} | {least:.2} / {half:.2} / {most:.2} µs | {p99:.2} ms |", row.name);
     }
     bench.keep_raw(title, rows);
-    bench.tell(&text);
+    bench.report(&text);
 }
 
 fn plot(bench: &Bench, file: &str, title: &str, across: &str, lines: &[Line]) {

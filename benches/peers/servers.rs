@@ -97,7 +97,7 @@ pub(crate) fn bare_hyper(address: SocketAddr, count: usize) {
     serve(address, async move |_| body.clone());
 }
 
-/// hyper with as many answers as there are customers, in memory of their own, told in turns that no cache of the machine
+/// hyper with as many answers as there are customers, in memory of their own, served in an order that no cache of the machine
 /// foresees: what a gateway with so many customers could do if finding the answer took no time.
 pub(crate) fn each_their_own(address: SocketAddr, count: usize) {
     let body = coupons(count);

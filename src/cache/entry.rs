@@ -72,7 +72,7 @@ impl Question {
 pub struct Generation {
     /// How often everything that was cached of the tenant was invalidated.
     pub(super) tenant: u64,
-    /// The rules by which answers are read and told apart: a configuration with other rules has another number.
+    /// The rules by which answers are parsed and keyed: a configuration with other rules has another number.
     pub(super) rules: u64,
 }
 

@@ -18,7 +18,7 @@ pub struct Stored {
     pub changed: Option<bool>,
 }
 
-/// The duty to complete a flight. Dropped without doing so, it tells the waiters, and the next caller begins anew.
+/// The duty to complete a flight. Dropped without doing so, it notifies the waiters, and the next caller begins a new one.
 #[derive(Debug)]
 pub struct FetchGuard<F: Clone> {
     cache: Arc<Cache<F>>,

@@ -21,7 +21,7 @@ use crate::tls::Tls;
 pub(super) struct Policy {
     /// How many policies there were before.
     pub(super) number: u64,
-    /// Another number than the policy before if answers are read or told apart by other rules: what was cached by those is
+    /// Another number than the policy before if answers are parsed or keyed by other rules: what was cached by those is
     /// not served.
     pub(super) rules: u64,
     pub(super) routes: Routes,
@@ -160,7 +160,7 @@ impl Policy {
     }
 }
 
-/// The rules by which answers are read and told apart.
+/// The rules by which answers are parsed and keyed.
 fn rules_of(routes: &Routes, settings: &DynamicSettings) -> impl PartialEq + use<> {
     let rule = |route: &Arc<Route>| match &route.kind {
         KindSettings::Cached(cached) => {

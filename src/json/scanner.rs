@@ -1,26 +1,26 @@
-//! Reads a JSON text from its beginning to its end.
+//! A pull parser of JSON.
 
 use std::borrow::Cow;
 
 use super::{JsonError, Member, Node, Problem};
 
-/// Members that an object may find room for before they are read: no text may ask for much memory with few bytes.
-const MOST_FORESEEN: usize = 16;
+/// Members of an object that memory is reserved for before they are parsed: a short text must not allocate much.
+const MAX_RESERVED: usize = 16;
 
-/// A reading of a text from its beginning to its end, that keeps only what it is asked for.
+/// Parses a text from beginning to end, and keeps only what its caller asks for.
 #[derive(Debug)]
 pub struct Scanner<'a> {
     text: &'a str,
     at: usize,
     /// Where the last value began.
     began: usize,
-    /// Arrays and objects that may still be inside each other.
+    /// How many more levels of arrays and objects are allowed.
     depth_left: usize,
-    /// Members of the last object: those of a list have the same, and need to find room for them once.
+    /// Members of the last object: the objects of a list have the same number, which is reserved at once.
     members: usize,
 }
 
-/// A value that was read, or that begins.
+/// A scalar that was parsed, or the start of an array or object.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Next<'a> {
     /// An object begins: [`Scanner::object`] reads it.
@@ -45,7 +45,7 @@ impl<'a> Next<'a> {
         }
     }
 
-    /// The same, for as long as the text that it was read from.
+    /// The same, with the lifetime of the text that it was parsed from.
     pub fn into_text(self) -> Option<Cow<'a, str>> {
         match self {
             Self::String(text) => Some(text),
@@ -56,7 +56,7 @@ impl<'a> Next<'a> {
 }
 
 impl<'a> Scanner<'a> {
-    /// Reads a whole text, with at most `max_depth` arrays and objects inside each other; `value` reads its one value.
+    /// Parses a whole text of at most `max_depth` nested arrays and objects; `value` parses its one value.
     ///
     /// # Errors
     /// As [`Node::parse`].
@@ -73,7 +73,7 @@ impl<'a> Scanner<'a> {
         if scanner.at == text.len() { Ok(value) } else { Err(scanner.error(Problem::Trailing)) }
     }
 
-    /// Reads an object that begins; `member` is told each name, unescaped, and value.
+    /// Parses the object that starts here; `member` is called with each name, unescaped, and value.
     ///
     /// # Errors
     /// Where it is malformed or nests too deep.
@@ -97,7 +97,7 @@ impl<'a> Scanner<'a> {
         })
     }
 
-    /// Reads an array that begins; `item` is told each of its values.
+    /// Parses the array that starts here; `item` is called with each of its values.
     ///
     /// # Errors
     /// Where it is malformed or nests too deep.
@@ -111,7 +111,7 @@ impl<'a> Scanner<'a> {
         })
     }
 
-    /// Reads the rest of a value of which nothing is wanted but that it is one.
+    /// Skips the rest of a value, and checks that it is valid.
     ///
     /// # Errors
     /// Where it is malformed or nests too deep.
@@ -123,11 +123,11 @@ impl<'a> Scanner<'a> {
         }
     }
 
-    /// Reads the rest of a value whole.
+    /// Parses the rest of a value into a tree.
     pub(super) fn node(&mut self, next: Next<'a>) -> Result<Node<'a>, JsonError> {
         Ok(match next {
             Next::Object => {
-                let mut members = Vec::with_capacity(self.members.min(MOST_FORESEEN));
+                let mut members = Vec::with_capacity(self.members.min(MAX_RESERVED));
                 self.object(|scanner, name, next| {
                     let start = scanner.began;
                     let value = scanner.node(next)?;
@@ -195,7 +195,7 @@ impl<'a> Scanner<'a> {
         Ok(Next::Word(means))
     }
 
-    /// Reads what is between a bracket, where the scanner is, and its counterpart, one part after the other.
+    /// Parses the comma-separated parts from a bracket, where the scanner is, to its counterpart.
     fn inside(&mut self, close: u8, mut part: impl FnMut(&mut Self) -> Result<(), JsonError>) -> Result<(), JsonError> {
         self.depth_left = self.depth_left.checked_sub(1).ok_or_else(|| self.error(Problem::Depth))?;
         self.at += 1;
@@ -221,7 +221,7 @@ impl<'a> Scanner<'a> {
         Ok(())
     }
 
-    /// Reads a string, at whose quote the scanner is.
+    /// Parses a string; the scanner is at its quote.
     fn string(&mut self) -> Result<Cow<'a, str>, JsonError> {
         let quoted_from = self.at;
         self.at += 1;
@@ -235,7 +235,7 @@ impl<'a> Scanner<'a> {
         Ok(Cow::Borrowed(text))
     }
 
-    /// Reads the rest of a string that begins at `quoted_from` and has something special.
+    /// Parses the rest of a string that begins at `quoted_from` and has an escape.
     fn escaped(&mut self, quoted_from: usize) -> Result<Cow<'a, str>, JsonError> {
         loop {
             match self.peek() {
@@ -283,7 +283,7 @@ impl<'a> Scanner<'a> {
     }
 }
 
-/// How many bytes there are before the first that ends a string or is special in one: `"`, `\`, and control characters.
+/// The number of bytes before the first that ends a string or is special in one: `"`, `\`, or a control character.
 pub(super) fn plain(bytes: &[u8]) -> usize {
     /// Eight bytes at once, in all of which the highest bit is set where the byte, or one before it, is special.
     fn specials(bytes: u64) -> u64 {

@@ -154,7 +154,7 @@ where
             () = state.shutdown() => {}
             _ = connection.as_mut() => return,
         }
-        // GOAWAY tells the caller which requests were accepted; none is lost (RFC 9113, section 6.8).
+        // GOAWAY carries the last stream that was accepted; no request is lost (RFC 9113, section 6.8).
         connection.as_mut().graceful_shutdown();
         loop {
             tokio::select! {

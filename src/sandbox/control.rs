@@ -1,5 +1,5 @@
-//! The sandbox's own pages, under `/_sandbox/`: what it saw, what it is told to do wrong, and changes to coupons that
-//! the gateway does not hear of.
+//! The sandbox's own pages, under `/_sandbox/`: what it saw, its faults, and changes to coupons that
+//! the gateway does not see.
 
 use std::collections::BTreeMap;
 use std::time::Duration;

@@ -13,7 +13,7 @@ use crate::clock::Wall;
 const CHINA_SECONDS: i64 = 8 * 3600;
 const DAY: i64 = 24 * 3600;
 const DATE: &[BorrowedFormatItem<'_>] = format_description!("[year]-[month]-[day] [hour]:[minute]:[second]");
-/// Customers that are remembered; further ones are told that the sandbox is full.
+/// Customers that are remembered; for further ones the answer is that the sandbox is full.
 const MAX_CUSTOMERS: usize = 1_000_000;
 const TITLES: [&str; 4] = ["满30减5元券", "8折券", "中杯兑换券", "免配送费券"];
 
@@ -40,7 +40,7 @@ struct Coupon {
 #[derive(Debug)]
 struct Customer {
     coupons: Vec<Coupon>,
-    /// Counts the changes, and goes into every coupon's `extra`: a reader can tell which list it was given.
+    /// Counts the changes, and goes into every coupon's `extra`: a reader can see which version of the list it got.
     version: u64,
 }
 
@@ -179,7 +179,7 @@ impl Coupons {
     }
 }
 
-/// The coupons of a customer who was never heard of: the same ones each time that the sandbox is asked on one day.
+/// The coupons of a customer that is new to the sandbox: the same ones for a whole day.
 fn invent(id: &str, today: i64) -> Vec<Coupon> {
     // FNV-1a: small, well known, and the same in every build.
     let seed =

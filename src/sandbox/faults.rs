@@ -1,4 +1,4 @@
-//! What the sandbox can be told to do wrong.
+//! The faults that the sandbox can inject.
 
 use std::time::Duration;
 
@@ -38,7 +38,7 @@ pub struct Faults {
     pub fault: Fault,
     /// To every so many-th of them.
     pub every: u64,
-    /// To so many more of them; `None`: until told otherwise.
+    /// How many more times; `None`: until it is changed.
     pub times: Option<u64>,
     /// On this path only.
     pub route: Option<String>,

@@ -47,7 +47,7 @@ impl Refused {
             Self::Malformed => 100_002,
             Self::UnknownIdentity => 110_001,
             Self::Clock => 110_002,
-            // The platform does not tell a refused signature from too many calls.
+            // The platform has the same code for a rejected signature and for too many calls.
             Self::Signature | Self::Repeated | Self::TooMany => 110_004,
         }
     }

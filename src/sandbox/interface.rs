@@ -1,4 +1,4 @@
-//! The platform's interfaces: what a signed request does and is told.
+//! The platform's interfaces: how signed requests are answered.
 
 use serde_json::{Value, json};
 

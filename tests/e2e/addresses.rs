@@ -48,8 +48,8 @@ async fn a_changed_address_is_used_and_a_failing_resolver_keeps_the_last_good_on
     );
     std::fs::write(&config, text).unwrap();
     let wrapped = [("LD_PRELOAD", nss_wrapper()), ("NSS_WRAPPER_HOSTS", hosts.clone())];
-    let (_gateway, mut log, told): (Running, _, _) = serve_with(&config, &wrapped);
-    let address: SocketAddr = told["listen"].as_str().unwrap().parse().unwrap();
+    let (_gateway, mut log, record): (Running, _, _) = serve_with(&config, &wrapped);
+    let address: SocketAddr = record["listen"].as_str().unwrap().parse().unwrap();
     let ask = async || {
         let reply = post(address, READ, &[], r#"{"params":{"customerId":"1"}}"#).await;
         assert_eq!(reply.status, 200, "{reply:?}");

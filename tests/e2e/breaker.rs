@@ -18,7 +18,7 @@ async fn transitions(gate: &Gate, route: &str, to: &str) -> f64 {
     gate.metric(&format!("zvgate_breaker_transitions_total{labels}")).await
 }
 
-/// An upstream that hangs until it is told to answer.
+/// An upstream that hangs until it is allowed to answer.
 async fn switched() -> (Scripted, Arc<AtomicBool>) {
     let answers = Arc::new(AtomicBool::new(false));
     let switch = Arc::clone(&answers);
@@ -183,7 +183,7 @@ async fn hasty_callers_do_not_open_it() {
     assert_eq!((gate.metric(OPEN).await, gate.read("1").await.status), (0.0, 200));
 }
 
-/// Those who wait for a turn already hear it too, instead of waiting for the end of their patience.
+/// Callers that already wait for a slot are answered too, instead of waiting until their deadline.
 #[tokio::test(flavor = "multi_thread")]
 async fn who_waits_for_a_turn_hears_that_it_opens() {
     let upstream = Scripted::start(|_, _| Act::Hang).await;

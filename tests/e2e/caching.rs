@@ -98,7 +98,7 @@ async fn a_list_is_never_answered_from_the_cache_at_or_after_its_first_end() {
         let asked = unix_now();
         let reply = gate.read(CUSTOMER).await;
         if asked >= end as f64 {
-            assert_ne!(reply.body, old.body, "told at or after its first end");
+            assert_ne!(reply.body, old.body, "served at or after its first end");
         } else if reply.is_hit() && unix_now() < end as f64 {
             assert_eq!(reply.body, old.body);
             hits_before += 1;

@@ -41,7 +41,7 @@ async fn no_read_that_starts_after_a_writes_answer_is_older_than_it() {
                     let customer = writer + 5 * (number % (CUSTOMERS / 5));
                     let biz = format!("{writer}-{number}");
                     let card = gate.read(&format!("c{customer}")).await.json()["data"][0]["cardId"].clone();
-                    // The customer is told in the request, in the answer alone, or in both.
+                    // The customer is named in the request, in the answer alone, or in both.
                     let params = match number % 2 {
                         0 => json!({ "bizId": biz, "customerId": format!("c{customer}"), "couponsCardList": [card] }),
                         _ => json!({ "bizId": biz, "couponsCardList": [card] }),
@@ -102,10 +102,10 @@ async fn no_answer_has_a_coupon_at_or_after_its_end_whatever_upstream_does() {
     let card = issued["cardId"].as_str().unwrap().to_owned();
     let end = unix_of(issued["endAt"].as_str().unwrap()) as f64;
     assert!(gate.read(CUSTOMER).await.is_stored_miss());
-    let (told, late) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let (served, late) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
     let callers: Vec<_> = (0..40)
         .map(|_| {
-            let (gate, card, told, late) = (Arc::clone(&gate), card.clone(), Arc::clone(&told), Arc::clone(&late));
+            let (gate, card, served, late) = (Arc::clone(&gate), card.clone(), Arc::clone(&served), Arc::clone(&late));
             tokio::spawn(async move {
                 let mut connection = Caller::connect(gate.address).await;
                 let mut ticks = tokio::time::interval(Duration::from_millis(20));
@@ -115,7 +115,7 @@ async fn no_answer_has_a_coupon_at_or_after_its_end_whatever_upstream_does() {
                     let arrived = unix_now();
                     if reply.status == 200 && reply.text().contains(&card) {
                         assert!(arrived < end, "{} s after its end: {reply:?}", arrived - end);
-                        told.fetch_add(1, Ordering::Relaxed);
+                        served.fetch_add(1, Ordering::Relaxed);
                     }
                     late.fetch_add(usize::from(arrived >= end), Ordering::Relaxed);
                 }
@@ -129,7 +129,7 @@ async fn no_answer_has_a_coupon_at_or_after_its_end_whatever_upstream_does() {
     for caller in callers {
         caller.await.unwrap();
     }
-    let (told, late) = (told.load(Ordering::Relaxed), late.load(Ordering::Relaxed));
-    println!("{told} answers with the coupon before its end, {late} requests at or after it");
-    assert!(told > 50 && late > 50, "{told} {late}: too few to show anything");
+    let (served, late) = (served.load(Ordering::Relaxed), late.load(Ordering::Relaxed));
+    println!("{served} answers with the coupon before its end, {late} requests at or after it");
+    assert!(served > 50 && late > 50, "{served} {late}: too few to show anything");
 }

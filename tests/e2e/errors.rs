@@ -167,7 +167,7 @@ async fn a_slow_body_is_given_up_and_a_slow_head_is_closed() {
     let reply = raw(gate.address, head.as_bytes());
     assert!(reply.starts_with("HTTP/1.1 408") && reply.contains("\"error\":\"too_slow\""), "{reply}");
     let took = format!("zvgate_request_duration_seconds_sum{{cache=\"none\",route=\"{READ}\"}}");
-    assert!(gate.metric(&took).await >= 0.2, "its time is told");
+    assert!(gate.metric(&took).await >= 0.2, "its duration is counted");
     assert_eq!(raw(gate.address, b"POST /v3/crm"), "", "a head that stops is closed");
     assert_eq!(raw(gate.address, b""), "", "so is a connection without one");
     let whole = format!(

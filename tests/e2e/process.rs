@@ -36,8 +36,8 @@ async fn a_gateway_process_serves_and_stops_at_sigterm_and_sigint() {
     let folder = tempfile::tempdir().unwrap();
     let config = write_config(folder.path(), &platform.url(), "");
     for signal in ["TERM", "INT"] {
-        let (mut gateway, _log, told) = serve(&config);
-        let address = told["listen"].as_str().unwrap().parse().unwrap();
+        let (mut gateway, _log, record) = serve(&config);
+        let address = record["listen"].as_str().unwrap().parse().unwrap();
         let reply = post(address, READ, &[], r#"{"params":{"customerId":"1"}}"#).await;
         assert_eq!(reply.status, 200);
         gateway.signal(signal);
@@ -49,12 +49,13 @@ async fn a_gateway_process_serves_and_stops_at_sigterm_and_sigint() {
 /// How often each thread of such a name has slept: those of a process that may not be dumped can still be read here.
 fn naps(process: u32, name: &str) -> Vec<u64> {
     let threads = std::fs::read_dir(format!("/proc/{process}/task")).unwrap();
-    let told = threads.map(|thread| std::fs::read_to_string(thread.unwrap().path().join("status")).unwrap());
-    let of = |told: &str, field: &str| {
-        told.lines().find_map(|line| Some(line.strip_prefix(field)?.trim().to_owned())).unwrap()
+    let status = threads.map(|thread| std::fs::read_to_string(thread.unwrap().path().join("status")).unwrap());
+    let of = |status: &str, field: &str| {
+        status.lines().find_map(|line| Some(line.strip_prefix(field)?.trim().to_owned())).unwrap()
     };
-    told.filter(|told| of(told, "Name:").starts_with(name))
-        .map(|told| of(&told, "voluntary_ctxt_switches:").parse().unwrap())
+    status
+        .filter(|status| of(status, "Name:").starts_with(name))
+        .map(|status| of(&status, "voluntary_ctxt_switches:").parse().unwrap())
         .collect()
 }
 
@@ -67,8 +68,8 @@ async fn every_worker_serves_and_all_share_one_cache() {
     let config = write_config(folder.path(), &platform.url(), "");
     let text = std::fs::read_to_string(&config).unwrap();
     std::fs::write(&config, text.replace("[server]\n", &format!("[server]\nworkers = {WORKERS}\n"))).unwrap();
-    let (mut gateway, _log, told) = serve(&config);
-    let address = told["listen"].as_str().unwrap().parse().unwrap();
+    let (mut gateway, _log, record) = serve(&config);
+    let address = record["listen"].as_str().unwrap().parse().unwrap();
     let mut asking = tokio::task::JoinSet::new();
     for _ in 0..2 * WORKERS {
         let mut caller = Caller::connect(address).await;
@@ -101,8 +102,8 @@ async fn a_gateway_process_begins_with_its_pace_cooling() {
     let platform = Platform::open().await;
     let folder = tempfile::tempdir().unwrap();
     let more = "[limits]\nmax_wait = \"0s\"\n[limits.upstream]\nper = \"1h\"\n";
-    let (_gateway, _log, told) = serve(&write_config(folder.path(), &platform.url(), more));
-    let address = told["listen"].as_str().unwrap().parse().unwrap();
+    let (_gateway, _log, record) = serve(&write_config(folder.path(), &platform.url(), more));
+    let address = record["listen"].as_str().unwrap().parse().unwrap();
     post(address, READ, &[], r#"{"params":{"customerId":"1"}}"#).await.is_error(429, "upstream_limited");
 }
 
@@ -112,8 +113,8 @@ async fn a_platform_whose_clock_is_far_off_is_told_of() {
     let platform = Platform::open().await;
     platform.faults(serde_json::json!({ "clock_skew_s": -45 })).await;
     let folder = tempfile::tempdir().unwrap();
-    let (_gateway, mut log, told) = serve(&write_config(folder.path(), &platform.url(), ""));
-    let address = told["listen"].as_str().unwrap().parse().unwrap();
+    let (_gateway, mut log, record) = serve(&write_config(folder.path(), &platform.url(), ""));
+    let address = record["listen"].as_str().unwrap().parse().unwrap();
     assert_eq!(post(address, READ, &[], r#"{"params":{"customerId":"1"}}"#).await.status, 200);
     let mut line = String::new();
     log.read_line(&mut line).unwrap();
@@ -172,8 +173,8 @@ async fn what_is_in_hand_at_a_stop_is_finished() {
     let platform = Platform::open().await;
     platform.faults(serde_json::json!({ "latency_ms": 700 })).await;
     let folder = tempfile::tempdir().unwrap();
-    let (mut gateway, _log, told) = serve(&write_config(folder.path(), &platform.url(), ""));
-    let address = told["listen"].as_str().unwrap().parse().unwrap();
+    let (mut gateway, _log, record) = serve(&write_config(folder.path(), &platform.url(), ""));
+    let address = record["listen"].as_str().unwrap().parse().unwrap();
     let in_hand = tokio::spawn(async move { post(address, READ, &[], r#"{"params":{"customerId":"1"}}"#).await });
     while platform.requests(READ).await < 1 {
         tokio::task::yield_now().await;
@@ -194,8 +195,8 @@ async fn what_does_not_finish_in_time_at_a_stop_is_left() {
         std::fs::read_to_string(&config).unwrap().replace("[server]\n", "[server]\ndrain_timeout = \"500ms\"\n"),
     )
     .unwrap();
-    let (mut gateway, _log, told) = serve(&config);
-    let address: std::net::SocketAddr = told["listen"].as_str().unwrap().parse().unwrap();
+    let (mut gateway, _log, record) = serve(&config);
+    let address: std::net::SocketAddr = record["listen"].as_str().unwrap().parse().unwrap();
     let in_hand = tokio::task::spawn_blocking(move || {
         let body = r#"{"params":{"customerId":"1"}}"#;
         let head = format!(
@@ -244,7 +245,7 @@ async fn a_step_of_the_processs_own_clock_ends_an_answer_or_costs_a_refetch() {
         assert!(read(customer).await.is_hit());
     }
     step("-100");
-    assert_eq!(read("1").await.status, 200, "a step back may cost a refetch, and tells nothing late");
+    assert_eq!(read("1").await.status, 200, "a step back may cost a refetch, and serves nothing too late");
     step("+130");
     for customer in ["1", "2"] {
         assert!(!read(customer).await.is_hit(), "by its own clock the coupon has ended");
@@ -257,8 +258,8 @@ async fn the_log_tells_of_requests_and_writes_without_whom_they_are_about() {
     let platform = Platform::open().await;
     let folder = tempfile::tempdir().unwrap();
     let more = "[log]\nlevel = \"trace\"\naccess = \"all\"\n";
-    let (mut gateway, mut log, told) = serve(&write_config(folder.path(), &platform.url(), more));
-    let address = told["listen"].as_str().unwrap().parse().unwrap();
+    let (mut gateway, mut log, record) = serve(&write_config(folder.path(), &platform.url(), more));
+    let address = record["listen"].as_str().unwrap().parse().unwrap();
     let canary = "777000777000777000";
     let body = format!(r#"{{"params":{{"bizId":"b","customerId":"{canary}"}}}}"#);
     let trace = "4bf92f3577b34da6a3ce929d0e0e4736";
@@ -268,7 +269,7 @@ async fn the_log_tells_of_requests_and_writes_without_whom_they_are_about() {
     drop(platform);
     assert_eq!(post(address, crate::support::WRITE, &headers, &body).await.status, 502);
     post(address, "/nowhere", &[], &body).await;
-    let admin = told["admin_listen"].as_str().unwrap().parse().unwrap();
+    let admin = record["admin_listen"].as_str().unwrap().parse().unwrap();
     for path in [format!("/cache/customers/{canary}"), "/cache?all=true".to_owned()] {
         let purge =
             http::Request::delete(path).header("host", "localhost").body(http_body_util::Full::default()).unwrap();
@@ -365,8 +366,8 @@ async fn a_log_that_nobody_reads_stops_nobody() {
     let platform = Platform::open().await;
     let folder = tempfile::tempdir().unwrap();
     let config = write_config(folder.path(), &platform.url(), "[log]\naccess = \"all\"\n");
-    let (mut gateway, _log, told) = serve(&config);
-    let address = told["listen"].as_str().unwrap().parse().unwrap();
+    let (mut gateway, _log, record) = serve(&config);
+    let address = record["listen"].as_str().unwrap().parse().unwrap();
     // More than a pipe holds.
     let mut caller = Caller::connect(address).await;
     for _ in 0..2000 {
@@ -394,7 +395,7 @@ async fn a_hangup_before_it_serves_does_not_end_the_process() {
     tokio::time::sleep(std::time::Duration::from_millis(200)).await;
     std::io::Write::write_all(&mut writer, &std::fs::read(&config).unwrap()).unwrap();
     drop(writer);
-    tokio::task::block_in_place(|| crate::program::told(&mut log, "serving"));
+    tokio::task::block_in_place(|| crate::program::log_record(&mut log, "serving"));
 }
 
 /// What a shell hands out is meant for other programs.
@@ -402,13 +403,13 @@ async fn a_hangup_before_it_serves_does_not_end_the_process() {
 async fn a_process_takes_the_file_descriptors_that_it_may_have() {
     let folder = tempfile::tempdir().unwrap();
     let config = write_config(folder.path(), "http://127.0.0.1:1", "");
-    let limits = |ulimits: &str, told: &str| {
+    let limits = |ulimits: &str, message: &str| {
         let mut command = Command::new("sh");
         command.args(["-c", &format!("{ulimits}; exec \"$0\" serve --config \"$1\""), env!("CARGO_BIN_EXE_zvgate")]);
         let mut child = command.arg(&config).env_clear().stderr(Stdio::piped()).spawn().unwrap();
         let mut log = BufReader::new(child.stderr.take().unwrap());
         let process = Running(child);
-        let line = crate::program::told(&mut log, told);
+        let line = crate::program::log_record(&mut log, message);
         let limits = std::fs::read_to_string(format!("/proc/{}/limits", process.0.id())).unwrap();
         let files = limits.lines().find_map(|line| line.strip_prefix("Max open files")).unwrap();
         (files.split_whitespace().next().unwrap().to_owned(), line)
@@ -423,8 +424,8 @@ async fn a_process_takes_the_file_descriptors_that_it_may_have() {
 async fn a_second_process_on_the_same_address_fails_to_start() {
     let platform = Platform::open().await;
     let folder = tempfile::tempdir().unwrap();
-    let (_gateway, _log, told) = serve(&write_config(folder.path(), &platform.url(), ""));
-    let listen = told["listen"].as_str().unwrap();
+    let (_gateway, _log, record) = serve(&write_config(folder.path(), &platform.url(), ""));
+    let listen = record["listen"].as_str().unwrap();
     let config = write_config(folder.path(), &platform.url(), "");
     let (code, _, err) = run(zvgate().args(["serve", "--config"]).arg(&config).env("ZVGATE__SERVER__LISTEN", listen));
     assert_eq!(code, 1);

@@ -51,7 +51,7 @@ pub(crate) fn write_config(folder: &Path, upstream: &str, more: &str) -> PathBuf
     path
 }
 
-/// Starts `serve`; answers the process and where it listens, as its log tells.
+/// Starts `serve`; returns the process and where it listens, according to its log.
 pub(crate) fn serve(config: &Path) -> (Running, BufReader<std::process::ChildStderr>, Value) {
     serve_with(config, &[])
 }
@@ -65,18 +65,18 @@ pub(crate) fn serve_with(
     command.args(["serve", "--config"]).arg(config).envs(environment.iter().cloned());
     let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
     let mut log = BufReader::new(child.stderr.take().unwrap());
-    let told = told(&mut log, "serving");
-    (Running(child), log, told)
+    let record = log_record(&mut log, "serving");
+    (Running(child), log, record)
 }
 
 /// The next line of a log with this text.
-pub(crate) fn told(log: &mut impl BufRead, message: &str) -> Value {
+pub(crate) fn log_record(log: &mut impl BufRead, message: &str) -> Value {
     loop {
         let mut line = String::new();
         log.read_line(&mut line).unwrap();
-        let told: Value = serde_json::from_str(&line).unwrap_or_else(|_| panic!("{line}"));
-        if told["message"] == message {
-            return told;
+        let record: Value = serde_json::from_str(&line).unwrap_or_else(|_| panic!("{line}"));
+        if record["message"] == message {
+            return record;
         }
     }
 }

@@ -178,7 +178,7 @@ async fn answers_that_were_read_by_other_rules_are_kept_no_longer() {
     assert!(!gate.read("1").await.is_hit());
 }
 
-/// A request keeps the rules that it came under; what they would keep, other rules may not tell.
+/// A request keeps the rules under which it came; what they store is not served under other rules.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_was_asked_under_other_rules_is_not_kept() {
     let platform = Platform::open().await;
@@ -219,8 +219,8 @@ async fn a_process_reloads_under_load_without_a_failed_request() {
     let platform = Platform::strict().await;
     let folder = tempfile::tempdir().unwrap();
     let config = |more: &str| write_config(folder.path(), &platform.url(), more);
-    let (gateway, mut log, told) = serve(&config(""));
-    let address = told["listen"].as_str().unwrap().parse().unwrap();
+    let (gateway, mut log, record) = serve(&config(""));
+    let address = record["listen"].as_str().unwrap().parse().unwrap();
     let (on, answered) = (Arc::new(AtomicBool::new(true)), Arc::new(AtomicU64::new(0)));
     let callers: Vec<_> = (0..4)
         .map(|caller| {
@@ -263,7 +263,7 @@ async fn a_process_reloads_under_load_without_a_failed_request() {
             gateway.signal("HUP");
             let words = if broken { "configuration reload failed" } else { "configuration reloaded" };
             next_line(&mut log, words, folder.path());
-            // Long enough for the platform's own second to tell a burst.
+            // Long enough for the platform's own second to see a burst.
             std::thread::sleep(Duration::from_millis(40));
             let before = answered.load(Ordering::SeqCst);
             while answered.load(Ordering::SeqCst) < before + 5 {

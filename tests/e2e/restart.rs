@@ -13,7 +13,7 @@ use http::Request;
 use http_body_util::Full;
 use serde_json::Value;
 
-use crate::program::{Running, run, told, write_config};
+use crate::program::{Running, log_record, run, write_config};
 use crate::support::{Caller, Gate, Platform, READ, Upstream, WRITE, post, send};
 
 const BODY: &str = r#"{"params":{"customerId":"1"}}"#;
@@ -39,10 +39,10 @@ fn started(command: &mut Command) -> (Running, Value) {
     let mut child = command.spawn().unwrap();
     let mut log = BufReader::new(child.stderr.take().unwrap());
     let process = Running(child);
-    let told = told(&mut log, "serving");
+    let record = log_record(&mut log, "serving");
     // What it says later is read by nobody, and must not stop it.
     std::thread::spawn(move || std::io::copy(&mut log, &mut std::io::sink()));
-    (process, told)
+    (process, record)
 }
 
 fn bound() -> (TcpListener, SocketAddr) {
@@ -51,7 +51,7 @@ fn bound() -> (TcpListener, SocketAddr) {
     (socket, address)
 }
 
-/// A caller who asks ten times a second and connects again when he is told to.
+/// A caller that sends ten requests a second and reconnects when a response says that it is the last.
 async fn ask_until(address: SocketAddr, end: Arc<AtomicBool>, asked: Arc<AtomicU64>) {
     let mut caller = Caller::connect(address).await;
     while !end.load(Ordering::Relaxed) {
@@ -123,8 +123,8 @@ async fn both_sockets_can_be_handed_over() {
     let folder = tempfile::tempdir().unwrap();
     let config = write_config(folder.path(), &platform.url(), "");
     let ((data, address), (admin, admin_address)) = (bound(), bound());
-    let (_process, told) = started(&mut serve_with_sockets(&config, &data, Some(&admin)));
-    let both = (told["listen"].as_str().unwrap(), told["admin_listen"].as_str().unwrap());
+    let (_process, record) = started(&mut serve_with_sockets(&config, &data, Some(&admin)));
+    let both = (record["listen"].as_str().unwrap(), record["admin_listen"].as_str().unwrap());
     assert_eq!(both, (&*address.to_string(), &*admin_address.to_string()));
     assert_eq!(post(address, READ, &[], BODY).await.status, 200);
     let page = |path: &str| Request::get(path).header("host", "localhost").body(Full::default()).unwrap();
@@ -192,7 +192,7 @@ async fn systemd_hands_a_socket_over() {
     assert_eq!(post(address, READ, &[], BODY).await.status, 200);
 }
 
-/// A request may be on its way on a kept connection when the gateway is told to stop.
+/// A request may be on its way on a kept connection when the gateway is signalled to stop.
 #[tokio::test(flavor = "multi_thread")]
 async fn kept_connections_are_told_to_end_before_they_are_closed() {
     let platform = Platform::open().await;

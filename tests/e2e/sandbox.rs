@@ -1,4 +1,4 @@
-//! The sandbox as its users meet it: what it does wrong when it is told to, and what changes in it.
+//! The sandbox as its users see it: its faults, and what changes in it.
 
 use std::sync::Arc;
 

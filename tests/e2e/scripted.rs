@@ -1,4 +1,4 @@
-//! An upstream that does as it is told.
+//! An upstream that follows a script.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -36,7 +36,7 @@ pub(crate) fn http_text(status: &str, headers: &str, body: &str) -> Vec<u8> {
     format!("HTTP/1.1 {status}\r\n{headers}Content-Length: {}\r\n\r\n{body}", body.len()).into_bytes()
 }
 
-/// An upstream that does as it is told, and remembers every request.
+/// An upstream that follows a script, and records every request.
 pub(crate) struct Scripted {
     pub(crate) address: SocketAddr,
     pub(crate) requests: Arc<std::sync::Mutex<Vec<String>>>,
@@ -44,7 +44,7 @@ pub(crate) struct Scripted {
 }
 
 impl Scripted {
-    /// `script` is told the number of the request, from 0 on, and its text.
+    /// `script` is called with the number of the request, from 0 on, and its text.
     pub(crate) async fn start(script: impl Fn(usize, &str) -> Act + Send + Sync + 'static) -> Self {
         Self::on(TcpListener::bind(loopback()).await.unwrap(), script)
     }

@@ -11,7 +11,7 @@ use std::time::Duration;
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
-use crate::program::{Running, run, told};
+use crate::program::{Running, log_record, run};
 use crate::support::{MERCHANTS, Platform, READ, Upstream, WRITE};
 use crate::tls::Authority;
 
@@ -101,7 +101,7 @@ impl Subject {
         let mut child = command.spawn().unwrap();
         let mut log = std::io::BufReader::new(child.stderr.take().unwrap());
         let process = Running(child);
-        let line = told(&mut log, "serving");
+        let line = log_record(&mut log, "serving");
         let port = |key: &str| line[key].as_str().unwrap().rsplit(':').next().unwrap().to_owned();
         let data = format!("https://localhost:{}", port("listen"));
         let admin = format!("http://localhost:{}", port("admin_listen"));
@@ -160,9 +160,9 @@ async fn no_secret_comes_out_anywhere_and_no_customer_in_logs_or_metrics() {
             subject.ask(&authority, url, CALLER_KEY, more);
         }
         assert_eq!(platform.requests(WRITE).await, before + 2, "{fault} was met");
-        let (log, heard) = subject.end();
+        let (log, replies) = subject.end();
         logs += &log;
-        said += &heard;
+        said += &replies;
     }
     platform.faults(json!({ "fault": "none" })).await;
 
@@ -245,8 +245,8 @@ async fn no_secret_comes_out_anywhere_and_no_customer_in_logs_or_metrics() {
     let metrics = subject.ask(&authority, &format!("{admin}/metrics"), "", &[]);
     assert!(metrics.contains("zvgate_config_reload_success 0"));
 
-    let (log, heard) = subject.end();
-    let (log, said) = (logs + &log, said + &heard);
+    let (log, replies) = subject.end();
+    let (log, said) = (logs + &log, said + &replies);
     for reached in [
         "\"request\"",
         "\"write\"",

@@ -72,8 +72,8 @@ async fn calls_recover_when_the_clocks_step_apart_under_load() {
         assert!(refused["clock"].as_u64().unwrap_or(0) <= 5, "{skew}: {refused}");
         assert_eq!(u64::from(failed), refused["clock"].as_u64().unwrap_or(0), "{skew}: {refused}");
         let ahead = gate.metric("zvgate_clock_skew_seconds").await;
-        let told = f64::from(skew + if skew > 0 { 100 } else { -100 });
-        assert!((ahead - told).abs() < 2.0, "{ahead}");
+        let expected = f64::from(skew + if skew > 0 { 100 } else { -100 });
+        assert!((ahead - expected).abs() < 2.0, "{ahead}");
     }
 }
 

@@ -16,7 +16,7 @@ use crate::support::{Caller, Platform, READ, Upstream, post, send, unix_now};
 const SECONDS: u64 = 30;
 const CONNECTIONS: u64 = 1000;
 
-/// What may be told of how others fare: each answer's time in milliseconds.
+/// How others are served: the duration of each answer in milliseconds.
 async fn ask_until(address: SocketAddr, end: Arc<AtomicBool>) -> Vec<f64> {
     let mut caller = Caller::connect(address).await;
     let mut times = Vec::new();
@@ -62,8 +62,8 @@ async fn others_are_served_beside_slow_callers() {
     let platform = Platform::open().await;
     let folder = tempfile::tempdir().unwrap();
     let more = "[log]\naccess = \"none\"\n[cache]\nttl = \"1h\"\n";
-    let (_gateway, _log, told) = serve(&write_config(folder.path(), &platform.url(), more));
-    let address = |key: &str| told[key].as_str().unwrap().parse::<SocketAddr>().unwrap();
+    let (_gateway, _log, record) = serve(&write_config(folder.path(), &platform.url(), more));
+    let address = |key: &str| record[key].as_str().unwrap().parse::<SocketAddr>().unwrap();
     let (data, admin) = (address("listen"), address("admin_listen"));
     assert_eq!(post(data, READ, &[], r#"{"params":{"customerId":"1"}}"#).await.status, 200);
     let quiet = p99_of_others(data, Duration::from_secs(5)).await;
@@ -76,7 +76,7 @@ async fn others_are_served_beside_slow_callers() {
         attack(&["-X", "-k", "5", "-w", "10", "-y", "20", "-n", "5", "-z", "32"], &metrics),
     ]
     .map(Running);
-    // Once no more of them come, time tells whether something grows.
+    // Once no more of them come, any further growth is a leak.
     let mut most = 0.0;
     let early = async {
         let mut ticks_at_most = 0;

@@ -1,4 +1,4 @@
-//! Answers past their freshness: told where that is right, and how; and the cache by hand.
+//! Stale answers: when they are served, and with which headers; and cache operations of an operator.
 
 use std::time::Duration;
 
@@ -87,7 +87,7 @@ async fn a_stale_answer_stands_in_for_every_kind_of_failure_and_says_so() {
         (http_text("200 OK", "", "garbage"), "zvgate; fwd=stale; fwd-status=200; ttl=-6; detail=stale-if-error"),
         (Vec::new(), "zvgate; fwd=stale; ttl=-6; detail=stale-if-error"),
     ];
-    for (answer, told) in failing {
+    for (answer, expected) in failing {
         let good = http_text("200 OK", "", r#"{"status":true,"code":0,"data":[{"useStatus":1}]}"#);
         let upstream =
             Scripted::start(move |number, _| Act::Last(if number == 0 { good.clone() } else { answer.clone() })).await;
@@ -95,7 +95,7 @@ async fn a_stale_answer_stands_in_for_every_kind_of_failure_and_says_so() {
         let first = gate.read("1").await;
         gate.hands.advance(Duration::from_millis(35_500));
         let stale = gate.read("1").await;
-        assert_eq!((stale.status, stale.header("cache-status"), stale.header("age")), (200, told, "35"));
+        assert_eq!((stale.status, stale.header("cache-status"), stale.header("age")), (200, expected, "35"));
         assert_eq!((&stale.body, stale.header("proxy-status")), (&first.body, ""));
         let demanding = gate.post(READ, &[("cache-control", "no-cache")], r#"{"params":{"customerId":"1"}}"#).await;
         assert!(!demanding.header("cache-status").contains("stale"), "{demanding:?}");
@@ -239,7 +239,7 @@ async fn operators_see_and_purge_what_is_kept() {
     assert_eq!(dropped("/cache?all=true").await, 2);
     gate.read("4").await;
     gate.hands.advance(Duration::from_secs(91));
-    assert_eq!(dropped("/cache/customers/4").await, 0, "what could not be told any more is not counted");
+    assert_eq!(dropped("/cache/customers/4").await, 0, "what could not be served any more is not counted");
     assert!(!gate.read("2").await.is_hit());
     assert_eq!(gate.metric("zvgate_cache_invalidations_total{cause=\"purge\"}").await, 7.0);
     gate.read("5").await;

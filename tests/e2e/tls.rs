@@ -222,7 +222,7 @@ fn certificates_of_no_use_are_mistakes_in_the_configuration() {
     let (authority, strangers) = (Authority::new(), Authority::new());
     let (cert, key) = (authority.path("cert"), authority.path("key"));
     std::fs::write(authority.file("broken"), "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n").unwrap();
-    for (cert, key, client_ca, told) in [
+    for (cert, key, client_ca, expected) in [
         (cert.as_str(), "", "", "server.tls.key: is missing"),
         ("", key.as_str(), "", "server.tls.cert: is missing"),
         ("", "", key.as_str(), "server.tls.cert: is missing"),
@@ -237,8 +237,8 @@ fn certificates_of_no_use_are_mistakes_in_the_configuration() {
         let given = given.into_iter().filter(|(_, file)| !file.is_empty());
         let variables = given.map(|(name, file)| (format!("ZVGATE__SERVER__TLS__{name}"), file.to_owned())).collect();
         let loaded = Configuration::load(&Sources { variables, ..Sources::default() });
-        let mistakes = loaded.err().expect(told).to_string();
-        assert!(mistakes.contains(told), "{mistakes}");
+        let mistakes = loaded.err().expect(expected).to_string();
+        assert!(mistakes.contains(expected), "{mistakes}");
         assert!(!mistakes.contains("PRIVATE"), "{mistakes}");
     }
 }
@@ -313,8 +313,8 @@ async fn a_process_serves_tls_as_its_file_says() {
         let more = format!("[server.tls]\ncert = {:?}\nkey = {:?}\n", file("cert"), file("key"));
         write_config(folder, &platform.url(), &more)
     };
-    let (gateway, _log, told) = serve(&table(folder.path(), ""));
-    let address = told["listen"].as_str().unwrap().parse().unwrap();
+    let (gateway, _log, record) = serve(&table(folder.path(), ""));
+    let address = record["listen"].as_str().unwrap().parse().unwrap();
     let (code, out) = authority.curl(address, &[]);
     assert_eq!((code, out.lines().last()), (0, Some("2 200")), "{out}");
     let new = authority.issue("new-cert", "new-key");
@@ -336,7 +336,7 @@ async fn a_connection_carries_as_many_requests_as_configured() {
         }
     };
     let (caller, other) = (authority.caller(gate.address).await, authority.caller(gate.address).await);
-    // What may be sent at once is told with the first answer of all, the settings.
+    // What may be sent at once is in the first frame of all, the settings.
     tokio::select! {
         _ = caller.read("11") => panic!("nobody answers"),
         () = begun(1) => {}
