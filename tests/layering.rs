@@ -1,10 +1,10 @@
-//! The rooms and the direction of their imports: a room knows only those above it.
+//! The modules and the direction of their imports: a module imports only from those above it.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a failed step is a failed test")]
 
 use std::path::{Path, PathBuf};
 
-/// From the ground up, as in ARCHITECTURE.md; rooms on one line know nothing of each other.
-const ROOMS: &[&[&str]] = &[
+/// From the bottom up, as in ARCHITECTURE.md; modules on one line do not import each other.
+const MODULES: &[&[&str]] = &[
     &["backoff", "clock", "secret", "json", "tls"],
     &["settings", "skew"],
     &["route", "envelope"],
@@ -31,12 +31,12 @@ fn sources(folder: &Path, found: &mut Vec<PathBuf>) {
     }
 }
 
-fn level(room: &str) -> usize {
-    let found = ROOMS.iter().position(|rooms| rooms.contains(&room));
-    found.unwrap_or_else(|| panic!("{room} has no place among the rooms"))
+fn level(module: &str) -> usize {
+    let found = MODULES.iter().position(|modules| modules.contains(&module));
+    found.unwrap_or_else(|| panic!("{module} is missing from the list of modules"))
 }
 
-/// The rooms that a text names by `crate::`, on a line or in a group.
+/// The modules that a text names by `crate::`, on a line or in a group.
 fn imports(text: &str) -> Vec<String> {
     let name = |rest: &str| rest.chars().take_while(|c| c.is_ascii_lowercase() || *c == '_').collect::<String>();
     let mut found: Vec<String> = Vec::new();
@@ -50,7 +50,7 @@ fn imports(text: &str) -> Vec<String> {
 }
 
 #[test]
-fn every_room_imports_only_from_rooms_above_it() {
+fn every_module_imports_only_from_modules_above_it() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     let mut files = Vec::new();
     sources(&root, &mut files);
@@ -58,13 +58,13 @@ fn every_room_imports_only_from_rooms_above_it() {
     for file in files {
         let relative = file.strip_prefix(&root).unwrap();
         let first = relative.iter().next().unwrap().to_str().unwrap();
-        let room = first.strip_suffix(".rs").unwrap_or(first);
-        if ["lib", "main"].contains(&room) {
+        let module = first.strip_suffix(".rs").unwrap_or(first);
+        if ["lib", "main"].contains(&module) {
             continue;
         }
         let text = std::fs::read_to_string(&file).unwrap();
-        for import in imports(&text).iter().filter(|import| *import != room) {
-            assert!(level(import) < level(room), "{}: {room} may not know {import}", relative.display());
+        for import in imports(&text).iter().filter(|import| *import != module) {
+            assert!(level(import) < level(module), "{}: {module} must not import {import}", relative.display());
             checked += 1;
         }
     }

@@ -1,4 +1,4 @@
-//! Connections on which nothing was asked for a while, which go on as if nothing had been.
+//! Connections that were idle for a while, and are used again or closed.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -9,16 +9,16 @@ use crate::support::{Caller, Gate, Platform, READ, WRITE};
 use crate::tls::Authority;
 
 const BODY: &str = r#"{"params":{"customerId":"1"}}"#;
-/// With an idle time-out of 2 s, a connection rests from one second without a request on at the latest.
 const IDLE: (&str, &str) = ("server.idle_timeout", "2s");
-const REST: Duration = Duration::from_millis(1200);
+/// Less than the idle timeout.
+const PAUSE: Duration = Duration::from_millis(1200);
 
 fn request() -> String {
     let head = "Host: localhost\r\nContent-Type: application/json";
     format!("POST {READ} HTTP/1.1\r\n{head}\r\nContent-Length: {}\r\n\r\n{BODY}", BODY.len())
 }
 
-/// Reads one answer, which fits into a piece.
+/// Reads one response, which fits into the buffer.
 fn answer(stream: &mut TcpStream) -> String {
     let mut bytes = [0; 16 << 10];
     let length = stream.read(&mut bytes).unwrap();
@@ -26,7 +26,7 @@ fn answer(stream: &mut TcpStream) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_connection_goes_on_after_a_rest_however_its_next_request_comes() {
+async fn an_idle_connection_is_used_again_however_its_next_request_arrives() {
     let platform = Platform::open().await;
     let gate = Gate::start(&platform, &[IDLE]).await;
     let mut stream = TcpStream::connect(gate.address).unwrap();
@@ -41,16 +41,16 @@ async fn a_connection_goes_on_after_a_rest_however_its_next_request_comes() {
         }
         let answer = answer(&mut stream);
         assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{cuts:?}: {answer}");
-        std::thread::sleep(REST);
+        std::thread::sleep(PAUSE);
     }
     stream.write_all(request().repeat(2).as_bytes()).unwrap();
     std::thread::sleep(Duration::from_millis(50));
     assert_eq!(answer(&mut stream).matches("HTTP/1.1 200 OK\r\n").count(), 2, "two at once");
 }
 
-/// The beginning of a head that came together with the request before it, or while that was answered.
+/// The beginning of a head that arrived with the request before it, or while that was answered.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_head_that_began_before_a_rest_goes_on_after_it_or_is_closed_in_time() {
+async fn a_head_that_began_before_a_pause_is_completed_or_timed_out() {
     let platform = Platform::open().await;
     let (one, cut) = (request(), 40);
     let begin = |gate: &Gate| {
@@ -61,7 +61,7 @@ async fn a_head_that_began_before_a_rest_goes_on_after_it_or_is_closed_in_time()
     };
     let gate = Gate::start(&platform, &[IDLE, ("server.header_timeout", "3s")]).await;
     let mut stream = begin(&gate);
-    std::thread::sleep(REST);
+    std::thread::sleep(PAUSE);
     stream.write_all(&one.as_bytes()[cut..]).unwrap();
     let second = answer(&mut stream);
     assert!(second.starts_with("HTTP/1.1 200 OK\r\n"), "{second}");
@@ -70,9 +70,9 @@ async fn a_head_that_began_before_a_rest_goes_on_after_it_or_is_closed_in_time()
     assert_eq!(answer(&mut stream), "", "it is closed");
 }
 
-/// What is left of a refused request's body is no request, however long it takes to come.
+/// The rest of a rejected request's body is no request, however late it arrives.
 #[tokio::test(flavor = "multi_thread")]
-async fn the_rest_of_a_body_is_no_request_after_a_rest() {
+async fn the_rest_of_a_body_is_no_request_after_a_pause() {
     let upstream = Scripted::start(|_, _| Act::success("[]")).await;
     for (idle_timeout, pause) in [("400ms", 300), ("1s", 700), ("2s", 1200), ("3s", 1700)] {
         let gate = Gate::start(&upstream, &[("server.idle_timeout", idle_timeout)]).await;
@@ -93,24 +93,24 @@ async fn the_rest_of_a_body_is_no_request_after_a_rest() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_connection_of_tls_goes_on_after_a_rest() {
+async fn an_idle_tls_connection_is_used_again() {
     let (platform, authority) = (Platform::open().await, Authority::new());
     let gate = authority.gate(&platform, &[IDLE]).await;
     let mut caller = Caller::over(authority.connect_by(gate.address, b"http/1.1").await).await;
     for _ in 0..3 {
         assert_eq!(caller.read("1").await.status, 200);
-        tokio::time::sleep(REST).await;
+        tokio::time::sleep(PAUSE).await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_head_that_stops_after_a_rest_is_closed_in_time() {
+async fn a_head_that_stops_after_a_pause_is_timed_out() {
     let platform = Platform::open().await;
     let gate = Gate::start(&platform, &[IDLE, ("server.header_timeout", "200ms")]).await;
     let mut stream = TcpStream::connect(gate.address).unwrap();
     stream.write_all(request().as_bytes()).unwrap();
     assert!(answer(&mut stream).starts_with("HTTP/1.1 200 OK\r\n"));
-    std::thread::sleep(REST);
+    std::thread::sleep(PAUSE);
     stream.write_all(b"POST ").unwrap();
     // Long before its idle time is over, had it gone on.
     stream.set_read_timeout(Some(Duration::from_millis(1500))).unwrap();
@@ -118,13 +118,13 @@ async fn a_head_that_stops_after_a_rest_is_closed_in_time() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_connection_at_rest_is_told_to_end_before_it_is_closed() {
+async fn an_idle_connection_is_announced_as_closing_before_it_is_closed() {
     let platform = Platform::open().await;
     let gate = Gate::start(&platform, &[IDLE]).await;
     let (mut kept, mut idle) = (Caller::connect(gate.address).await, Caller::connect(gate.address).await);
     kept.read("1").await;
     idle.read("1").await;
-    tokio::time::sleep(REST).await;
+    tokio::time::sleep(PAUSE).await;
     gate.stop.cancel();
     while TcpStream::connect(gate.address).is_ok() {
         tokio::time::sleep(Duration::from_millis(5)).await;

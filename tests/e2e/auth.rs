@@ -1,4 +1,4 @@
-//! Who may come in: keys, limits, hosts, and the operators' key.
+//! Authentication and authorization: callers' keys, limits, hosts, and the admin key.
 
 use http::{Method, Request};
 use http_body_util::Full;
