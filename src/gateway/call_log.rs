@@ -1,5 +1,6 @@
 //! Log lines about calls to the platform: one when something begins, changes or ends, never one per call.
 
+use std::collections::BTreeMap;
 use std::error::Error;
 use std::time::Duration;
 
@@ -76,10 +77,12 @@ impl Observer for CallLog<'_> {
                 BreakerState::Closed
             }
         };
-        let routes = policy.routes.all().iter().map(|route| route.index);
-        let affected = routes.filter(|index| scope == Scope::Tenant || *index == self.job.route.index);
+        let affected = policy.routes.all().iter();
+        let affected = affected.filter(|route| scope == Scope::Tenant || route.index == self.job.route.index);
+        // Routes with the same label share a counter.
+        let counters: BTreeMap<&str, usize> = affected.map(|route| (route.label.as_str(), route.index)).collect();
         let handles = |index| policy.handles.call(call.tenant.index, index);
-        affected.for_each(|index| handles(index).breaker_transitions.of(state).inc());
+        counters.into_values().for_each(|index| handles(index).breaker_transitions.of(state).inc());
     }
 }
 

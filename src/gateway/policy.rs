@@ -170,5 +170,5 @@ fn rules_of(routes: &Routes, settings: &DynamicSettings) -> impl PartialEq + use
         KindSettings::Write(_) | KindSettings::Pass | KindSettings::Off => None,
     };
     let rules: BTreeSet<_> = routes.all().iter().filter_map(rule).collect();
-    (rules, settings.cache.expiry_margin, settings.attempts.utc_offset)
+    (rules, settings.cache.expiry_margin, settings.attempts.utc_offset, settings.attempts.retry_codes.clone())
 }

@@ -192,9 +192,15 @@ impl Reads {
             Err(failed) => failed,
         };
         let (now, reason) = (self.time.now(), failed.stale_reason());
+        let Some(question) = question else { return failed.into() };
         let generation = self.cache.generation(tenant, policy.rules);
-        let hit = question.and_then(|question| self.cache.stale_for_error(&question, generation, now));
-        let Some(hit) = hit else { return failed.into() };
+        // A newer fetch may have stored its answer: this one's flight may have been removed by a write.
+        let default = RequestCacheControl::default();
+        if let Some(hit) = self.cache.fresh(&question, generation, &default, now) {
+            let cache_status = CacheStatus::Hit { age: hit.freshness.age(now), remaining: hit.remaining };
+            return Ok(Reply { answer: hit.answer, cache_status });
+        }
+        let Some(hit) = self.cache.stale_for_error(&question, generation, now) else { return failed.into() };
         if reason == StaleReason::NothingSent {
             saved.inc();
         }

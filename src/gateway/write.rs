@@ -71,7 +71,6 @@ impl Write<'_> {
     /// Invalidates what the write may have changed: no read that starts from here on is answered with data that was fetched
     /// before. Returns the write's customers.
     fn end(mut self, outcome: &Outcome) -> Vec<String> {
-        self.has_ended = true;
         let mut customers = self.info.customers.to_vec();
         if let Outcome::Answered(answered) = outcome {
             customers.extend(answer::customers(&answered.answer.body, &self.settings.customer_answer));
@@ -79,6 +78,8 @@ impl Write<'_> {
         customers.sort_unstable();
         customers.dedup();
         self.invalidate(&customers, outcome.effect());
+        // Last, so that a panic before this point invalidates all the same.
+        self.has_ended = true;
         customers
     }
 

@@ -98,8 +98,12 @@ impl Pace {
     pub(super) fn reconfigure(&self, settings: PaceSettings) {
         let mut queue = self.queue.lock();
         if queue.settings != settings {
+            let was_unlimited = queue.rate() == 0;
             queue.settings = settings;
-            queue.slots.reconfigure(&settings);
+            match was_unlimited {
+                true => queue.slots.limit_again(&settings, self.clock.boot() + settings.transit),
+                false => queue.slots.reconfigure(&settings),
+            }
             queue.throttle.reconfigure(settings.per);
             queue.wake_next();
         }
@@ -355,6 +359,21 @@ mod tests {
         assert!(waiting.await.unwrap());
         first.sent();
         pace.reconfigure(PaceSettings { rate: 0, ..PACE });
+        assert!(pace.try_acquire().is_some());
+    }
+
+    #[tokio::test]
+    async fn calls_without_a_limit_count_when_there_is_one_again() {
+        let (clock, hands) = Clock::shifted();
+        let limited = PaceSettings { rate: 2, per: Duration::from_secs(10), transit: Duration::from_secs(1) };
+        let pace = Pace::new(PaceSettings { rate: 0, ..limited }, None, &clock);
+        for _ in 0..9 {
+            pace.acquire(key(0, false), Duration::ZERO).await.unwrap().sent();
+        }
+        pace.reconfigure(limited);
+        hands.advance(Duration::from_millis(10_900));
+        assert!(pace.try_acquire().is_none(), "the platform may have counted nine calls less than 10 s ago");
+        hands.advance(Duration::from_millis(200));
         assert!(pace.try_acquire().is_some());
     }
 

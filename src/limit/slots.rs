@@ -59,6 +59,14 @@ impl Slots {
         self.grow(pace.rate, None);
     }
 
+    /// Limits calls after a time without a limit: all slots are in cooldown, since the platform may have counted calls that had
+    /// no slot until `counted`.
+    pub fn limit_again(&mut self, pace: &PaceSettings, counted: Boot) {
+        self.slots.clear();
+        (self.per, self.transit) = (pace.per, pace.transit);
+        self.grow(pace.rate, Some(counted));
+    }
+
     fn grow(&mut self, rate: u32, counted: Option<Boot>) {
         let count = usize::try_from(rate).unwrap_or(usize::MAX).max(self.slots.len());
         self.slots.resize(count, Slot { state: State::Idle(counted), call: 0 });

@@ -144,7 +144,9 @@ impl Upstream for Nobody {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn failures_to_connect_open_it_for_all_routes_of_a_tenant() {
-    let gate = Gate::start(&Nobody, &[("upstream.retries", "0")]).await;
+    let wildcards =
+        "[[routes]]\npath = \"/v3/a/**\"\nkind = \"pass\"\n[[routes]]\npath = \"/v3/b/**\"\nkind = \"pass\"\n";
+    let gate = Gate::with_file(&Nobody, &[("upstream.retries", "0")], wildcards).await;
     for customer in 0..5 {
         gate.read(&customer.to_string()).await.is_error(502, "upstream_failed");
     }
@@ -153,6 +155,7 @@ async fn failures_to_connect_open_it_for_all_routes_of_a_tenant() {
     let of_writes = OPEN.replace(READ, WRITE);
     assert_eq!((gate.metric(OPEN).await, gate.metric(&of_writes).await), (1.0, 1.0));
     assert_eq!((transitions(&gate, READ, "open").await, transitions(&gate, WRITE, "open").await), (1.0, 1.0));
+    assert_eq!(transitions(&gate, "other", "open").await, 1.0, "once for all routes that share a label");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -178,6 +178,17 @@ async fn answers_that_were_read_by_other_rules_are_kept_no_longer() {
     assert!(!gate.read("1").await.is_hit());
 }
 
+/// What is a refusal by some rules is throttling by others, which is never stored.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_code_that_becomes_a_retry_code_is_served_no_longer() {
+    let upstream = Scripted::start(|_, _| Act::json(r#"{"status":true,"code":"200001","message":"none"}"#)).await;
+    let gate = Gate::start(&upstream, &[]).await;
+    assert!(gate.read("1").await.is_stored_miss() && gate.read("1").await.is_hit());
+    assert!(reload(&gate, &upstream, &[("upstream.retry_codes", "200001"), ("upstream.retries", "0")], ""));
+    let reply = gate.read("1").await;
+    assert_eq!(reply.header("cache-status"), "zvgate; fwd=miss", "{reply:?}");
+}
+
 /// A request keeps the rules under which it came; what they store is not served under other rules.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_was_asked_under_other_rules_is_not_kept() {

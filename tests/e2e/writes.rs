@@ -1,4 +1,4 @@
-//! Law 4 in its simplest form: a write ends what is known of its customers, and of nobody else.
+//! Guarantee 4 in its simplest form: a write invalidates what is cached of its customers, and of nobody else.
 
 use std::sync::Arc;
 
@@ -307,4 +307,25 @@ async fn what_ends_a_tenants_answers_ends_those_that_are_asked_for_often() {
     let purge = crate::support::send(gate.admin, purge.body(http_body_util::Full::default()).unwrap()).await;
     assert_eq!(purge.json(), json!({ "dropped": 1 }));
     assert!(!gate.read("1").await.is_hit(), "after a purge of the tenant");
+}
+
+/// A write removes the flight of a read that waits; a later read stores a newer answer, which the first gets if its own fetch fails.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_read_whose_fetch_fails_is_answered_by_a_newer_fetch() {
+    let upstream = Scripted::start(|number, _| match number {
+        0 => Act::Hang,
+        _ => Act::success(r#"[{"useStatus":6}]"#),
+    })
+    .await;
+    let gate = Gate::start(&upstream, &[("upstream.attempt_timeout", "1s"), ("upstream.retries", "0")]).await;
+    let early = async || gate.read("1").await;
+    let later = async || {
+        while upstream.seen().is_empty() {
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
+        assert_eq!(gate.post(WRITE, &[], r#"{"params":{"customerId":"1"}}"#).await.status, 200);
+        assert!(gate.read("1").await.is_stored_miss());
+    };
+    let (early, ()) = tokio::join!(early(), later());
+    assert!(early.is_hit() && early.status == 200, "{early:?}");
 }
