@@ -261,7 +261,10 @@ impl<F: Clone> Cache<F> {
         }
         let flight = Flight::new(generation, stripe.settle_until(&question.subject));
         let Some(waiter) = flight.join(max_waiters) else { return Join::TooManyWaiters };
-        stripe.add_flight(question.clone(), Arc::clone(&flight));
+        // One of another generation could neither be joined nor store its answer, and would only displace a current flight.
+        if generation == self.current_generation(question.subject.tenant) {
+            stripe.add_flight(question.clone(), Arc::clone(&flight));
+        }
         let drops_others = cache_control.no_cache;
         Join::Started(FetchGuard::new(Arc::clone(self), question.clone(), flight, drops_others), waiter)
     }

@@ -282,3 +282,18 @@ fn a_stale_answer_is_served_in_its_modes_and_refreshed_by_one_caller() {
     cache.invalidate_tenant(0, now().boot);
     assert!(stale_for_error(later(61)).is_none() && matches!(lookup(&default, 2), Lookup::Miss));
 }
+
+/// A request whose body took long may be of the configuration before.
+#[test]
+fn a_request_of_another_generation_does_not_displace_a_current_flight() {
+    let cache = cache();
+    let question = question("1", "a");
+    let before = cache.generation(0, 0);
+    cache.reconfigure(&Options { rules: 1, ..options() });
+    let default = RequestCacheControl::default();
+    let current = cache.generation(0, 1);
+    let Join::Started(guard, _waiter) = cache.join(&question, current, &default, now()) else { panic!() };
+    let Join::Started(late, _late) = cache.join(&question, before, &default, now()) else { panic!() };
+    assert!(matches!(cache.join(&question, current, &default, now()), Join::Joined(_)));
+    assert!(!complete(late, "old") && complete(guard, "new"));
+}
