@@ -207,6 +207,11 @@ impl<F: Clone> Cache<F> {
         Generation { tenant, rules }
     }
 
+    /// What is cached for a subject, found without a lock.
+    fn valid_entry(&self, subject: &Subject) -> Option<Arc<CustomerEntry>> {
+        self.entries.get(subject).filter(|entry| entry.is_valid())
+    }
+
     /// Looks a question up.
     pub fn lookup(
         &self,
@@ -215,8 +220,8 @@ impl<F: Clone> Cache<F> {
         cache_control: &RequestCacheControl,
         now: Now,
     ) -> Lookup {
-        let entry = self.entries.get(&question.subject).filter(|entry| entry.is_valid());
-        entry.map_or(Lookup::Miss, |entry| entry.lookup(question, generation, cache_control, now))
+        self.valid_entry(&question.subject)
+            .map_or(Lookup::Miss, |entry| entry.lookup(question, generation, cache_control, now))
     }
 
     /// The fresh answer to a question, if there is one; a stale one is left to [`Cache::lookup`].
@@ -227,8 +232,7 @@ impl<F: Clone> Cache<F> {
         cache_control: &RequestCacheControl,
         now: Now,
     ) -> Option<Hit> {
-        let entry = self.entries.get(&question.subject).filter(|entry| entry.is_valid())?;
-        entry.fresh(question, generation, cache_control, now)
+        self.valid_entry(&question.subject)?.fresh(question, generation, cache_control, now)
     }
 
     /// The stale answer that may be served in place of a failure.

@@ -94,10 +94,7 @@ impl Reads {
         }
         self.tasks.check_capacity()?;
         let (waiter, cache_status) = match self.cache.join(&question, generation, cache_control, *now) {
-            Join::Hit(hit) => {
-                let reply = served(policy, request.route, request.tenant.index, hit, *now);
-                return Ok(Step::Done(reply));
-            }
+            Join::Hit(hit) => return Ok(Step::Done(served(policy, request.route, request.tenant.index, hit, *now))),
             Join::Joined(waiter) => {
                 lookups.of(LookupResult::Collapsed).inc();
                 (waiter, Some(CacheStatus::Collapsed))
@@ -197,8 +194,7 @@ impl Reads {
         // A newer fetch may have stored its answer: this one's flight may have been removed by a write.
         let default = RequestCacheControl::default();
         if let Some(hit) = self.cache.fresh(&question, generation, &default, now) {
-            let cache_status = CacheStatus::Hit { age: hit.freshness.age(now), remaining: hit.remaining };
-            return Ok(Reply { answer: hit.answer, cache_status });
+            return Ok(fresh(hit, now));
         }
         let Some(hit) = self.cache.stale_for_error(&question, generation, now) else { return failed.into() };
         if reason == StaleReason::NothingSent {
@@ -236,11 +232,16 @@ impl From<Failed> for Result<Reply, GatewayError> {
     }
 }
 
-/// A fresh answer from the cache.
+/// A fresh answer from the cache, counted as a hit that saved a call.
 fn served(policy: &Policy, route: &Route, tenant: usize, hit: Hit, now: Now) -> Reply {
     let result = if hit.freshness.negative { LookupResult::NegativeHit } else { LookupResult::Hit };
     policy.handles.route(route.index).lookups.of(result).inc();
     policy.handles.call(tenant, route.index).saved.inc();
+    fresh(hit, now)
+}
+
+/// A fresh answer from the cache, not counted as a lookup.
+fn fresh(hit: Hit, now: Now) -> Reply {
     let cache_status = CacheStatus::Hit { age: hit.freshness.age(now), remaining: hit.remaining };
     Reply { answer: hit.answer, cache_status }
 }

@@ -24,6 +24,24 @@ const RST_STREAM: u8 = 3;
 const SETTINGS: u8 = 4;
 const WINDOW_UPDATE: u8 = 8;
 
+/// A header field as a literal without indexing (RFC 7541, section 6.2.2).
+fn field(name: &str, value: &str) -> Vec<u8> {
+    let length = |text: &str| u8::try_from(text.len()).unwrap();
+    [&[0, length(name)][..], name.as_bytes(), &[length(value)], value.as_bytes()].concat()
+}
+
+/// The header block of a read.
+pub(crate) fn read_head() -> Vec<u8> {
+    [
+        field(":method", "POST"),
+        field(":scheme", "https"),
+        field(":authority", "localhost"),
+        field(":path", READ),
+        field("content-type", "application/json"),
+    ]
+    .concat()
+}
+
 /// A connection whose frames are written by hand.
 struct Raw {
     /// Those that came, read by a task of its own, so that waiting for one can be given up at any moment.
@@ -58,21 +76,10 @@ impl Raw {
         self.writer.flush().await.unwrap();
     }
 
-    /// A read, its head written in HPACK's plainest form (RFC 7541, section 6.2.2).
+    /// A read.
     async fn ask(&mut self, stream: u32, key: Option<&str>) {
-        let text = |name: &str, value: &str| {
-            let length = |text: &str| u8::try_from(text.len()).unwrap();
-            [&[0, length(name)][..], name.as_bytes(), &[length(value)], value.as_bytes()].concat()
-        };
-        let mut head = [
-            text(":method", "POST"),
-            text(":scheme", "https"),
-            text(":authority", "localhost"),
-            text(":path", READ),
-            text("content-type", "application/json"),
-        ]
-        .concat();
-        head.extend(key.iter().flat_map(|key| text("authorization", &format!("Bearer {key}"))));
+        let mut head = read_head();
+        head.extend(key.iter().flat_map(|key| field("authorization", &format!("Bearer {key}"))));
         self.send(HEADERS, 4, stream, &head).await;
         self.send(DATA, 1, stream, BODY.as_bytes()).await;
     }

@@ -416,20 +416,9 @@ async fn pings_keep_no_connection_open() {
     };
     let mut idle = authority.connect(gate.address).await;
     idle.write_all(HELLO).await.unwrap();
-    // One request, whose answer finds no window: SETTINGS_INITIAL_WINDOW_SIZE 0, and its head by HPACK's plainest form.
+    // One request, whose answer finds no window: SETTINGS_INITIAL_WINDOW_SIZE 0, and literal header fields.
     let mut stalled = authority.connect(gate.address).await;
-    let text = |name: &str, value: &str| {
-        let length = |text: &str| u8::try_from(text.len()).unwrap();
-        [&[0, length(name)][..], name.as_bytes(), &[length(value)], value.as_bytes()].concat()
-    };
-    let head = [
-        text(":method", "POST"),
-        text(":scheme", "https"),
-        text(":authority", "localhost"),
-        text(":path", READ),
-        text("content-type", "application/json"),
-    ]
-    .concat();
+    let head = crate::http2::read_head();
     let frame = |kind: u8, flags: u8, stream: u8, payload: &[u8]| {
         let length = u8::try_from(payload.len()).unwrap();
         [&[0, 0, length, kind, flags, 0, 0, 0, stream][..], payload].concat()
