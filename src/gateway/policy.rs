@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::parse_memo::ParseMemo;
 use crate::answer::Reader;
-use crate::cache::{self, Lifetimes};
+use crate::cache;
 use crate::caller::{Caller, Callers};
 use crate::clock::Clock;
 use crate::configuration::Configuration;
@@ -29,7 +29,6 @@ pub(super) struct Policy {
     pub(super) callers: Callers,
     /// By the callers' indices.
     limiters: Vec<NamedLimiter>,
-    pub(super) lifetimes: Lifetimes,
     /// By the routes' indices.
     readers: Vec<Reader>,
     pub(super) handles: Handles,
@@ -88,7 +87,7 @@ impl Policy {
     ) -> Self {
         let Configuration { settings: all, keys, tls } = configuration;
         let settings = all.dynamic;
-        let (cache, tenants) = (&settings.cache, Tenants::new(&settings.tenants, &keys, identities));
+        let tenants = Tenants::new(&settings.tenants, &keys, identities);
         let routes = Routes::new(&settings.routes);
         let labels: Vec<&str> = routes.all().iter().map(|route| route.label.as_str()).collect();
         let names: Vec<(usize, &str)> =
@@ -106,14 +105,6 @@ impl Policy {
             handles: metrics.handles(&labels, &caller_names, &names),
             limiters: limiters(&settings, before, clock),
             callers: Callers::new(&settings.callers, is_loopback),
-            lifetimes: Lifetimes {
-                ttl: cache.ttl,
-                negative_ttl: cache.negative_ttl,
-                unsettled_ttl: cache.unsettled_ttl,
-                stale_while_revalidate: cache.stale_while_revalidate,
-                stale_if_error: cache.stale_if_error,
-                expiry_margin: cache.expiry_margin,
-            },
             readers: routes.all().iter().map(|route| reader(&route.kind, &settings.attempts)).collect(),
             effective: match before {
                 Some(before) => all.effective.reloaded_into(&before.effective),

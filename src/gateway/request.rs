@@ -139,13 +139,20 @@ impl Job {
 
     /// The lifetimes of its answer: the route's own, if it has some.
     pub(super) fn lifetimes(&self) -> Lifetimes {
-        let common = self.policy.lifetimes;
-        let KindSettings::Cached(own) = &self.route.kind else { return common };
+        let common = &self.policy.settings.cache;
+        let own = match &self.route.kind {
+            KindSettings::Cached(own) => Some(own),
+            KindSettings::Write(_) | KindSettings::Pass | KindSettings::Off => None,
+        };
         Lifetimes {
-            ttl: own.ttl.unwrap_or(common.ttl),
-            stale_while_revalidate: own.stale_while_revalidate.unwrap_or(common.stale_while_revalidate),
-            stale_if_error: own.stale_if_error.unwrap_or(common.stale_if_error),
-            ..common
+            ttl: own.and_then(|own| own.ttl).unwrap_or(common.ttl),
+            negative_ttl: common.negative_ttl,
+            unsettled_ttl: common.unsettled_ttl,
+            stale_while_revalidate: own
+                .and_then(|own| own.stale_while_revalidate)
+                .unwrap_or(common.stale_while_revalidate),
+            stale_if_error: own.and_then(|own| own.stale_if_error).unwrap_or(common.stale_if_error),
+            expiry_margin: common.expiry_margin,
         }
     }
 }
