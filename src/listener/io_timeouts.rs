@@ -9,7 +9,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::time::{Sleep, sleep};
+use tokio::time::{Sleep, sleep, sleep_until};
 
 use super::connection_state::ConnectionState;
 
@@ -66,7 +66,15 @@ impl<T> IoTimeouts<T> {
 
     /// Ready once the connection has waited for too long.
     fn poll_timeout(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let Some(waiting) = self.waiting() else { return Poll::Pending };
+        let Some(waiting) = self.waiting() else {
+            // hyper reads while a request is in progress, and not again once its response was sent: without a timer
+            // nothing would notice that the connection is idle from then on.
+            if self.timer.as_ref().is_none_or(|timer| timer.is_elapsed()) {
+                self.timed = None;
+                return self.set_timer(self.idle_timeout).poll(cx).map(|()| Ok(()));
+            }
+            return Poll::Pending;
+        };
         if self.timed != Some(waiting) {
             let timeout = match waiting {
                 Waiting::Head(_) => self.header_timeout,
@@ -94,15 +102,12 @@ impl<T> IoTimeouts<T> {
         }
     }
 
-    fn set_timer(&mut self, timeout: Duration) {
-        match &mut self.timer {
-            Some(timer) => {
-                #[expect(clippy::disallowed_methods, reason = "tokio's timers run by tokio's own clock")]
-                let deadline = tokio::time::Instant::now() + timeout;
-                timer.as_mut().reset(deadline);
-            }
-            None => self.timer = Some(Box::pin(sleep(timeout))),
-        }
+    fn set_timer(&mut self, timeout: Duration) -> Pin<&mut Sleep> {
+        #[expect(clippy::disallowed_methods, reason = "tokio's timers run by tokio's own clock")]
+        let deadline = tokio::time::Instant::now() + timeout;
+        let mut timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(deadline))).as_mut();
+        timer.as_mut().reset(deadline);
+        timer
     }
 }
 

@@ -134,3 +134,14 @@ async fn an_idle_connection_is_announced_as_closing_before_it_is_closed() {
     gate.done.await.unwrap();
     assert!(idle.is_closed().await, "one that is not used does not hold the gateway up");
 }
+
+/// Whatever timer ran out while the response was awaited.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_is_closed_for_idling_after_a_slow_response() {
+    let platform = Platform::open().await;
+    platform.faults(serde_json::json!({ "latency_ms": 900 })).await;
+    let timeouts = [("server.header_timeout", "300ms"), ("server.idle_timeout", "400ms")];
+    let gate = Gate::start(&platform, &timeouts).await;
+    let text = crate::support::raw(gate.address, request().as_bytes());
+    assert!(text.starts_with("HTTP/1.1 200 OK\r\n"), "{text}");
+}
