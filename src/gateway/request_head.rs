@@ -10,6 +10,8 @@ use crate::reply::GatewayError;
 
 const X_ZVGATE_CUSTOMER: HeaderName = HeaderName::from_static("x-zvgate-customer");
 
+const JSON: &[u8] = b"application/json";
+
 /// The header fields.
 #[derive(Clone, Debug)]
 pub struct RequestHead<'a> {
@@ -122,9 +124,10 @@ impl<'a> RequestHead<'a> {
 
     /// Whether the body is declared as JSON.
     pub(super) fn is_json(&self) -> bool {
-        let Some(one) = self.content_type.single() else { return false };
-        let essence = one.as_bytes().split(|b| *b == b';').next().unwrap_or_default();
-        essence.trim_ascii().eq_ignore_ascii_case(b"application/json")
+        let Some(one) = self.content_type.single().map(HeaderValue::as_bytes) else { return false };
+        // First as nearly every caller writes it; then without parameters.
+        let essence = || one.split(|b| *b == b';').next().unwrap_or_default().trim_ascii();
+        one == JSON || essence().eq_ignore_ascii_case(JSON)
     }
 
     /// `Cache-Control`. Unknown directives are ignored (RFC 9111, section 5.2.3).
