@@ -11,6 +11,7 @@ mod breaker;
 mod caching;
 mod consistency;
 mod errors;
+mod examples;
 mod fidelity;
 mod framing;
 mod http2;

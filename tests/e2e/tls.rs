@@ -47,7 +47,7 @@ impl Authority {
     }
 
     /// Writes a new certificate and its key into these files, and answers the certificate.
-    fn issue(&self, cert: &str, key: &str) -> Vec<u8> {
+    pub(crate) fn issue(&self, cert: &str, key: &str) -> Vec<u8> {
         let own = KeyPair::generate().unwrap();
         let params = CertificateParams::new(["localhost".to_owned()]).unwrap();
         let signed = params.signed_by(&own, &self.issuer).unwrap();
@@ -106,7 +106,7 @@ impl Authority {
     }
 
     /// `curl`, over the file system: it knows the authority, and the gateway by its name.
-    fn curl(&self, address: SocketAddr, more: &[&str]) -> (i32, String) {
+    pub(crate) fn curl(&self, address: SocketAddr, more: &[&str]) -> (i32, String) {
         let mut command = Command::new("curl");
         command.args(["-sS", "--cacert", &self.path("ca"), "-w", "\n%{http_version} %{http_code}"]);
         command.args(["-H", "Content-Type: application/json", "-d", BODY]).args(more);
