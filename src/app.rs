@@ -14,7 +14,7 @@ pub use self::sockets::Inherited;
 use self::sockets::Sockets;
 use crate::admin::{Access, Admin, Readiness};
 use crate::clock::Clock;
-use crate::configuration::Configuration;
+use crate::configuration::{Configuration, ConnectKeys};
 use crate::gateway::{Dependencies, Gateway};
 use crate::limit::EarlierCalls;
 pub use crate::listener::Workers;
@@ -82,8 +82,9 @@ impl App {
         inherited: Inherited,
     ) -> Result<Self, StartError> {
         // What can fail without listening fails first. It reads files, which may block.
-        let (settings, now) = (configuration.settings.clone(), clock.clone());
-        let dependencies = tokio::task::spawn_blocking(move || dependencies(&settings, &now, earlier_calls)).await;
+        let (settings, connect, now) = (configuration.settings.clone(), configuration.connect.clone(), clock.clone());
+        let dependencies = move || dependencies(&settings, connect, &now, earlier_calls);
+        let dependencies = tokio::task::spawn_blocking(dependencies).await;
         let dependencies = dependencies.unwrap_or_else(|lost| Err(StartError::Unusable(lost.to_string())))?;
         let sockets = Sockets::open(&configuration.settings, inherited).await?;
         let listeners = configuration.settings.fixed.listeners.clone();
@@ -216,15 +217,21 @@ async fn read_files(gateway: Arc<Gateway>) {
 ///
 /// # Errors
 /// Those of [`App::bind`].
-pub fn check(settings: &Settings) -> Result<(), StartError> {
-    dependencies(settings, &Clock::system(), EarlierCalls::Unknown).map(|_| ())
+pub fn check(configuration: &Configuration) -> Result<(), StartError> {
+    let Configuration { settings, connect, .. } = configuration;
+    dependencies(settings, connect.clone(), &Clock::system(), EarlierCalls::Unknown).map(|_| ())
 }
 
-fn dependencies(settings: &Settings, clock: &Clock, earlier_calls: EarlierCalls) -> Result<Dependencies, StartError> {
+fn dependencies(
+    settings: &Settings,
+    connect: ConnectKeys,
+    clock: &Clock,
+    earlier_calls: EarlierCalls,
+) -> Result<Dependencies, StartError> {
     let missing = settings.missing_for_serving();
     let fixed = &settings.fixed;
     let base_url = fixed.client.base_url.as_ref().filter(|_| missing.is_empty()).ok_or(StartError::Missing(missing))?;
-    let upstream = Upstream::new(base_url, &fixed.client, clock).map_err(StartError::Upstream)?;
+    let upstream = Upstream::new(base_url, &fixed.client, connect, clock).map_err(StartError::Upstream)?;
     let no_randomness = |error: io::Error| StartError::Unusable(format!("random numbers: {error}"));
     let nonces = Nonces::new().map_err(|error| no_randomness(io::Error::other(error)))?;
     let pseudonyms = Pseudonyms::new(fixed.log.hash_key_file.as_deref());

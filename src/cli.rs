@@ -15,6 +15,7 @@ use std::process::ExitCode;
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
 
+use crate::app::StartError;
 use crate::configuration::Configuration;
 use crate::settings::Sources;
 
@@ -49,7 +50,7 @@ enum Command {
 
 #[derive(Args, Clone)]
 struct ConfigArguments {
-    /// The configuration file; else $ZVGATE_CONFIG, else config/zvgate.toml if nobody else could have written it
+    /// The configuration file; else $ZVGATE_CONFIG, else ./zvgate.toml, config/zvgate.toml or /etc/zvgate/zvgate.toml
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
 }
@@ -60,13 +61,20 @@ impl ConfigArguments {
         Sources::of_process(self.config.as_deref())
     }
 
+    /// Reports why a gateway cannot be started.
+    fn report(&self, error: &StartError) -> u8 {
+        eprint(&format!("zvgate: {error}"));
+        if let (StartError::Missing(_), Some(missing)) = (error, self.sources().missing_file()) {
+            eprint(&missing);
+        }
+        if error.is_configuration() { UNUSABLE } else { FAILED }
+    }
+
     /// Loads the configuration; all errors go to standard error.
     fn load(&self) -> Result<Configuration, u8> {
         let sources = self.sources();
-        if let Some(reason) = &sources.ignored_file {
-            eprint(reason);
-        }
         Configuration::load(&sources).map_err(|errors| {
+            sources.warnings.iter().for_each(|warning| eprint(warning));
             eprint(&errors.to_string());
             UNUSABLE
         })

@@ -3,10 +3,15 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use http::HeaderValue;
+use rustls::ClientConfig;
+
 use crate::secret::Secret;
-use crate::settings::{ConfigError, ConfigErrors, KeySource, Parsed, Settings, Sources};
+use crate::settings::{BaseUrl, ConfigError, ConfigErrors, FileReference, Holds, KeySource, Parsed, Settings, Sources};
 use crate::tenant::{TenantKeys, read_key};
-use crate::tls::Tls;
+use crate::tls::{Tls, platform_tls, read_certificates};
 
 /// A configuration that can be used.
 pub struct Configuration {
@@ -16,6 +21,27 @@ pub struct Configuration {
     pub keys: TenantKeys,
     /// TLS for callers; `None`: plain text.
     pub tls: Option<Arc<Tls>>,
+    /// What connecting to the platform needs.
+    pub connect: ConnectKeys,
+    /// What an operator should know of it although it is valid.
+    pub warnings: Vec<String>,
+}
+
+/// What connecting to the platform needs beside settings.
+#[derive(Clone, Debug, Default)]
+pub struct ConnectKeys {
+    /// TLS towards the platform; `None`: plain text.
+    pub tls: Option<Arc<ClientConfig>>,
+    /// `Proxy-Authorization` for the forward proxy, marked as sensitive.
+    pub proxy_authorization: Option<HeaderValue>,
+}
+
+/// The contents of files that a configuration names.
+#[derive(Default)]
+struct Contents {
+    keys: HashMap<String, Secret>,
+    trusted: Option<Vec<rustls::pki_types::CertificateDer<'static>>>,
+    proxy_authorization: Option<HeaderValue>,
 }
 
 impl Configuration {
@@ -24,16 +50,11 @@ impl Configuration {
     /// # Errors
     /// All errors, not only the first.
     pub fn load(sources: &Sources) -> Result<Self, ConfigErrors> {
-        let Parsed { settings, mut errors, key_files, tls_files } = sources.parse();
-        let mut keys: HashMap<String, Secret> = HashMap::new();
-        for file in key_files {
-            match read_key(&file.path) {
-                Ok(key) => drop(keys.insert(file.tenant, key)),
-                Err(problem) => errors.push(ConfigError {
-                    origin: file.origin,
-                    key: format!("tenants.{}.open_key_file", file.tenant),
-                    text: format!("{problem}; expected a file that holds the signing key"),
-                }),
+        let Parsed { settings, mut errors, mut warnings, files, tls_files } = sources.parse();
+        let mut contents = Contents::default();
+        for file in files {
+            if let Err(problem) = contents.read(&file) {
+                errors.push(ConfigError { origin: file.origin, key: file.key, text: problem });
             }
         }
         let tls = tls_files.map(|(origin, files)| {
@@ -47,12 +68,67 @@ impl Configuration {
             errors.push(error);
             None
         });
+        let is_tls =
+            settings.as_ref().and_then(|settings| settings.fixed.client.base_url.as_ref()).is_some_and(BaseUrl::is_tls);
+        let mut connect = ConnectKeys { tls: None, proxy_authorization: contents.proxy_authorization };
+        if is_tls {
+            match platform_tls(contents.trusted.as_deref(), &sources.named_roots) {
+                Ok(platform) => {
+                    connect.tls = Some(platform.config);
+                    if platform.uses_bundled {
+                        warnings.push(
+                            "the system has no trusted CA certificates; those included in this program are used"
+                                .to_owned(),
+                        );
+                    }
+                }
+                Err(text) => {
+                    let named = sources.named_roots.join(", ");
+                    let (origin, key) = match named.is_empty() {
+                        true => (None, "upstream.ca".to_owned()),
+                        false => (Some("environment".to_owned()), named),
+                    };
+                    errors.push(ConfigError { origin, key, text });
+                }
+            }
+        }
         let Some(settings) = settings.filter(|_| errors.is_empty()) else { return Err(ConfigErrors(errors)) };
         let inline = settings.dynamic.tenants.iter().filter_map(|tenant| match &tenant.key {
             KeySource::Inline(key) => Some((tenant.name.clone(), key.clone())),
             KeySource::File(_) => None,
         });
-        keys.extend(inline);
-        Ok(Self { settings, keys: TenantKeys::new(keys), tls: tls.map(Arc::new) })
+        contents.keys.extend(inline);
+        Ok(Self { settings, keys: TenantKeys::new(contents.keys), tls: tls.map(Arc::new), connect, warnings })
     }
+}
+
+impl Contents {
+    /// Reads a file.
+    fn read(&mut self, file: &FileReference) -> Result<(), String> {
+        match &file.holds {
+            Holds::SigningKey(tenant) => {
+                let key = read_key(&file.path);
+                let key = key.map_err(|problem| format!("{problem}; expected a file that holds the signing key"))?;
+                self.keys.insert(tenant.clone(), key);
+            }
+            Holds::TrustedCas => self.trusted = Some(read_certificates(&file.path)?),
+            Holds::ProxyCredentials => {
+                const EXPECTED: &str = "expected a file that holds user:password";
+                let secret = read_key(&file.path).map_err(|problem| format!("{problem}; {EXPECTED}"))?;
+                if !secret.expose().contains(':') {
+                    return Err(format!("names {}, which has no colon; {EXPECTED}", file.path.display()));
+                }
+                let basic = format!("Basic {}", STANDARD.encode(secret.expose()));
+                let value = HeaderValue::from_str(&basic).map_err(|_| EXPECTED.to_owned())?;
+                self.proxy_authorization = Some(sensitive(value));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Marked, so that it is not printed.
+fn sensitive(mut value: HeaderValue) -> HeaderValue {
+    value.set_sensitive(true);
+    value
 }

@@ -16,6 +16,7 @@ mod server;
 mod tenants;
 mod value;
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use time::UtcOffset;
@@ -25,7 +26,7 @@ pub use breaker::{BreakerSettings, Ratio};
 pub use callers::{CallerSettings, Permitted};
 use effective::Scope;
 pub use effective::{Differences, Effective};
-pub use load::{KeyFileReference, Parsed, Sources};
+pub use load::{FileReference, Holds, Parsed, Sources};
 pub use log::{AccessLog, AccessLogSettings, LogFormat, LogLevel, LogSettings};
 pub use rate::{CallerLimit, PaceSettings};
 use rate::{UPSTREAM_PACE, at_least_one, greater_than_zero};
@@ -87,6 +88,12 @@ pub struct DynamicSettings {
 pub struct ClientSettings {
     /// Where the platform is; [`Settings::missing_for_serving`] checks that it is given.
     pub base_url: Option<BaseUrl>,
+    /// A PEM file of CAs that are trusted in addition to the system's.
+    pub ca: Option<PathBuf>,
+    /// A forward proxy, reached by CONNECT.
+    pub proxy: Option<BaseUrl>,
+    /// The file of the proxy's credentials, `user:password`.
+    pub proxy_auth_file: Option<PathBuf>,
     /// How long it may take to open a connection, TLS included.
     pub connect_timeout: Duration,
     /// Concurrent attempts of one tenant.
@@ -253,8 +260,26 @@ fn read_upstream(mut table: Table<'_>) -> (ClientSettings, AttemptSettings) {
             ),
         );
     }
+    let is_proxy = |url: &BaseUrl| match !url.is_tls() && url.path().is_empty() {
+        true => Ok(()),
+        false => Err(
+            "http://host:port of a forward proxy, without a path; its credentials belong in upstream.proxy_auth_file",
+        ),
+    };
+    let proxy = table.optional_checked("proxy", is_proxy);
+    let ca = table.file("ca", Holds::TrustedCas);
+    let proxy_auth_file = table.file("proxy_auth_file", Holds::ProxyCredentials);
+    if proxy_auth_file.is_some() && !table.was_given("proxy") {
+        table.error("proxy_auth_file", "is given without upstream.proxy");
+    }
+    if ca.is_some() && base_url.as_ref().is_some_and(|url| !url.is_tls()) {
+        table.error("ca", "is given although upstream.base_url is not https");
+    }
     let client = ClientSettings {
         base_url,
+        ca,
+        proxy,
+        proxy_auth_file,
         connect_timeout: table.checked("connect_timeout", seconds(2), greater_than_zero),
         max_inflight: table.checked("max_inflight", 16, at_least_one),
         pool_idle: table.with_default("pool_idle", seconds(15)),

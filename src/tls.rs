@@ -1,4 +1,7 @@
-//! TLS for callers: certificates in files, which are read completely, checked, and read again when they change.
+//! TLS: for callers, certificates in files, which are read completely, checked, and read again when they change; towards the
+//! platform, the CAs that are trusted.
+
+mod platform;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -12,6 +15,8 @@ use rustls::server::WebPkiClientVerifier;
 use rustls::{RootCertStore, ServerConfig};
 use sha2::{Digest, Sha256};
 use zeroize::Zeroizing;
+
+pub use self::platform::{PlatformTls, platform_tls, read_certificates};
 
 /// Longer than any chain or bundle of roots, so that another file that is named by mistake is not read completely.
 const MAX_FILE: u64 = 4 << 20;
@@ -187,15 +192,20 @@ impl Contents {
 }
 
 fn read_file(key: &'static str, file: &Path) -> Result<Vec<u8>, TlsError> {
+    read_limited(file).map_err(|problem| TlsError { key, problem })
+}
+
+/// Reads a file of certificates or keys.
+fn read_limited(file: &Path) -> Result<Vec<u8>, String> {
     use std::io::Read;
     let mut bytes = Vec::new();
     let read = std::fs::File::open(file).and_then(|file| file.take(MAX_FILE + 1).read_to_end(&mut bytes));
     match read {
         Ok(length) if length as u64 > MAX_FILE => {
-            Err(TlsError { key, problem: format!("names a file of more than {MAX_FILE} bytes") })
+            Err(format!("names {}, a file of more than {MAX_FILE} bytes", file.display()))
         }
         Ok(_) => Ok(bytes),
-        Err(error) => Err(TlsError { key, problem: format!("names a file that cannot be read ({})", error.kind()) }),
+        Err(error) => Err(format!("names {}, which cannot be read: {error}", file.display())),
     }
 }
 

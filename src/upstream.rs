@@ -26,7 +26,7 @@ use self::circuit::TenantCircuits;
 pub use self::circuit::{Attempt, Circuit, Health, Observer, Rejected, Scope};
 use self::connect::Connector;
 pub use self::connect::ConnectorError;
-pub use self::error::{AttemptError, ExchangeError};
+pub use self::error::{AttemptError, ExchangeError, Failure, with_sources};
 use self::exchange::Target;
 pub use self::exchange::{Connection, Exchanged};
 pub use self::failures::Episode;
@@ -35,6 +35,7 @@ pub use self::outcome::{Answered, Effect, NotSent, Outcome};
 use self::pool::Pool;
 pub use self::retry::pause_before_retry;
 use crate::clock::Clock;
+use crate::configuration::ConnectKeys;
 use crate::route::Route;
 use crate::settings::{BaseUrl, BreakerSettings, ClientSettings};
 use crate::tenant::Tenant;
@@ -66,12 +67,17 @@ impl Upstream {
     /// A client for `base_url`, without connections yet.
     ///
     /// # Errors
-    /// If TLS is needed and cannot be configured.
-    pub fn new(base_url: &BaseUrl, settings: &ClientSettings, clock: &Clock) -> Result<Self, ConnectorError> {
+    /// If the host of `base_url` cannot be verified by TLS, or a proxy cannot be asked for it.
+    pub fn new(
+        base_url: &BaseUrl,
+        settings: &ClientSettings,
+        keys: ConnectKeys,
+        clock: &Clock,
+    ) -> Result<Self, ConnectorError> {
         let target = Arc::new(Target::new(base_url, settings.max_response.bytes()));
         Ok(Self {
             target,
-            connector: Connector::new(base_url, settings.connect_timeout)?,
+            connector: Connector::new(base_url, settings.proxy.as_ref(), keys, settings.connect_timeout)?,
             pool: Arc::new(Pool::new(settings.pool_idle, clock.clone())),
             circuits: RwLock::default(),
             connect_timeout: settings.connect_timeout,

@@ -15,7 +15,8 @@ fn load(text: &str, variables: &[(&str, &str)]) -> Result<Settings, String> {
     let mut file = tempfile::NamedTempFile::new().unwrap();
     file.write_all(text.as_bytes()).unwrap();
     let variables = variables.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
-    let sources = Sources { file: Some(file.path().to_path_buf()), variables: variables.collect(), ignored_file: None };
+    let sources =
+        Sources { file: Some(file.path().to_path_buf()), variables: variables.collect(), ..Sources::default() };
     let path = file.path().display().to_string();
     let loaded = Configuration::load(&sources).map(|configuration| configuration.settings);
     loaded.map_err(|errors| errors.to_string().replace(&path, "FILE"))
@@ -434,4 +435,62 @@ fn commands_whose_output_cannot_be_written_exit_1() {
 fn an_empty_table_of_callers_opens_nothing() {
     let errors = mistakes("[server]\nlisten = \"0.0.0.0:1\"\n[callers]\n");
     assert!(errors.contains("server.listen: 0.0.0.0:1 is not a loopback address"), "{errors}");
+}
+
+#[test]
+fn underscores_in_variables_stand_for_hyphens_in_names() {
+    let caller = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+    let variables = [
+        ("ZVGATE__TENANTS__MY_SHOP__OPEN_ID", "i"),
+        ("ZVGATE__TENANTS__MY_SHOP__GRANT_CODE", "g"),
+        ("ZVGATE__TENANTS__MY_SHOP__OPEN_KEY", "k"),
+        ("ZVGATE__CALLERS__THE_APP__KEY_SHA256", caller),
+        ("ZVGATE__CALLERS__THE_APP__TENANTS", "my-shop"),
+        ("ZVGATE__CALLERS__THE_APP__ROUTES", "*"),
+    ];
+    let settings = load("", &variables).unwrap_or_else(|error| panic!("{error}"));
+    assert_eq!(settings.dynamic.tenants[0].name, "my-shop");
+    assert_eq!(settings.dynamic.callers[0].name, "the-app");
+}
+
+#[test]
+fn paths_in_a_file_are_relative_to_it_and_those_in_variables_are_not() {
+    let folder = tempfile::tempdir().unwrap();
+    let place = |name: &str| folder.path().join(name);
+    std::fs::create_dir(place("keys")).unwrap();
+    std::fs::write(place("keys/shop"), "canary-key").unwrap();
+    let tenant = "[tenants.a]\nopen_id = \"i\"\ngrant_code = \"g\"\nopen_key_file = \"keys/shop\"\n";
+    std::fs::write(place("zvgate.toml"), tenant).unwrap();
+    let sources = Sources { file: Some(place("zvgate.toml")), ..Sources::default() };
+    let settings = Configuration::load(&sources).map(|loaded| loaded.settings).unwrap();
+    let KeySource::File(path) = &settings.dynamic.tenants[0].key else { panic!("a file") };
+    assert_eq!(*path, place("keys/shop"));
+    let variables = [("ZVGATE__TENANTS__A__OPEN_KEY_FILE".to_owned(), "keys/nowhere".to_owned())].into();
+    let errors = Configuration::load(&Sources { variables, ..sources }).err().unwrap().to_string();
+    assert!(errors.contains("names keys/nowhere, which cannot be read: No such file"), "{errors}");
+}
+
+#[test]
+fn the_first_safe_default_file_is_read_and_an_error_lists_where_it_was_looked_for() {
+    use std::os::unix::fs::PermissionsExt;
+    let folder = tempfile::tempdir().unwrap();
+    let place = |name: &str| folder.path().join(name);
+    let (code, _, err) = check(folder.path(), &[], &BTreeMap::new());
+    assert_eq!(code, 2);
+    for looked_for in ["--config", "$ZVGATE_CONFIG", "./zvgate.toml", "config/zvgate.toml", "/etc/zvgate/zvgate.toml"] {
+        assert!(err.contains(looked_for), "{err}");
+    }
+    std::fs::create_dir(place("config")).unwrap();
+    for (file, ttl) in [("config/zvgate.toml", 11), ("zvgate.toml", 12)] {
+        std::fs::write(place(file), format!("[cache]\nttl = \"{ttl}s\"\n")).unwrap();
+        std::fs::set_permissions(place(file), PermissionsExt::from_mode(0o600)).unwrap();
+        let (_, out, _) = check(folder.path(), &[], &BTreeMap::new());
+        assert!(out.contains(&format!("cache.ttl = \"{ttl}s\"")), "{out}");
+    }
+    std::fs::set_permissions(place("zvgate.toml"), PermissionsExt::from_mode(0o602)).unwrap();
+    let (_, out, err) = check(folder.path(), &[], &BTreeMap::new());
+    assert!(
+        out.contains("cache.ttl = \"11s\"") && err.contains("./zvgate.toml is ignored: it is world-writable"),
+        "{err}"
+    );
 }

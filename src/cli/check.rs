@@ -12,7 +12,7 @@ use crate::json::Node;
 use crate::settings::AttemptSettings;
 use crate::signer::{Call, Nonces, SignedRequest};
 use crate::tenant::{Identities, Tenant, Tenants};
-use crate::upstream::{Reuse, Upstream};
+use crate::upstream::{AttemptError, Reuse, Upstream, with_sources};
 
 /// The interface that the live call uses.
 const LIVE_PATH: &str = "/v3/crm/coupon/getCustomerCoupons";
@@ -31,20 +31,18 @@ pub(super) struct Arguments {
 pub(super) fn run(arguments: &Arguments) -> Result<(), u8> {
     let configuration = arguments.configuration.load()?;
     print(&configuration.settings.to_toml())?;
-    app::check(&configuration.settings).map_err(|error| {
-        eprint(&format!("zvgate: {error}"));
-        UNUSABLE
-    })?;
+    configuration.warnings.iter().for_each(|warning| eprint(&format!("warning: {warning}")));
+    app::check(&configuration).map_err(|error| arguments.configuration.report(&error))?;
     if arguments.live { runtime()?.block_on(live(&configuration)) } else { Ok(()) }
 }
 
 async fn live(configuration: &Configuration) -> Result<(), u8> {
     let clock = Clock::system();
-    let Configuration { settings, keys, .. } = configuration;
+    let Configuration { settings, keys, connect, .. } = configuration;
     let tenants = Tenants::new(&settings.dynamic.tenants, keys, &mut Identities::default());
     let client = &settings.fixed.client;
     let base_url = client.base_url.as_ref().ok_or(UNUSABLE)?;
-    let upstream = Upstream::new(base_url, client, &clock).map_err(fail)?;
+    let upstream = Upstream::new(base_url, client, connect.clone(), &clock).map_err(fail)?;
     let nonces = Nonces::new().map_err(fail)?;
     let mut all_accepted = true;
     for tenant in tenants.all() {
@@ -61,6 +59,11 @@ fn code_of(body: &[u8]) -> Option<String> {
     root.member("code")?.text().map(str::to_owned)
 }
 
+/// What failed, by the name that the log has for it, and why.
+fn explained(error: &AttemptError) -> String {
+    format!("{}: {}", error.failure().name(), with_sources(error))
+}
+
 async fn call(
     settings: &AttemptSettings,
     upstream: &Upstream,
@@ -69,11 +72,11 @@ async fn call(
     clock: &Clock,
 ) -> Result<String, String> {
     let call = Call { tenant: Arc::clone(tenant), path: LIVE_PATH.into(), members: LIVE_MEMBERS.into() };
-    let connection = upstream.connection(Reuse::Own).await.map_err(|failure| failure.error.to_string())?;
+    let connection = upstream.connection(Reuse::Own).await.map_err(|failure| explained(&failure.error))?;
     let signed = SignedRequest::sign(&call, nonces, clock.wall());
     let within = settings.attempt_timeout;
     let exchanged = connection.exchange(&signed, within, || {}, || {}).await;
-    let answer = exchanged.map_err(|failure| failure.error.to_string())?.answer;
+    let answer = exchanged.map_err(|failure| explained(&failure.error))?.answer;
     let reader =
         Reader { expires: Vec::new(), retry_codes: settings.retry_codes.clone(), utc_offset: settings.utc_offset };
     match reader.read(answer.status, &answer.body) {

@@ -39,6 +39,7 @@ async fn start(configuration: &ConfigArguments) -> Result<(), u8> {
     };
     let fixed = &loaded.settings.fixed;
     let _log = logging::begin(&fixed.log);
+    loaded.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
     raise_descriptor_limit(&fixed.listeners);
     let inherited = inherited().map_err(|error| {
         eprint(&format!(
@@ -51,10 +52,7 @@ async fn start(configuration: &ConfigArguments) -> Result<(), u8> {
         app = App::bind(loaded, Clock::system(), EarlierCalls::Unknown, inherited) => app,
         () = signals.stops.next() => return Ok(()),
     };
-    let app = app.map_err(|error| {
-        eprint(&format!("zvgate: {error}"));
-        if error.is_configuration() { UNUSABLE } else { super::FAILED }
-    })?;
+    let app = app.map_err(|error| configuration.report(&error))?;
     serve(configuration, app, signals, workers).await
 }
 

@@ -1,7 +1,6 @@
 //! Log lines about calls to the platform: one when something begins, changes or ends, never one per call.
 
 use std::collections::BTreeMap;
-use std::error::Error;
 use std::time::Duration;
 
 use super::request::Job;
@@ -9,7 +8,7 @@ use crate::answer::Verdict;
 use crate::limit::Throttled;
 use crate::metrics::BreakerState;
 use crate::tenant::Tenant;
-use crate::upstream::{Episode, Observer, Outcome, Scope, Transition};
+use crate::upstream::{Episode, Observer, Outcome, Scope, Transition, with_sources};
 
 /// Longest path that is logged; those of the platform are less than half as long.
 const MAX_SHOWN_PATH: usize = 128;
@@ -41,9 +40,10 @@ impl<'a> CallLog<'a> {
     }
 
     /// Attempts began to fail in a way that they did not before.
-    pub(super) fn failures_began(&self, outcome: &str) {
+    pub(super) fn failures_began(&self, outcome: &str, reason: &str) {
         let route = shown(&self.job.call.path);
-        tracing::warn!(tenant = self.tenant(), route, outcome, cause = self.cause(), "upstream attempts failing");
+        let cause = self.cause();
+        tracing::warn!(tenant = self.tenant(), route, outcome, reason, cause, "upstream attempts failing");
     }
 
     /// The platform throttled a call.
@@ -91,7 +91,7 @@ pub(super) fn failures_ended(tenant: &Tenant, path: &str, episode: &Episode) {
     tracing::info!(
         tenant = tenant.name,
         route = shown(path),
-        outcome = episode.kind,
+        reason = episode.kind,
         count = episode.count,
         lasted_ms = millis(episode.last.since(episode.began)),
         "upstream attempts recovered"
@@ -113,15 +113,6 @@ fn cause(outcome: &Outcome) -> String {
         Verdict::Garbage => "the answer is not JSON".to_owned(),
         Verdict::Success(_) | Verdict::Exception => String::new(),
     }
-}
-
-fn with_sources(error: &dyn Error) -> String {
-    let (mut text, mut source) = (error.to_string(), error.source());
-    while let Some(error) = source {
-        text = format!("{text}: {error}");
-        source = error.source();
-    }
-    text
 }
 
 /// A path as it is logged: under a wildcard callers choose it.

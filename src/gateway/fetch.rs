@@ -12,7 +12,7 @@ use crate::limit::{Pace, Paces, Permit};
 use crate::metrics::{AttemptResult, Label};
 use crate::signer::{Nonces, SignedRequest};
 use crate::upstream::{
-    Answered, Attempt, AttemptError, Circuit, ExchangeError, Exchanged, NotSent, Outcome, Reuse, Upstream,
+    Answered, Attempt, AttemptError, Circuit, ExchangeError, Exchanged, Failure, NotSent, Outcome, Reuse, Upstream,
     pause_before_retry,
 };
 
@@ -148,8 +148,12 @@ impl Fetcher {
         job.metrics().attempts.of(result).inc();
         match (result, outcome) {
             (AttemptResult::Ok | AttemptResult::Exception, _) => circuit.succeeded(),
-            _ if circuit.failed(result.name()) => call_log.failures_began(result.name()),
-            _ => {}
+            _ => {
+                let reason = outcome.error().map_or_else(|| result.name(), |error| error.failure().name());
+                if circuit.failed(reason) {
+                    call_log.failures_began(result.name(), reason);
+                }
+            }
         }
         if let (AttemptResult::Throttled, Outcome::Answered(answered)) = (result, outcome) {
             permit.throttled(answered.sent.boot).iter().for_each(|throttled| call_log.throttled(throttled));
@@ -237,13 +241,31 @@ fn result_of(outcome: &Outcome) -> AttemptResult {
             Verdict::Http5xx => AttemptResult::Http5xx,
             Verdict::HttpOther => AttemptResult::HttpOther,
         },
-        Outcome::NotSent(_) | Outcome::Unknown(_) => match outcome.error() {
-            Some(AttemptError::Timeout) => AttemptResult::Timeout,
-            Some(AttemptError::Reset(_)) => AttemptResult::Reset,
-            Some(AttemptError::Redirect) => AttemptResult::HttpOther,
-            Some(AttemptError::Oversized | AttemptError::NotHttp(_)) => AttemptResult::Garbage,
-            Some(error) if error.is_connect() => AttemptResult::Connect,
-            Some(_) | None => AttemptResult::Reset,
+        Outcome::NotSent(_) | Outcome::Unknown(_) => match outcome.error().map(AttemptError::failure) {
+            Some(Failure::Dns | Failure::DnsTimeout) => AttemptResult::Dns,
+            Some(Failure::Refused | Failure::Unroutable | Failure::ConnectTimeout | Failure::Connect) => {
+                AttemptResult::Connect
+            }
+            Some(
+                Failure::ProxyUnreachable
+                | Failure::ProxyUnauthenticated
+                | Failure::ProxyRejected
+                | Failure::ProxyTimeout,
+            ) => AttemptResult::Proxy,
+            Some(
+                Failure::CertificateExpired
+                | Failure::CertificateNotYetValid
+                | Failure::CertificateUnknownCa
+                | Failure::CertificateWrongName
+                | Failure::Certificate
+                | Failure::TlsAlert
+                | Failure::Tls
+                | Failure::TlsTimeout,
+            ) => AttemptResult::Tls,
+            Some(Failure::Timeout) => AttemptResult::Timeout,
+            Some(Failure::Redirect) => AttemptResult::HttpOther,
+            Some(Failure::Oversized | Failure::NotHttp) => AttemptResult::Garbage,
+            Some(Failure::Reset) | None => AttemptResult::Reset,
         },
     }
 }

@@ -178,6 +178,7 @@ impl Gateway {
         match self.upstream.resolve().await {
             Resolved::Unchanged => {}
             Resolved::Changed => tracing::info!("upstream DNS changed"),
+            Resolved::Recovered => tracing::info!("upstream DNS lookup recovered"),
             Resolved::Failed(error) => {
                 tracing::warn!(%error, "upstream DNS lookup failed; the last addresses are used");
             }

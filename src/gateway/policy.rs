@@ -85,7 +85,7 @@ impl Policy {
         metrics: &Metrics,
         clock: &Clock,
     ) -> Self {
-        let Configuration { settings: all, keys, tls } = configuration;
+        let Configuration { settings: all, keys, tls, .. } = configuration;
         let settings = all.dynamic;
         let tenants = Tenants::new(&settings.tenants, &keys, identities);
         let routes = Routes::new(&settings.routes);

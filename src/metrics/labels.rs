@@ -124,8 +124,14 @@ label! {
         Reset = "reset",
         /// No answer in time.
         Timeout = "timeout",
+        /// The name could not be resolved.
+        Dns = "dns",
         /// No connection.
         Connect = "connect",
+        /// No TLS.
+        Tls = "tls",
+        /// No connection through the forward proxy.
+        Proxy = "proxy",
         /// An answer that cannot be used.
         Garbage = "garbage",
     }

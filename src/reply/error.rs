@@ -8,7 +8,7 @@ use http::StatusCode;
 use crate::envelope::EnvelopeError;
 use crate::limit::Limited;
 use crate::tenant::NoTenant;
-use crate::upstream::{AttemptError, NotSent, Rejected};
+use crate::upstream::{AttemptError, Failure, NotSent, Rejected};
 
 /// When to retry if nothing better is known.
 const SOON: Duration = Duration::from_secs(1);
@@ -203,15 +203,25 @@ pub(super) enum RetryAfter<'a> {
 }
 
 /// The error types of RFC 9209, section 2.3.
-const fn error_type(error: &AttemptError) -> &'static str {
-    match error {
-        AttemptError::Dns(_) => "dns_error",
-        AttemptError::Connect(_) => "connection_refused",
-        AttemptError::Tls(_) => "tls_protocol_error",
-        AttemptError::ConnectTimeout => "connection_timeout",
-        AttemptError::Timeout => "http_response_timeout",
-        AttemptError::Reset(_) => "connection_terminated",
-        AttemptError::Oversized => "http_response_body_size",
-        AttemptError::Redirect | AttemptError::NotHttp(_) => "http_protocol_error",
+fn error_type(error: &AttemptError) -> &'static str {
+    match error.failure() {
+        Failure::Dns => "dns_error",
+        Failure::DnsTimeout => "dns_timeout",
+        Failure::Refused => "connection_refused",
+        Failure::Unroutable => "destination_ip_unroutable",
+        Failure::ConnectTimeout | Failure::ProxyTimeout | Failure::TlsTimeout => "connection_timeout",
+        Failure::Connect | Failure::ProxyUnreachable | Failure::ProxyRejected => "destination_unavailable",
+        Failure::ProxyUnauthenticated => "proxy_configuration_error",
+        Failure::CertificateExpired
+        | Failure::CertificateNotYetValid
+        | Failure::CertificateUnknownCa
+        | Failure::CertificateWrongName
+        | Failure::Certificate => "tls_certificate_error",
+        Failure::TlsAlert => "tls_alert_received",
+        Failure::Tls => "tls_protocol_error",
+        Failure::Timeout => "http_response_timeout",
+        Failure::Reset => "connection_terminated",
+        Failure::Oversized => "http_response_body_size",
+        Failure::Redirect | Failure::NotHttp => "http_protocol_error",
     }
 }

@@ -59,6 +59,11 @@ impl BaseUrl {
         &self.host
     }
 
+    /// The host, in brackets if it is an IPv6 address (RFC 3986, section 3.2.2).
+    pub fn bracketed_host(&self) -> String {
+        if self.host.contains(':') { format!("[{}]", self.host) } else { self.host.clone() }
+    }
+
     /// The port.
     pub const fn port(&self) -> u16 {
         self.port

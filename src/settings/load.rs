@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use config::{Config, Map, Source, Value, ValueKind};
 
 use super::Settings;
-use super::reader::{ConfigError, ConfigErrors, Notes, Table};
+use super::reader::{ConfigError, ConfigErrors, Notes, Table, VARIABLE};
 use crate::tls::TlsFiles;
 
 /// Variables that are keys of the configuration begin with this. Others that begin with `ZVGATE_` are not ours: Kubernetes sets
@@ -16,8 +16,12 @@ use crate::tls::TlsFiles;
 const PREFIX: &str = "ZVGATE__";
 /// The variable that names the configuration file.
 const FILE_VARIABLE: &str = "ZVGATE_CONFIG";
-/// Read if no file is named and nobody else could have written it.
-const DEFAULT_FILE: &str = "config/zvgate.toml";
+/// The first of these that exists is read if no file is named.
+const DEFAULT_FILES: [&str; 3] = ["./zvgate.toml", "config/zvgate.toml", "/etc/zvgate/zvgate.toml"];
+/// Variables that name the system's trusted CAs (as OpenSSL has them).
+const ROOTS_VARIABLES: [&str; 2] = ["SSL_CERT_FILE", "SSL_CERT_DIR"];
+/// Variables by which other programs are told of a forward proxy.
+const PROXY_VARIABLES: [&str; 4] = ["HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"];
 
 /// Where a configuration comes from. It may hold keys, so that it has no `Debug`.
 #[derive(Clone, Default)]
@@ -26,27 +30,41 @@ pub struct Sources {
     pub file: Option<PathBuf>,
     /// The variables that begin with `ZVGATE__`.
     pub variables: BTreeMap<String, String>,
-    /// Why the default file was ignored, if it was.
-    pub ignored_file: Option<String>,
+    /// The environment variables that name the system's trusted CAs, if any do.
+    pub named_roots: Vec<&'static str>,
+    /// What an operator should know of them.
+    pub warnings: Vec<String>,
 }
 
 impl Sources {
-    /// The file named by the command line, else by `$ZVGATE_CONFIG`, else the default one if it is safe; and the process's
-    /// variables.
+    /// The file named by the command line, else by `$ZVGATE_CONFIG`, else the first of the default ones that exists and that
+    /// nobody else could have written; and the process's variables.
     pub fn of_process(named: Option<&Path>) -> Self {
         #[expect(clippy::disallowed_methods, reason = "the one place where the configuration meets the environment")]
         let mut variables: BTreeMap<String, String> = std::env::vars_os()
             .filter_map(|(name, value)| Some((name.into_string().ok()?, value.to_string_lossy().into_owned())))
-            .filter(|(name, _)| name.starts_with(PREFIX) || name == FILE_VARIABLE)
             .collect();
-        let from_variable = variables.remove(FILE_VARIABLE).map(PathBuf::from);
-        match named.map(Path::to_path_buf).or(from_variable) {
-            Some(file) => Self { file: Some(file), variables, ignored_file: None },
-            None => match default_file(Path::new(DEFAULT_FILE)) {
-                Ok(file) => Self { file, variables, ignored_file: None },
-                Err(why) => Self { file: None, variables, ignored_file: Some(why) },
-            },
+        let is_set = |name: &&str| variables.get(*name).is_some_and(|value| !value.is_empty());
+        let named_roots = ROOTS_VARIABLES.into_iter().filter(|name| is_set(name)).collect();
+        let proxies: Vec<&str> = PROXY_VARIABLES.into_iter().filter(is_set).collect();
+        let mut warnings = Vec::new();
+        if !proxies.is_empty() {
+            warnings
+                .push(format!("{} is not used; a forward proxy is configured by upstream.proxy", proxies.join(", ")));
         }
+        let file = named.map(Path::to_path_buf);
+        let file = file.or_else(|| variables.get(FILE_VARIABLE).map(PathBuf::from));
+        let file = file.or_else(|| default_file(&mut warnings));
+        variables.retain(|name, _| name.starts_with(PREFIX));
+        Self { file, variables, named_roots, warnings }
+    }
+
+    /// Where a file was looked for, if there is none.
+    pub fn missing_file(&self) -> Option<String> {
+        let places = || DEFAULT_FILES.join(", ");
+        self.file.is_none().then(|| {
+            format!("no configuration file: --config and ${FILE_VARIABLE} name none, and looked for {}", places())
+        })
     }
 
     /// Merges all layers and reads the settings. No file that they name is read.
@@ -57,7 +75,8 @@ impl Sources {
         Parsed {
             settings: settings.map(|settings| Settings { effective, ..settings }),
             errors,
-            key_files: notes.key_files.into_inner(),
+            warnings: self.warnings.clone(),
+            files: notes.files.into_inner(),
             tls_files: notes.tls_files.into_inner(),
         }
     }
@@ -95,39 +114,52 @@ pub struct Parsed {
     pub settings: Option<Settings>,
     /// All errors.
     pub errors: Vec<ConfigError>,
-    /// The files of signing keys.
-    pub key_files: Vec<KeyFileReference>,
+    /// What an operator should know although it is valid.
+    pub warnings: Vec<String>,
+    /// Files whose contents are needed.
+    pub files: Vec<FileReference>,
     /// The files of `server.tls`, and where they were given.
     pub tls_files: Option<(Option<String>, TlsFiles)>,
 }
 
-/// A file that holds a tenant's signing key.
+/// A file that the configuration names, to be read later.
 #[derive(Clone, Debug)]
-pub struct KeyFileReference {
-    /// The tenant's name.
-    pub tenant: String,
-    /// The file or variable that names it.
+pub struct FileReference {
+    /// The key that names it.
+    pub key: String,
+    /// The file or variable that has the key.
     pub origin: Option<String>,
     /// The file.
     pub path: PathBuf,
+    /// What it holds.
+    pub holds: Holds,
 }
 
-/// The default file, if it exists and nobody else could have written it.
-fn default_file(path: &Path) -> Result<Option<PathBuf>, String> {
-    let Ok(metadata) = std::fs::metadata(path) else { return Ok(None) };
-    if metadata.mode() & 0o002 != 0 {
-        return Err(format!(
-            "{} is ignored: it is world-writable; name it with --config if that is intended",
-            path.display()
-        ));
+/// What a file holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Holds {
+    /// The signing key of this tenant.
+    SigningKey(String),
+    /// CAs that are trusted for the platform.
+    TrustedCas,
+    /// `user:password` for the forward proxy.
+    ProxyCredentials,
+}
+
+/// The first default file that exists and that nobody else could have written.
+fn default_file(warnings: &mut Vec<String>) -> Option<PathBuf> {
+    for path in DEFAULT_FILES.map(Path::new) {
+        let Ok(metadata) = std::fs::metadata(path) else { continue };
+        let problem = if metadata.mode() & 0o002 != 0 {
+            "it is world-writable"
+        } else if metadata.uid() != rustix::process::geteuid().as_raw() && metadata.uid() != 0 {
+            "it belongs to another user"
+        } else {
+            return Some(path.to_path_buf());
+        };
+        warnings.push(format!("{} is ignored: {problem}; name it with --config if that is intended", path.display()));
     }
-    if metadata.uid() != rustix::process::geteuid().as_raw() {
-        return Err(format!(
-            "{} is ignored: it belongs to another user; name it with --config if that is intended",
-            path.display()
-        ));
-    }
-    Ok(Some(path.to_path_buf()))
+    None
 }
 
 /// One layer: values with their origin.
@@ -202,7 +234,13 @@ fn environment(variables: &BTreeMap<String, String>, notes: &Notes) -> Layer {
     let mut root = Map::new();
     for (name, text) in variables {
         let Some(levels) = name.strip_prefix(PREFIX) else { continue };
-        let path: Vec<String> = levels.split("__").map(str::to_lowercase).collect();
+        let mut path: Vec<String> = levels.split("__").map(str::to_lowercase).collect();
+        if let [tables, named, ..] = path.as_mut_slice()
+            && matches!(tables.as_str(), "tenants" | "callers")
+        {
+            // Variables cannot have hyphens in their names; names of tenants and callers have no underscores.
+            *named = named.replace('_', "-");
+        }
         if !insert(&mut root, &path, name, text) {
             notes.error(Some("environment"), name, "is used both for a value and for a table of keys");
         }
@@ -211,7 +249,7 @@ fn environment(variables: &BTreeMap<String, String>, notes: &Notes) -> Layer {
 }
 
 fn insert(table: &mut Map<String, Value>, path: &[String], name: &str, text: &str) -> bool {
-    let origin = format!("environment variable {name}");
+    let origin = format!("{VARIABLE}{name}");
     match path {
         [] => false,
         [key] => table.insert(key.clone(), Value::new(Some(&origin), ValueKind::String(text.to_owned()))).is_none(),

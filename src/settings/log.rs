@@ -94,7 +94,7 @@ pub(super) fn read(mut table: Table<'_>) -> (LogSettings, AccessLogSettings) {
     let log = LogSettings {
         format: table.with_default("format", LogFormat::Auto),
         level: table.with_default("level", LogLevel::Info),
-        hash_key_file: table.optional("hash_key_file"),
+        hash_key_file: table.path("hash_key_file"),
     };
     table.finish();
     (log, access_log)

@@ -3,15 +3,18 @@
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use config::{Value, ValueKind};
 
 use super::effective::{Effective, Scope};
-use super::load::KeyFileReference;
+use super::load::{FileReference, Holds};
 use super::value::{Setting, nearest};
 use crate::secret::KeyHash;
 use crate::tls::TlsFiles;
+
+/// How the origin of a value from the environment begins.
+pub(super) const VARIABLE: &str = "environment variable ";
 
 /// One error in a configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -55,7 +58,7 @@ impl std::error::Error for ConfigErrors {}
 pub(super) struct Notes {
     pub(super) errors: RefCell<Vec<ConfigError>>,
     pub(super) effective: RefCell<Effective>,
-    pub(super) key_files: RefCell<Vec<KeyFileReference>>,
+    pub(super) files: RefCell<Vec<FileReference>>,
     pub(super) tls_files: RefCell<Option<(Option<String>, TlsFiles)>>,
 }
 
@@ -106,11 +109,23 @@ impl<'a> Table<'a> {
         self.scope = scope;
     }
 
-    /// Notes the file of a tenant's signing key, which is read later.
-    pub(super) fn note_key_file(&self, tenant: &str, path: PathBuf) {
-        let origin = self.known.get("open_key_file").cloned().flatten().or_else(|| self.origin.clone());
-        let reference = KeyFileReference { tenant: tenant.to_owned(), origin, path };
-        self.notes.key_files.borrow_mut().push(reference);
+    /// The path of a file under `key`; one that is given in a file is relative to that file.
+    pub(super) fn path(&mut self, key: &'static str) -> Option<PathBuf> {
+        let given = self.entries.get(key).and_then(|value| value.origin().map(str::to_owned));
+        let path: PathBuf = self.read(key, |_| Ok(()))?;
+        let folder = given.filter(|origin| !origin.starts_with(VARIABLE)).map(PathBuf::from);
+        let path = folder.as_deref().and_then(Path::parent).map_or_else(|| path.clone(), |folder| folder.join(&path));
+        self.record(key, path.show());
+        Some(path)
+    }
+
+    /// The same for a file whose contents are read later.
+    pub(super) fn file(&mut self, key: &'static str, holds: Holds) -> Option<PathBuf> {
+        let path = self.path(key)?;
+        let origin = self.known.get(key).cloned().flatten();
+        let reference = FileReference { key: self.key(key), origin, path: path.clone(), holds };
+        self.notes.files.borrow_mut().push(reference);
+        Some(path)
     }
 
     /// Notes the files of `server.tls`, which are read later.
@@ -133,6 +148,11 @@ impl<'a> Table<'a> {
     /// Whether `key` is given here.
     pub(super) fn has(&self, key: &str) -> bool {
         self.entries.contains_key(key)
+    }
+
+    /// Whether `key` was given here, and has been read.
+    pub(super) fn was_given(&self, key: &str) -> bool {
+        self.known.get(key).is_some_and(Option::is_some)
     }
 
     /// Whether the table of `key` is given here, and something in it.

@@ -1,7 +1,6 @@
 //! `server.*`: the listeners, and what callers may use of them.
 
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::PathBuf;
 use std::time::Duration;
 
 use super::effective::Scope;
@@ -117,9 +116,7 @@ fn read_tls(mut table: Table<'_>) {
             );
         }
     }
-    let cert: Option<PathBuf> = table.optional("cert");
-    let key: Option<PathBuf> = table.optional("key");
-    let client_ca: Option<PathBuf> = table.optional("client_ca");
+    let (cert, key, client_ca) = (table.path("cert"), table.path("key"), table.path("client_ca"));
     if let Some((cert, key)) = cert.zip(key) {
         table.note_tls(TlsFiles { cert, key, client_ca });
     }

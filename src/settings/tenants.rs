@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::path::PathBuf;
 
+use super::load::Holds;
 use super::rate::PaceSettings;
 use super::reader::Table;
 use crate::secret::Secret;
@@ -79,10 +80,7 @@ fn read_one(name: &str, table: &mut Table<'_>, pace: PaceSettings) -> Option<Ten
     let grant_code = table.optional("grant_code");
     let given = (table.has("open_key"), table.has("open_key_file"));
     let key = table.secret("open_key").map(Secret::new);
-    let file: Option<PathBuf> = table.optional("open_key_file");
-    if let Some(file) = &file {
-        table.note_key_file(name, file.clone());
-    }
+    let file = table.file("open_key_file", Holds::SigningKey(name.to_owned()));
     let key = match (given, key, file) {
         ((true, true), _, _) => {
             table.error("open_key", "is given together with open_key_file; expected one of the two");

@@ -20,14 +20,14 @@ const MAX_KEY: u64 = 4096;
 /// # Errors
 /// What is wrong with the file, to be put after its key in the configuration.
 pub fn read_key(path: &Path) -> Result<Secret, String> {
-    let unreadable = |error: std::io::Error| format!("names a file that cannot be read ({})", error.kind());
+    let unreadable = |error: std::io::Error| format!("names {}, which cannot be read: {error}", path.display());
     let mut text = Zeroizing::new(String::new());
     let read = std::fs::File::open(path).and_then(|file| file.take(MAX_KEY + 1).read_to_string(&mut text));
     if read.map_err(unreadable)? as u64 > MAX_KEY {
-        return Err(format!("names a file of more than {MAX_KEY} bytes"));
+        return Err(format!("names {}, a file of more than {MAX_KEY} bytes", path.display()));
     }
     let key = Secret::new(text.trim().to_owned());
-    key.check().map_err(|problem| format!("names a file that {problem}"))?;
+    key.check().map_err(|problem| format!("names {}, which {problem}", path.display()))?;
     Ok(key)
 }
 

@@ -92,8 +92,9 @@ impl Outcome {
             Self::NotSent(NotSent::Failed(error)) | Self::Unknown(error) => match **error {
                 AttemptError::Dns(_)
                 | AttemptError::Connect(_)
+                | AttemptError::Proxy(_)
                 | AttemptError::Tls(_)
-                | AttemptError::ConnectTimeout
+                | AttemptError::ConnectTimeout(_)
                 | AttemptError::Timeout
                 | AttemptError::Reset(_) => true,
                 AttemptError::Oversized | AttemptError::Redirect | AttemptError::NotHttp(_) => false,
@@ -111,8 +112,9 @@ impl Outcome {
                 AttemptError::Oversized | AttemptError::Redirect => Health::Answered,
                 AttemptError::Dns(_)
                 | AttemptError::Connect(_)
+                | AttemptError::Proxy(_)
                 | AttemptError::Tls(_)
-                | AttemptError::ConnectTimeout => Health::Unreachable,
+                | AttemptError::ConnectTimeout(_) => Health::Unreachable,
                 AttemptError::Timeout | AttemptError::Reset(_) | AttemptError::NotHttp(_) => Health::Failed,
             },
             Self::NotSent(_) => return None,

@@ -9,7 +9,7 @@ use crate::scripted::{Act, Scripted};
 use crate::support::{MERCHANTS, READ, post};
 
 /// The wrapper that lets a process look names up in a file of its own.
-fn nss_wrapper() -> PathBuf {
+pub(crate) fn nss_wrapper() -> PathBuf {
     let folders = std::fs::read_dir("/usr/lib").unwrap().filter_map(Result::ok);
     let found = folders.map(|folder| folder.path().join("libnss_wrapper.so")).find(|path| path.exists());
     found.expect(".ci/setup installs libnss-wrapper")

@@ -12,6 +12,7 @@ mod caching;
 mod consistency;
 mod errors;
 mod examples;
+mod failures;
 mod fidelity;
 mod framing;
 mod http2;

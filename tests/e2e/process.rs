@@ -160,7 +160,7 @@ async fn the_log_reports_failures_the_breaker_and_throttling() {
     next("breaker half-open");
     next("breaker closed");
     let recovered = next("upstream attempts recovered");
-    assert_eq!((&recovered["outcome"], &recovered["count"]), (&"http_5xx".into(), &5.into()));
+    assert_eq!((&recovered["reason"], &recovered["count"]), (&"http_5xx".into(), &5.into()));
     platform.faults(serde_json::json!({ "fault": "throttle" })).await;
     read(10).await;
     assert_eq!(next("upstream attempts failing")["outcome"], "throttled");

@@ -147,7 +147,7 @@ pub(crate) fn configuration(upstream: &impl Upstream, words: Words<'_>, file: Op
         file
     });
     let path = file.as_ref().map(|file| file.path().to_path_buf());
-    let sources = Sources { file: path, variables, ignored_file: None };
+    let sources = Sources { file: path, variables, ..Sources::default() };
     Configuration::load(&sources).unwrap_or_else(|errors| panic!("{errors}"))
 }
 

@@ -56,6 +56,16 @@ impl Authority {
         signed.der().to_vec()
     }
 
+    /// TLS of a server that has a certificate with these parameters.
+    pub(crate) fn server(&self, params: &CertificateParams) -> rustls::ServerConfig {
+        let key = KeyPair::generate().unwrap();
+        let signed = params.signed_by(&key, &self.issuer).unwrap();
+        let key = rustls::pki_types::PrivateKeyDer::try_from(key.serialize_der()).unwrap();
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let builder = rustls::ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
+        builder.unwrap().with_no_client_auth().with_single_cert(vec![signed.der().clone()], key).unwrap()
+    }
+
     pub(crate) fn file(&self, name: &str) -> PathBuf {
         self.folder.path().join(format!("{name}.pem"))
     }
@@ -229,7 +239,7 @@ fn certificates_of_no_use_are_mistakes_in_the_configuration() {
         (&key, &key, "", "server.tls.cert: names a file without a certificate in PEM"),
         (&cert, &cert, "", "server.tls.key: names a file without a private key in PEM"),
         (&cert, &strangers.path("key"), "", "server.tls.key: does not match server.tls.cert"),
-        (&authority.path("none"), &key, "", "server.tls.cert: names a file that cannot be read"),
+        (&authority.path("none"), &key, "", "none.pem, which cannot be read"),
         (&cert, &key, &key, "server.tls.client_ca: names a file without a certificate in PEM"),
         (&cert, &key, &authority.path("broken"), "server.tls.client_ca: contains an invalid certificate"),
     ] {
