@@ -110,7 +110,7 @@ async fn gateway() -> SocketAddr {
 }
 
 #[test]
-fn a_hit_allocates_little_beside_what_the_library_does() {
+fn a_hit_allocates_little_more_than_bare_hyper() {
     let (library, hit) = (allocations(bare_hyper), allocations(gateway));
     println!("bare hyper {library:.2} a request, a hit {hit:.2}");
     assert!(library > 1.0, "they are counted");

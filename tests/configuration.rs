@@ -50,13 +50,13 @@ fn everything() -> String {
 }
 
 #[test]
-fn the_reference_is_the_built_in_defaults() {
+fn the_reference_equals_the_built_in_defaults() {
     assert_eq!(effective(REFERENCE), Settings::defaults().unwrap().to_toml());
     assert_eq!(effective(""), Settings::defaults().unwrap().to_toml());
 }
 
 #[test]
-fn the_reference_names_every_key() {
+fn the_reference_documents_every_key() {
     let keys = |text: &str| -> BTreeSet<String> {
         let lines = text.lines().take_while(|line| !line.starts_with("[["));
         lines.filter_map(|line| line.split_once(" = ")).map(|(key, _)| key.to_owned()).collect()
@@ -92,7 +92,7 @@ fn the_reference_names_every_key() {
 }
 
 #[test]
-fn every_key_of_the_reference_can_be_used() {
+fn every_key_of_the_reference_is_accepted() {
     let text = everything();
     let shown = effective(&text);
     for line in [
@@ -119,7 +119,7 @@ fn every_key_of_the_reference_can_be_used() {
 }
 
 #[test]
-fn what_is_shown_can_be_read_again() {
+fn the_effective_configuration_can_be_loaded_again() {
     let text = "[server]\nlisten = \"[::1]:1\"\n[cache]\nttl = \"90s\"\nmax_bytes = \"1000B\"\n[upstream]\nutc_offset = \"-03:30\"\n[[routes]]\npath = \"/a/**\"\nkind = \"cached\"\npace = { rate = 3 }\n";
     let shown = effective(text);
     for line in [
@@ -134,7 +134,7 @@ fn what_is_shown_can_be_read_again() {
 }
 
 #[test]
-fn the_environment_wins_over_the_file_leaf_by_leaf() {
+fn environment_variables_override_single_keys_of_the_file() {
     let file = "[limits.upstream]\nrate = 5\nper = \"2s\"\n[upstream]\nretry_codes = [\"1\"]\n";
     let settings = load(
         file,
@@ -164,7 +164,7 @@ fn the_environment_wins_over_the_file_leaf_by_leaf() {
 }
 
 #[test]
-fn every_mistake_names_its_place_its_value_and_what_would_be_right() {
+fn every_error_names_its_key_its_value_and_what_is_expected() {
     for (text, key, expected) in [
         ("[server]\nlisten = \"here\"", "server.listen", "found \"here\"; expected an address and port"),
         ("[server]\nlisten = \"0.0.0.0:80\"", "server.listen", "allow_anonymous = true"),
@@ -251,7 +251,7 @@ fn every_mistake_names_its_place_its_value_and_what_would_be_right() {
 }
 
 #[test]
-fn mistakes_between_tenants_are_told() {
+fn conflicts_between_tenants_are_reported() {
     let two = |more: &str| format!("{TENANT}default = true\n[tenants.b]\nopen_id = \"i\"\nopen_key = \"k\"\n{more}");
     assert!(mistakes(&two("grant_code = \"g\"\n")).contains("tenants.b.open_id: has the identity of tenants.a"));
     assert!(
@@ -263,7 +263,7 @@ fn mistakes_between_tenants_are_told() {
 }
 
 #[test]
-fn all_mistakes_are_told_at_once() {
+fn all_errors_are_reported_together() {
     let text = "[server]\nlisten = \"x\"\nnonsense = 1\n[cache]\nttl = 3\n[tenants.a]\nopen_id = 5\n";
     let shown = load(text, &[("ZVGATE__LOG__LEVEL", "loud"), ("ZVGATE__", "1")]).unwrap_err();
     for part in [
@@ -282,7 +282,7 @@ fn all_mistakes_are_told_at_once() {
 
 /// Law 7: nothing that stands under `tenants`, and no key that went astray, is in an error.
 #[test]
-fn no_secret_is_in_a_mistake() {
+fn no_error_contains_a_secret() {
     for text in [
         "[tenants.a]\nopen_id = \"canary\"\ngrant_code = [\"canary\"]\nopen_key = { canary = \"canary\" }",
         "[tenants.a]\nopen_id = \"i\"\ngrant_code = \"g\"\nopen_key = [\"canary\"]",
@@ -319,7 +319,7 @@ fn no_secret_is_in_a_mistake() {
 }
 
 #[test]
-fn a_file_that_is_not_toml_is_told_by_line_and_column() {
+fn invalid_toml_is_reported_with_line_and_column() {
     assert!(mistakes("[server]\nlisten = \n").starts_with("FILE: line 2, column "));
     let missing = Sources { file: Some("/nowhere/zvgate.toml".into()), ..Sources::default() };
     assert!(missing.settings().unwrap_err().to_string().starts_with("/nowhere/zvgate.toml: file: cannot be read"));
@@ -333,7 +333,7 @@ fn check(folder: &std::path::Path, arguments: &[&str], variables: &BTreeMap<&str
 }
 
 #[test]
-fn the_usual_file_is_read_unless_somebody_else_could_have_written_it() {
+fn the_default_file_is_loaded_unless_it_is_world_writable() {
     use std::os::unix::fs::PermissionsExt;
     let folder = tempfile::tempdir().unwrap();
     let none = BTreeMap::new();
@@ -355,7 +355,7 @@ fn the_usual_file_is_read_unless_somebody_else_could_have_written_it() {
 }
 
 #[test]
-fn check_exits_2_for_a_configuration_that_cannot_be_used() {
+fn check_exits_2_for_an_invalid_configuration() {
     let folder = tempfile::tempdir().unwrap();
     let wrong = BTreeMap::from([("ZVGATE__CACHE__TTL", "soon"), ("ZVGATE__NONSENSE", "1")]);
     let (code, shown, complaint) = check(folder.path(), &[], &wrong);
@@ -395,7 +395,7 @@ fn check_exits_2_wherever_serve_does() {
 
 /// Kubernetes sets such variables for a Service named `zvgate`.
 #[test]
-fn variables_of_others_are_ignored() {
+fn service_variables_of_kubernetes_are_ignored() {
     let folder = tempfile::tempdir().unwrap();
     let variables = BTreeMap::from([
         ("ZVGATE_PORT", "tcp://10.0.0.1:8080"),
@@ -431,7 +431,7 @@ fn commands_whose_output_cannot_be_written_exit_1() {
 }
 
 #[test]
-fn an_empty_table_of_callers_opens_nothing() {
+fn an_empty_callers_table_still_requires_loopback() {
     let errors = mistakes("[server]\nlisten = \"0.0.0.0:1\"\n[callers]\n");
     assert!(errors.contains("server.listen: 0.0.0.0:1 is not a loopback address"), "{errors}");
 }

@@ -16,7 +16,7 @@ fn passes(command: &mut Command) {
 }
 
 #[test]
-fn systemd_takes_the_units_and_finds_the_service_confined() {
+fn systemd_accepts_the_units_and_the_service_is_confined() {
     let folder = tempfile::tempdir().unwrap();
     let unit = std::fs::read_to_string(root().join("deploy/zvgate.service")).unwrap();
     // The program is not installed here; the one that was built stands in.
@@ -31,13 +31,13 @@ fn systemd_takes_the_units_and_finds_the_service_confined() {
 }
 
 #[test]
-fn promtool_takes_the_scrape_configuration() {
+fn promtool_accepts_the_scrape_configuration() {
     passes(Command::new("promtool").args(["check", "config"]).arg(root().join("deploy/prometheus.yml")));
 }
 
 /// No Docker engine is needed to see that what the image is built from is there.
 #[test]
-fn the_dockerfile_copies_what_exists() {
+fn every_file_that_the_dockerfile_copies_exists() {
     let text = std::fs::read_to_string(root().join("deploy/Dockerfile")).unwrap();
     let copies = text.lines().filter_map(|line| line.strip_prefix("COPY ")).filter(|line| !line.starts_with("--from"));
     let mut seen = 0;

@@ -50,7 +50,7 @@ fn imports(text: &str) -> Vec<String> {
 }
 
 #[test]
-fn every_module_imports_only_from_modules_above_it() {
+fn every_module_imports_only_from_lower_layers() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     let mut files = Vec::new();
     sources(&root, &mut files);

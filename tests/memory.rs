@@ -43,7 +43,7 @@ fn store(cache: &Arc<Cache<()>>, clock: &Clock, customer: u64) {
 
 /// What is allocated after churn, with reused keys and with ever new ones, beside what the cache may take.
 #[test]
-fn a_full_cache_allocates_no_more_than_it_may_take() {
+fn a_full_cache_allocates_no_more_than_its_limit() {
     let limit = 32 * MIB;
     for (name, keys) in [("reused keys", 20_000), ("ever new keys", u64::MAX)] {
         let clock = Clock::system();
@@ -71,7 +71,7 @@ fn a_full_cache_allocates_no_more_than_it_may_take() {
 
 /// A table of customers that settle has a fixed size, and a million of them cost the next lookup nothing.
 #[test]
-fn a_million_invalidations_leave_no_trace_in_memory() {
+fn a_million_invalidations_do_not_grow_memory() {
     let (cache, clock) = (cache(32 * MIB), Clock::system());
     let counted = allocation_counter::measure(|| {
         for customer in 0..1_000_000u64 {

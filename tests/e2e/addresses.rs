@@ -37,7 +37,7 @@ fn name_leads_to(hosts: &Path, address: Option<IpAddr>) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_changed_address_is_used_and_a_failing_resolver_keeps_the_last_good_one() {
+async fn a_changed_address_is_used_and_a_failed_lookup_keeps_the_last_good_one() {
     let (first, second, port) = two_platforms().await;
     let folder = tempfile::tempdir().unwrap();
     let (hosts, config) = (folder.path().join("hosts"), folder.path().join("zvgate.toml"));

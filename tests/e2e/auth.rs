@@ -29,7 +29,7 @@ async fn post(gate: &Gate, key: &str, path: &str, tenant: &str) -> Reply {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn callers_come_in_by_any_of_their_keys_to_what_they_may_use() {
+async fn each_key_of_a_caller_gives_access_to_its_tenants_and_routes() {
     let platform = Platform::open().await;
     let gate = Gate::with_file(&platform, &[], &callers("")).await;
     for key in ["old", "new"] {
@@ -61,7 +61,7 @@ async fn callers_come_in_by_any_of_their_keys_to_what_they_may_use() {
 
 /// What one caller asked is known again when another asks the same; what he may do is not.
 #[tokio::test(flavor = "multi_thread")]
-async fn nobody_comes_in_by_what_another_asked_before() {
+async fn authorization_is_checked_even_for_a_request_seen_before() {
     let platform = Platform::open().await;
     let file = callers("").replace("tenants = [\"one\"]", "tenants = [\"two\"]");
     let gate = Gate::with_file(&platform, &[], &file).await;
@@ -82,7 +82,7 @@ async fn nobody_comes_in_by_what_another_asked_before() {
 
 /// Each stage hides what comes after it: nobody learns of routes or tenants before he is known.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_wrong_is_told_in_the_order_of_the_stages() {
+async fn errors_are_reported_in_the_order_of_the_checks() {
     let platform = Platform::open().await;
     let words = [("server.max_body", "100B"), ("limits.caller.rate", "1"), ("limits.caller.per", "1h")];
     let gate = Gate::with_file(&platform, &words, &callers("")).await;
@@ -109,7 +109,7 @@ async fn what_is_wrong_is_told_in_the_order_of_the_stages() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn each_caller_has_a_limit_of_its_own_and_hits_count() {
+async fn each_caller_has_its_own_limit_and_hits_count_towards_it() {
     let platform = Platform::open().await;
     let words = [("limits.caller.rate", "2"), ("limits.caller.per", "1h")];
     let gate = Gate::with_file(&platform, &words, &callers("limit = { rate = 4, per = \"1h\" }\n")).await;
@@ -130,7 +130,7 @@ async fn each_caller_has_a_limit_of_its_own_and_hits_count() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn only_who_may_tells_of_changes_made_elsewhere() {
+async fn only_permitted_callers_may_invalidate() {
     let platform = Platform::open().await;
     let file = callers("").replace("invalidate = true", "invalidate = true\n#");
     let gate = Gate::with_file(&platform, &[], &file).await;
@@ -149,7 +149,7 @@ async fn only_who_may_tells_of_changes_made_elsewhere() {
 
 /// With keys the gateway may listen beyond loopback; it is the keys that let callers in, not where they are.
 #[tokio::test(flavor = "multi_thread")]
-async fn keys_replace_the_loopback() {
+async fn with_keys_the_gateway_may_listen_beyond_loopback() {
     let platform = Platform::open().await;
     let gate = Gate::with_file(&platform, &[("server.listen", "0.0.0.0:0")], &callers("")).await;
     let address = std::net::SocketAddr::from(([127, 0, 0, 1], gate.address.port()));
@@ -160,7 +160,7 @@ async fn keys_replace_the_loopback() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn no_web_page_reaches_an_anonymous_gateway() {
+async fn an_anonymous_gateway_rejects_requests_from_web_pages() {
     let platform = Platform::open().await;
     let gate = Gate::start(&platform, &[("server.hosts", "zvgate.internal,gate")]).await;
     let ask = |host: &str, more: &str| {
@@ -192,7 +192,7 @@ async fn no_web_page_reaches_an_anonymous_gateway() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_route_takes_the_params_that_it_lists() {
+async fn a_route_rejects_params_that_it_does_not_list() {
     let platform = Platform::open().await;
     let file = format!("[[routes]]\npath = \"{READ}\"\nkind = \"cached\"\nparams = [\"customerId\", \"useStatus\"]\n");
     let gate = Gate::with_file(&platform, &[], &file).await;
@@ -205,7 +205,7 @@ async fn a_route_takes_the_params_that_it_lists() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn operators_need_their_key_for_what_is_not_for_everybody() {
+async fn admin_pages_that_are_not_public_require_the_admin_key() {
     let platform = Platform::open().await;
     for listen in ["127.0.0.1:0", "0.0.0.0:0"] {
         let words = [("server.admin_listen", listen), ("server.admin_key_sha256", &*hash("admin"))];

@@ -33,7 +33,7 @@ async fn switched() -> (Scripted, Arc<AtomicBool>) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn five_failures_in_a_row_open_it_for_one_tenant_and_route_and_a_probe_closes_it() {
+async fn five_consecutive_failures_open_the_breaker_of_one_route_and_a_probe_closes_it() {
     let (upstream, answers) = switched().await;
     let words = [("upstream.attempt_timeout", "500ms"), ("upstream.retries", "0")];
     let gate = Arc::new(Gate::start(&upstream, &words).await);
@@ -79,7 +79,7 @@ async fn five_failures_in_a_row_open_it_for_one_tenant_and_route_and_a_probe_clo
 
 /// A slow platform is not an outage: an answer within its own timeout is a success.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_platform_that_is_slow_for_everybody_is_used_as_ever() {
+async fn a_slow_platform_does_not_open_the_breaker() {
     let platform = Platform::open().await;
     platform.faults(json!({ "latency_ms": 2100 })).await;
     let gate = Arc::new(Gate::start(&platform, &[]).await);
@@ -102,7 +102,7 @@ async fn a_platform_that_is_slow_for_everybody_is_used_as_ever() {
 
 /// A probe has the time that any attempt has.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_slow_probe_closes_it() {
+async fn a_slow_probe_closes_the_breaker() {
     let platform = Platform::open().await;
     let gate = Gate::start(&platform, &[("upstream.retries", "0")]).await;
     platform.faults(json!({ "fault": "http500" })).await;
@@ -117,7 +117,7 @@ async fn a_slow_probe_closes_it() {
 
 /// One caller's failing path under a wildcard says nothing about the paths of others.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_failing_path_under_a_wildcard_leaves_the_others_alone() {
+async fn a_failing_path_under_a_wildcard_does_not_affect_other_paths() {
     let upstream =
         Scripted::start(|_, request| if request.contains("/v3/bad") { Act::Close } else { Act::success("[]") }).await;
     let words = [("limits.upstream.rate", "0")];
@@ -143,7 +143,7 @@ impl Upstream for Nobody {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn failures_to_connect_open_it_for_all_routes_of_a_tenant() {
+async fn connect_failures_open_the_breakers_of_all_routes_of_a_tenant() {
     let wildcards =
         "[[routes]]\npath = \"/v3/a/**\"\nkind = \"pass\"\n[[routes]]\npath = \"/v3/b/**\"\nkind = \"pass\"\n";
     let gate = Gate::with_file(&Nobody, &[("upstream.retries", "0")], wildcards).await;
@@ -159,7 +159,7 @@ async fn failures_to_connect_open_it_for_all_routes_of_a_tenant() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn it_can_be_switched_off() {
+async fn the_breaker_can_be_disabled() {
     let upstream = Scripted::start(|_, _| Act::Close).await;
     let off = [
         ("upstream.breaker.consecutive", "0"),
@@ -176,7 +176,7 @@ async fn it_can_be_switched_off() {
 
 /// Callers who have less time than upstream needs know nothing of it.
 #[tokio::test(flavor = "multi_thread")]
-async fn hasty_callers_do_not_open_it() {
+async fn callers_with_short_deadlines_do_not_open_the_breaker() {
     let platform = Platform::open().await;
     platform.faults(json!({ "latency_ms": 300 })).await;
     let gate = Gate::start(&platform, &[("cache.mode", "off"), ("limits.upstream.rate", "0")]).await;
@@ -188,7 +188,7 @@ async fn hasty_callers_do_not_open_it() {
 
 /// Callers that already wait for a slot are answered too, instead of waiting until their deadline.
 #[tokio::test(flavor = "multi_thread")]
-async fn who_waits_for_a_turn_hears_that_it_opens() {
+async fn callers_waiting_for_a_slot_are_rejected_when_the_breaker_opens() {
     let upstream = Scripted::start(|_, _| Act::Hang).await;
     let words = [
         ("limits.upstream.rate", "5"),
@@ -216,7 +216,7 @@ async fn who_waits_for_a_turn_hears_that_it_opens() {
 
 /// A queue would only let callers wait for a refusal.
 #[tokio::test(flavor = "multi_thread")]
-async fn while_it_is_open_nobody_waits_for_a_turn() {
+async fn no_caller_waits_for_a_slot_while_the_breaker_is_open() {
     let upstream = Scripted::start(|_, _| Act::Close).await;
     let words = [("limits.upstream.rate", "5"), ("limits.upstream.per", "1h"), ("upstream.retries", "0")];
     let gate = Gate::start(&upstream, &words).await;
@@ -227,7 +227,7 @@ async fn while_it_is_open_nobody_waits_for_a_turn() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn while_it_is_open_what_is_stale_is_told() {
+async fn stale_answers_are_served_while_the_breaker_is_open() {
     let (upstream, answers) = switched().await;
     let words = [("upstream.attempt_timeout", "500ms"), ("upstream.retries", "0")];
     let gate = Gate::start(&upstream, &words).await;
@@ -247,7 +247,7 @@ async fn while_it_is_open_what_is_stale_is_told() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn half_of_ten_attempts_failing_open_it_and_words_in_a_body_never() {
+async fn a_failure_ratio_of_half_opens_the_breaker_and_error_bodies_do_not() {
     let platform = Platform::open().await;
     let words = [("upstream.retries", "0"), ("limits.upstream.rate", "0")];
     let gate = Gate::start(&platform, &words).await;
@@ -269,7 +269,7 @@ async fn half_of_ten_attempts_failing_open_it_and_words_in_a_body_never() {
 
 /// One merchant's calls hang: the other's go on at their pace.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_works_goes_on_beside_what_hangs() {
+async fn a_hanging_tenant_does_not_affect_other_tenants() {
     let broken = crate::support::MERCHANTS[1].0;
     let upstream =
         Scripted::start(move |_, request| if request.contains(broken) { Act::Hang } else { Act::success("[]") }).await;
@@ -298,7 +298,7 @@ async fn what_works_goes_on_beside_what_hangs() {
 
 /// Those who wait for room in flight wait as long as for a slot, and no longer.
 #[tokio::test(flavor = "multi_thread")]
-async fn where_as_many_attempts_as_allowed_are_in_flight_further_ones_are_rejected() {
+async fn attempts_beyond_max_inflight_are_rejected() {
     let (upstream, _answers) = switched().await;
     let words = [
         ("upstream.max_inflight", "2"),

@@ -10,7 +10,7 @@ use crate::support::{Gate, Platform, READ, unix_now, unix_of};
 const CUSTOMER: &str = "383933091455959041";
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_second_question_is_answered_from_the_cache_with_its_age() {
+async fn a_repeated_read_is_served_from_the_cache_with_its_age() {
     let platform = Platform::open().await;
     let gate = Gate::start(&platform, &[]).await;
     let miss = gate.read(CUSTOMER).await;
@@ -26,7 +26,7 @@ async fn a_second_question_is_answered_from_the_cache_with_its_age() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn spellings_of_one_question_share_an_answer_and_tenants_do_not() {
+async fn equivalent_bodies_share_an_entry_and_tenants_do_not() {
     let platform = Platform::open().await;
     let gate = Gate::start(&platform, &[]).await;
     assert!(gate.read(CUSTOMER).await.is_stored_miss());
@@ -42,7 +42,7 @@ async fn spellings_of_one_question_share_an_answer_and_tenants_do_not() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn three_hundred_callers_with_one_cold_question_make_one_call() {
+async fn concurrent_misses_for_one_question_make_one_call() {
     let platform = Platform::open().await;
     platform.faults(json!({ "latency_ms": 1500 })).await;
     let gate = std::sync::Arc::new(Gate::start(&platform, &[]).await);
@@ -68,7 +68,7 @@ async fn join<T>(tasks: impl Iterator<Item = tokio::task::JoinHandle<T>>) -> Vec
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_caller_who_leaves_harms_none_of_the_others() {
+async fn a_caller_that_disconnects_does_not_affect_other_waiters() {
     let platform = Platform::open().await;
     platform.faults(json!({ "latency_ms": 400 })).await;
     let gate = std::sync::Arc::new(Gate::start(&platform, &[]).await);
@@ -86,7 +86,7 @@ async fn a_caller_who_leaves_harms_none_of_the_others() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_list_is_never_answered_from_the_cache_at_or_after_its_first_end() {
+async fn no_list_is_served_from_the_cache_at_or_after_its_first_end() {
     let platform = Platform::open().await;
     let gate = Gate::start(&platform, &[("cache.expiry_margin", "0s")]).await;
     let issued = platform.change(CUSTOMER, "issue", json!({ "seconds": 3 })).await;
@@ -109,7 +109,7 @@ async fn a_list_is_never_answered_from_the_cache_at_or_after_its_first_end() {
 
 /// A moved clock: the same law, with the margin, whichever clock moves.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_step_of_either_clock_ends_an_answer_in_time() {
+async fn an_entry_expires_in_time_if_either_clock_steps() {
     for (advance, step) in [(100, 0), (0, 100_000), (100, -3_600_000)] {
         let platform = Platform::open().await;
         let gate = Gate::start(&platform, &[("cache.ttl", "1h")]).await;
@@ -123,7 +123,7 @@ async fn a_step_of_either_clock_ends_an_answer_in_time() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_answer_whose_first_end_is_within_the_margin_is_given_and_not_kept() {
+async fn an_answer_that_ends_within_the_margin_is_returned_but_not_stored() {
     let platform = Platform::open().await;
     let gate = Gate::start(&platform, &[("cache.expiry_margin", "5s")]).await;
     platform.change(CUSTOMER, "issue", json!({ "seconds": 4 })).await;
@@ -134,7 +134,7 @@ async fn an_answer_whose_first_end_is_within_the_margin_is_given_and_not_kept() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_negative_or_unsettled_lives_shortly_and_errors_not_at_all() {
+async fn negative_and_unsettled_answers_expire_soon_and_errors_are_not_stored() {
     let upstream = Scripted::start(|_, request| {
         let about = |id: &str| request.contains(&format!("\"{id}\""));
         match () {
@@ -178,7 +178,7 @@ async fn what_is_negative_or_unsettled_lives_shortly_and_errors_not_at_all() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn no_cache_makes_a_new_call_and_drops_the_customers_other_entries() {
+async fn no_cache_forces_a_fetch_and_drops_the_customers_other_entries() {
     let platform = Platform::open().await;
     let gate = Gate::start(&platform, &[]).await;
     let used = format!(r#"{{"params":{{"customerId":"{CUSTOMER}","useStatus":1}}}}"#);
@@ -198,7 +198,7 @@ async fn no_cache_makes_a_new_call_and_drops_the_customers_other_entries() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_new_call_that_fails_leaves_what_is_kept() {
+async fn a_failed_no_cache_fetch_keeps_the_stored_answer() {
     let platform = Platform::open().await;
     let gate = Gate::start(&platform, &[]).await;
     gate.read(CUSTOMER).await;
@@ -210,7 +210,7 @@ async fn a_new_call_that_fails_leaves_what_is_kept() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn no_cache_is_shared_only_with_callers_who_came_after_it_began() {
+async fn a_no_cache_fetch_is_shared_only_with_later_callers() {
     let platform = Platform::open().await;
     platform.faults(json!({ "latency_ms": 300 })).await;
     let gate = std::sync::Arc::new(Gate::start(&platform, &[]).await);
@@ -240,7 +240,7 @@ async fn no_cache_is_shared_only_with_callers_who_came_after_it_began() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn max_age_and_only_if_cached_are_heeded() {
+async fn max_age_and_only_if_cached_are_respected() {
     let platform = Platform::open().await;
     let gate = Gate::start(&platform, &[]).await;
     let body = format!(r#"{{"params":{{"customerId":"{CUSTOMER}"}}}}"#);
@@ -256,7 +256,7 @@ async fn max_age_and_only_if_cached_are_heeded() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn callers_beyond_max_waiters_are_refused() {
+async fn callers_beyond_max_waiters_are_rejected() {
     let platform = Platform::open().await;
     platform.faults(json!({ "latency_ms": 400 })).await;
     let gate = std::sync::Arc::new(Gate::start(&platform, &[("limits.max_waiters", "2")]).await);
@@ -272,7 +272,7 @@ async fn callers_beyond_max_waiters_are_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_cache_stays_within_its_memory_and_frees_what_is_over() {
+async fn the_cache_stays_within_max_bytes_and_drops_expired_entries() {
     let upstream = Scripted::start(|_, _| Act::success(&format!("[\"{}\"]", "x".repeat(2000)))).await;
     let words = [("cache.max_bytes", "64KiB"), ("limits.upstream.rate", "0"), ("cache.unsettled_ttl", "1s")];
     let gate = Gate::start(&upstream, &words).await;

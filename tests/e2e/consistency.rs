@@ -17,7 +17,7 @@ fn version(text: &str) -> u64 {
 
 /// 200 readers and 5 writers: every read that starts after a write's answer sees that write.
 #[tokio::test(flavor = "multi_thread")]
-async fn no_read_that_starts_after_a_writes_answer_is_older_than_it() {
+async fn a_read_that_starts_after_a_write_was_answered_sees_that_write() {
     for settle in ["3s", "0s"] {
         let platform = Platform::open().await;
         platform.faults(json!({ "jitter_ms": 20 })).await;
@@ -88,7 +88,7 @@ async fn no_read_that_starts_after_a_writes_answer_is_older_than_it() {
 /// Some 2,000 requests a second across the second in which a coupon ends, upstream failing from just before: no answer
 /// that arrives at or after that second has the coupon.
 #[tokio::test(flavor = "multi_thread")]
-async fn no_answer_has_a_coupon_at_or_after_its_end_whatever_upstream_does() {
+async fn no_ended_coupon_is_served_even_if_upstream_fails() {
     const CUSTOMER: &str = "383933091455959041";
     let platform = Platform::open().await;
     let words = [

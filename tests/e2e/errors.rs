@@ -12,7 +12,7 @@ use crate::support::{Caller, Gate, Platform, READ, WRITE, loopback, raw, send};
 const BODY: &str = r#"{"params":{"customerId":"1"}}"#;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_refusal_has_its_status_and_name_and_sends_nothing() {
+async fn every_rejection_has_its_status_and_error_and_sends_nothing_upstream() {
     let platform = Platform::open().await;
     let gate = Gate::start(&platform, &[("server.max_body", "1KiB")]).await;
     let deep = format!(r#"{{"params":{{"customerId":"1","a":{}{}}}}}"#, "[".repeat(40), "]".repeat(40));
@@ -48,7 +48,7 @@ async fn every_refusal_has_its_status_and_name_and_sends_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn another_method_is_told_which_one_is_allowed() {
+async fn a_405_names_the_allowed_method() {
     let platform = Platform::open().await;
     let gate = Gate::start(&platform, &[]).await;
     for method in [Method::GET, Method::PUT, Method::DELETE, Method::OPTIONS] {
@@ -60,7 +60,7 @@ async fn another_method_is_told_which_one_is_allowed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn checks_come_in_the_contracts_order() {
+async fn checks_run_in_the_documented_order() {
     let platform = Platform::open().await;
     let words = [("limits.caller.rate", "1"), ("limits.caller.per", "1h"), ("server.max_body", "64B")];
     let gate = Gate::start(&platform, &words).await;
@@ -81,7 +81,7 @@ async fn checks_come_in_the_contracts_order() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_caller_over_its_limit_is_told_when_to_come_again() {
+async fn a_limited_caller_gets_retry_after_and_ratelimit_headers() {
     let platform = Platform::open().await;
     let words = [("limits.caller.rate", "2"), ("limits.caller.per", "100s"), ("limits.caller.burst", "3")];
     let gate = Gate::start(&platform, &words).await;
@@ -98,7 +98,7 @@ async fn a_caller_over_its_limit_is_told_when_to_come_again() {
 
 /// A request whose task panics is an error of the gateway, not a caller that left.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_panic_is_counted_as_an_error() {
+async fn a_panic_is_counted_as_a_500() {
     let upstream = Scripted::start(|_, _| Act::Hang).await;
     let gate = Gate::start(&upstream, &[]).await;
     let (listener, gateway) = (tokio::net::TcpListener::bind(loopback()).await.unwrap(), Arc::clone(&gate.gateway));
@@ -133,7 +133,7 @@ async fn a_panic_is_counted_as_an_error() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_platform_that_is_far_behind_has_a_negative_skew() {
+async fn a_platform_clock_that_is_far_behind_is_a_negative_skew() {
     let platform = Platform::open().await;
     let gate = Gate::start(&platform, &[]).await;
     gate.hands.step_wall(3_000_000_000);
@@ -156,7 +156,7 @@ async fn durations_of_hits_are_measured() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_slow_body_is_given_up_and_a_slow_head_is_closed() {
+async fn a_slow_body_gets_a_408_and_a_slow_head_closes_the_connection() {
     let platform = Platform::open().await;
     let words =
         [("server.body_timeout", "200ms"), ("server.header_timeout", "300ms"), ("server.idle_timeout", "500ms")];
@@ -178,7 +178,7 @@ async fn a_slow_body_is_given_up_and_a_slow_head_is_closed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_connection_may_be_idle_for_longer_than_a_head_may_take() {
+async fn a_connection_may_be_idle_for_longer_than_the_header_timeout() {
     let platform = Platform::open().await;
     let gate = Gate::start(&platform, &[("server.header_timeout", "100ms"), ("server.idle_timeout", "60s")]).await;
     let mut caller = Caller::connect(gate.address).await;
@@ -189,7 +189,7 @@ async fn a_connection_may_be_idle_for_longer_than_a_head_may_take() {
 
 /// Pipelined requests whose answers nobody reads fill every buffer; the connection is then closed like an idle one.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_caller_who_does_not_read_is_closed() {
+async fn a_connection_whose_caller_does_not_read_is_closed() {
     let platform = Platform::open().await;
     let gate = Gate::start(&platform, &[("server.idle_timeout", "400ms")]).await;
     gate.read("1").await;
@@ -205,7 +205,7 @@ async fn a_caller_who_does_not_read_is_closed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_full_house_upstream_is_a_503() {
+async fn exhausted_max_inflight_is_a_503() {
     let upstream = Scripted::start(|_, _| Act::Hang).await;
     let words = [("upstream.max_inflight", "1"), ("limits.max_wait", "200ms"), ("upstream.retries", "0")];
     let gate = Arc::new(Gate::start(&upstream, &words).await);
@@ -223,7 +223,7 @@ async fn a_full_house_upstream_is_a_503() {
 
 /// A listener whose queue is full answers no connection at all.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_platform_that_takes_no_connection_is_a_502_in_time() {
+async fn a_platform_that_accepts_no_connection_is_a_502_in_time() {
     use rustix::net::{AddressFamily, SocketType, bind, getsockname, listen, socket};
     struct Full(String);
     impl crate::support::Upstream for Full {
@@ -244,7 +244,7 @@ async fn a_platform_that_takes_no_connection_is_a_502_in_time() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn connections_beyond_the_limit_are_refused() {
+async fn requests_beyond_max_connections_get_a_503() {
     let platform = Platform::open().await;
     let gate = Gate::start(&platform, &[("server.max_connections", "2")]).await;
     let mut first = Caller::connect(gate.address).await;
@@ -260,7 +260,7 @@ async fn connections_beyond_the_limit_are_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_upstream_that_gives_no_answer_is_a_502() {
+async fn a_missing_or_invalid_upstream_response_is_a_502() {
     for (name, bytes) in [
         ("closed", Vec::new()),
         ("cut", b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{\"stat".to_vec()),
@@ -331,7 +331,7 @@ async fn an_upstream_that_trickles_is_a_504_in_time() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_write_without_an_answer_has_an_unknown_outcome_once_a_byte_left() {
+async fn a_write_without_a_response_has_an_unknown_outcome_once_it_was_sent() {
     let upstream = Scripted::start(|_, _| Act::Last(Vec::new())).await;
     let gate = Gate::start(&upstream, &[]).await;
     gate.post(WRITE, &[], BODY).await.is_error(502, "outcome_unknown");
@@ -348,7 +348,7 @@ async fn a_write_without_an_answer_has_an_unknown_outcome_once_a_byte_left() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_upstream_itself_says_passes_through_with_its_status() {
+async fn upstream_responses_pass_through_with_their_status() {
     let upstream = Scripted::start(|number, _| {
         let headers = "Content-Type: text/plain\r\nContent-Encoding: identity\r\nRetry-After: 7\r\nX-Secret: 1\r\nSet-Cookie: a=b\r\n";
         Act::Answer(http_text(["503 Busy", "404 Not Found", "200 OK"][number % 3], headers, "upstream's own words"))
@@ -365,7 +365,7 @@ async fn what_upstream_itself_says_passes_through_with_its_status() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_request_id_is_kept_or_made() {
+async fn a_valid_request_id_is_kept_and_others_are_replaced() {
     let platform = Platform::open().await;
     let gate = Gate::start(&platform, &[]).await;
     assert_eq!(gate.post(READ, &[("x-request-id", "a-1.B_2")], BODY).await.header("x-request-id"), "a-1.B_2");
@@ -377,7 +377,7 @@ async fn a_request_id_is_kept_or_made() {
 
 /// What can be read in two ways is read in none.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_said_twice_is_refused() {
+async fn duplicate_headers_and_members_are_rejected() {
     let platform = Platform::open().await;
     let gate = Gate::start(&platform, &[]).await;
     let twice = [("x-zvgate-tenant", "one"), ("x-zvgate-tenant", "one")];

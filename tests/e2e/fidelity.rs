@@ -16,7 +16,7 @@ async fn params_reach_the_platform_byte_for_byte() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_answer_comes_back_byte_for_byte_fresh_and_from_the_cache() {
+async fn the_answer_is_returned_byte_for_byte_fresh_and_from_the_cache() {
     let answer = "{ \"status\" : \"true\",\"code\":\"0\" ,\"message\":\"\\u8bf4明\",\r\n\"data\":[ { \"cardId\":390913445498200065123,\"endAt\":\"9999-12-31\",\"z\":1.0,\"a\":1e0 } ] }\n";
     let upstream = Scripted::start(move |_, _| Act::json(answer)).await;
     let gate = Gate::start(&upstream, &[]).await;
@@ -28,7 +28,7 @@ async fn the_answer_comes_back_byte_for_byte_fresh_and_from_the_cache() {
 
 /// The platform's own document: its request goes up as written, and its answer comes down as written.
 #[tokio::test(flavor = "multi_thread")]
-async fn the_documents_examples_pass_unchanged() {
+async fn the_documented_examples_pass_unchanged() {
     let answer = r#"{ "status": "true", "code": "0", "message": "说明", "data": { "beginAt": "2019-08-24 00:00:00", "cardId": "390913445498200065", "channel": "naixue", "couponId": "390913445519171584", "couponType": "0", "createdAt": "2019-10-15 17:10:28", "customerId": "383933091455959041", "title": "", "updatedAt": "2019-10-15 17:10:2", "useStatus": "0", "templateId": "951", "endAt": "2019-11-03 23:59:59", "extra": "" } }"#;
     let params = r#"{ "customerId": "383933091455959041", "useStatus": "", "cardId": "390913445498200065" }"#;
     let file = "[tenants.document]\nopen_id = \"6dc05b4ac175cf316d226252b05cf685\"\ngrant_code = \"782c281f62\"\nopen_key = \"k\"\n";
@@ -57,7 +57,7 @@ async fn the_documents_examples_pass_unchanged() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn only_the_contracts_headers_go_up() {
+async fn only_the_documented_headers_are_sent_upstream() {
     let platform = Platform::open().await;
     let gate = Gate::start(&platform, &[]).await;
     let headers = [

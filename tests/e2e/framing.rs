@@ -251,7 +251,7 @@ fn statuses(text: &str) -> Vec<u16> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn framing_is_refused_or_answered_once_and_never_forwarded_twice() {
+async fn ambiguous_framing_is_rejected_or_forwarded_at_most_once() {
     let upstream = Scripted::start(|_, _| Act::success("[]")).await;
     let words = [
         ("cache.mode", "off"),
@@ -295,7 +295,7 @@ async fn framing_is_refused_or_answered_once_and_never_forwarded_twice() {
 
 /// His connection goes on, too.
 #[tokio::test(flavor = "multi_thread")]
-async fn who_is_refused_before_his_body_came_may_go_on() {
+async fn a_caller_rejected_before_its_body_arrived_may_continue() {
     let upstream = Scripted::start(|_, _| Act::success("[]")).await;
     let gate = Gate::start(&upstream, &[]).await;
     let mut stream = std::net::TcpStream::connect(gate.address).unwrap();
@@ -311,7 +311,7 @@ async fn who_is_refused_before_his_body_came_may_go_on() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn heads_are_bounded_as_configured() {
+async fn request_heads_are_bounded_as_configured() {
     let upstream = Scripted::start(|_, _| Act::success("[]")).await;
     let gate = Gate::start(&upstream, &[("server.max_head", "2KiB"), ("server.max_headers", "8")]).await;
     let ask = async |lines: String| {
@@ -327,7 +327,7 @@ async fn heads_are_bounded_as_configured() {
 
 /// A caller who sends ahead waits for himself: his connection is one request's worth of work.
 #[tokio::test(flavor = "multi_thread")]
-async fn pipelined_requests_are_taken_one_after_another() {
+async fn pipelined_requests_are_handled_one_at_a_time() {
     let upstream = Scripted::start(|_, _| Act::Hang).await;
     let gate = Gate::start(&upstream, &[("limits.upstream.rate", "0")]).await;
     let mut ahead = std::net::TcpStream::connect(gate.address).unwrap();

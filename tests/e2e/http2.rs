@@ -124,7 +124,7 @@ fn with_a_key() -> [(&'static str, String); 3] {
 
 /// Responses that nobody takes, to requests of nobody known, take nothing that callers share.
 #[tokio::test(flavor = "multi_thread")]
-async fn strangers_use_up_nothing_that_callers_share() {
+async fn unauthenticated_requests_use_no_shared_capacity() {
     let (platform, authority, key) = (Platform::open().await, Authority::new(), with_a_key());
     let mut words: Vec<(&str, &str)> = key.iter().map(|(name, value)| (*name, value.as_str())).collect();
     words.push(("server.max_connections", "4"));

@@ -26,7 +26,7 @@ fn answer(stream: &mut TcpStream) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_idle_connection_is_used_again_however_its_next_request_arrives() {
+async fn an_idle_connection_is_reused_however_its_next_request_arrives() {
     let platform = Platform::open().await;
     let gate = Gate::start(&platform, &[IDLE]).await;
     let mut stream = TcpStream::connect(gate.address).unwrap();
@@ -50,7 +50,7 @@ async fn an_idle_connection_is_used_again_however_its_next_request_arrives() {
 
 /// The beginning of a head that arrived with the request before it, or while that was answered.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_head_that_began_before_a_pause_is_completed_or_timed_out() {
+async fn a_head_that_began_before_a_pause_is_completed_or_times_out() {
     let platform = Platform::open().await;
     let (one, cut) = (request(), 40);
     let begin = |gate: &Gate| {
@@ -72,7 +72,7 @@ async fn a_head_that_began_before_a_pause_is_completed_or_timed_out() {
 
 /// The rest of a rejected request's body is no request, however late it arrives.
 #[tokio::test(flavor = "multi_thread")]
-async fn the_rest_of_a_body_is_no_request_after_a_pause() {
+async fn the_rest_of_a_rejected_body_is_never_parsed_as_a_request() {
     let upstream = Scripted::start(|_, _| Act::success("[]")).await;
     for (idle_timeout, pause) in [("400ms", 300), ("1s", 700), ("2s", 1200), ("3s", 1700)] {
         let gate = Gate::start(&upstream, &[("server.idle_timeout", idle_timeout)]).await;
@@ -93,7 +93,7 @@ async fn the_rest_of_a_body_is_no_request_after_a_pause() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_idle_tls_connection_is_used_again() {
+async fn an_idle_tls_connection_is_reused() {
     let (platform, authority) = (Platform::open().await, Authority::new());
     let gate = authority.gate(&platform, &[IDLE]).await;
     let mut caller = Caller::over(authority.connect_by(gate.address, b"http/1.1").await).await;
@@ -104,7 +104,7 @@ async fn an_idle_tls_connection_is_used_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_head_that_stops_after_a_pause_is_timed_out() {
+async fn a_head_that_stalls_after_a_pause_times_out() {
     let platform = Platform::open().await;
     let gate = Gate::start(&platform, &[IDLE, ("server.header_timeout", "200ms")]).await;
     let mut stream = TcpStream::connect(gate.address).unwrap();
@@ -118,7 +118,7 @@ async fn a_head_that_stops_after_a_pause_is_timed_out() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_idle_connection_is_announced_as_closing_before_it_is_closed() {
+async fn a_drain_closes_idle_connections_and_announces_it_on_used_ones() {
     let platform = Platform::open().await;
     let gate = Gate::start(&platform, &[IDLE]).await;
     let (mut kept, mut idle) = (Caller::connect(gate.address).await, Caller::connect(gate.address).await);
@@ -137,7 +137,7 @@ async fn an_idle_connection_is_announced_as_closing_before_it_is_closed() {
 
 /// Whatever timer ran out while the response was awaited.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_connection_is_closed_for_idling_after_a_slow_response() {
+async fn a_connection_is_closed_at_the_idle_timeout_after_a_slow_response() {
     let platform = Platform::open().await;
     platform.faults(serde_json::json!({ "latency_ms": 900 })).await;
     let timeouts = [("server.header_timeout", "300ms"), ("server.idle_timeout", "400ms")];

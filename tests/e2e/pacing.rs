@@ -24,7 +24,7 @@ async fn flood(gate: &Arc<Gate>, rate: u32, seconds: u32) -> Vec<Reply> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn ten_times_the_pace_makes_the_platform_refuse_nothing() {
+async fn load_at_ten_times_the_pace_is_never_throttled_by_the_platform() {
     let platform = Platform::strict().await;
     platform.faults(json!({ "jitter_ms": 400 })).await;
     let gate = Arc::new(Gate::start(&platform, &[]).await);
@@ -70,7 +70,7 @@ async fn the_pace_holds_under_every_fault() {
 
 /// What went by the common pace is remembered there when a path gets one of its own again.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_path_does_not_leave_the_common_pace_while_that_cools() {
+async fn a_path_stays_on_the_common_pace_while_its_calls_count_there() {
     let platform = Platform::open().await;
     let file = "[[routes]]\npath = \"/v3/w/**\"\nkind = \"pass\"\npace = { rate = 1, per = \"1h\" }\n[[routes]]\npath = \"/v4/**\"\nkind = \"pass\"\n";
     let gate = Gate::with_file(&platform, &[("limits.max_wait", "0s")], file).await;
@@ -90,7 +90,7 @@ async fn a_path_does_not_leave_the_common_pace_while_that_cools() {
 
 /// Another process may have called just before: all slots cool for one `per` first.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_process_begins_with_its_slots_cooling() {
+async fn a_cold_gateway_waits_one_period_before_its_first_call() {
     let platform = Platform::strict().await;
     let words = [("limits.upstream.per", "1h"), ("limits.max_wait", "0s")];
     let gate = Gate::cold(&platform, &words).await;
@@ -103,7 +103,7 @@ async fn a_process_begins_with_its_slots_cooling() {
 
 /// The route that is throttled pauses, longer each time, and has half as many calls in a window until a quiet minute.
 #[tokio::test(flavor = "multi_thread")]
-async fn who_is_throttled_all_the_same_backs_off() {
+async fn a_throttled_route_backs_off() {
     let platform = Platform::open().await;
     let words = [("limits.max_wait", "0s"), ("upstream.retries", "0"), ("upstream.follow_clock", "false")];
     let gate = Gate::start(&platform, &words).await;
@@ -129,7 +129,7 @@ async fn who_is_throttled_all_the_same_backs_off() {
 
 /// A read that was throttled waits for the pause and is asked again.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_throttled_read_is_asked_again_after_the_pause() {
+async fn a_throttled_read_is_retried_after_the_pause() {
     let platform = Platform::open().await;
     let gate = Gate::start(&platform, &[("limits.upstream.per", "200ms")]).await;
     platform.faults(json!({ "fault": "throttle", "times": 2 })).await;
@@ -138,7 +138,7 @@ async fn a_throttled_read_is_asked_again_after_the_pause() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn tenants_and_routes_have_a_pace_each() {
+async fn each_tenant_and_route_has_its_own_pace() {
     let platform = Platform::strict().await;
     let file = "[[routes]]\npath = \"/v3/slow/**\"\nkind = \"pass\"\npace = { rate = 1, per = \"1h\" }\n";
     let gate = Gate::with_file(&platform, &[("limits.max_wait", "0s"), ("tenants.two.pace.rate", "2")], file).await;
@@ -162,7 +162,7 @@ async fn tenants_and_routes_have_a_pace_each() {
 
 /// 256 paths have a pace each; what comes then shares one, until a path needs its own no more.
 #[tokio::test(flavor = "multi_thread")]
-async fn paths_under_a_wildcard_give_their_pace_back() {
+async fn paths_under_a_wildcard_release_their_pace_when_unused() {
     let platform = Platform::open().await;
     let file = "[[routes]]\npath = \"/v3/w/**\"\nkind = \"pass\"\npace = { rate = 1, per = \"1h\" }\n";
     let gate = Gate::with_file(&platform, &[("limits.max_wait", "0s")], file).await;
@@ -178,7 +178,7 @@ async fn paths_under_a_wildcard_give_their_pace_back() {
 
 /// A caller of a pass who leaves in the middle leaves no trace in pace or counts.
 #[tokio::test(flavor = "multi_thread")]
-async fn callers_who_leave_do_not_break_the_pace() {
+async fn callers_that_disconnect_do_not_break_the_pace() {
     let platform = Platform::strict().await;
     let file = "[[routes]]\npath = \"/v3/pass\"\nkind = \"pass\"\n";
     let gate = Gate::with_file(&platform, &[], file).await;
@@ -209,7 +209,7 @@ async fn callers_who_leave_do_not_break_the_pace() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_caller_waits_for_its_turn_and_gets_it() {
+async fn callers_within_max_wait_get_a_slot() {
     let platform = Platform::strict().await;
     let gate = Arc::new(Gate::start(&platform, &[]).await);
     let replies = flood(&gate, 15, 1).await;
@@ -221,7 +221,7 @@ async fn a_caller_waits_for_its_turn_and_gets_it() {
 
 /// 3,000 calls on 32 connections: the platform's own check finds no signature wrong, and none used twice.
 #[tokio::test(flavor = "multi_thread")]
-async fn no_signature_is_refused_and_none_is_repeated() {
+async fn every_signature_is_valid_and_unique() {
     let platform = Platform::open().await;
     let gate = Arc::new(Gate::start(&platform, &[("limits.upstream.rate", "0")]).await);
     let callers: Vec<_> = (0..32)

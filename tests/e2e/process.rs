@@ -21,7 +21,7 @@ fn without_a_command_help_is_printed() {
 }
 
 #[test]
-fn serving_without_a_tenant_exits_2_and_names_what_is_missing() {
+fn serve_without_a_tenant_exits_2_and_names_the_missing_keys() {
     let folder = tempfile::tempdir().unwrap();
     let (code, _, err) = run(zvgate().arg("serve").current_dir(folder.path()));
     assert_eq!(code, 2);
@@ -31,7 +31,7 @@ fn serving_without_a_tenant_exits_2_and_names_what_is_missing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_gateway_process_serves_and_stops_at_sigterm_and_sigint() {
+async fn serve_stops_on_sigterm_and_sigint() {
     let platform = Platform::open().await;
     let folder = tempfile::tempdir().unwrap();
     let config = write_config(folder.path(), &platform.url(), "");
@@ -98,7 +98,7 @@ async fn every_worker_serves_and_all_share_one_cache() {
 
 /// The process before it may have used the pace up.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_gateway_process_begins_with_its_pace_cooling() {
+async fn a_new_process_waits_one_period_before_its_first_call() {
     let platform = Platform::open().await;
     let folder = tempfile::tempdir().unwrap();
     let more = "[limits]\nmax_wait = \"0s\"\n[limits.upstream]\nper = \"1h\"\n";
@@ -109,7 +109,7 @@ async fn a_gateway_process_begins_with_its_pace_cooling() {
 
 /// Far apart clocks are something to look at before the platform refuses every signature.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_platform_whose_clock_is_far_off_is_told_of() {
+async fn a_large_clock_skew_is_logged() {
     let platform = Platform::open().await;
     platform.faults(serde_json::json!({ "clock_skew_s": -45 })).await;
     let folder = tempfile::tempdir().unwrap();
@@ -169,7 +169,7 @@ async fn the_log_reports_failures_the_breaker_and_throttling() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_in_hand_at_a_stop_is_finished() {
+async fn requests_in_flight_at_a_stop_are_completed() {
     let platform = Platform::open().await;
     platform.faults(serde_json::json!({ "latency_ms": 700 })).await;
     let folder = tempfile::tempdir().unwrap();
@@ -185,7 +185,7 @@ async fn what_is_in_hand_at_a_stop_is_finished() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_does_not_finish_in_time_at_a_stop_is_left() {
+async fn requests_that_outlast_drain_timeout_are_dropped() {
     let platform = Platform::open().await;
     platform.faults(serde_json::json!({ "fault": "hang" })).await;
     let folder = tempfile::tempdir().unwrap();
@@ -216,7 +216,7 @@ async fn what_does_not_finish_in_time_at_a_stop_is_left() {
 
 /// Law 1 for real: the wall clock of the process itself steps, forward over a coupon's end, and back.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_step_of_the_processs_own_clock_ends_an_answer_or_costs_a_refetch() {
+async fn a_step_of_the_system_clock_expires_entries_in_time() {
     let libraries = run(Command::new("sh").args(["-c", "ls /usr/lib/*/faketime/libfaketimeMT.so.1"])).1;
     let library = libraries.lines().next().expect("libfaketime, of Debian's package libfaketime").to_owned();
     let platform = Platform::open().await;
@@ -254,7 +254,7 @@ async fn a_step_of_the_processs_own_clock_ends_an_answer_or_costs_a_refetch() {
 
 /// Law 7 in the log: customers by a hash, upstream's message and keys not at all, at the most talkative level.
 #[tokio::test(flavor = "multi_thread")]
-async fn the_log_tells_of_requests_and_writes_without_whom_they_are_about() {
+async fn the_log_names_requests_and_writes_but_no_customer_and_no_secret() {
     let platform = Platform::open().await;
     let folder = tempfile::tempdir().unwrap();
     let more = "[log]\nlevel = \"trace\"\naccess = \"all\"\n";
@@ -304,7 +304,7 @@ async fn the_log_tells_of_requests_and_writes_without_whom_they_are_about() {
 
 /// A file system that lets its readers wait, as one over a network may, is played by a pipe that nobody writes to.
 #[tokio::test(flavor = "multi_thread")]
-async fn neither_a_stop_nor_a_second_signal_waits_for_a_file() {
+async fn a_stop_does_not_wait_for_a_blocked_file_read() {
     let platform = Platform::open().await;
     let folder = tempfile::tempdir().unwrap();
     let key = folder.path().join("key");
@@ -362,7 +362,7 @@ fn a_start_that_waits_for_a_file_can_be_stopped() {
 
 /// Lines that nobody reads are dropped, rather than that anybody waits for them.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_log_that_nobody_reads_stops_nobody() {
+async fn an_unread_log_blocks_neither_requests_nor_the_stop() {
     let platform = Platform::open().await;
     let folder = tempfile::tempdir().unwrap();
     let config = write_config(folder.path(), &platform.url(), "[log]\naccess = \"all\"\n");
@@ -380,7 +380,7 @@ async fn a_log_that_nobody_reads_stops_nobody() {
 
 /// A service manager may send it as soon as the process is there.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_hangup_before_it_serves_does_not_end_the_process() {
+async fn a_sighup_during_the_start_does_not_end_the_process() {
     let folder = tempfile::tempdir().unwrap();
     let config = write_config(folder.path(), "http://127.0.0.1:1", "");
     let pipe = folder.path().join("pipe");
@@ -400,7 +400,7 @@ async fn a_hangup_before_it_serves_does_not_end_the_process() {
 
 /// What a shell hands out is meant for other programs.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_process_takes_the_file_descriptors_that_it_may_have() {
+async fn serve_raises_its_file_descriptor_limit() {
     let folder = tempfile::tempdir().unwrap();
     let config = write_config(folder.path(), "http://127.0.0.1:1", "");
     let limits = |ulimits: &str, message: &str| {
@@ -433,7 +433,7 @@ async fn a_second_process_on_the_same_address_fails_to_start() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_admin_listener_serves_its_pages_and_promtool_finds_no_fault() {
+async fn the_admin_listener_serves_its_pages_and_promtool_accepts_the_metrics() {
     let platform = Platform::open().await;
     let gate = crate::support::Gate::start(&platform, &[]).await;
     gate.read("1").await;
@@ -495,7 +495,7 @@ fn promtool(page: &str) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn readyz_says_that_a_gateway_is_draining() {
+async fn readyz_reports_draining() {
     let platform = Platform::open().await;
     let gate = crate::support::Gate::start(&platform, &[("server.drain_delay", "60s")]).await;
     gate.stop.cancel();
@@ -512,7 +512,7 @@ async fn readyz_says_that_a_gateway_is_draining() {
 }
 
 #[test]
-fn a_signed_body_is_let_in_by_the_sandbox() {
+fn the_sandbox_accepts_a_signed_body() {
     let mut child = zvgate().args(["sandbox", "--listen", "127.0.0.1:0"]).stdout(Stdio::piped()).spawn().unwrap();
     let mut line = String::new();
     BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
@@ -536,7 +536,7 @@ fn a_signed_body_is_let_in_by_the_sandbox() {
 }
 
 #[test]
-fn a_new_key_comes_with_the_hash_to_configure() {
+fn key_prints_a_new_key_and_its_hash() {
     let (code, out, _) = run(zvgate().arg("key"));
     assert_eq!(code, 0);
     let value = |name: &str| {
@@ -564,7 +564,7 @@ fn another_demo(folder: &Path) -> String {
 
 /// The lines that the demo prints do what it says they do.
 #[test]
-fn the_demos_lines_can_be_pasted() {
+fn the_commands_that_demo_prints_can_be_pasted() {
     let folder = tempfile::tempdir().unwrap();
     let mut command = zvgate();
     command.arg("demo").current_dir(folder.path()).env("ZVGATE__NONSENSE", "1");

@@ -21,7 +21,7 @@ fn reload(gate: &Gate, upstream: &impl Upstream, words: Words<'_>, file: &str) -
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn another_configuration_is_in_force_at_once_and_what_is_kept_stays() {
+async fn a_reload_takes_effect_immediately_and_keeps_the_cache() {
     let platform = Platform::open().await;
     let gate = Gate::start(&platform, &[]).await;
     gate.read("1").await;
@@ -48,7 +48,7 @@ async fn another_configuration_is_in_force_at_once_and_what_is_kept_stays() {
 
 /// What is purged stays purged when a tenant that left the configuration comes back.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_purge_of_everything_includes_tenants_that_left() {
+async fn purging_everything_includes_removed_tenants() {
     let upstream = Scripted::start(|_, _| Act::success(r#"[{"useStatus":1}]"#)).await;
     let gate = Gate::start(&upstream, &[]).await;
     let two = async || gate.post(READ, &[("x-zvgate-tenant", "two")], BODY).await;
@@ -64,7 +64,7 @@ async fn a_purge_of_everything_includes_tenants_that_left() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_configuration_that_cannot_be_used_changes_nothing() {
+async fn an_invalid_configuration_changes_nothing() {
     let platform = Platform::open().await;
     let gate = Gate::start(&platform, &[]).await;
     assert_eq!(gate.metric(SUCCESS).await, 1.0);
@@ -83,7 +83,7 @@ async fn a_configuration_that_cannot_be_used_changes_nothing() {
 
 /// The listener stays where it is: a file that is safe on loopback may not be.
 #[tokio::test(flavor = "multi_thread")]
-async fn no_reload_opens_a_gateway_beyond_loopback() {
+async fn no_reload_allows_anonymous_callers_beyond_loopback() {
     let platform = Platform::open().await;
     let caller = format!("[callers.a]\nkey_sha256 = \"{}\"\ntenants = [\"*\"]\nroutes = [\"*\"]\n", "0".repeat(64));
     let gate = Gate::with_file(&platform, &[("server.listen", "0.0.0.0:0")], &caller).await;
@@ -94,7 +94,7 @@ async fn no_reload_opens_a_gateway_beyond_loopback() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn slots_back_off_and_limits_stay_what_they_were() {
+async fn a_reload_does_not_reset_slots_or_limits() {
     let platform = Platform::open().await;
     let base = [("limits.max_wait", "0s"), ("limits.upstream.per", "1h"), ("upstream.follow_clock", "false")];
     let with = |rate: &'static str| [&base[..], &[("limits.upstream.rate", rate)]].concat();
@@ -124,7 +124,7 @@ async fn slots_back_off_and_limits_stay_what_they_were() {
 
 /// A name may come to stand for another merchant; its answers never do.
 #[tokio::test(flavor = "multi_thread")]
-async fn nobody_is_answered_from_another_merchant_after_a_reload() {
+async fn no_answer_of_another_merchant_is_served_after_a_reload() {
     let second = MERCHANTS[1].0;
     let upstream = Scripted::start(move |_, request| {
         Act::success(if request.contains(second) {
@@ -151,7 +151,7 @@ async fn nobody_is_answered_from_another_merchant_after_a_reload() {
 
 /// A tenant that came later is fenced as those that were there.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_new_tenant_is_served_and_purged_as_any() {
+async fn a_tenant_added_by_a_reload_is_cached_and_invalidated() {
     let upstream = Scripted::start(|_, _| Act::success(r#"[{"useStatus":1}]"#)).await;
     let gate = Gate::start(&upstream, &[]).await;
     let third = [("tenants.three.open_id", "i"), ("tenants.three.grant_code", "g"), ("tenants.three.open_key", "k")];
@@ -165,7 +165,7 @@ async fn a_new_tenant_is_served_and_purged_as_any() {
 
 /// What was kept by other rules of reading may end earlier by these.
 #[tokio::test(flavor = "multi_thread")]
-async fn answers_that_were_read_by_other_rules_are_kept_no_longer() {
+async fn changed_parsing_rules_invalidate_stored_answers() {
     let upstream = Scripted::start(|_, _| Act::success(r#"[{"useStatus":1,"goneAt":"2999-01-01 00:00:00"}]"#)).await;
     let gate = Gate::start(&upstream, &[]).await;
     gate.read("1").await;
@@ -180,7 +180,7 @@ async fn answers_that_were_read_by_other_rules_are_kept_no_longer() {
 
 /// What is a refusal by some rules is throttling by others, which is never stored.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_code_that_becomes_a_retry_code_is_served_no_longer() {
+async fn an_answer_whose_code_becomes_a_retry_code_is_no_longer_served() {
     let upstream = Scripted::start(|_, _| Act::json(r#"{"status":true,"code":"200001","message":"none"}"#)).await;
     let gate = Gate::start(&upstream, &[]).await;
     assert!(gate.read("1").await.is_stored_miss() && gate.read("1").await.is_hit());
@@ -191,7 +191,7 @@ async fn a_code_that_becomes_a_retry_code_is_served_no_longer() {
 
 /// A request keeps the rules under which it came; what they store is not served under other rules.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_was_asked_under_other_rules_is_not_kept() {
+async fn an_answer_to_a_request_from_before_a_reload_is_not_stored() {
     let platform = Platform::open().await;
     let gate = Gate::start(&platform, &[("cache.expiry_margin", "0s")]).await;
     platform.change("1", "issue", serde_json::json!({ "seconds": 300 })).await;
@@ -211,7 +211,7 @@ async fn what_was_asked_under_other_rules_is_not_kept() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn hosts_change_on_both_listeners() {
+async fn a_reload_changes_the_hosts_of_both_listeners() {
     let platform = Platform::open().await;
     let gate = Gate::start(&platform, &[]).await;
     let ask = async || {
@@ -226,7 +226,7 @@ async fn hosts_change_on_both_listeners() {
 
 /// 200 reloads by SIGHUP under load, a third of them of broken files: no request fails, and the platform counts no burst.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_process_reloads_under_load_without_a_failed_request() {
+async fn reloads_by_sighup_under_load_fail_no_request() {
     let platform = Platform::strict().await;
     let folder = tempfile::tempdir().unwrap();
     let config = |more: &str| write_config(folder.path(), &platform.url(), more);

@@ -118,7 +118,7 @@ async fn a_restart_loses_no_request() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn both_sockets_can_be_handed_over() {
+async fn both_listening_sockets_can_be_inherited() {
     let platform = Platform::open().await;
     let folder = tempfile::tempdir().unwrap();
     let config = write_config(folder.path(), &platform.url(), "");
@@ -134,7 +134,7 @@ async fn both_sockets_can_be_handed_over() {
 
 /// The admin listener cannot be in two processes unless it is handed over: it follows when the first one is gone.
 #[tokio::test(flavor = "multi_thread")]
-async fn the_admin_listener_follows_where_only_the_other_socket_was_handed_over() {
+async fn the_admin_listener_is_bound_once_the_old_process_exits() {
     let platform = Platform::open().await;
     let folder = tempfile::tempdir().unwrap();
     let (data, address) = bound();
@@ -158,7 +158,7 @@ async fn the_admin_listener_follows_where_only_the_other_socket_was_handed_over(
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_socket_that_would_open_the_gateway_to_everybody_is_refused() {
+async fn unsafe_or_invalid_inherited_sockets_are_rejected() {
     let folder = tempfile::tempdir().unwrap();
     let config = write_config(folder.path(), "http://127.0.0.1:1", "");
     let everywhere = TcpListener::bind("0.0.0.0:0").unwrap();
@@ -178,7 +178,7 @@ async fn a_socket_that_would_open_the_gateway_to_everybody_is_refused() {
 
 /// The real thing: systemd's own way of handing a socket over.
 #[tokio::test(flavor = "multi_thread")]
-async fn systemd_hands_a_socket_over() {
+async fn systemd_socket_activation_is_supported() {
     let platform = Platform::open().await;
     let folder = tempfile::tempdir().unwrap();
     let config = write_config(folder.path(), &platform.url(), "");
@@ -194,7 +194,7 @@ async fn systemd_hands_a_socket_over() {
 
 /// A request may be on its way on a kept connection when the gateway is signalled to stop.
 #[tokio::test(flavor = "multi_thread")]
-async fn kept_connections_are_told_to_end_before_they_are_closed() {
+async fn a_drain_sends_connection_close_on_kept_connections() {
     let platform = Platform::open().await;
     let gate = Gate::start(&platform, &[]).await;
     let (mut kept, mut idle) = (Caller::connect(gate.address).await, Caller::connect(gate.address).await);
@@ -212,7 +212,7 @@ async fn kept_connections_are_told_to_end_before_they_are_closed() {
 
 /// Who was connected before the end is answered, even where nobody had looked at the connection yet.
 #[tokio::test(flavor = "multi_thread")]
-async fn connections_in_the_sockets_queue_are_served_before_it_goes() {
+async fn connections_in_the_accept_queue_are_served_before_the_stop() {
     let platform = Platform::open().await;
     for _ in 0..20 {
         let gate = Gate::start(&platform, &[]).await;

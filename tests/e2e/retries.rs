@@ -16,7 +16,7 @@ fn is_success(reply: &Reply) -> bool {
 
 /// Every second call fails: each read that meets it is asked once more, as long as there is a budget for that.
 #[tokio::test(flavor = "multi_thread")]
-async fn reads_pass_over_failures_within_their_budget() {
+async fn reads_are_retried_within_the_retry_budget() {
     for fault in ["http500", "http503", "reset", "truncate", "hang", "throttle"] {
         let platform = Platform::open().await;
         let words = [("upstream.attempt_timeout", "300ms"), ("limits.upstream.per", "50ms")];
@@ -36,7 +36,7 @@ async fn reads_pass_over_failures_within_their_budget() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_busy_gateway_may_ask_one_in_five_again() {
+async fn the_retry_budget_grows_with_the_number_of_reads() {
     let platform = Platform::open().await;
     let gate = Gate::start(&platform, &[("limits.upstream.rate", "0")]).await;
     for customer in 0..50 {
@@ -52,7 +52,7 @@ async fn a_busy_gateway_may_ask_one_in_five_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn no_write_is_sent_twice_and_no_pass() {
+async fn no_write_and_no_pass_is_retried() {
     for fault in ["http500", "reset", "truncate", "hang", "throttle"] {
         let platform = Platform::open().await;
         let words = [("upstream.attempt_timeout", "200ms"), ("upstream.write_timeout", "200ms")];
@@ -68,7 +68,7 @@ async fn no_write_is_sent_twice_and_no_pass() {
 
 /// Where no turn is left for another attempt, callers get what came of the first.
 #[tokio::test(flavor = "multi_thread")]
-async fn an_attempt_that_cannot_be_repeated_is_told_as_it_was() {
+async fn the_first_response_is_returned_if_no_slot_is_left_for_a_retry() {
     let platform = Platform::open().await;
     let gate = Gate::start(&platform, &[("limits.upstream.rate", "1"), ("limits.upstream.per", "1h")]).await;
     platform.faults(json!({ "fault": "http503" })).await;
@@ -78,7 +78,7 @@ async fn an_attempt_that_cannot_be_repeated_is_told_as_it_was() {
 
 /// With the cache switched off a read is still a read.
 #[tokio::test(flavor = "multi_thread")]
-async fn reads_are_asked_again_without_the_cache_too() {
+async fn reads_are_retried_with_the_cache_off_too() {
     let platform = Platform::open().await;
     let gate = Gate::start(&platform, &[("cache.mode", "off")]).await;
     platform.faults(json!({ "fault": "reset", "times": 2 })).await;
@@ -87,7 +87,7 @@ async fn reads_are_asked_again_without_the_cache_too() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_will_not_pass_is_not_asked_again() {
+async fn permanent_failures_are_not_retried() {
     let answers = [
         http_text("200 OK", "", "not json"),
         http_text("200 OK", "", r#"{"status":false,"code":100001}"#),
@@ -111,7 +111,7 @@ async fn what_will_not_pass_is_not_asked_again() {
 /// The server reads a request on a connection that was idle and closes it: a byte had left, and no read is lost, though
 /// there is no budget for so many retries.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_connection_that_closes_just_when_it_is_used_loses_no_read() {
+async fn a_read_on_a_connection_that_just_closed_is_sent_again() {
     let upstream =
         Scripted::start(
             |number, _| {
@@ -131,7 +131,7 @@ async fn a_connection_that_closes_just_when_it_is_used_loses_no_read() {
 
 /// Who waits no longer has nothing more sent in his name.
 #[tokio::test(flavor = "multi_thread")]
-async fn nothing_is_asked_again_that_nobody_waits_for() {
+async fn a_read_that_no_caller_waits_for_is_not_retried() {
     let upstream = Scripted::start(|_, _| Act::Hang).await;
     let words = [("upstream.attempt_timeout", "200ms"), ("upstream.retries", "9")];
     let gate = Gate::start(&upstream, &words).await;
@@ -148,7 +148,7 @@ async fn nothing_is_asked_again_that_nobody_waits_for() {
 
 /// A caller who leaves the queue frees his place: the call behind his is made in his turn.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_call_that_nobody_waits_for_leaves_the_queue() {
+async fn a_call_that_no_caller_waits_for_leaves_the_queue() {
     let upstream = Scripted::start(|_, _| Act::success("[]")).await;
     let file = "[[routes]]\npath = \"/v3/pass\"\nkind = \"pass\"\npace = { rate = 1, per = \"600ms\" }\n";
     let words = [("limits.upstream.rate", "1"), ("limits.upstream.per", "600ms")];

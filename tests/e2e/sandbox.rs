@@ -50,7 +50,7 @@ async fn bytes(platform: &Platform) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn each_fault_does_what_it_says() {
+async fn each_fault_has_its_documented_effect() {
     let platform = Platform::open().await;
     for (fault, status, code) in [
         ("none", 200, json!(0)),
@@ -80,7 +80,7 @@ async fn each_fault_does_what_it_says() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn faults_strike_every_so_many_times_on_one_route_and_so_often() {
+async fn faults_respect_every_times_and_route() {
     let platform = Platform::open().await;
     platform.faults(json!({ "fault": "http500", "every": 2, "times": 2, "route": READ })).await;
     let mut statuses = Vec::new();
@@ -91,7 +91,7 @@ async fn faults_strike_every_so_many_times_on_one_route_and_so_often() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_clock_that_is_ahead_shows_in_date_and_refuses_what_is_then_old() {
+async fn clock_skew_shows_in_date_and_rejects_old_timestamps() {
     let platform = Platform::open().await;
     let date = async || {
         let reply = ask(&platform, signed("1")).await;
@@ -106,7 +106,7 @@ async fn a_clock_that_is_ahead_shows_in_date_and_refuses_what_is_then_old() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_customers_coupons_are_stable_until_something_changes_them() {
+async fn a_customers_coupons_are_stable_until_they_are_changed() {
     let platform = Platform::open().await;
     let list = async |customer: &str| ask(&platform, signed(customer)).await.json()["data"].clone();
     let first = list("383933091455959041").await;

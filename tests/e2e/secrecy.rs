@@ -133,7 +133,7 @@ impl Subject {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn no_secret_comes_out_anywhere_and_no_customer_in_logs_or_metrics() {
+async fn no_output_has_a_secret_and_no_log_or_metric_has_a_customer() {
     let platform = Platform::open().await;
     platform.keys(&[OPEN_KEY]).await;
     let (authority, folder) = (Authority::new(), tempfile::tempdir().unwrap());

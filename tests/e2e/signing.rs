@@ -56,7 +56,7 @@ const WORDS: Words<'static> = &[("limits.upstream.rate", "0"), ("upstream.retrie
 
 /// The platform takes what is within 300 s of its own clock: a step of ours and one of its, away from each other.
 #[tokio::test(flavor = "multi_thread")]
-async fn calls_recover_when_the_clocks_step_apart_under_load() {
+async fn calls_recover_when_the_clocks_diverge_under_load() {
     for skew in [250, -250, 380, -380] {
         let platform = Platform::open().await;
         let gate = Arc::new(Gate::start(&platform, WORDS).await);
@@ -78,7 +78,7 @@ async fn calls_recover_when_the_clocks_step_apart_under_load() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_gateway_that_does_not_follow_the_clock_signs_by_its_own_and_tells_the_difference() {
+async fn without_follow_clock_calls_are_signed_by_the_own_clock_and_skew_is_reported() {
     let platform = Platform::open().await;
     platform.faults(json!({ "clock_skew_s": 400 })).await;
     let words = [WORDS, &[("upstream.follow_clock", "false")]].concat();

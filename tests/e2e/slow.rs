@@ -58,7 +58,7 @@ async fn metric(admin: SocketAddr, name: &str) -> f64 {
 
 /// All four at once, on callers' and on operators' doors. Printed: what it costs the others, in this run, on this machine.
 #[tokio::test(flavor = "multi_thread")]
-async fn others_are_served_beside_slow_callers() {
+async fn slow_callers_do_not_block_others() {
     let platform = Platform::open().await;
     let folder = tempfile::tempdir().unwrap();
     let more = "[log]\naccess = \"none\"\n[cache]\nttl = \"1h\"\n";

@@ -17,7 +17,7 @@ fn metric(result: &str) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn while_one_call_refreshes_it_a_stale_answer_is_told_at_once() {
+async fn a_stale_answer_is_served_immediately_while_one_call_refreshes_it() {
     let platform = Platform::open().await;
     let gate = Gate::start(&platform, &[SWR]).await;
     let first = gate.read(CUSTOMER).await;
@@ -45,7 +45,7 @@ async fn while_one_call_refreshes_it_a_stale_answer_is_told_at_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_refresh_that_fails_is_spaced_out_and_leaves_the_answer_in_its_bounds() {
+async fn failed_refreshes_back_off_and_do_not_extend_the_stale_period() {
     let platform = Platform::open().await;
     let gate = Gate::start(&platform, &[SWR, ("cache.stale_if_error", "0s")]).await;
     gate.read(CUSTOMER).await;
@@ -60,7 +60,7 @@ async fn a_refresh_that_fails_is_spaced_out_and_leaves_the_answer_in_its_bounds(
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_refresh_takes_no_turn_that_a_caller_waits_for() {
+async fn a_refresh_does_not_start_without_a_free_slot() {
     let platform = Platform::open().await;
     let words = [SWR, ("limits.upstream.rate", "1"), ("limits.upstream.per", "1h"), ("limits.max_wait", "0s")];
     let gate = Gate::start(&platform, &words).await;
@@ -72,7 +72,7 @@ async fn a_refresh_takes_no_turn_that_a_caller_waits_for() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_stale_answer_stands_in_for_every_kind_of_failure_and_says_so() {
+async fn stale_if_error_applies_to_every_kind_of_failure() {
     let failing = [
         (http_text("502 Bad Gateway", "", "x"), "zvgate; fwd=stale; fwd-status=502; ttl=-6; detail=stale-if-error"),
         (http_text("429 Too Many", "", "x"), "zvgate; fwd=stale; fwd-status=429; ttl=-6; detail=stale-if-error"),
@@ -108,7 +108,7 @@ async fn a_stale_answer_stands_in_for_every_kind_of_failure_and_says_so() {
 
 /// Who joins a refresh and takes nothing stale is served as by any call.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_refresh_that_others_joined_is_asked_again() {
+async fn a_refresh_that_callers_joined_is_retried() {
     let upstream =
         Scripted::start(|number, _| if number == 1 { Act::Hang } else { Act::success(r#"[{"useStatus":1}]"#) }).await;
     let words = [("cache.stale_while_revalidate", "1h"), ("upstream.attempt_timeout", "500ms")];
@@ -123,7 +123,7 @@ async fn a_refresh_that_others_joined_is_asked_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_stale_answer_stands_in_where_nothing_can_be_sent() {
+async fn a_stale_answer_is_served_if_no_call_can_be_sent() {
     let platform = Platform::open().await;
     let words = [("limits.upstream.rate", "1"), ("limits.upstream.per", "1h"), ("limits.max_wait", "0s")];
     let gate = Gate::start(&platform, &words).await;
@@ -141,7 +141,7 @@ async fn a_stale_answer_stands_in_where_nothing_can_be_sent() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn no_stale_mode_tells_a_list_at_or_after_its_first_end_or_before_a_write() {
+async fn no_stale_answer_is_served_after_its_first_end_or_after_a_write() {
     for write in [false, true] {
         let platform = Platform::open().await;
         let words = [("cache.stale_while_revalidate", "1h"), ("cache.stale_if_error", "1h"), ("upstream.retries", "0")];
@@ -166,7 +166,7 @@ async fn no_stale_mode_tells_a_list_at_or_after_its_first_end_or_before_a_write(
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn after_a_write_what_is_fetched_lives_shortly_for_a_while() {
+async fn answers_fetched_within_the_settle_time_have_a_short_lifetime() {
     for (answer, settles) in
         [(Act::success("{}"), 3), (Act::Last(Vec::new()), 30), (Act::Answer(http_text("500 No", "", "x")), 30)]
     {
@@ -192,7 +192,7 @@ async fn after_a_write_what_is_fetched_lives_shortly_for_a_while() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_cache_that_is_off_sends_every_read_upstream() {
+async fn with_the_cache_off_every_read_is_sent_upstream() {
     let platform = Platform::open().await;
     let gate = Gate::start(&platform, &[("cache.mode", "off")]).await;
     for _ in 0..3 {
@@ -210,7 +210,7 @@ async fn admin(gate: &Gate, method: Method, path: &str) -> Reply {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn operators_see_and_purge_what_is_kept() {
+async fn operators_can_inspect_and_purge_cached_answers() {
     let platform = Platform::open().await;
     let gate = Gate::start(&platform, &[("cache.settle", "0s")]).await;
     let two = [("x-zvgate-tenant", "two")];
@@ -286,7 +286,7 @@ async fn operators_see_and_purge_what_is_kept() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn callers_who_learn_of_a_change_invalidate_it() {
+async fn callers_can_invalidate_customers() {
     let platform = Platform::open().await;
     let gate = Gate::start(&platform, &[]).await;
     for customer in ["1", "2", "3"] {

@@ -135,7 +135,7 @@ impl Caller {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn callers_come_over_tls_by_either_protocol_and_no_other_way() {
+async fn tls_callers_may_use_http1_or_http2_and_plain_http_is_rejected() {
     let (platform, authority) = (Platform::open().await, Authority::new());
     let gate = authority.gate(&platform, &[]).await;
     for (option, version) in [("--http1.1", "1.1"), ("--http2", "2"), ("--tls-max=1.2", "2"), ("--no-alpn", "1.1")] {
@@ -156,7 +156,7 @@ async fn callers_come_over_tls_by_either_protocol_and_no_other_way() {
 
 /// A stream that is ended while its caller still sends loses many callers the answer.
 #[tokio::test(flavor = "multi_thread")]
-async fn who_is_refused_before_his_body_came_hears_why() {
+async fn an_http2_caller_rejected_before_its_body_arrived_gets_the_response() {
     let (platform, authority) = (Platform::open().await, Authority::new());
     let gate = authority.gate(&platform, &[]).await;
     for _ in 0..30 {
@@ -166,7 +166,7 @@ async fn who_is_refused_before_his_body_came_hears_why() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn where_a_ca_is_given_callers_need_a_certificate_of_its() {
+async fn with_client_ca_callers_need_a_certificate_from_it() {
     let (platform, authority, strangers) = (Platform::open().await, Authority::new(), Authority::new());
     let gate = authority.gate(&platform, &[("server.tls.client_ca", &authority.path("ca"))]).await;
     authority.issue("caller", "caller-key");
@@ -202,7 +202,7 @@ async fn new_certificates_are_served_without_a_restart() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn another_configuration_brings_other_certificates() {
+async fn a_reload_can_change_the_certificate_files() {
     let (platform, authority) = (Platform::open().await, Authority::new());
     let gate = authority.gate(&platform, &[]).await;
     let new = authority.issue("next", "next-key");
@@ -218,7 +218,7 @@ async fn another_configuration_brings_other_certificates() {
 }
 
 #[test]
-fn certificates_of_no_use_are_mistakes_in_the_configuration() {
+fn unusable_certificates_are_configuration_errors() {
     let (authority, strangers) = (Authority::new(), Authority::new());
     let (cert, key) = (authority.path("cert"), authority.path("key"));
     std::fs::write(authority.file("broken"), "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n").unwrap();
@@ -244,7 +244,7 @@ fn certificates_of_no_use_are_mistakes_in_the_configuration() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_connection_carries_many_requests_and_no_more_than_there_is_room_for() {
+async fn streams_of_one_connection_count_towards_max_connections() {
     let upstream = Scripted::start(|_, _| Act::Hang).await;
     let authority = Authority::new();
     let words = [("server.max_connections", "3"), ("server.max_streams", "5"), ("limits.upstream.rate", "0")];
@@ -267,7 +267,7 @@ async fn a_connection_carries_many_requests_and_no_more_than_there_is_room_for()
 
 /// Between requests a caller of HTTP/2 may send what belongs to none: that is no head that is late.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_quiet_connection_of_http2_lives_until_it_is_idle_for_too_long() {
+async fn an_http2_connection_without_requests_is_closed_at_the_idle_timeout() {
     let (platform, authority) = (Platform::open().await, Authority::new());
     let words = [("server.header_timeout", "200ms"), ("server.idle_timeout", "2s")];
     let gate = authority.gate(&platform, &words).await;
@@ -285,7 +285,7 @@ async fn a_quiet_connection_of_http2_lives_until_it_is_idle_for_too_long() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_drain_tells_callers_of_http2_and_finishes_what_is_in_hand() {
+async fn a_drain_completes_http2_requests_in_flight_and_closes_the_connection() {
     let platform = Platform::open().await;
     platform.faults(serde_json::json!({ "latency_ms": 700 })).await;
     let authority = Authority::new();
@@ -305,7 +305,7 @@ async fn a_drain_tells_callers_of_http2_and_finishes_what_is_in_hand() {
 
 /// The process reads its files again at SIGHUP too.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_process_serves_tls_as_its_file_says() {
+async fn serve_uses_tls_as_configured_and_reloads_it_on_sighup() {
     let (platform, authority) = (Platform::open().await, Authority::new());
     let folder = tempfile::tempdir().unwrap();
     let table = |folder: &Path, name: &str| {
@@ -326,7 +326,7 @@ async fn a_process_serves_tls_as_its_file_says() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_connection_carries_as_many_requests_as_configured() {
+async fn an_http2_connection_carries_at_most_max_streams_requests() {
     let upstream = Scripted::start(|_, _| Act::Hang).await;
     let authority = Authority::new();
     let gate = authority.gate(&upstream, &[("server.max_streams", "2"), ("limits.upstream.rate", "0")]).await;
@@ -379,7 +379,7 @@ async fn all_of(stream: &mut tokio_rustls::client::TlsStream<TcpStream>) -> Vec<
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_connection_whose_request_was_taken_back_ends_when_it_is_idle_and_the_request_is_told_of() {
+async fn a_cancelled_http2_request_is_counted_and_its_connection_times_out() {
     let upstream = Scripted::start(|_, _| Act::Hang).await;
     let authority = Authority::new();
     let gate = authority.gate(&upstream, &[("server.idle_timeout", "1s")]).await;
@@ -401,7 +401,7 @@ async fn a_connection_whose_request_was_taken_back_ends_when_it_is_idle_and_the_
 
 /// Neither a connection that carries nothing nor one whose answers nobody takes is kept by pings.
 #[tokio::test(flavor = "multi_thread")]
-async fn pings_keep_no_connection_open() {
+async fn pings_do_not_keep_a_connection_open() {
     let (platform, authority) = (Platform::open().await, Authority::new());
     let gate = authority.gate(&platform, &[("server.idle_timeout", "1s"), ("server.max_connections", "3")]).await;
     let ping = async |stream: &mut tokio_rustls::client::TlsStream<TcpStream>| {
@@ -444,7 +444,7 @@ async fn pings_keep_no_connection_open() {
 
 /// A caller who sends a request just then must know whether it was taken.
 #[tokio::test(flavor = "multi_thread")]
-async fn an_idle_connection_of_http2_is_told_before_it_ends() {
+async fn an_idle_http2_connection_gets_goaway_before_it_is_closed() {
     let (platform, authority) = (Platform::open().await, Authority::new());
     let gate = authority.gate(&platform, &[("server.idle_timeout", "1s"), ("server.header_timeout", "30s")]).await;
     let caller = authority.caller(gate.address).await;
@@ -474,7 +474,7 @@ async fn a_drain_does_not_wait_for_a_silent_connection() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_comes_when_there_is_no_room_hears_so_and_may_come_again() {
+async fn connections_beyond_the_limit_get_a_503_and_may_retry() {
     let (platform, authority) = (Platform::open().await, Authority::new());
     let gate = authority.gate(&platform, &[("server.max_connections", "1")]).await;
     let first = authority.caller(gate.address).await;
@@ -506,7 +506,7 @@ async fn who_comes_when_there_is_no_room_hears_so_and_may_come_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn fields_are_counted_in_http2_too() {
+async fn max_headers_applies_to_http2_too() {
     let (platform, authority) = (Platform::open().await, Authority::new());
     let gate = authority.gate(&platform, &[("server.max_headers", "20")]).await;
     let ask = |count: usize| {
@@ -519,7 +519,7 @@ async fn fields_are_counted_in_http2_too() {
 
 /// Streams that are taken back leave something behind in their connection: none carries them without end.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_connection_of_http2_carries_its_share_and_ends() {
+async fn an_http2_connection_serves_a_bounded_number_of_requests() {
     let (platform, authority) = (Platform::open().await, Authority::new());
     let gate = authority.gate(&platform, &[]).await;
     let caller = authority.caller(gate.address).await;

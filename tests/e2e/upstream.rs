@@ -44,7 +44,7 @@ impl Upstream for Behind {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_idle_connection_is_used_again_until_its_time_is_over() {
+async fn an_idle_upstream_connection_is_reused_until_its_idle_timeout() {
     assert_eq!(connections_for_two_reads("", Duration::from_secs(10)).await, 1);
     assert_eq!(connections_for_two_reads("", Duration::from_secs(16)).await, 2, "upstream.pool_idle");
     assert_eq!(connections_for_two_reads("Keep-Alive: timeout=5\r\n", Duration::from_secs(3)).await, 1);
@@ -54,7 +54,7 @@ async fn an_idle_connection_is_used_again_until_its_time_is_over() {
 
 /// The upstream closes each connection right behind its answer, without a word.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_connection_that_closed_while_idle_loses_no_read() {
+async fn no_read_fails_on_an_upstream_connection_closed_while_idle() {
     let upstream = Scripted::start(|_, _| Act::Last(http_text("200 OK", "", EMPTY))).await;
     let gate = Gate::start(&upstream, &[("limits.upstream.rate", "0")]).await;
     for customer in 0..20 {
@@ -66,7 +66,7 @@ async fn a_connection_that_closed_while_idle_loses_no_read() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_base_path_stands_before_every_route() {
+async fn the_base_path_is_prefixed_to_every_route() {
     struct Prefixed(Scripted);
     impl Upstream for Prefixed {
         fn url(&self) -> String {
@@ -109,7 +109,7 @@ async fn tls_front(platform: &Platform) -> (u16, String) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn https_is_spoken_with_whom_the_system_trusts_and_with_nobody_else() {
+async fn https_upstreams_need_a_certificate_that_the_system_trusts() {
     let platform = Platform::open().await;
     let (port, certificate) = tls_front(&platform).await;
     let folder = tempfile::tempdir().unwrap();

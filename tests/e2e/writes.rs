@@ -16,7 +16,7 @@ async fn card(gate: &Gate, customer: &str) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_write_has_a_time_of_its_own() {
+async fn a_write_has_its_own_timeout() {
     let platform = Platform::open().await;
     platform.faults(json!({ "latency_ms": 700 })).await;
     let words = [("upstream.attempt_timeout", "300ms"), ("upstream.retries", "0")];
@@ -27,7 +27,7 @@ async fn a_write_has_a_time_of_its_own() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_write_is_seen_by_the_next_read_and_leaves_other_customers_in_place() {
+async fn a_write_is_seen_by_the_next_read_and_keeps_other_customers_entries() {
     let platform = Platform::open().await;
     let gate = Gate::start(&platform, &[]).await;
     let (card, _) = (card(&gate, "1").await, gate.read("2").await);
@@ -42,7 +42,7 @@ async fn a_write_is_seen_by_the_next_read_and_leaves_other_customers_in_place() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_write_whose_answer_alone_names_the_customer_ends_only_that_ones_answers() {
+async fn a_write_whose_answer_names_the_customer_invalidates_only_that_customer() {
     let platform = Platform::open().await;
     let gate = Gate::start(&platform, &[]).await;
     let (card, _) = (card(&gate, "1").await, gate.read("2").await);
@@ -57,7 +57,7 @@ async fn a_write_whose_answer_alone_names_the_customer_ends_only_that_ones_answe
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_write_ends_the_answers_of_everybody_whom_its_header_names() {
+async fn a_write_invalidates_every_customer_that_its_header_names() {
     let platform = Platform::open().await;
     let gate = Gate::start(&platform, &[]).await;
     for customer in ["1", "2", "3", "4"] {
@@ -71,7 +71,7 @@ async fn a_write_ends_the_answers_of_everybody_whom_its_header_names() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_write_that_names_nobody_ends_its_tenants_answers_or_what_the_route_says() {
+async fn a_write_without_a_customer_follows_the_routes_unknown_customer_setting() {
     let nobody = r#"{"params":{"bizId":"b"}}"#;
     let one = r#"{"params":{"customerId":"1"}}"#;
     let platform = Platform::open().await;
@@ -94,7 +94,7 @@ async fn a_write_that_names_nobody_ends_its_tenants_answers_or_what_the_route_sa
 
 /// What did certainly not happen invalidates nothing; what the platform refused concerns at most its own customers.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_write_that_was_not_executed_invalidates_no_more_than_it_must() {
+async fn a_write_that_was_not_executed_invalidates_no_more_than_necessary() {
     let throttled = r#"{"status":false,"code":110004,"message":"","data":null}"#;
     let exception = r#"{"status":true,"code":200001,"message":""}"#;
     let error = r#"{"status":false,"code":100002,"message":""}"#;
@@ -141,7 +141,7 @@ async fn a_write_that_was_not_sent_invalidates_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_write_whose_outcome_is_unknown_ends_its_customers_answers_too() {
+async fn a_write_with_an_unknown_outcome_invalidates_its_customers() {
     let upstream = Scripted::start(|_, request| {
         if request.contains(WRITE) { Act::Last(Vec::new()) } else { Act::success(r#"[{"useStatus":1}]"#) }
     })
@@ -156,7 +156,7 @@ async fn a_write_whose_outcome_is_unknown_ends_its_customers_answers_too() {
 
 /// Reads may be answered from before while a write is under way; what they fetch meanwhile is not kept past its end.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_was_asked_before_a_writes_end_is_neither_kept_nor_joined_after_it() {
+async fn a_fetch_begun_before_a_writes_answer_is_neither_stored_nor_joined_after_it() {
     let platform = Platform::open().await;
     let gate = Arc::new(Gate::start(&platform, &[]).await);
     let card = card(&gate, "1").await;
@@ -181,7 +181,7 @@ async fn what_was_asked_before_a_writes_end_is_neither_kept_nor_joined_after_it(
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_write_runs_to_its_end_when_its_caller_leaves() {
+async fn a_write_is_completed_if_its_caller_disconnects() {
     let platform = Platform::open().await;
     let gate = Arc::new(Gate::start(&platform, &[]).await);
     let card = card(&gate, "1").await;
@@ -203,7 +203,7 @@ async fn a_write_runs_to_its_end_when_its_caller_leaves() {
 
 /// The same for a write to nobody knows whom: its whole tenant is fenced.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_write_that_names_nobody_fences_what_is_being_asked_too() {
+async fn a_write_without_a_customer_fences_fetches_in_flight() {
     let platform = Platform::open().await;
     let gate = Arc::new(Gate::with_file(&platform, &[], UNKNOWN).await);
     platform.faults(json!({ "latency_ms": 600 })).await;
@@ -224,7 +224,7 @@ async fn a_write_that_names_nobody_fences_what_is_being_asked_too() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_writes_customers_are_read_in_any_script_and_are_not_too_many() {
+async fn customer_headers_may_be_utf8_and_are_limited_in_number() {
     let platform = Platform::open().await;
     let gate = Gate::start(&platform, &[]).await;
     gate.read("客1").await;
@@ -243,7 +243,7 @@ async fn a_writes_customers_are_read_in_any_script_and_are_not_too_many() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_write_waits_for_its_turn_as_long_as_writes_may() {
+async fn a_write_waits_for_a_slot_up_to_max_wait_write() {
     let platform = Platform::open().await;
     let words = [("limits.max_wait", "0s"), ("limits.upstream.rate", "1"), ("limits.upstream.per", "300ms")];
     let gate = Gate::start(&platform, &words).await;
@@ -254,7 +254,7 @@ async fn a_write_waits_for_its_turn_as_long_as_writes_may() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_write_has_its_own_connection() {
+async fn every_write_uses_a_new_connection() {
     let platform = Platform::open().await;
     let gate = Gate::start(&platform, &[]).await;
     gate.read("1").await;
@@ -270,7 +270,7 @@ async fn every_write_has_its_own_connection() {
 
 /// Callers may leave; what they asked for goes on, and is bounded all the same. Operators are served meanwhile.
 #[tokio::test(flavor = "multi_thread")]
-async fn writes_whose_callers_left_are_bounded() {
+async fn writes_of_disconnected_callers_are_bounded() {
     let upstream = Scripted::start(|_, _| Act::Hang).await;
     let gate = Gate::start(&upstream, &[("server.max_connections", "5"), ("limits.upstream.rate", "0")]).await;
     let body = r#"{"params":{"customerId":"1"}}"#;
@@ -290,7 +290,7 @@ async fn writes_whose_callers_left_are_bounded() {
 
 /// A request that came often is known again; what ended all of its tenant's answers ended its own.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_ends_a_tenants_answers_ends_those_that_are_asked_for_often() {
+async fn invalidating_a_tenant_includes_frequently_requested_answers() {
     let platform = Platform::open().await;
     let gate = Gate::with_file(&platform, &[], UNKNOWN).await;
     let often = async || {
@@ -311,7 +311,7 @@ async fn what_ends_a_tenants_answers_ends_those_that_are_asked_for_often() {
 
 /// A write removes the flight of a read that waits; a later read stores a newer answer, which the first gets if its own fetch fails.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_read_whose_fetch_fails_is_answered_by_a_newer_fetch() {
+async fn a_read_whose_fetch_fails_is_served_from_a_newer_fetch() {
     let upstream = Scripted::start(|number, _| match number {
         0 => Act::Hang,
         _ => Act::success(r#"[{"useStatus":6}]"#),
