@@ -42,7 +42,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_customer_has_one_name_for_each_key() {
+    fn a_customer_has_one_pseudonym_for_each_key() {
         let file = tempfile::NamedTempFile::new().unwrap();
         assert!(Pseudonyms::new(Some(file.path())).is_err(), "an empty key is no key");
         std::fs::write(file.path(), "key").unwrap();

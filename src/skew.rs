@@ -131,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn noise_is_not_followed() {
+    fn small_differences_are_not_followed() {
         let skew = Skew::new(true);
         assert_eq!((skew.ahead(ours(0)), skew.signing_time(ours(0))), (None, ours(0).wall));
         for ahead in [-2, 1, 2] {

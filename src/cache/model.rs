@@ -258,13 +258,13 @@ fn holds(without: Step, write_to: WriteTo) -> bool {
 }
 
 #[test]
-fn no_order_of_steps_serves_a_read_with_data_from_before_a_write_that_it_came_after() {
+fn in_every_order_a_read_after_a_write_sees_that_write() {
     assert!(holds(Step::None, WriteTo::Customer));
     assert!(holds(Step::None, WriteTo::Unknown));
 }
 
 #[test]
-fn without_any_one_step_some_order_does() {
+fn without_any_one_step_some_order_violates_the_guarantee() {
     for step in [
         Step::RemoveFlights,
         Step::RemoveEntry,

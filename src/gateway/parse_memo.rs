@@ -149,7 +149,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_request_finds_what_the_same_request_came_to_and_nothing_else(
+        fn a_lookup_finds_only_the_result_of_the_same_request(
             steps in prop::collection::vec((sent(), any::<bool>()), 1..60),
         ) {
             let (memo, tenant) = (ParseMemo::new(1 << 20), tenant());

@@ -180,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn a_slot_stays_taken_from_the_answer_or_from_the_latest_arrival_on() {
+    fn a_slot_stays_taken_for_one_period_after_the_answer_or_the_latest_arrival() {
         let mut slots = Slots::new(&pace(1), None);
         let claim = slots.take(1, at(0)).unwrap();
         assert_eq!(slots.next_free(1), None);
@@ -196,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn a_call_that_was_never_sent_gives_its_slot_back() {
+    fn a_call_that_was_never_sent_releases_its_slot() {
         let mut slots = Slots::new(&pace(1), None);
         let claim = slots.take(1, at(0)).unwrap();
         slots.abandoned(claim);
@@ -204,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn a_late_answer_does_not_touch_the_slot_of_another_call() {
+    fn a_late_answer_does_not_affect_the_slot_of_another_call() {
         let mut slots = Slots::new(&pace(1), None);
         let hung = slots.take(1, at(0)).unwrap();
         slots.sent(hung, at(0));
@@ -257,7 +257,7 @@ mod tests {
     }
 
     #[test]
-    fn a_changed_limit_forgets_nothing() {
+    fn a_changed_limit_still_counts_earlier_calls() {
         let mut slots = Slots::new(&pace(3), Some(at(500)));
         assert_eq!((slots.take(3, at(1499)), slots.next_free(3)), (None, Some(at(1500))));
         for _ in 0..2 {

@@ -87,7 +87,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_response_that_stalls_is_given_up_and_one_that_is_awaited_or_moves_is_not() {
+    async fn a_stalled_response_is_aborted_and_a_pending_or_progressing_one_is_not() {
         assert!(runs_to_its_end(&[1000]).await, "upstream may take its time");
         assert!(runs_to_its_end(&[1, 3, 3, 3, 3, 3, 3]).await);
         assert!(!runs_to_its_end(&[1, 3, 10]).await);

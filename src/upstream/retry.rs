@@ -63,7 +63,7 @@ mod tests {
     proptest! {
         /// The budget itself: looking back 10 s from any retry, one for five first attempts, and 3 in any case.
         #[test]
-        fn retries_stay_a_fifth_of_first_attempts(
+        fn retries_stay_within_a_fifth_of_first_attempts(
             steps in proptest::collection::vec((0u64..500, 0u32..4), 1..300),
         ) {
             let budget = RetryBudget::new();
