@@ -6,8 +6,8 @@
 use std::fmt::Write as _;
 use std::io::{Read, Write as _};
 
-use crate::scripted::{Act, Scripted};
-use crate::support::{Gate, READ, raw};
+use crate::scripted::{Action, Scripted};
+use crate::support::{READ, TestGateway, raw};
 
 /// The customer of the request, and of the one that hides in it.
 const BODY: &str = r#"{"params":{"customerId":"1"}}"#;
@@ -252,22 +252,22 @@ fn statuses(text: &str) -> Vec<u16> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn ambiguous_framing_is_rejected_or_forwarded_at_most_once() {
-    let upstream = Scripted::start(|_, _| Act::success("[]")).await;
-    let words = [
+    let upstream = Scripted::start(|_, _| Action::success("[]")).await;
+    let overrides = [
         ("cache.mode", "off"),
         ("limits.upstream.rate", "0"),
         ("server.header_timeout", "500ms"),
         ("server.body_timeout", "500ms"),
         ("server.idle_timeout", "500ms"),
     ];
-    let gate = Gate::start(&upstream, &words).await;
+    let gateway = TestGateway::start(&upstream, &overrides).await;
     let cases = [lengths(), codings(), chunk_tricks(), lines(), fields(), refused_heads()].concat();
     assert!(cases.len() >= 60, "{}", cases.len());
     let mut wrong = String::new();
     let (mut answered, mut hidden) = (0, 0);
     // A few at a time: every one of them waits for the end of its connection.
     for some in cases.chunks(16) {
-        let address = gate.address;
+        let address = gateway.address;
         let asked: Vec<_> = some
             .iter()
             .map(|(_, bytes, _)| bytes.clone())
@@ -290,15 +290,15 @@ async fn ambiguous_framing_is_rejected_or_forwarded_at_most_once() {
     assert_eq!(requests.len(), answered, "each that was forwarded was answered");
     assert_eq!(requests.iter().filter(|request| request.contains("666")).count(), hidden);
     assert!(requests.iter().all(|request| request.starts_with(&format!("POST {READ} HTTP/1.1\r\n"))));
-    assert_eq!(gate.page("/healthz").await.status, 200);
+    assert_eq!(gateway.page("/healthz").await.status, 200);
 }
 
 /// His connection goes on, too.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_caller_rejected_before_its_body_arrived_may_continue() {
-    let upstream = Scripted::start(|_, _| Act::success("[]")).await;
-    let gate = Gate::start(&upstream, &[]).await;
-    let mut stream = std::net::TcpStream::connect(gate.address).unwrap();
+    let upstream = Scripted::start(|_, _| Action::success("[]")).await;
+    let gateway = TestGateway::start(&upstream, &[]).await;
+    let mut stream = std::net::TcpStream::connect(gateway.address).unwrap();
     let mut answer = |bytes: &[u8]| {
         stream.write_all(bytes).unwrap();
         let mut buffer = [0; 4096];
@@ -312,10 +312,10 @@ async fn a_caller_rejected_before_its_body_arrived_may_continue() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn request_heads_are_bounded_as_configured() {
-    let upstream = Scripted::start(|_, _| Act::success("[]")).await;
-    let gate = Gate::start(&upstream, &[("server.max_head", "2KiB"), ("server.max_headers", "8")]).await;
+    let upstream = Scripted::start(|_, _| Action::success("[]")).await;
+    let gateway = TestGateway::start(&upstream, &[("server.max_head", "2KiB"), ("server.max_headers", "8")]).await;
     let ask = async |lines: String| {
-        let (address, bytes) = (gate.address, sized(&format!("Connection: close\r\n{lines}")));
+        let (address, bytes) = (gateway.address, sized(&format!("Connection: close\r\n{lines}")));
         statuses(&tokio::task::spawn_blocking(move || raw(address, &bytes)).await.unwrap())
     };
     let long = |length: usize| format!("X-A: {}\r\n", "x".repeat(length));
@@ -328,9 +328,9 @@ async fn request_heads_are_bounded_as_configured() {
 /// A caller who sends ahead waits for himself: his connection is one request's worth of work.
 #[tokio::test(flavor = "multi_thread")]
 async fn pipelined_requests_are_handled_one_at_a_time() {
-    let upstream = Scripted::start(|_, _| Act::Hang).await;
-    let gate = Gate::start(&upstream, &[("limits.upstream.rate", "0")]).await;
-    let mut ahead = std::net::TcpStream::connect(gate.address).unwrap();
+    let upstream = Scripted::start(|_, _| Action::Hang).await;
+    let gateway = TestGateway::start(&upstream, &[("limits.upstream.rate", "0")]).await;
+    let mut ahead = std::net::TcpStream::connect(gateway.address).unwrap();
     for customer in 10..30 {
         let body = BODY.replace('1', &customer.to_string());
         ahead.write_all(&post(&format!("Content-Length: {}\r\n", body.len()), &body)).unwrap();
@@ -342,7 +342,7 @@ async fn pipelined_requests_are_handled_one_at_a_time() {
         upstream.requests.lock().unwrap().len()
     };
     assert_eq!(begun(1).await, 1);
-    let other = gate.read("9");
+    let other = gateway.read("9");
     tokio::select! {
         reply = other => panic!("nobody answers: {reply:?}"),
         count = begun(2) => assert_eq!(count, 2, "the other caller's, and one of those"),

@@ -9,7 +9,7 @@ use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio_rustls::client::TlsStream;
 
-use crate::scripted::{Act, Scripted};
+use crate::scripted::{Action, Scripted};
 use crate::support::{Platform, READ};
 use crate::tls::Authority;
 
@@ -125,13 +125,13 @@ fn with_a_key() -> [(&'static str, String); 3] {
 /// Responses that nobody takes, to requests of nobody known, take nothing that callers share.
 #[tokio::test(flavor = "multi_thread")]
 async fn unauthenticated_requests_use_no_shared_capacity() {
-    let (platform, authority, key) = (Platform::open().await, Authority::new(), with_a_key());
-    let mut words: Vec<(&str, &str)> = key.iter().map(|(name, value)| (*name, value.as_str())).collect();
-    words.push(("server.max_connections", "4"));
-    let gate = authority.gate(&platform, &words).await;
+    let (platform, authority, key) = (Platform::unlimited().await, Authority::new(), with_a_key());
+    let mut overrides: Vec<(&str, &str)> = key.iter().map(|(name, value)| (*name, value.as_str())).collect();
+    overrides.push(("server.max_connections", "4"));
+    let gateway = authority.gateway(&platform, &overrides).await;
     let mut strangers = Vec::new();
     for _ in 0..3 {
-        let mut stranger = Raw::open(&authority, gate.address, 0).await;
+        let mut stranger = Raw::open(&authority, gateway.address, 0).await;
         for stream in [1, 3, 5, 7, 9] {
             stranger.ask(stream, None).await;
         }
@@ -139,7 +139,7 @@ async fn unauthenticated_requests_use_no_shared_capacity() {
         stranger.until(HEADERS, 9).await.unwrap();
         strangers.push(stranger);
     }
-    let mut caller = Raw::open(&authority, gate.address, 1 << 20).await;
+    let mut caller = Raw::open(&authority, gateway.address, 1 << 20).await;
     caller.ask(1, Some(KEY)).await;
     let body = caller.until(DATA, 1).await.unwrap().payload;
     assert!(String::from_utf8_lossy(&body).contains("\"cardId\""), "{}", String::from_utf8_lossy(&body));
@@ -159,12 +159,12 @@ async fn unauthenticated_requests_use_no_shared_capacity() {
 #[tokio::test(flavor = "multi_thread")]
 async fn each_response_has_its_own_send_deadline() {
     let list = format!("[{}]", vec![r#"{"useStatus":1}"#; 4000].join(","));
-    let upstream = Scripted::start(move |_, _| Act::success(&list)).await;
+    let upstream = Scripted::start(move |_, _| Action::success(&list)).await;
     let authority = Authority::new();
-    let gate = authority.gate(&upstream, &[("server.idle_timeout", "1s"), ("server.max_connections", "2")]).await;
+    let gateway = authority.gateway(&upstream, &[("server.idle_timeout", "1s"), ("server.max_connections", "2")]).await;
     // Nothing is taken of the first response, and of the second only its beginning.
     for window in [0, 20_000] {
-        let mut caller = Raw::open(&authority, gate.address, window).await;
+        let mut caller = Raw::open(&authority, gateway.address, window).await;
         caller.ask(1, None).await;
         caller.until(HEADERS, 1).await.unwrap();
         let mut stream = 3;
@@ -193,10 +193,10 @@ async fn each_response_has_its_own_send_deadline() {
 async fn a_slow_reader_gets_its_whole_response() {
     let list = format!("[{}]", vec![r#"{"useStatus":1}"#; 4000].join(","));
     let length = list.len();
-    let upstream = Scripted::start(move |_, _| Act::success(&list)).await;
+    let upstream = Scripted::start(move |_, _| Action::success(&list)).await;
     let authority = Authority::new();
-    let gate = authority.gate(&upstream, &[("server.idle_timeout", "2s")]).await;
-    let mut caller = Raw::open(&authority, gate.address, 0).await;
+    let gateway = authority.gateway(&upstream, &[("server.idle_timeout", "2s")]).await;
+    let mut caller = Raw::open(&authority, gateway.address, 0).await;
     caller.ask(1, None).await;
     let mut received = 0;
     while received < length {

@@ -32,7 +32,7 @@ fn serve_without_a_tenant_exits_2_and_names_the_missing_keys() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn serve_stops_on_sigterm_and_sigint() {
-    let platform = Platform::open().await;
+    let platform = Platform::unlimited().await;
     let folder = tempfile::tempdir().unwrap();
     let config = write_config(folder.path(), &platform.url(), "");
     for signal in ["TERM", "INT"] {
@@ -62,7 +62,7 @@ fn naps(process: u32, name: &str) -> Vec<u64> {
 #[tokio::test(flavor = "multi_thread")]
 async fn every_worker_serves_and_all_share_one_cache() {
     const WORKERS: usize = 3;
-    let platform = Platform::open().await;
+    let platform = Platform::unlimited().await;
     platform.faults(serde_json::json!({ "latency_ms": 200 })).await;
     let folder = tempfile::tempdir().unwrap();
     let config = write_config(folder.path(), &platform.url(), "");
@@ -99,18 +99,18 @@ async fn every_worker_serves_and_all_share_one_cache() {
 /// The process before it may have used the pace up.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_new_process_waits_one_period_before_its_first_call() {
-    let platform = Platform::open().await;
+    let platform = Platform::unlimited().await;
     let folder = tempfile::tempdir().unwrap();
     let more = "[limits]\nmax_wait = \"0s\"\n[limits.upstream]\nper = \"1h\"\n";
     let (_gateway, _log, record) = serve(&write_config(folder.path(), &platform.url(), more));
     let address = record["listen"].as_str().unwrap().parse().unwrap();
-    post(address, READ, &[], r#"{"params":{"customerId":"1"}}"#).await.is_error(429, "upstream_limited");
+    post(address, READ, &[], r#"{"params":{"customerId":"1"}}"#).await.assert_error(429, "upstream_limited");
 }
 
 /// Far apart clocks are something to look at before the platform refuses every signature.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_large_clock_skew_is_logged() {
-    let platform = Platform::open().await;
+    let platform = Platform::unlimited().await;
     platform.faults(serde_json::json!({ "clock_skew_s": -45 })).await;
     let folder = tempfile::tempdir().unwrap();
     let (_gateway, mut log, record) = serve(&write_config(folder.path(), &platform.url(), ""));
@@ -126,7 +126,7 @@ async fn a_large_clock_skew_is_logged() {
 /// Failures, the breaker and throttling are logged when they begin and end, with cause, tenant and route; never each attempt.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_log_reports_failures_the_breaker_and_throttling() {
-    let platform = Platform::open().await;
+    let platform = Platform::unlimited().await;
     let folder = tempfile::tempdir().unwrap();
     let config = write_config(folder.path(), &platform.url(), "[log]\naccess = \"none\"\n");
     let upstream = "[upstream]\nretries = 0\nbreaker = { open_min = \"100ms\", open_max = \"100ms\" }\n";
@@ -170,7 +170,7 @@ async fn the_log_reports_failures_the_breaker_and_throttling() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn requests_in_flight_at_a_stop_are_completed() {
-    let platform = Platform::open().await;
+    let platform = Platform::unlimited().await;
     platform.faults(serde_json::json!({ "latency_ms": 700 })).await;
     let folder = tempfile::tempdir().unwrap();
     let (mut gateway, _log, record) = serve(&write_config(folder.path(), &platform.url(), ""));
@@ -186,7 +186,7 @@ async fn requests_in_flight_at_a_stop_are_completed() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn requests_that_outlast_drain_timeout_are_dropped() {
-    let platform = Platform::open().await;
+    let platform = Platform::unlimited().await;
     platform.faults(serde_json::json!({ "fault": "hang" })).await;
     let folder = tempfile::tempdir().unwrap();
     let config = write_config(folder.path(), &platform.url(), "");
@@ -219,7 +219,7 @@ async fn requests_that_outlast_drain_timeout_are_dropped() {
 async fn a_step_of_the_system_clock_expires_entries_in_time() {
     let libraries = run(Command::new("sh").args(["-c", "ls /usr/lib/*/faketime/libfaketimeMT.so.1"])).1;
     let library = libraries.lines().next().expect("libfaketime, of Debian's package libfaketime").to_owned();
-    let platform = Platform::open().await;
+    let platform = Platform::unlimited().await;
     let folder = tempfile::tempdir().unwrap();
     let config = write_config(folder.path(), &platform.url(), "[cache]\nttl = \"1h\"\n");
     let offset = folder.path().join("offset");
@@ -255,7 +255,7 @@ async fn a_step_of_the_system_clock_expires_entries_in_time() {
 /// Law 7 in the log: customers by a hash, upstream's message and keys not at all, at the most talkative level.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_log_names_requests_and_writes_but_no_customer_and_no_secret() {
-    let platform = Platform::open().await;
+    let platform = Platform::unlimited().await;
     let folder = tempfile::tempdir().unwrap();
     let more = "[log]\nlevel = \"trace\"\naccess = \"all\"\n";
     let (mut gateway, mut log, record) = serve(&write_config(folder.path(), &platform.url(), more));
@@ -305,7 +305,7 @@ async fn the_log_names_requests_and_writes_but_no_customer_and_no_secret() {
 /// A file system that lets its readers wait, as one over a network may, is played by a pipe that nobody writes to.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stop_does_not_wait_for_a_blocked_file_read() {
-    let platform = Platform::open().await;
+    let platform = Platform::unlimited().await;
     let folder = tempfile::tempdir().unwrap();
     let key = folder.path().join("key");
     let config = write_config(folder.path(), &platform.url(), "");
@@ -363,7 +363,7 @@ fn a_start_that_waits_for_a_file_can_be_stopped() {
 /// Lines that nobody reads are dropped, rather than that anybody waits for them.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_unread_log_blocks_neither_requests_nor_the_stop() {
-    let platform = Platform::open().await;
+    let platform = Platform::unlimited().await;
     let folder = tempfile::tempdir().unwrap();
     let config = write_config(folder.path(), &platform.url(), "[log]\naccess = \"all\"\n");
     let (mut gateway, _log, record) = serve(&config);
@@ -422,7 +422,7 @@ async fn serve_raises_its_file_descriptor_limit() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_second_process_on_the_same_address_fails_to_start() {
-    let platform = Platform::open().await;
+    let platform = Platform::unlimited().await;
     let folder = tempfile::tempdir().unwrap();
     let (_gateway, _log, record) = serve(&write_config(folder.path(), &platform.url(), ""));
     let listen = record["listen"].as_str().unwrap();
@@ -434,12 +434,12 @@ async fn a_second_process_on_the_same_address_fails_to_start() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_admin_listener_serves_its_pages_and_promtool_accepts_the_metrics() {
-    let platform = Platform::open().await;
-    let gate = crate::support::Gate::start(&platform, &[]).await;
-    gate.read("1").await;
-    gate.read("1").await;
-    gate.post("/nowhere", &[], "{}").await;
-    let page = gate.page("/metrics").await;
+    let platform = Platform::unlimited().await;
+    let gateway = crate::support::TestGateway::start(&platform, &[]).await;
+    gateway.read("1").await;
+    gateway.read("1").await;
+    gateway.post("/nowhere", &[], "{}").await;
+    let page = gateway.page("/metrics").await;
     assert!(page.header("content-type").starts_with("text/plain; version=0.0.4"));
     let page = page.text();
     for name in [
@@ -471,17 +471,17 @@ async fn the_admin_listener_serves_its_pages_and_promtool_accepts_the_metrics() 
     let requests = |route: &str, status: u16| {
         format!("zvgate_requests_total{{caller=\"anonymous\",route=\"{route}\",status=\"{status}\"}}")
     };
-    assert_eq!(gate.metric(&requests(READ, 200)).await, 2.0);
-    assert_eq!(gate.metric(&requests("none", 404)).await, 1.0);
+    assert_eq!(gateway.metric(&requests(READ, 200)).await, 2.0);
+    assert_eq!(gateway.metric(&requests("none", 404)).await, 1.0);
     assert_eq!(
-        gate.metric(&format!("zvgate_upstream_calls_saved_total{{route=\"{READ}\",tenant=\"one\"}}")).await,
+        gateway.metric(&format!("zvgate_upstream_calls_saved_total{{route=\"{READ}\",tenant=\"one\"}}")).await,
         1.0
     );
     tokio::task::block_in_place(|| promtool(&page));
-    assert_eq!((gate.page("/healthz").await.status, gate.page("/readyz").await.status), (200, 200));
-    assert_eq!((gate.page("/").await.status, gate.page("/config").await.status), (404, 200));
+    assert_eq!((gateway.page("/healthz").await.status, gateway.page("/readyz").await.status), (200, 200));
+    assert_eq!((gateway.page("/").await.status, gateway.page("/config").await.status), (404, 200));
     let post = http::Request::post("/metrics").header("host", "a").body(http_body_util::Full::default()).unwrap();
-    assert_eq!(crate::support::send(gate.admin, post).await.status, 405);
+    assert_eq!(crate::support::send(gateway.admin, post).await.status, 405);
 }
 
 fn promtool(page: &str) {
@@ -496,19 +496,19 @@ fn promtool(page: &str) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn readyz_reports_draining() {
-    let platform = Platform::open().await;
-    let gate = crate::support::Gate::start(&platform, &[("server.drain_delay", "60s")]).await;
-    gate.stop.cancel();
+    let platform = Platform::unlimited().await;
+    let gateway = crate::support::TestGateway::start(&platform, &[("server.drain_delay", "60s")]).await;
+    gateway.stop.cancel();
     loop {
-        let reply = gate.page("/readyz").await;
+        let reply = gateway.page("/readyz").await;
         if reply.status == 503 {
             assert_eq!(reply.text(), "draining\n");
             break;
         }
     }
-    assert_eq!(gate.page("/healthz").await.status, 200);
-    assert_eq!(gate.read("1").await.status, 200, "it still accepts");
-    assert!(!gate.done.is_finished());
+    assert_eq!(gateway.page("/healthz").await.status, 200);
+    assert_eq!(gateway.read("1").await.status, 200, "it still accepts");
+    assert!(!gateway.done.is_finished());
 }
 
 #[test]

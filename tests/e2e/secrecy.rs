@@ -134,7 +134,7 @@ impl Subject {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn no_output_has_a_secret_and_no_log_or_metric_has_a_customer() {
-    let platform = Platform::open().await;
+    let platform = Platform::unlimited().await;
     platform.keys(&[OPEN_KEY]).await;
     let (authority, folder) = (Authority::new(), tempfile::tempdir().unwrap());
     let (config, key_file) = (folder.path().join("zvgate.toml"), folder.path().join("open-key"));

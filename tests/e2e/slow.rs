@@ -59,7 +59,7 @@ async fn metric(admin: SocketAddr, name: &str) -> f64 {
 /// All four at once, on callers' and on operators' doors. Printed: what it costs the others, in this run, on this machine.
 #[tokio::test(flavor = "multi_thread")]
 async fn slow_callers_do_not_block_others() {
-    let platform = Platform::open().await;
+    let platform = Platform::unlimited().await;
     let folder = tempfile::tempdir().unwrap();
     let more = "[log]\naccess = \"none\"\n[cache]\nttl = \"1h\"\n";
     let (_gateway, _log, record) = serve(&write_config(folder.path(), &platform.url(), more));

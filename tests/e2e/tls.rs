@@ -21,8 +21,8 @@ use zvgate::configuration::Configuration;
 use zvgate::settings::Sources;
 
 use crate::program::{run, serve, write_config};
-use crate::scripted::{Act, Scripted};
-use crate::support::{Gate, Platform, READ, Reply, Upstream, configuration, raw};
+use crate::scripted::{Action, Scripted};
+use crate::support::{Platform, READ, Reply, TestGateway, Upstream, configuration, raw};
 
 const BODY: &str = r#"{"params":{"customerId":"1"}}"#;
 
@@ -64,11 +64,15 @@ impl Authority {
         self.file(name).display().to_string()
     }
 
-    pub(crate) async fn gate(&self, upstream: &impl Upstream, words: crate::support::Words<'_>) -> Gate {
+    pub(crate) async fn gateway(
+        &self,
+        upstream: &impl Upstream,
+        overrides: crate::support::Overrides<'_>,
+    ) -> TestGateway {
         let (cert, key) = (self.path("cert"), self.path("key"));
         let mut all = vec![("server.tls.cert", cert.as_str()), ("server.tls.key", key.as_str())];
-        all.extend(words);
-        Gate::start(upstream, &all).await
+        all.extend(overrides);
+        TestGateway::start(upstream, &all).await
     }
 
     async fn connect(&self, address: SocketAddr) -> tokio_rustls::client::TlsStream<TcpStream> {
@@ -136,83 +140,83 @@ impl Caller {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn tls_callers_may_use_http1_or_http2_and_plain_http_is_rejected() {
-    let (platform, authority) = (Platform::open().await, Authority::new());
-    let gate = authority.gate(&platform, &[]).await;
+    let (platform, authority) = (Platform::unlimited().await, Authority::new());
+    let gateway = authority.gateway(&platform, &[]).await;
     for (option, version) in [("--http1.1", "1.1"), ("--http2", "2"), ("--tls-max=1.2", "2"), ("--no-alpn", "1.1")] {
         let option: Vec<&str> = option.split('=').collect();
-        let (code, out) = authority.curl(gate.address, &option);
+        let (code, out) = authority.curl(gateway.address, &option);
         assert_eq!((code, out.lines().last()), (0, Some(&*format!("{version} 200"))), "{out}");
         assert!(out.contains("couponId"), "{out}");
     }
-    let plain = tokio::task::block_in_place(|| raw(gate.address, b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"));
+    let plain = tokio::task::block_in_place(|| raw(gateway.address, b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"));
     assert!(!plain.contains("HTTP/"), "{plain}");
-    assert_eq!(gate.page("/healthz").await.status, 200, "operators come as before");
+    assert_eq!(gateway.page("/healthz").await.status, 200, "operators come as before");
     assert_eq!(platform.requests(READ).await, 1);
     for (option, code) in [("--tlsv1.3", 0), ("--tls-max=1.1", 35)] {
         let option: Vec<&str> = option.split('=').collect();
-        assert_eq!(authority.curl(gate.address, &option).0, code, "{option:?}");
+        assert_eq!(authority.curl(gateway.address, &option).0, code, "{option:?}");
     }
 }
 
 /// A stream that is ended while its caller still sends loses many callers the answer.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_http2_caller_rejected_before_its_body_arrived_gets_the_response() {
-    let (platform, authority) = (Platform::open().await, Authority::new());
-    let gate = authority.gate(&platform, &[]).await;
+    let (platform, authority) = (Platform::unlimited().await, Authority::new());
+    let gateway = authority.gateway(&platform, &[]).await;
     for _ in 0..30 {
-        let (code, out) = authority.curl(gate.address, &["--http2", "-H", "Origin: http://shop.example"]);
+        let (code, out) = authority.curl(gateway.address, &["--http2", "-H", "Origin: http://shop.example"]);
         assert_eq!((code, out.lines().last()), (0, Some("2 403")), "{out}");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn with_client_ca_callers_need_a_certificate_from_it() {
-    let (platform, authority, strangers) = (Platform::open().await, Authority::new(), Authority::new());
-    let gate = authority.gate(&platform, &[("server.tls.client_ca", &authority.path("ca"))]).await;
+    let (platform, authority, strangers) = (Platform::unlimited().await, Authority::new(), Authority::new());
+    let gateway = authority.gateway(&platform, &[("server.tls.client_ca", &authority.path("ca"))]).await;
     authority.issue("caller", "caller-key");
     let own = ["--cert", &authority.path("caller"), "--key", &authority.path("caller-key")];
-    let (code, out) = authority.curl(gate.address, &own);
+    let (code, out) = authority.curl(gateway.address, &own);
     assert_eq!((code, out.lines().last()), (0, Some("2 200")), "{out}");
-    assert_ne!(authority.curl(gate.address, &[]).0, 0);
+    assert_ne!(authority.curl(gateway.address, &[]).0, 0);
     let other = ["--cert", &strangers.path("cert"), "--key", &strangers.path("key")];
-    assert_ne!(authority.curl(gate.address, &other).0, 0);
+    assert_ne!(authority.curl(gateway.address, &other).0, 0);
     assert_eq!(platform.requests(READ).await, 1);
 }
 
 /// As a renewal does it: one file after the other. Connections that are there go on.
 #[tokio::test(flavor = "multi_thread")]
 async fn new_certificates_are_served_without_a_restart() {
-    let (platform, authority) = (Platform::open().await, Authority::new());
-    let gate = authority.gate(&platform, &[]).await;
-    let (old, caller) = (authority.served(gate.address).await, authority.caller(gate.address).await);
+    let (platform, authority) = (Platform::unlimited().await, Authority::new());
+    let gateway = authority.gateway(&platform, &[]).await;
+    let (old, caller) = (authority.served(gateway.address).await, authority.caller(gateway.address).await);
     caller.read("1").await.unwrap();
     let new = authority.issue("next", "next-key");
     std::fs::copy(authority.file("next"), authority.file("cert")).unwrap();
     // Longer than it takes to look twice.
     tokio::time::sleep(Duration::from_millis(1200)).await;
-    assert_eq!(authority.served(gate.address).await, old, "a certificate without its key is none");
+    assert_eq!(authority.served(gateway.address).await, old, "a certificate without its key is none");
     std::fs::copy(authority.file("next-key"), authority.file("key")).unwrap();
-    while authority.served(gate.address).await != new {
+    while authority.served(gateway.address).await != new {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     assert!(caller.read("1").await.unwrap().is_hit(), "the connection of before");
     std::fs::write(authority.file("cert"), "half a certif").unwrap();
     tokio::time::sleep(Duration::from_millis(1200)).await;
-    assert_eq!(authority.served(gate.address).await, new);
+    assert_eq!(authority.served(gateway.address).await, new);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_reload_can_change_the_certificate_files() {
-    let (platform, authority) = (Platform::open().await, Authority::new());
-    let gate = authority.gate(&platform, &[]).await;
+    let (platform, authority) = (Platform::unlimited().await, Authority::new());
+    let gateway = authority.gateway(&platform, &[]).await;
     let new = authority.issue("next", "next-key");
     let (next, next_key) = (authority.path("next"), authority.path("next-key"));
-    let words = [("server.tls.cert", next.as_str()), ("server.tls.key", next_key.as_str())];
-    assert!(gate.gateway.reload(Ok(configuration(&platform, &words, None))));
-    assert_eq!(authority.served(gate.address).await, new);
+    let overrides = [("server.tls.cert", next.as_str()), ("server.tls.key", next_key.as_str())];
+    assert!(gateway.inner.reload(Ok(configuration(&platform, &overrides, None))));
+    assert_eq!(authority.served(gateway.address).await, new);
     // The files of now are those that are looked at.
     let newer = authority.issue("next", "next-key");
-    while authority.served(gate.address).await != newer {
+    while authority.served(gateway.address).await != newer {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
@@ -245,11 +249,11 @@ fn unusable_certificates_are_configuration_errors() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn streams_of_one_connection_count_towards_max_connections() {
-    let upstream = Scripted::start(|_, _| Act::Hang).await;
+    let upstream = Scripted::start(|_, _| Action::Hang).await;
     let authority = Authority::new();
-    let words = [("server.max_connections", "3"), ("server.max_streams", "5"), ("limits.upstream.rate", "0")];
-    let gate = authority.gate(&upstream, &words).await;
-    let caller = authority.caller(gate.address).await;
+    let overrides = [("server.max_connections", "3"), ("server.max_streams", "5"), ("limits.upstream.rate", "0")];
+    let gateway = authority.gateway(&upstream, &overrides).await;
+    let caller = authority.caller(gateway.address).await;
     let mut asked = tokio::task::JoinSet::new();
     for customer in ["11", "12", "13", "14", "15"] {
         let sender = caller.sender.clone();
@@ -259,54 +263,54 @@ async fn streams_of_one_connection_count_towards_max_connections() {
         });
     }
     for _ in 0..2 {
-        asked.join_next().await.unwrap().unwrap().is_error(503, "unavailable");
+        asked.join_next().await.unwrap().unwrap().assert_error(503, "unavailable");
     }
-    assert_eq!(gate.metric("zvgate_limited_total{caller=\"anonymous\",limit=\"connections\"}").await, 2.0);
+    assert_eq!(gateway.metric("zvgate_limited_total{caller=\"anonymous\",limit=\"connections\"}").await, 2.0);
     assert_eq!(asked.len(), 3, "the others are in hand");
 }
 
 /// Between requests a caller of HTTP/2 may send what belongs to none: that is no head that is late.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_http2_connection_without_requests_is_closed_at_the_idle_timeout() {
-    let (platform, authority) = (Platform::open().await, Authority::new());
-    let words = [("server.header_timeout", "200ms"), ("server.idle_timeout", "2s")];
-    let gate = authority.gate(&platform, &words).await;
-    let caller = authority.caller(gate.address).await;
+    let (platform, authority) = (Platform::unlimited().await, Authority::new());
+    let overrides = [("server.header_timeout", "200ms"), ("server.idle_timeout", "2s")];
+    let gateway = authority.gateway(&platform, &overrides).await;
+    let caller = authority.caller(gateway.address).await;
     caller.read("1").await.unwrap();
     tokio::time::sleep(Duration::from_millis(800)).await;
     assert!(caller.read("1").await.unwrap().is_hit());
     tokio::time::timeout(Duration::from_secs(20), caller.connection).await.unwrap().unwrap();
-    let quiet = authority.connect(gate.address).await;
+    let quiet = authority.connect(gateway.address).await;
     let (_sender, connection) =
         http2::handshake::<_, _, Full<Bytes>>(TokioExecutor::new(), TokioIo::new(quiet)).await.unwrap();
     tokio::time::timeout(Duration::from_secs(20), connection).await.unwrap().ok();
-    let slow = TcpStream::connect(gate.address).await.unwrap();
+    let slow = TcpStream::connect(gateway.address).await.unwrap();
     tokio::time::timeout(Duration::from_secs(20), slow.readable()).await.unwrap().unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_drain_completes_http2_requests_in_flight_and_closes_the_connection() {
-    let platform = Platform::open().await;
+    let platform = Platform::unlimited().await;
     platform.faults(serde_json::json!({ "latency_ms": 700 })).await;
     let authority = Authority::new();
-    let gate = authority.gate(&platform, &[]).await;
-    let caller = authority.caller(gate.address).await;
+    let gateway = authority.gateway(&platform, &[]).await;
+    let caller = authority.caller(gateway.address).await;
     let (answered, ()) = tokio::join!(caller.read("1"), async {
         while platform.requests(READ).await == 0 {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
-        gate.stop.cancel();
+        gateway.stop.cancel();
     });
     assert_eq!(answered.unwrap().status, 200);
     // Long before its idle time is over.
     tokio::time::timeout(Duration::from_secs(20), caller.connection).await.unwrap().unwrap();
-    gate.done.await.unwrap();
+    gateway.done.await.unwrap();
 }
 
 /// The process reads its files again at SIGHUP too.
 #[tokio::test(flavor = "multi_thread")]
 async fn serve_uses_tls_as_configured_and_reloads_it_on_sighup() {
-    let (platform, authority) = (Platform::open().await, Authority::new());
+    let (platform, authority) = (Platform::unlimited().await, Authority::new());
     let folder = tempfile::tempdir().unwrap();
     let table = |folder: &Path, name: &str| {
         let file = |kind: &str| authority.path(&format!("{name}{kind}"));
@@ -327,15 +331,15 @@ async fn serve_uses_tls_as_configured_and_reloads_it_on_sighup() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_http2_connection_carries_at_most_max_streams_requests() {
-    let upstream = Scripted::start(|_, _| Act::Hang).await;
+    let upstream = Scripted::start(|_, _| Action::Hang).await;
     let authority = Authority::new();
-    let gate = authority.gate(&upstream, &[("server.max_streams", "2"), ("limits.upstream.rate", "0")]).await;
+    let gateway = authority.gateway(&upstream, &[("server.max_streams", "2"), ("limits.upstream.rate", "0")]).await;
     let begun = async |wanted: usize| {
         while upstream.requests.lock().unwrap().len() < wanted {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
-    let (caller, other) = (authority.caller(gate.address).await, authority.caller(gate.address).await);
+    let (caller, other) = (authority.caller(gateway.address).await, authority.caller(gateway.address).await);
     // What may be sent at once is in the first frame of all, the settings.
     tokio::select! {
         _ = caller.read("11") => panic!("nobody answers"),
@@ -380,10 +384,10 @@ async fn all_of(stream: &mut tokio_rustls::client::TlsStream<TcpStream>) -> Vec<
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cancelled_http2_request_is_counted_and_its_connection_times_out() {
-    let upstream = Scripted::start(|_, _| Act::Hang).await;
+    let upstream = Scripted::start(|_, _| Action::Hang).await;
     let authority = Authority::new();
-    let gate = authority.gate(&upstream, &[("server.idle_timeout", "1s")]).await;
-    let caller = authority.caller(gate.address).await;
+    let gateway = authority.gateway(&upstream, &[("server.idle_timeout", "1s")]).await;
+    let caller = authority.caller(gateway.address).await;
     tokio::select! {
         _ = caller.read("1") => panic!("nobody answers"),
         () = async {
@@ -393,7 +397,7 @@ async fn a_cancelled_http2_request_is_counted_and_its_connection_times_out() {
         } => {}
     }
     let left = format!("zvgate_requests_total{{caller=\"anonymous\",route=\"{READ}\",status=\"499\"}}");
-    while gate.metric(&left).await < 1.0 {
+    while gateway.metric(&left).await < 1.0 {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     tokio::time::timeout(Duration::from_secs(20), caller.connection).await.unwrap().unwrap();
@@ -402,8 +406,8 @@ async fn a_cancelled_http2_request_is_counted_and_its_connection_times_out() {
 /// Neither a connection that carries nothing nor one whose answers nobody takes is kept by pings.
 #[tokio::test(flavor = "multi_thread")]
 async fn pings_do_not_keep_a_connection_open() {
-    let (platform, authority) = (Platform::open().await, Authority::new());
-    let gate = authority.gate(&platform, &[("server.idle_timeout", "1s"), ("server.max_connections", "3")]).await;
+    let (platform, authority) = (Platform::unlimited().await, Authority::new());
+    let gateway = authority.gateway(&platform, &[("server.idle_timeout", "1s"), ("server.max_connections", "3")]).await;
     let ping = async |stream: &mut tokio_rustls::client::TlsStream<TcpStream>| {
         let ping = [&[0, 0, 8, 6, 0, 0, 0, 0, 0][..], &[7; 8]].concat();
         for _ in 0..60 {
@@ -414,10 +418,10 @@ async fn pings_do_not_keep_a_connection_open() {
         }
         false
     };
-    let mut idle = authority.connect(gate.address).await;
+    let mut idle = authority.connect(gateway.address).await;
     idle.write_all(HELLO).await.unwrap();
     // One request, whose answer finds no window: SETTINGS_INITIAL_WINDOW_SIZE 0, and literal header fields.
-    let mut stalled = authority.connect(gate.address).await;
+    let mut stalled = authority.connect(gateway.address).await;
     let head = crate::http2::read_head();
     let frame = |kind: u8, flags: u8, stream: u8, payload: &[u8]| {
         let length = u8::try_from(payload.len()).unwrap();
@@ -434,22 +438,23 @@ async fn pings_do_not_keep_a_connection_open() {
     while platform.requests(READ).await < 1 {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
-    let other = authority.caller(gate.address).await;
+    let other = authority.caller(gateway.address).await;
     tokio::time::sleep(Duration::from_millis(200)).await;
-    other.read("1").await.unwrap().is_error(503, "unavailable");
+    other.read("1").await.unwrap().assert_error(503, "unavailable");
     let closed = tokio::join!(ping(&mut idle), ping(&mut stalled));
     assert_eq!(closed, (true, true));
-    assert_eq!(authority.caller(gate.address).await.read("1").await.unwrap().status, 200);
+    assert_eq!(authority.caller(gateway.address).await.read("1").await.unwrap().status, 200);
 }
 
 /// A caller who sends a request just then must know whether it was taken.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_idle_http2_connection_gets_goaway_before_it_is_closed() {
-    let (platform, authority) = (Platform::open().await, Authority::new());
-    let gate = authority.gate(&platform, &[("server.idle_timeout", "1s"), ("server.header_timeout", "30s")]).await;
-    let caller = authority.caller(gate.address).await;
+    let (platform, authority) = (Platform::unlimited().await, Authority::new());
+    let gateway =
+        authority.gateway(&platform, &[("server.idle_timeout", "1s"), ("server.header_timeout", "30s")]).await;
+    let caller = authority.caller(gateway.address).await;
     caller.read("1").await.unwrap();
-    let mut quiet = authority.connect(gate.address).await;
+    let mut quiet = authority.connect(gateway.address).await;
     // With a request, so that it is idle and not slow.
     let head = b"\x83\x86\x84\x41\x09localhost";
     let request = [HELLO, &[0, 0, u8::try_from(head.len()).unwrap(), 1, 5, 0, 0, 0, 1], head].concat();
@@ -462,57 +467,57 @@ async fn an_idle_http2_connection_gets_goaway_before_it_is_closed() {
 /// One who does not answer the gateway's farewell holds no restart up.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_drain_does_not_wait_for_a_silent_connection() {
-    let (platform, authority) = (Platform::open().await, Authority::new());
-    let gate = authority.gate(&platform, &[]).await;
-    let mut silent = authority.connect(gate.address).await;
+    let (platform, authority) = (Platform::unlimited().await, Authority::new());
+    let gateway = authority.gateway(&platform, &[]).await;
+    let mut silent = authority.connect(gateway.address).await;
     silent.write_all(HELLO).await.unwrap();
     silent.flush().await.unwrap();
     let mut first = [0; 9];
     silent.read_exact(&mut first).await.unwrap();
-    gate.stop.cancel();
-    tokio::time::timeout(Duration::from_secs(15), gate.done).await.unwrap().unwrap();
+    gateway.stop.cancel();
+    tokio::time::timeout(Duration::from_secs(15), gateway.done).await.unwrap().unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn connections_beyond_the_limit_get_a_503_and_may_retry() {
-    let (platform, authority) = (Platform::open().await, Authority::new());
-    let gate = authority.gate(&platform, &[("server.max_connections", "1")]).await;
-    let first = authority.caller(gate.address).await;
+    let (platform, authority) = (Platform::unlimited().await, Authority::new());
+    let gateway = authority.gateway(&platform, &[("server.max_connections", "1")]).await;
+    let first = authority.caller(gateway.address).await;
     assert_eq!(first.read("1").await.unwrap().status, 200);
     let long = format!(r#"{{"params":{{"customerId":"1","x":"{}"}}}}"#, "x".repeat(50_000));
     for option in ["--http2", "--http1.1"] {
         for body in [BODY, &long] {
             for _ in 0..10 {
-                let (code, out) = authority.curl(gate.address, &[option, "-H", "Expect:", "--data", body]);
+                let (code, out) = authority.curl(gateway.address, &[option, "-H", "Expect:", "--data", body]);
                 let version = if option == "--http2" { "2" } else { "1.1" };
                 assert_eq!((code, out.lines().last()), (0, Some(&*format!("{version} 503"))), "{option}: {out}");
             }
         }
     }
-    let turned_away = authority.caller(gate.address).await;
-    turned_away.read("1").await.unwrap().is_error(503, "unavailable");
+    let turned_away = authority.caller(gateway.address).await;
+    turned_away.read("1").await.unwrap().assert_error(503, "unavailable");
     tokio::time::timeout(Duration::from_secs(15), turned_away.connection).await.unwrap().unwrap();
     drop(first);
     loop {
-        if authority.caller(gate.address).await.read("1").await.is_ok_and(|reply| reply.status == 200) {
+        if authority.caller(gateway.address).await.read("1").await.is_ok_and(|reply| reply.status == 200) {
             break;
         }
     }
     // Who says nothing holds no place for long among those who are turned away.
-    let _silent: Vec<_> = (0..300).map(|_| std::net::TcpStream::connect(gate.address).unwrap()).collect();
+    let _silent: Vec<_> = (0..300).map(|_| std::net::TcpStream::connect(gateway.address).unwrap()).collect();
     tokio::time::sleep(Duration::from_millis(2500)).await;
-    let (code, _) = authority.curl(gate.address, &["--http2"]);
+    let (code, _) = authority.curl(gateway.address, &["--http2"]);
     assert_eq!(code, 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn max_headers_applies_to_http2_too() {
-    let (platform, authority) = (Platform::open().await, Authority::new());
-    let gate = authority.gate(&platform, &[("server.max_headers", "20")]).await;
+    let (platform, authority) = (Platform::unlimited().await, Authority::new());
+    let gateway = authority.gateway(&platform, &[("server.max_headers", "20")]).await;
     let ask = |count: usize| {
         let fields: Vec<String> = (0..count).map(|number| format!("X-{number}: a")).collect();
         let options: Vec<&str> = fields.iter().flat_map(|field| ["-H", field]).collect();
-        authority.curl(gate.address, &options).1.lines().last().unwrap().to_owned()
+        authority.curl(gateway.address, &options).1.lines().last().unwrap().to_owned()
     };
     assert_eq!((ask(10).as_str(), ask(30).as_str()), ("2 200", "2 431"));
 }
@@ -520,14 +525,14 @@ async fn max_headers_applies_to_http2_too() {
 /// Streams that are taken back leave something behind in their connection: none carries them without end.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_http2_connection_serves_a_bounded_number_of_requests() {
-    let (platform, authority) = (Platform::open().await, Authority::new());
-    let gate = authority.gate(&platform, &[]).await;
-    let caller = authority.caller(gate.address).await;
+    let (platform, authority) = (Platform::unlimited().await, Authority::new());
+    let gateway = authority.gateway(&platform, &[]).await;
+    let caller = authority.caller(gateway.address).await;
     let mut count = 0;
     while caller.read("1").await.is_ok_and(|reply| reply.status == 200) {
         count += 1;
         assert!(count <= 11_000, "it has no end");
     }
     assert!(count >= 10_000, "{count}");
-    assert_eq!(authority.caller(gate.address).await.read("1").await.unwrap().status, 200);
+    assert_eq!(authority.caller(gateway.address).await.read("1").await.unwrap().status, 200);
 }

@@ -8,15 +8,15 @@ use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 
-use crate::scripted::{Act, Scripted, http_text};
-use crate::support::{Gate, Platform, Upstream};
+use crate::scripted::{Action, Scripted, http_text};
+use crate::support::{Platform, TestGateway, Upstream};
 
 const EMPTY: &str = r#"{"status":true,"code":0,"data":[]}"#;
 
 async fn connections_for_two_reads(headers: &'static str, between: Duration) -> usize {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    let upstream = Scripted::start(move |_, _| Act::Answer(http_text("200 OK", headers, EMPTY))).await;
+    let upstream = Scripted::start(move |_, _| Action::Respond(http_text("200 OK", headers, EMPTY))).await;
     let target = upstream.address;
     let count = Arc::new(std::sync::atomic::AtomicUsize::new(0));
     let counted = Arc::clone(&count);
@@ -28,10 +28,10 @@ async fn connections_for_two_reads(headers: &'static str, between: Duration) -> 
             tokio::spawn(async move { tokio::io::copy_bidirectional(&mut near, &mut far).await });
         }
     });
-    let gate = Gate::start(&Behind(address), &[]).await;
-    gate.read("1").await;
-    gate.hands.advance(between);
-    gate.read("2").await;
+    let gateway = TestGateway::start(&Behind(address), &[]).await;
+    gateway.read("1").await;
+    gateway.clock.advance(between);
+    gateway.read("2").await;
     count.load(std::sync::atomic::Ordering::SeqCst)
 }
 
@@ -55,10 +55,10 @@ async fn an_idle_upstream_connection_is_reused_until_its_idle_timeout() {
 /// The upstream closes each connection right behind its answer, without a word.
 #[tokio::test(flavor = "multi_thread")]
 async fn no_read_fails_on_an_upstream_connection_closed_while_idle() {
-    let upstream = Scripted::start(|_, _| Act::Last(http_text("200 OK", "", EMPTY))).await;
-    let gate = Gate::start(&upstream, &[("limits.upstream.rate", "0")]).await;
+    let upstream = Scripted::start(|_, _| Action::RespondAndClose(http_text("200 OK", "", EMPTY))).await;
+    let gateway = TestGateway::start(&upstream, &[("limits.upstream.rate", "0")]).await;
     for customer in 0..20 {
-        let reply = gate.read(&customer.to_string()).await;
+        let reply = gateway.read(&customer.to_string()).await;
         assert_eq!(reply.status, 200, "{reply:?}");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
@@ -73,9 +73,9 @@ async fn the_base_path_is_prefixed_to_every_route() {
             format!("{}/open/", self.0.url())
         }
     }
-    let upstream = Prefixed(Scripted::start(|_, _| Act::success("[]")).await);
-    let gate = Gate::start(&upstream, &[]).await;
-    gate.read("1").await;
+    let upstream = Prefixed(Scripted::start(|_, _| Action::success("[]")).await);
+    let gateway = TestGateway::start(&upstream, &[]).await;
+    gateway.read("1").await;
     assert!(upstream.0.seen()[0].starts_with("POST /open/v3/crm/coupon/getCustomerCoupons HTTP/1.1\r\n"));
 }
 
@@ -110,7 +110,7 @@ async fn tls_front(platform: &Platform) -> (u16, String) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn https_upstreams_need_a_certificate_that_the_system_trusts() {
-    let platform = Platform::open().await;
+    let platform = Platform::unlimited().await;
     let (port, certificate) = tls_front(&platform).await;
     let folder = tempfile::tempdir().unwrap();
     let (trusted, config) = (folder.path().join("ca.pem"), folder.path().join("zvgate.toml"));
