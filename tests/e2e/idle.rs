@@ -1,4 +1,4 @@
-//! Connections that were idle for a while, and are used again or closed.
+//! Idle connections: they are reused, or closed in time.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -10,7 +10,7 @@ use crate::tls::Authority;
 
 const BODY: &str = r#"{"params":{"customerId":"1"}}"#;
 const IDLE: (&str, &str) = ("server.idle_timeout", "2s");
-/// Less than the idle timeout.
+/// Shorter than the idle timeout.
 const PAUSE: Duration = Duration::from_millis(1200);
 
 fn request() -> String {
@@ -45,10 +45,10 @@ async fn an_idle_connection_is_reused_however_its_next_request_arrives() {
     }
     stream.write_all(request().repeat(2).as_bytes()).unwrap();
     std::thread::sleep(Duration::from_millis(50));
-    assert_eq!(answer(&mut stream).matches("HTTP/1.1 200 OK\r\n").count(), 2, "two at once");
+    assert_eq!(answer(&mut stream).matches("HTTP/1.1 200 OK\r\n").count(), 2, "two pipelined requests");
 }
 
-/// The beginning of a head that arrived with the request before it, or while that was answered.
+/// The beginning of the head arrives together with the request before it.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_head_that_began_before_a_pause_is_completed_or_times_out() {
     let platform = Platform::unlimited().await;
@@ -68,10 +68,10 @@ async fn a_head_that_began_before_a_pause_is_completed_or_times_out() {
     let gateway =
         TestGateway::start(&platform, &[("server.idle_timeout", "1s"), ("server.header_timeout", "200ms")]).await;
     let mut stream = begin(&gateway);
-    assert_eq!(answer(&mut stream), "", "it is closed");
+    assert_eq!(answer(&mut stream), "", "the connection is closed");
 }
 
-/// The rest of a rejected request's body is no request, however late it arrives.
+/// The rest of a rejected request's body may arrive late.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_rest_of_a_rejected_body_is_never_parsed_as_a_request() {
     let upstream = Scripted::start(|_, _| Action::success("[]")).await;
@@ -113,9 +113,9 @@ async fn a_head_that_stalls_after_a_pause_times_out() {
     assert!(answer(&mut stream).starts_with("HTTP/1.1 200 OK\r\n"));
     std::thread::sleep(PAUSE);
     stream.write_all(b"POST ").unwrap();
-    // Long before its idle time is over, had it gone on.
+    // Shorter than the idle timeout.
     stream.set_read_timeout(Some(Duration::from_millis(1500))).unwrap();
-    assert_eq!(answer(&mut stream), "", "it is closed");
+    assert_eq!(answer(&mut stream), "", "the connection is closed");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -136,7 +136,7 @@ async fn a_drain_closes_idle_connections_and_announces_it_on_used_ones() {
     assert!(idle.wait_until_closed().await, "an unused connection does not delay the stop");
 }
 
-/// Whatever timer ran out while the response was awaited.
+/// Even if another timer expired while the response was pending.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_connection_is_closed_at_the_idle_timeout_after_a_slow_response() {
     let platform = Platform::unlimited().await;

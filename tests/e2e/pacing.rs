@@ -1,4 +1,4 @@
-//! Laws 2 and 5, measured at the platform.
+//! Pacing and signing, measured at the platform: it throttles no call and rejects no signature.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,7 +7,7 @@ use serde_json::json;
 
 use crate::support::{Caller, Platform, READ, Reply, TestGateway, WRITE};
 
-/// Sends `rate` requests a second, each about another customer, for so many seconds.
+/// Sends `rate` requests a second, each for another customer, for `seconds`.
 async fn flood(gateway: &Arc<TestGateway>, rate: u32, seconds: u32) -> Vec<Reply> {
     let mut ticks = tokio::time::interval(Duration::from_secs(1) / rate);
     let mut callers = Vec::new();
@@ -36,12 +36,12 @@ async fn load_at_ten_times_the_pace_is_never_throttled_by_the_platform() {
     let (served, refused): (Vec<_>, Vec<_>) = replies.iter().partition(|reply| reply.status == 200);
     assert!(served.iter().all(|reply| reply.text().contains("\"code\":0")));
     assert_eq!(served.len() as u64, platform.requests(READ).await);
-    // A slot is busy from its call's beginning until `per` after its answer: so much of all slots' time was used.
+    // A slot is busy from the beginning of its call until `per` after its answer; this is the busy share of all slots.
     let metric = |name: &str| format!("zvgate_upstream_duration_seconds_{name}{{route=\"{READ}\",tenant=\"one\"}}");
     let busy = gateway.metric(&metric("sum")).await + gateway.metric(&metric("count")).await;
     let share = busy / (10.0 * took.as_secs_f64());
-    println!("{} calls, {share:.3} of what the slots can give", served.len());
-    assert!(served.len() > 60, "{} calls are too few to show anything", served.len());
+    println!("{} calls, slots busy for {share:.3} of the time", served.len());
+    assert!(served.len() > 60, "{} calls are too few for a meaningful result", served.len());
     for reply in &refused {
         reply.assert_error(429, "upstream_limited");
         assert_eq!(reply.header("ratelimit-policy"), "\"upstream\";q=10;w=1");
@@ -54,7 +54,7 @@ async fn load_at_ten_times_the_pace_is_never_throttled_by_the_platform() {
     );
 }
 
-/// Calls that are never answered, broken off or refused are counted by the platform as well.
+/// The platform also counts calls that it rejects, breaks off or never answers.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_pace_holds_under_every_fault() {
     for fault in ["hang", "reset", "truncate", "http500", "garbage", "redirect"] {
@@ -68,7 +68,7 @@ async fn the_pace_holds_under_every_fault() {
     }
 }
 
-/// What went by the common pace is remembered there when a path gets one of its own again.
+/// Calls that were counted by the common pace stay counted there when the path could get its own pace again.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_path_stays_on_the_common_pace_while_its_calls_count_there() {
     let platform = Platform::unlimited().await;
@@ -76,19 +76,19 @@ async fn a_path_stays_on_the_common_pace_while_its_calls_count_there() {
     let gateway = TestGateway::with_file(&platform, &[("limits.max_wait", "0s")], file).await;
     let pass = async |number: u32| gateway.post(&format!("/v3/w/{number}"), &[], r#"{"params":{}}"#).await.status;
     let other = "zvgate_upstream_rate{route=\"other\",tenant=\"one\"}";
-    assert_eq!(gateway.metric(other).await, 1.0, "the slowest of the routes that share the name");
+    assert_eq!(gateway.metric(other).await, 1.0, "the slowest of the routes that share the label");
     assert_eq!((pass(0).await, pass(1).await), (200, 200));
     gateway.clock.advance(Duration::from_secs(1800));
     for number in 2..257 {
         assert_eq!(pass(number).await, 200, "{number}");
     }
     gateway.clock.advance(Duration::from_secs(1801));
-    assert_eq!(pass(256).await, 429, "it was counted half an hour ago, by the common pace");
+    assert_eq!(pass(256).await, 429, "the common pace counted it half an hour ago");
     gateway.clock.advance(Duration::from_secs(1800));
     assert_eq!(pass(256).await, 200);
 }
 
-/// Another process may have called just before: all slots cool for one `per` first.
+/// Another process may have made calls just before: all slots are busy for the first `per`.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cold_gateway_waits_one_period_before_its_first_call() {
     let platform = Platform::rate_limited().await;
@@ -101,7 +101,7 @@ async fn a_cold_gateway_waits_one_period_before_its_first_call() {
     assert_eq!(gateway.read("1").await.status, 200);
 }
 
-/// The route that is throttled pauses, longer each time, and has half as many calls in a window until a quiet minute.
+/// It pauses, longer each time, and its rate is halved until a minute without throttling has passed.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_throttled_route_backs_off() {
     let platform = Platform::unlimited().await;
@@ -127,7 +127,6 @@ async fn a_throttled_route_backs_off() {
     assert_eq!(gateway.metric(&rate(READ, "one")).await, 10.0);
 }
 
-/// A read that was throttled waits for the pause and is asked again.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_throttled_read_is_retried_after_the_pause() {
     let platform = Platform::unlimited().await;
@@ -158,10 +157,10 @@ async fn each_tenant_and_route_has_its_own_pace() {
     let pass = async |path: &str| gateway.post(path, &[], r#"{"params":{}}"#).await;
     assert_eq!(pass("/v3/slow/a").await.header("cache-status"), "zvgate; fwd=bypass");
     pass("/v3/slow/a").await.assert_error(429, "upstream_limited");
-    assert_eq!(pass("/v3/slow/b").await.status, 200, "each path under a wildcard has its own");
+    assert_eq!(pass("/v3/slow/b").await.status, 200, "each path under a wildcard has its own pace");
 }
 
-/// 256 paths have a pace each; what comes then shares one, until a path needs its own no more.
+/// 256 paths have their own pace; further ones share one, until a path no longer needs its own.
 #[tokio::test(flavor = "multi_thread")]
 async fn paths_under_a_wildcard_release_their_pace_when_unused() {
     let platform = Platform::unlimited().await;
@@ -177,7 +176,7 @@ async fn paths_under_a_wildcard_release_their_pace_when_unused() {
     assert_eq!(pass(259).await, 429);
 }
 
-/// A caller of a pass who leaves in the middle leaves no trace in pace or counts.
+/// A caller that disconnects during a pass changes neither the pace nor the counts.
 #[tokio::test(flavor = "multi_thread")]
 async fn callers_that_disconnect_do_not_break_the_pace() {
     let platform = Platform::rate_limited().await;
@@ -185,7 +184,7 @@ async fn callers_that_disconnect_do_not_break_the_pace() {
     let gateway = TestGateway::with_file(&platform, &[], file).await;
     let request = "POST /v3/pass HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nX-Request-Timeout-Ms: 1\r\nContent-Length: 13\r\n\r\n{\"params\":{}}";
     let address = gateway.address;
-    let leaving: Vec<_> = (0..4)
+    let disconnecting: Vec<_> = (0..4)
         .map(|_| {
             std::thread::spawn(move || {
                 for micros in (0..1500).step_by(5) {
@@ -197,12 +196,12 @@ async fn callers_that_disconnect_do_not_break_the_pace() {
             })
         })
         .collect();
-    tokio::task::block_in_place(|| leaving.into_iter().for_each(|thread| thread.join().unwrap()));
+    tokio::task::block_in_place(|| disconnecting.into_iter().for_each(|thread| thread.join().unwrap()));
     assert_eq!(platform.stats().await["refused"], json!({}));
     assert_eq!(
         gateway.metric("zvgate_breaker_open{route=\"/v3/pass\",tenant=\"one\"}").await,
         0.0,
-        "a caller's haste says nothing about the platform"
+        "a caller's short deadline is not a platform failure"
     );
     while gateway.metric("zvgate_upstream_inflight{tenant=\"one\"}").await > 0.0 {
         tokio::task::yield_now().await;
@@ -220,7 +219,7 @@ async fn callers_within_max_wait_get_a_slot() {
     assert_eq!(gateway.metric(&waited).await, 15.0);
 }
 
-/// 3,000 calls on 32 connections: the platform's own check finds no signature wrong, and none used twice.
+/// 3,000 calls on 32 connections: the platform's check finds no signature invalid, and none used twice.
 #[tokio::test(flavor = "multi_thread")]
 async fn every_signature_is_valid_and_unique() {
     let platform = Platform::unlimited().await;

@@ -46,8 +46,8 @@ async fn serve_stops_on_sigterm_and_sigint() {
     }
 }
 
-/// How often each thread of such a name has slept: those of a process that may not be dumped can still be read here.
-fn naps(process: u32, name: &str) -> Vec<u64> {
+/// The voluntary context switches of each thread with this name, which are readable even if core dumps are disabled.
+fn voluntary_switches(process: u32, name: &str) -> Vec<u64> {
     let threads = std::fs::read_dir(format!("/proc/{process}/task")).unwrap();
     let status = threads.map(|thread| std::fs::read_to_string(thread.unwrap().path().join("status")).unwrap());
     let of = |status: &str, field: &str| {
@@ -70,33 +70,33 @@ async fn every_worker_serves_and_all_share_one_cache() {
     std::fs::write(&config, text.replace("[server]\n", &format!("[server]\nworkers = {WORKERS}\n"))).unwrap();
     let (mut gateway, _log, record) = serve(&config);
     let address = record["listen"].as_str().unwrap().parse().unwrap();
-    let mut asking = tokio::task::JoinSet::new();
+    let mut requests = tokio::task::JoinSet::new();
     for _ in 0..2 * WORKERS {
         let mut caller = Caller::connect(address).await;
-        asking.spawn(async move {
+        requests.spawn(async move {
             assert_eq!(caller.read("1").await.status, 200);
             caller
         });
     }
-    let mut callers = asking.join_all().await;
-    assert_eq!(platform.requests(READ).await, 1, "all workers' callers wait for one call");
+    let mut callers = requests.join_all().await;
+    assert_eq!(platform.requests(READ).await, 1, "the callers of all workers share one call");
 
-    let before = naps(gateway.0.id(), "worker-");
+    let before = voluntary_switches(gateway.0.id(), "worker-");
     for _ in 0..50 {
         for caller in &mut callers {
             assert!(caller.read("1").await.is_hit());
         }
     }
-    let after = naps(gateway.0.id(), "worker-");
+    let after = voluntary_switches(gateway.0.id(), "worker-");
     assert_eq!((before.len(), after.len()), (WORKERS, WORKERS));
     for (before, after) in before.iter().zip(&after) {
-        assert!(after - before >= 10, "one of the workers had nothing to do: {before} to {after}");
+        assert!(after - before >= 10, "one of the workers was idle: {before} to {after}");
     }
     gateway.signal("TERM");
     assert_eq!(gateway.code(), 0);
 }
 
-/// The process before it may have used the pace up.
+/// An earlier process may have used up the pace.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_new_process_waits_one_period_before_its_first_call() {
     let platform = Platform::unlimited().await;
@@ -107,7 +107,7 @@ async fn a_new_process_waits_one_period_before_its_first_call() {
     post(address, READ, &[], r#"{"params":{"customerId":"1"}}"#).await.assert_error(429, "upstream_limited");
 }
 
-/// Far apart clocks are something to look at before the platform refuses every signature.
+/// Operators should learn of it before the platform rejects every signature.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_large_clock_skew_is_logged() {
     let platform = Platform::unlimited().await;
@@ -123,7 +123,7 @@ async fn a_large_clock_skew_is_logged() {
     assert!((-47..=-43).contains(&line["ahead_s"].as_i64().unwrap()), "{line}");
 }
 
-/// Failures, the breaker and throttling are logged when they begin and end, with cause, tenant and route; never each attempt.
+/// They are logged when they begin and end, with cause, tenant and route, and not for each attempt.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_log_reports_failures_the_breaker_and_throttling() {
     let platform = Platform::unlimited().await;
@@ -175,12 +175,12 @@ async fn requests_in_flight_at_a_stop_are_completed() {
     let folder = tempfile::tempdir().unwrap();
     let (mut gateway, _log, record) = serve(&write_config(folder.path(), &platform.url(), ""));
     let address = record["listen"].as_str().unwrap().parse().unwrap();
-    let in_hand = tokio::spawn(async move { post(address, READ, &[], r#"{"params":{"customerId":"1"}}"#).await });
+    let in_flight = tokio::spawn(async move { post(address, READ, &[], r#"{"params":{"customerId":"1"}}"#).await });
     while platform.requests(READ).await < 1 {
         tokio::task::yield_now().await;
     }
     gateway.signal("TERM");
-    assert_eq!(in_hand.await.unwrap().status, 200);
+    assert_eq!(in_flight.await.unwrap().status, 200);
     assert_eq!(gateway.code(), 0);
 }
 
@@ -197,7 +197,7 @@ async fn requests_that_outlast_drain_timeout_are_dropped() {
     .unwrap();
     let (mut gateway, _log, record) = serve(&config);
     let address: std::net::SocketAddr = record["listen"].as_str().unwrap().parse().unwrap();
-    let in_hand = tokio::task::spawn_blocking(move || {
+    let in_flight = tokio::task::spawn_blocking(move || {
         let body = r#"{"params":{"customerId":"1"}}"#;
         let head = format!(
             "POST {} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n",
@@ -211,10 +211,10 @@ async fn requests_that_outlast_drain_timeout_are_dropped() {
     }
     gateway.signal("TERM");
     assert_eq!(gateway.code(), 0);
-    assert_eq!(in_hand.await.unwrap(), "", "its answer would have been a 504, later");
+    assert_eq!(in_flight.await.unwrap(), "", "it would later have got a 504");
 }
 
-/// Law 1 for real: the wall clock of the process itself steps, forward over a coupon's end, and back.
+/// The wall clock of the process steps back, and forward over a coupon's end: no ended coupon is served.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_step_of_the_system_clock_expires_entries_in_time() {
     let libraries = run(Command::new("sh").args(["-c", "ls /usr/lib/*/faketime/libfaketimeMT.so.1"])).1;
@@ -245,14 +245,14 @@ async fn a_step_of_the_system_clock_expires_entries_in_time() {
         assert!(read(customer).await.is_hit());
     }
     step("-100");
-    assert_eq!(read("1").await.status, 200, "a step back may cost a refetch, and serves nothing too late");
+    assert_eq!(read("1").await.status, 200, "a step back may cause a refetch");
     step("+130");
     for customer in ["1", "2"] {
-        assert!(!read(customer).await.is_hit(), "by its own clock the coupon has ended");
+        assert!(!read(customer).await.is_hit(), "by the process's clock the coupon has ended");
     }
 }
 
-/// Law 7 in the log: customers by a hash, upstream's message and keys not at all, at the most talkative level.
+/// At the most verbose level, customers appear only as hashes, and upstream's messages and keys not at all.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_log_names_requests_and_writes_but_no_customer_and_no_secret() {
     let platform = Platform::unlimited().await;
@@ -302,7 +302,7 @@ async fn the_log_names_requests_and_writes_but_no_customer_and_no_secret() {
     );
 }
 
-/// A file system that lets its readers wait, as one over a network may, is played by a pipe that nobody writes to.
+/// A pipe without a writer simulates a file system that blocks, as one over a network may. A second signal is not blocked either.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stop_does_not_wait_for_a_blocked_file_read() {
     let platform = Platform::unlimited().await;
@@ -319,7 +319,7 @@ async fn a_stop_does_not_wait_for_a_blocked_file_read() {
         let (mut gateway, _log, _) = serve(&config);
         std::fs::remove_file(&key).unwrap();
         mkfifo(&key);
-        // Longer than it takes to look at the file again.
+        // Longer than the interval at which the file is read again.
         tokio::time::sleep(std::time::Duration::from_millis(1200)).await;
         for _ in 0..signals {
             gateway.signal("TERM");
@@ -331,7 +331,7 @@ async fn a_stop_does_not_wait_for_a_blocked_file_read() {
     }
 }
 
-/// The same file at start: whoever stops a gateway that waits for it need not kill it.
+/// The same with the first read of the file.
 #[test]
 fn a_start_that_waits_for_a_file_can_be_stopped() {
     let folder = tempfile::tempdir().unwrap();
@@ -345,7 +345,7 @@ fn a_start_that_waits_for_a_file_can_be_stopped() {
         std::fs::write(&config, text).unwrap();
         let child = zvgate().args(["serve", "--config"]).arg(&config).stderr(Stdio::null()).spawn().unwrap();
         let mut gateway = Running(child);
-        // Signals are caught, and a thread waits for the pipe's other end (it shows as wait_for_partner or the like).
+        // The signal handler is installed, and a thread waits for the other end of the pipe.
         let catches = || {
             let status = std::fs::read_to_string(format!("/proc/{}/status", gateway.0.id())).unwrap();
             let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:")).unwrap().trim().to_owned();
@@ -360,7 +360,7 @@ fn a_start_that_waits_for_a_file_can_be_stopped() {
     }
 }
 
-/// Lines that nobody reads are dropped, rather than that anybody waits for them.
+/// Log lines are dropped if the pipe is full.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_unread_log_blocks_neither_requests_nor_the_stop() {
     let platform = Platform::unlimited().await;
@@ -378,7 +378,7 @@ async fn an_unread_log_blocks_neither_requests_nor_the_stop() {
     assert_eq!(tokio::time::timeout(std::time::Duration::from_secs(20), ended).await.unwrap().unwrap(), 0);
 }
 
-/// A service manager may send it as soon as the process is there.
+/// A service manager may send the signal as soon as the process exists.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_sighup_during_the_start_does_not_end_the_process() {
     let folder = tempfile::tempdir().unwrap();
@@ -389,7 +389,7 @@ async fn a_sighup_during_the_start_does_not_end_the_process() {
     let mut child = command.args(["serve", "--config"]).arg(&pipe).stderr(Stdio::piped()).spawn().unwrap();
     let mut log = BufReader::new(child.stderr.take().unwrap());
     let process = Running(child);
-    // Opens once the process reads, which it does until the end of what is written.
+    // Opens once the process opens the pipe, which it reads to the end.
     let mut writer = tokio::task::block_in_place(|| std::fs::File::create(&pipe)).unwrap();
     process.signal("HUP");
     tokio::time::sleep(std::time::Duration::from_millis(200)).await;
@@ -398,7 +398,7 @@ async fn a_sighup_during_the_start_does_not_end_the_process() {
     tokio::task::block_in_place(|| crate::program::log_record(&mut log, "serving"));
 }
 
-/// What a shell hands out is meant for other programs.
+/// The soft limit is raised as far as needed, and a limit that is too low is logged.
 #[tokio::test(flavor = "multi_thread")]
 async fn serve_raises_its_file_descriptor_limit() {
     let folder = tempfile::tempdir().unwrap();
@@ -507,7 +507,7 @@ async fn readyz_reports_draining() {
         }
     }
     assert_eq!(gateway.page("/healthz").await.status, 200);
-    assert_eq!(gateway.read("1").await.status, 200, "it still accepts");
+    assert_eq!(gateway.read("1").await.status, 200, "it still accepts requests");
     assert!(!gateway.done.is_finished());
 }
 
@@ -526,7 +526,7 @@ fn the_sandbox_accepts_a_signed_body() {
     assert!(signed.trim_end().ends_with(&format!("\"params\":{params}}}")), "{signed}");
     let ask = || run(Command::new("curl").args(["-sS", &format!("{url}{READ}"), "-d", signed.trim_end()])).1;
     assert!(ask().contains("\"code\":0"));
-    assert!(ask().contains("110004"), "a signature is good once");
+    assert!(ask().contains("110004"), "a signature is accepted once");
     for bad in [["--params", "[]"], ["--params", "{"], ["--params", "{},\"x\":{}"], ["--tenant", "b"]] {
         let (code, _, err) = run(zvgate().arg("sign").args(bad).arg("--config").arg(&config));
         assert_eq!((code, err.contains(bad[0])), (2, true), "{err}");
@@ -562,7 +562,7 @@ fn another_demo(folder: &Path) -> String {
     banner
 }
 
-/// The lines that the demo prints do what it says they do.
+/// Each command has the effect that its comment states.
 #[test]
 fn the_commands_that_demo_prints_can_be_pasted() {
     let folder = tempfile::tempdir().unwrap();
@@ -589,7 +589,7 @@ fn the_commands_that_demo_prints_can_be_pasted() {
     let other = another_demo(folder.path());
     for part in ["  gateway ", "  admin ", "  sandbox "] {
         let of = |banner: &str| banner.lines().find(|line| line.starts_with(part)).map(address).unwrap();
-        assert_ne!(of(&banner), of(&other), "the usual ports are taken");
+        assert_ne!(of(&banner), of(&other), "another demo uses other ports");
     }
     demo.signal("INT");
     assert_eq!(demo.code(), 0);

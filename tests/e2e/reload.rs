@@ -1,4 +1,4 @@
-//! Another configuration, taken over while requests are served.
+//! Reloads: another configuration takes effect while requests are served.
 
 use std::io::{BufRead, Read, Write};
 use std::path::Path;
@@ -29,7 +29,7 @@ async fn a_reload_takes_effect_immediately_and_keeps_the_cache() {
         format!("[[routes]]\npath = \"/v3/new\"\nkind = \"pass\"\n[[routes]]\npath = \"{WRITE}\"\nkind = \"off\"\n");
     gateway.post("/v3/new", &[], BODY).await.assert_error(404, "unknown_route");
     assert!(reload(&gateway, &platform, &[("cache.ttl", "5s"), ("server.max_body", "1KiB")], &file));
-    assert!(gateway.read("1").await.is_hit(), "the cache keeps its state");
+    assert!(gateway.read("1").await.is_hit(), "the cache is kept");
     assert_eq!(gateway.read("2").await.header("cache-status"), "zvgate; fwd=miss; stored; ttl=5");
     assert_eq!(gateway.post("/v3/new", &[], BODY).await.status, 200);
     gateway.post(WRITE, &[], BODY).await.assert_error(404, "unknown_route");
@@ -46,7 +46,7 @@ async fn a_reload_takes_effect_immediately_and_keeps_the_cache() {
     gateway.read("1").await.assert_error(401, "unauthenticated");
 }
 
-/// What is purged stays purged when a tenant that left the configuration comes back.
+/// Purged entries stay purged when a removed tenant is configured again.
 #[tokio::test(flavor = "multi_thread")]
 async fn purging_everything_includes_removed_tenants() {
     let upstream = Scripted::start(|_, _| Action::success(r#"[{"useStatus":1}]"#)).await;
@@ -74,14 +74,14 @@ async fn an_invalid_configuration_changes_nothing() {
     assert!(!gateway.inner.reload(broken));
     std::fs::write(file.path(), "").unwrap();
     let empty = Configuration::load(&Sources { file: Some(file.path().to_path_buf()), ..Sources::default() });
-    assert!(!gateway.inner.reload(empty), "nobody to sign as");
+    assert!(!gateway.inner.reload(empty), "there is no tenant");
     assert_eq!(gateway.metric(SUCCESS).await, 0.0);
     assert!(gateway.read("1").await.is_stored_miss());
     assert!(reload(&gateway, &platform, &[], ""));
     assert_eq!(gateway.metric(SUCCESS).await, 1.0);
 }
 
-/// The listener stays where it is: a file that is safe on loopback may not be.
+/// A reload does not move the listener, so a configuration that is valid on loopback may be invalid for it.
 #[tokio::test(flavor = "multi_thread")]
 async fn no_reload_allows_anonymous_callers_beyond_loopback() {
     let platform = Platform::unlimited().await;
@@ -104,7 +104,7 @@ async fn a_reload_does_not_reset_slots_or_limits() {
     gateway.read("3").await.assert_error(429, "upstream_limited");
     let exact = format!("[[routes]]\npath = \"{READ}\"\nkind = \"cached\"\npace = {{ rate = 3 }}\n");
     assert!(reload(&gateway, &platform, &with("1"), &exact));
-    assert_eq!(gateway.read("3").await.status, 200, "one more than before");
+    assert_eq!(gateway.read("3").await.status, 200, "one more call than before");
     gateway.read("4").await.assert_error(429, "upstream_limited");
     assert!(reload(&gateway, &platform, &with("1"), ""));
     gateway.clock.advance(Duration::from_secs(3600));
@@ -122,7 +122,7 @@ async fn a_reload_does_not_reset_slots_or_limits() {
     }
 }
 
-/// A name may come to stand for another merchant; its answers never do.
+/// The name of a tenant may be given to another merchant; its stored answers are not.
 #[tokio::test(flavor = "multi_thread")]
 async fn no_answer_of_another_merchant_is_served_after_a_reload() {
     let second = MERCHANTS[1].0;
@@ -146,10 +146,12 @@ async fn no_answer_of_another_merchant_is_served_after_a_reload() {
     let now = gateway.read("1").await;
     assert!(now.is_stored_miss() && now.text().contains("second"), "{now:?}");
     let first = gateway.post(READ, &[("x-zvgate-tenant", "two")], BODY).await;
-    assert!(first.is_hit() && !first.text().contains("second"), "the merchant's own answers go with it");
+    assert!(
+        first.is_hit() && !first.text().contains("second"),
+        "the merchant's answers stay its own under the new name"
+    );
 }
 
-/// A tenant that came later is fenced as those that were there.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_tenant_added_by_a_reload_is_cached_and_invalidated() {
     let upstream = Scripted::start(|_, _| Action::success(r#"[{"useStatus":1}]"#)).await;
@@ -160,10 +162,10 @@ async fn a_tenant_added_by_a_reload_is_cached_and_invalidated() {
     assert!(read().await.is_stored_miss() && read().await.is_hit());
     let write = gateway.post(WRITE, &[("x-zvgate-tenant", "three")], r#"{"params":{"bizId":"b"}}"#).await;
     assert_eq!(write.status, 200);
-    assert!(!read().await.is_hit(), "a write to nobody knows whom ends all of its tenant");
+    assert!(!read().await.is_hit(), "a write without a known customer invalidates the whole tenant");
 }
 
-/// What was kept by other rules of reading may end earlier by these.
+/// By the new rules, a stored answer may end earlier.
 #[tokio::test(flavor = "multi_thread")]
 async fn changed_parsing_rules_invalidate_stored_answers() {
     let upstream = Scripted::start(|_, _| Action::success(r#"[{"useStatus":1,"goneAt":"2999-01-01 00:00:00"}]"#)).await;
@@ -178,7 +180,7 @@ async fn changed_parsing_rules_invalidate_stored_answers() {
     assert!(!gateway.read("1").await.is_hit());
 }
 
-/// What is a refusal by some rules is throttling by others, which is never stored.
+/// By the new rules, the stored answer is throttling, which is never stored.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_answer_whose_code_becomes_a_retry_code_is_no_longer_served() {
     let upstream = Scripted::start(|_, _| Action::json(r#"{"status":true,"code":"200001","message":"none"}"#)).await;
@@ -189,7 +191,7 @@ async fn an_answer_whose_code_becomes_a_retry_code_is_no_longer_served() {
     assert_eq!(reply.header("cache-status"), "zvgate; fwd=miss", "{reply:?}");
 }
 
-/// A request keeps the rules under which it came; what they store is not served under other rules.
+/// A request is handled by the rules under which it arrived; its answer is not served under other rules.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_answer_to_a_request_from_before_a_reload_is_not_stored() {
     let platform = Platform::unlimited().await;
@@ -207,7 +209,7 @@ async fn an_answer_to_a_request_from_before_a_reload_is_not_stored() {
     let mut reply = String::new();
     tokio::task::block_in_place(|| caller.read_to_string(&mut reply)).unwrap();
     assert!(reply.starts_with("HTTP/1.1 200 ") && !reply.contains("stored"), "{reply}");
-    assert!(!gateway.read("1").await.is_hit() && !gateway.read("1").await.is_hit(), "it ends too soon to be kept");
+    assert!(!gateway.read("1").await.is_hit() && !gateway.read("1").await.is_hit(), "it ends too soon to be stored");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -224,7 +226,7 @@ async fn a_reload_changes_the_hosts_of_both_listeners() {
     assert_eq!(ask().await, (200, 200));
 }
 
-/// 200 reloads by SIGHUP under load, a third of them of broken files: no request fails, and the platform counts no burst.
+/// 200 reloads, a third of them of invalid files: no request fails, and the platform sees no burst.
 #[tokio::test(flavor = "multi_thread")]
 async fn reloads_by_sighup_under_load_fail_no_request() {
     let platform = Platform::rate_limited().await;
@@ -246,9 +248,9 @@ async fn reloads_by_sighup_under_load_fail_no_request() {
             })
         })
         .collect();
-    // Others ask for what is not kept, as fast as they are answered: every turn of the pace is taken.
+    // Others read what is not cached, as fast as they are answered, so that every slot is used.
     let calls = Arc::new(AtomicU64::new(0));
-    let pressing: Vec<_> = (0..4)
+    let missing: Vec<_> = (0..4)
         .map(|caller| {
             let (on, calls) = (Arc::clone(&on), Arc::clone(&calls));
             tokio::spawn(async move {
@@ -274,7 +276,7 @@ async fn reloads_by_sighup_under_load_fail_no_request() {
             gateway.signal("HUP");
             let message = if broken { "configuration reload failed" } else { "configuration reloaded" };
             next_line(&mut log, message, folder.path());
-            // Long enough for the platform's own second to see a burst.
+            // Long enough for the platform to see a burst within its second.
             std::thread::sleep(Duration::from_millis(40));
             let before = answered.load(Ordering::SeqCst);
             while answered.load(Ordering::SeqCst) < before + 5 {
@@ -283,10 +285,10 @@ async fn reloads_by_sighup_under_load_fail_no_request() {
         }
     });
     on.store(false, Ordering::SeqCst);
-    for caller in callers.into_iter().chain(pressing) {
+    for caller in callers.into_iter().chain(missing) {
         caller.await.unwrap();
     }
-    assert!(calls.load(Ordering::SeqCst) > 40, "the pace was not used: {calls:?}");
+    assert!(calls.load(Ordering::SeqCst) > 40, "the slots were not used: {calls:?}");
     assert_eq!(platform.stats().await["refused"], serde_json::json!({}));
 }
 

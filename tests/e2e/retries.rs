@@ -1,4 +1,4 @@
-//! What is asked again, and what never is.
+//! Retries: which attempts are retried, and which never are.
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -14,7 +14,7 @@ fn is_success(reply: &Reply) -> bool {
     reply.status == 200 && reply.text().contains("\"code\":0")
 }
 
-/// Every second call fails: each read that meets it is asked once more, as long as there is a budget for that.
+/// Every second call fails: each read that fails is retried once, as long as the budget allows it.
 #[tokio::test(flavor = "multi_thread")]
 async fn reads_are_retried_within_the_retry_budget() {
     for fault in ["http500", "http503", "reset", "truncate", "hang", "throttle"] {
@@ -27,11 +27,11 @@ async fn reads_are_retried_within_the_retry_budget() {
                 let reply = gateway.read(&format!("{round}-{customer}")).await;
                 assert!(is_success(&reply), "{fault} {round} {customer}: {reply:?}");
             }
-            assert!(!is_success(&gateway.read("over").await), "{fault}: three retries in ten seconds");
+            assert!(!is_success(&gateway.read("over").await), "{fault}: at most three retries in ten seconds");
             assert_eq!(platform.requests(READ).await, 8 * (round + 1), "{fault}");
             gateway.clock.advance(Duration::from_secs(31));
         }
-        assert_eq!(platform.stats().await["refused"], json!({}), "{fault}: no signature is used twice");
+        assert_eq!(platform.stats().await["refused"], json!({}), "{fault}: each attempt has a new signature");
     }
 }
 
@@ -67,7 +67,6 @@ async fn no_write_and_no_pass_is_retried() {
     }
 }
 
-/// Where no turn is left for another attempt, callers get what came of the first.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_first_response_is_returned_if_no_slot_is_left_for_a_retry() {
     let platform = Platform::unlimited().await;
@@ -77,7 +76,6 @@ async fn the_first_response_is_returned_if_no_slot_is_left_for_a_retry() {
     assert_eq!((reply.status, reply.header("retry-after"), reply.header("proxy-status")), (503, "7", ""));
 }
 
-/// With the cache switched off a read is still a read.
 #[tokio::test(flavor = "multi_thread")]
 async fn reads_are_retried_with_the_cache_off_too() {
     let platform = Platform::unlimited().await;
@@ -109,8 +107,8 @@ async fn permanent_failures_are_not_retried() {
     assert_eq!(upstream.seen().len(), 1, "upstream.retries");
 }
 
-/// The server reads a request on a connection that was idle and closes it: a byte had left, and no read is lost, though
-/// there is no budget for so many retries.
+/// The upstream closes an idle connection once it has received a request on it. The read is sent again, even though the
+/// budget does not allow so many retries.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_read_on_a_connection_that_just_closed_is_sent_again() {
     let upstream =
@@ -127,10 +125,9 @@ async fn a_read_on_a_connection_that_just_closed_is_sent_again() {
     }
     let seen = upstream.seen();
     let tokens: HashSet<String> = seen.iter().map(|request| envelope(request)["token"].to_string()).collect();
-    assert_eq!((seen.len(), tokens.len()), (39, 39), "each is signed afresh");
+    assert_eq!((seen.len(), tokens.len()), (39, 39), "each attempt has a new signature");
 }
 
-/// Who waits no longer has nothing more sent in his name.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_read_that_no_caller_waits_for_is_not_retried() {
     let upstream = Scripted::start(|_, _| Action::Hang).await;
@@ -147,7 +144,7 @@ async fn a_read_that_no_caller_waits_for_is_not_retried() {
     assert_eq!(about_one, 1);
 }
 
-/// A caller who leaves the queue frees his place: the call behind his is made in his turn.
+/// The next call in the queue gets its slot.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_call_that_no_caller_waits_for_leaves_the_queue() {
     let upstream = Scripted::start(|_, _| Action::success("[]")).await;
@@ -157,19 +154,19 @@ async fn a_call_that_no_caller_waits_for_leaves_the_queue() {
     for path in [READ, "/v3/pass"] {
         let body = |customer: &str| format!(r#"{{"params":{{"customerId":"{customer}"}}}}"#);
         gateway.post(path, &[], &body("first")).await;
-        let left = gateway.post(path, &[("x-request-timeout-ms", "50")], &body("left")).await;
-        assert!(left.status == 504 || left.status == 429, "{left:?}");
+        let timed_out = gateway.post(path, &[("x-request-timeout-ms", "50")], &body("left")).await;
+        assert!(timed_out.status == 504 || timed_out.status == 429, "{timed_out:?}");
         let request = format!(
             "POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{}",
             body("gone").len(),
             body("gone")
         );
-        let mut gone = std::net::TcpStream::connect(gateway.address).unwrap();
-        std::io::Write::write_all(&mut gone, request.as_bytes()).unwrap();
-        drop(gone);
+        let mut disconnected = std::net::TcpStream::connect(gateway.address).unwrap();
+        std::io::Write::write_all(&mut disconnected, request.as_bytes()).unwrap();
+        drop(disconnected);
         assert!(is_success(&gateway.post(path, &[], &body("last")).await));
-        let asked: Vec<_> = upstream.seen().iter().map(|request| envelope(request)["params"].to_string()).collect();
-        assert!(asked.iter().all(|params| params.contains("first") || params.contains("last")), "{asked:?}");
+        let sent: Vec<_> = upstream.seen().iter().map(|request| envelope(request)["params"].to_string()).collect();
+        assert!(sent.iter().all(|params| params.contains("first") || params.contains("last")), "{sent:?}");
     }
     assert_eq!(upstream.seen().len(), 4);
 }
