@@ -1,4 +1,4 @@
-//! What signatures are made by, while it changes: the platform's clock, and the merchant's key.
+//! Signing while its inputs change: the platform's clock and the merchant's key.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -19,9 +19,9 @@ fn is_success(reply: &Reply) -> bool {
     reply.status == 200 && reply.text().contains("\"code\":0")
 }
 
-/// Reads without end, by some callers at once, until the flag falls; answers how many were no success.
+/// Starts callers that read until the flag is cleared; each returns the number of its failed reads.
 fn load(gateway: &Arc<TestGateway>, callers: u32, on: &Arc<AtomicBool>) -> Vec<tokio::task::JoinHandle<u32>> {
-    let one = |caller| {
+    let read = |caller| {
         let (gateway, on) = (Arc::clone(gateway), Arc::clone(on));
         tokio::spawn(async move {
             let (mut number, mut failed) = (0, 0);
@@ -32,20 +32,20 @@ fn load(gateway: &Arc<TestGateway>, callers: u32, on: &Arc<AtomicBool>) -> Vec<t
             failed
         })
     };
-    (0..callers).map(one).collect()
+    (0..callers).map(read).collect()
 }
 
 async fn finish(load: Vec<tokio::task::JoinHandle<u32>>, on: &AtomicBool) -> u32 {
     on.store(false, Ordering::SeqCst);
     let mut failed = 0;
-    for one in load {
-        failed += one.await.unwrap();
+    for caller in load {
+        failed += caller.await.unwrap();
     }
     failed
 }
 
-/// Waits for so many more requests.
-async fn pass(platform: &Platform, more: u64) {
+/// Waits until the platform has received this many more requests.
+async fn wait_for_requests(platform: &Platform, more: u64) {
     let until = platform.requests(READ).await + more;
     while platform.requests(READ).await < until {
         tokio::task::yield_now().await;
@@ -54,7 +54,7 @@ async fn pass(platform: &Platform, more: u64) {
 
 const OVERRIDES: Overrides<'static> = &[("limits.upstream.rate", "0"), ("upstream.retries", "0")];
 
-/// The platform takes what is within 300 s of its own clock: a step of ours and one of its, away from each other.
+/// The platform accepts timestamps within 300 s of its clock; here both clocks step away from each other.
 #[tokio::test(flavor = "multi_thread")]
 async fn calls_recover_when_the_clocks_diverge_under_load() {
     for skew in [250, -250, 380, -380] {
@@ -62,11 +62,11 @@ async fn calls_recover_when_the_clocks_diverge_under_load() {
         let gateway = Arc::new(TestGateway::start(&platform, OVERRIDES).await);
         let on = Arc::new(AtomicBool::new(true));
         let load = load(&gateway, 2, &on);
-        pass(&platform, 20).await;
+        wait_for_requests(&platform, 20).await;
         gateway.clock.step_wall(if skew > 0 { -100_000 } else { 100_000 });
-        pass(&platform, 5).await;
+        wait_for_requests(&platform, 5).await;
         platform.faults(json!({ "clock_skew_s": skew })).await;
-        pass(&platform, 50).await;
+        wait_for_requests(&platform, 50).await;
         let failed = finish(load, &on).await;
         let refused = platform.stats().await["refused"].clone();
         assert!(refused["clock"].as_u64().unwrap_or(0) <= 5, "{skew}: {refused}");
@@ -89,7 +89,7 @@ async fn without_follow_clock_calls_are_signed_by_the_own_clock_and_skew_is_repo
     assert!((gateway.metric("zvgate_clock_skew_seconds").await - 400.0).abs() < 2.0);
 }
 
-/// A coupon ends by the platform's clock where that is ahead of ours.
+/// If the platform's clock is ahead of the gateway's, a coupon ends by the platform's.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_coupon_ends_by_the_later_clock() {
     for follow in ["true", "false"] {
@@ -138,21 +138,21 @@ async fn a_key_rotates_under_load_without_a_failed_call() {
     let gateway = Arc::new(TestGateway::start(&platform, &overrides).await);
     let on = Arc::new(AtomicBool::new(true));
     let load = load(&gateway, 2, &on);
-    pass(&platform, 20).await;
+    wait_for_requests(&platform, 20).await;
     platform.keys(&[old, NEW_KEY]).await;
     replace(&path, NEW_KEY);
     while !is_signed_with(&platform.last().await, NEW_KEY) {
-        pass(&platform, 1).await;
+        wait_for_requests(&platform, 1).await;
     }
     platform.keys(&[NEW_KEY]).await;
-    pass(&platform, 20).await;
+    wait_for_requests(&platform, 20).await;
     std::fs::write(&path, "").unwrap();
-    pass(&platform, 20).await;
+    wait_for_requests(&platform, 20).await;
     assert_eq!(finish(load, &on).await, 0);
     assert_eq!(platform.stats().await["refused"], json!({}));
 }
 
-/// The platform and the file change at once: the few calls that are refused meanwhile do not hold the route back.
+/// The platform and the file change at the same time: the few calls that are rejected meanwhile do not slow the route down.
 #[tokio::test(flavor = "multi_thread")]
 async fn calls_recover_when_a_key_changes_without_notice() {
     let (platform, folder) = (Platform::unlimited().await, tempfile::tempdir().unwrap());
@@ -162,18 +162,18 @@ async fn calls_recover_when_a_key_changes_without_notice() {
     let gateway = Arc::new(TestGateway::start(&platform, &overrides).await);
     let on = Arc::new(AtomicBool::new(true));
     let load = load(&gateway, 2, &on);
-    pass(&platform, 20).await;
+    wait_for_requests(&platform, 20).await;
     platform.keys(&[NEW_KEY]).await;
     while platform.stats().await["refused"]["signature"] == Value::Null {
         tokio::task::yield_now().await;
     }
     replace(&path, NEW_KEY);
     while !is_signed_with(&platform.last().await, NEW_KEY) {
-        pass(&platform, 1).await;
+        wait_for_requests(&platform, 1).await;
     }
     let rate = format!("zvgate_upstream_rate{{route=\"{READ}\",tenant=\"one\"}}");
-    assert_eq!(gateway.metric(&rate).await, 10.0, "what looked like throttling is forgotten");
-    pass(&platform, 20).await;
+    assert_eq!(gateway.metric(&rate).await, 10.0, "what looked like throttling no longer counts");
+    wait_for_requests(&platform, 20).await;
     finish(load, &on).await;
     let refused = platform.stats().await["refused"].clone();
     assert!(refused["signature"].as_u64().unwrap_or(0) <= 5, "{refused}");

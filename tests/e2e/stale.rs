@@ -1,4 +1,4 @@
-//! Stale answers: when they are served, and with which headers; and cache operations of an operator.
+//! Stale answers: when they are served, and with which headers; and the cache operations of operators and callers.
 
 use std::time::Duration;
 
@@ -54,9 +54,9 @@ async fn failed_refreshes_back_off_and_do_not_extend_the_stale_period() {
     for _ in 0..30 {
         assert!(gateway.read(CUSTOMER).await.header("cache-status").contains("stale-while-revalidate"));
     }
-    assert!(platform.requests(READ).await <= 3, "it does not try for each hit");
+    assert!(platform.requests(READ).await <= 3, "no refresh for each hit");
     gateway.clock.advance(Duration::from_secs(20));
-    assert_eq!(gateway.read(CUSTOMER).await.status, 500, "past its bounds upstream's word passes");
+    assert_eq!(gateway.read(CUSTOMER).await.status, 500, "after the stale period the upstream's response is returned");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -67,7 +67,7 @@ async fn a_refresh_does_not_start_without_a_free_slot() {
     gateway.read(CUSTOMER).await;
     gateway.clock.advance(Duration::from_secs(31));
     assert!(gateway.read(CUSTOMER).await.header("cache-status").contains("stale-while-revalidate"));
-    assert_eq!(gateway.metric(&metric("refresh")).await, 0.0, "the only turn is used up");
+    assert_eq!(gateway.metric(&metric("refresh")).await, 0.0, "the only slot is used up");
     assert_eq!(platform.requests(READ).await, 1);
 }
 
@@ -104,11 +104,11 @@ async fn stale_if_error_applies_to_every_kind_of_failure() {
         let aged = gateway.post(READ, &[("cache-control", "max-age=100")], r#"{"params":{"customerId":"1"}}"#).await;
         assert!(!aged.header("cache-status").contains("stale"), "{aged:?}");
         gateway.clock.advance(Duration::from_secs(60));
-        assert!(!gateway.read("1").await.header("cache-status").contains("stale"), "its bounds are over");
+        assert!(!gateway.read("1").await.header("cache-status").contains("stale"), "its stale period has ended");
     }
 }
 
-/// Who joins a refresh and takes nothing stale is served as by any call.
+/// A caller that joins a refresh and accepts nothing stale is served as by any fetch.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_refresh_that_callers_joined_is_retried() {
     let upstream =
@@ -122,7 +122,11 @@ async fn a_refresh_that_callers_joined_is_retried() {
     let joined = gateway.post(READ, &[("cache-control", "max-age=1")], r#"{"params":{"customerId":"1"}}"#).await;
     assert_eq!((joined.status, upstream.seen().len()), (200, 3));
     let saved = format!("zvgate_upstream_calls_saved_total{{route=\"{READ}\",tenant=\"one\"}}");
-    assert_eq!(gateway.metric(&saved).await, 1.0, "who joined; not who had it refreshed");
+    assert_eq!(
+        gateway.metric(&saved).await,
+        1.0,
+        "counted for the caller that joined, not for the one that started the refresh"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -188,13 +192,13 @@ async fn answers_fetched_within_the_settle_time_have_a_short_lifetime() {
         let gateway =
             TestGateway::start(&upstream, &[("cache.unsettled_ttl", "1s"), ("limits.upstream.rate", "0")]).await;
         gateway.post(WRITE, &[], r#"{"params":{"customerId":"1"}}"#).await;
-        let lasts = async |customer: &str| gateway.read(customer).await.header("cache-status").to_owned();
-        assert_eq!(lasts("1").await, "zvgate; fwd=miss; stored; ttl=1");
-        assert_eq!(lasts("2").await, "zvgate; fwd=miss; stored; ttl=30");
+        let cache_status = async |customer: &str| gateway.read(customer).await.header("cache-status").to_owned();
+        assert_eq!(cache_status("1").await, "zvgate; fwd=miss; stored; ttl=1");
+        assert_eq!(cache_status("2").await, "zvgate; fwd=miss; stored; ttl=30");
         gateway.clock.advance(Duration::from_secs(settles - 1));
-        assert_eq!(lasts("1").await, "zvgate; fwd=miss; stored; ttl=1");
+        assert_eq!(cache_status("1").await, "zvgate; fwd=miss; stored; ttl=1");
         gateway.clock.advance(Duration::from_secs(2));
-        assert_eq!(lasts("1").await, "zvgate; fwd=miss; stored; ttl=30");
+        assert_eq!(cache_status("1").await, "zvgate; fwd=miss; stored; ttl=30");
     }
 }
 
@@ -246,7 +250,7 @@ async fn operators_can_inspect_and_purge_cached_answers() {
     assert_eq!(dropped("/cache?all=true").await, 2);
     gateway.read("4").await;
     gateway.clock.advance(Duration::from_secs(91));
-    assert_eq!(dropped("/cache/customers/4").await, 0, "what could not be served any more is not counted");
+    assert_eq!(dropped("/cache/customers/4").await, 0, "entries that can no longer be served are not counted");
     assert!(!gateway.read("2").await.is_hit());
     assert_eq!(gateway.metric("zvgate_cache_invalidations_total{cause=\"purge\"}").await, 7.0);
     gateway.read("5").await;

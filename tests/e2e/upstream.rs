@@ -1,4 +1,4 @@
-//! Connections to the platform: kept for reads, checked for age, and trusted.
+//! Connections to the platform: reuse, idle timeout, and TLS.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -28,16 +28,17 @@ async fn connections_for_two_reads(headers: &'static str, between: Duration) -> 
             tokio::spawn(async move { tokio::io::copy_bidirectional(&mut near, &mut far).await });
         }
     });
-    let gateway = TestGateway::start(&Behind(address), &[]).await;
+    let gateway = TestGateway::start(&CountingProxy(address), &[]).await;
     gateway.read("1").await;
     gateway.clock.advance(between);
     gateway.read("2").await;
     count.load(std::sync::atomic::Ordering::SeqCst)
 }
 
-struct Behind(std::net::SocketAddr);
+/// A proxy in front of the upstream that counts connections.
+struct CountingProxy(std::net::SocketAddr);
 
-impl Upstream for Behind {
+impl Upstream for CountingProxy {
     fn url(&self) -> String {
         format!("http://{}", self.0)
     }
@@ -48,11 +49,15 @@ async fn an_idle_upstream_connection_is_reused_until_its_idle_timeout() {
     assert_eq!(connections_for_two_reads("", Duration::from_secs(10)).await, 1);
     assert_eq!(connections_for_two_reads("", Duration::from_secs(16)).await, 2, "upstream.pool_idle");
     assert_eq!(connections_for_two_reads("Keep-Alive: timeout=5\r\n", Duration::from_secs(3)).await, 1);
-    assert_eq!(connections_for_two_reads("Keep-Alive: timeout=5\r\n", Duration::from_secs(5)).await, 2, "its own hint");
+    assert_eq!(
+        connections_for_two_reads("Keep-Alive: timeout=5\r\n", Duration::from_secs(5)).await,
+        2,
+        "the upstream's Keep-Alive hint"
+    );
     assert_eq!(connections_for_two_reads("Connection: close\r\n", Duration::ZERO).await, 2);
 }
 
-/// The upstream closes each connection right behind its answer, without a word.
+/// The upstream closes each connection right after its response, without `Connection: close`.
 #[tokio::test(flavor = "multi_thread")]
 async fn no_read_fails_on_an_upstream_connection_closed_while_idle() {
     let upstream = Scripted::start(|_, _| Action::RespondAndClose(http_text("200 OK", "", EMPTY))).await;
@@ -79,8 +84,8 @@ async fn the_base_path_is_prefixed_to_every_route() {
     assert!(upstream.0.seen()[0].starts_with("POST /open/v3/crm/coupon/getCustomerCoupons HTTP/1.1\r\n"));
 }
 
-/// A TLS front before the sandbox, with a certificate of its own authority.
-async fn tls_front(platform: &Platform) -> (u16, String) {
+/// A TLS proxy in front of the sandbox, with a self-signed certificate.
+async fn tls_proxy(platform: &Platform) -> (u16, String) {
     let certified = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
     let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(certified.signing_key.serialize_der()));
     let provider = Arc::new(rustls::crypto::ring::default_provider());
@@ -111,7 +116,7 @@ async fn tls_front(platform: &Platform) -> (u16, String) {
 #[tokio::test(flavor = "multi_thread")]
 async fn https_upstreams_need_a_certificate_that_the_system_trusts() {
     let platform = Platform::unlimited().await;
-    let (port, certificate) = tls_front(&platform).await;
+    let (port, certificate) = tls_proxy(&platform).await;
     let folder = tempfile::tempdir().unwrap();
     let (trusted, config) = (folder.path().join("ca.pem"), folder.path().join("zvgate.toml"));
     std::fs::write(&trusted, certificate).unwrap();

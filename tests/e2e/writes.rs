@@ -1,4 +1,4 @@
-//! Guarantee 4 in its simplest form: a write invalidates what is cached of its customers, and of nobody else.
+//! Writes: a write invalidates the cached answers of its customers, and of no others.
 
 use std::sync::Arc;
 
@@ -7,7 +7,7 @@ use serde_json::json;
 use crate::scripted::{Action, Scripted, http_text};
 use crate::support::{Platform, READ, REVERSE, TestGateway, WRITE};
 
-/// A write to which the sandbox says success without naming a customer.
+/// A write route whose successful answers in the sandbox name no customer.
 const UNKNOWN: &str = "[[routes]]\npath = \"/v3/write\"\nkind = \"write\"\n";
 
 /// The first card of a customer that can be redeemed.
@@ -72,36 +72,35 @@ async fn a_write_invalidates_every_customer_that_its_header_names() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_write_without_a_customer_follows_the_routes_unknown_customer_setting() {
-    let nobody = r#"{"params":{"bizId":"b"}}"#;
+    let no_customer = r#"{"params":{"bizId":"b"}}"#;
     let one = r#"{"params":{"customerId":"1"}}"#;
     let platform = Platform::unlimited().await;
-    for (unknown_customer, status, of_one_stays) in [("tenant", 200, false), ("ttl", 200, true), ("refuse", 400, true)]
-    {
+    for (unknown_customer, status, is_kept) in [("tenant", 200, false), ("ttl", 200, true), ("refuse", 400, true)] {
         let file =
             format!("[[routes]]\npath = \"/v3/write\"\nkind = \"write\"\nunknown_customer = \"{unknown_customer}\"\n");
         let gateway = TestGateway::with_file(&platform, &[], &file).await;
         gateway.read("1").await;
         gateway.post(READ, &[("x-zvgate-tenant", "two")], one).await;
         let sent = platform.requests("/v3/write").await;
-        assert_eq!(gateway.post("/v3/write", &[], nobody).await.status, status, "{unknown_customer}");
+        assert_eq!(gateway.post("/v3/write", &[], no_customer).await.status, status, "{unknown_customer}");
         assert_eq!(platform.requests("/v3/write").await - sent, u64::from(status == 200));
-        assert_eq!(gateway.read("1").await.is_hit(), of_one_stays, "{unknown_customer}");
-        assert!(gateway.post(READ, &[("x-zvgate-tenant", "two")], one).await.is_hit(), "another tenant's stay");
+        assert_eq!(gateway.read("1").await.is_hit(), is_kept, "{unknown_customer}");
+        assert!(gateway.post(READ, &[("x-zvgate-tenant", "two")], one).await.is_hit(), "entries of other tenants stay");
         let counted = gateway.metric("zvgate_cache_invalidations_total{cause=\"unknown_customer\"}").await;
         assert_eq!(counted, f64::from(u8::from(unknown_customer == "tenant")));
     }
 }
 
-/// What did certainly not happen invalidates nothing; what the platform refused concerns at most its own customers.
+/// A write that was certainly not executed invalidates nothing; one that the platform rejected, at most its own customers.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_write_that_was_not_executed_invalidates_no_more_than_necessary() {
     let throttled = r#"{"status":false,"code":110004,"message":"","data":null}"#;
     let exception = r#"{"status":true,"code":200001,"message":""}"#;
     let error = r#"{"status":false,"code":100002,"message":""}"#;
-    let (named, nobody) = (r#"{"params":{"bizId":"b","customerId":"1"}}"#, r#"{"params":{"bizId":"b"}}"#);
+    let (named, no_customer) = (r#"{"params":{"bizId":"b","customerId":"1"}}"#, r#"{"params":{"bizId":"b"}}"#);
     let ok = |body: &'static str| (200, body);
-    // The platform's answer, and whether the answers for customers 1 and 2 stay after a write that names 1, and one that names nobody.
-    for ((status, body), of_named, of_nobody) in [
+    // The platform's answer, and whether the entries of customers 1 and 2 stay after a write that names 1 and one without a customer.
+    for ((status, body), of_named, of_no_customer) in [
         (ok(throttled), [true, true], [true, true]),
         ((429, "{}"), [true, true], [true, true]),
         (ok(exception), [false, true], [true, true]),
@@ -111,7 +110,7 @@ async fn a_write_that_was_not_executed_invalidates_no_more_than_necessary() {
         ((500, "{}"), [false, true], [false, false]),
         (ok(r#"{"status":true,"code":0}"#), [false, true], [false, false]),
     ] {
-        for (write, stays) in [(named, of_named), (nobody, of_nobody)] {
+        for (write, stays) in [(named, of_named), (no_customer, of_no_customer)] {
             let upstream = Scripted::start(move |_, request| {
                 let written = Action::Respond(http_text(&format!("{status} Status"), "", body));
                 if request.contains(WRITE) { written } else { Action::success(r#"[{"useStatus":1}]"#) }
@@ -158,7 +157,7 @@ async fn a_write_with_an_unknown_outcome_invalidates_its_customers() {
     assert!(gateway.read("2").await.is_hit());
 }
 
-/// Reads may be answered from before while a write is under way; what they fetch meanwhile is not kept past its end.
+/// While a write is in flight, reads may return earlier data; what they fetch meanwhile is not stored beyond its answer.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_fetch_begun_before_a_writes_answer_is_neither_stored_nor_joined_after_it() {
     let platform = Platform::unlimited().await;
@@ -179,7 +178,7 @@ async fn a_fetch_begun_before_a_writes_answer_is_neither_stored_nor_joined_after
     let after = gateway.read("1").await;
     assert!(after.is_stored_miss() && after.text().contains("version=1"), "{after:?}");
     let early = early.await.unwrap();
-    assert_eq!(early.header("cache-status"), "zvgate; fwd=miss", "given to its caller, and not kept");
+    assert_eq!(early.header("cache-status"), "zvgate; fwd=miss", "returned to its caller, and not stored");
     assert!(early.text().contains("version=0"));
     assert!(gateway.read("1").await.text().contains("version=1"));
 }
@@ -191,21 +190,21 @@ async fn a_write_is_completed_if_its_caller_disconnects() {
     let card = card(&gateway, "1").await;
     platform.faults(json!({ "latency_ms": 400, "route": WRITE })).await;
     let redeem = json!({ "params": { "bizId": "b", "customerId": "1", "couponsCardList": [card] } }).to_string();
-    let leaving = {
+    let disconnecting = {
         let gateway = Arc::clone(&gateway);
         tokio::spawn(async move { gateway.post(WRITE, &[], &redeem).await })
     };
     while platform.requests(WRITE).await < 1 {
         tokio::task::yield_now().await;
     }
-    leaving.abort();
+    disconnecting.abort();
     while gateway.metric("zvgate_cache_invalidations_total{cause=\"write\"}").await < 1.0 {
         tokio::time::sleep(std::time::Duration::from_millis(20)).await;
     }
     assert!(gateway.read("1").await.text().contains("version=1"));
 }
 
-/// The same for a write to nobody knows whom: its whole tenant is fenced.
+/// The fence then covers the whole tenant.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_write_without_a_customer_fences_fetches_in_flight() {
     let platform = Platform::unlimited().await;
@@ -223,7 +222,7 @@ async fn a_write_without_a_customer_fences_fetches_in_flight() {
     assert_eq!(gateway.post("/v3/write", &[], r#"{"params":{"bizId":"b"}}"#).await.json()["code"], 0);
     let after = gateway.read("1").await;
     assert!(after.is_stored_miss() && after.text().contains("version=1"), "{after:?}");
-    assert_eq!(early.await.unwrap().header("cache-status"), "zvgate; fwd=miss", "it is not kept");
+    assert_eq!(early.await.unwrap().header("cache-status"), "zvgate; fwd=miss", "it is not stored");
     assert!(gateway.read("1").await.text().contains("version=1"));
 }
 
@@ -263,16 +262,20 @@ async fn every_write_uses_a_new_connection() {
     let gateway = TestGateway::start(&platform, &[]).await;
     gateway.read("1").await;
     let connections = async || platform.stats().await["connections"].as_u64().unwrap();
-    // Looking takes a connection as well.
+    // Reading the statistics takes a connection as well.
     let before = connections().await;
     for number in 0..3 {
         gateway.post(WRITE, &[], &format!(r#"{{"params":{{"bizId":"{number}","customerId":"1"}}}}"#)).await;
     }
     gateway.read("1").await;
-    assert_eq!(connections().await - before, 3 + 1, "three writes and a look; the read's connection was kept");
+    assert_eq!(
+        connections().await - before,
+        3 + 1,
+        "three writes and the statistics; the read's connection was reused"
+    );
 }
 
-/// Callers may leave; what they asked for goes on, and is bounded all the same. Operators are served meanwhile.
+/// A write continues if its caller disconnects, and still counts towards the limit. Operators are served meanwhile.
 #[tokio::test(flavor = "multi_thread")]
 async fn writes_of_disconnected_callers_are_bounded() {
     let upstream = Scripted::start(|_, _| Action::Hang).await;
@@ -286,35 +289,36 @@ async fn writes_of_disconnected_callers_are_bounded() {
             Ok(refused) => break refused,
             Err(_) => begun += 1,
         }
-        assert!(begun <= 5, "{begun} are under way");
+        assert!(begun <= 5, "{begun} are in flight");
     };
     refused.assert_error(503, "unavailable");
     assert_eq!(begun, 5);
     assert_eq!(gateway.page("/healthz").await.status, 200);
 }
 
-/// A request that came often is known again; what ended all of its tenant's answers ended its own.
+/// Frequent requests are found in the memo of parsed requests, and are still looked up under the tenant's generation.
 #[tokio::test(flavor = "multi_thread")]
 async fn invalidating_a_tenant_includes_frequently_requested_answers() {
     let platform = Platform::unlimited().await;
     let gateway = TestGateway::with_file(&platform, &[], UNKNOWN).await;
-    let often = async || {
+    let read_often = async || {
         gateway.read("1").await;
         for _ in 0..3 {
             assert!(gateway.read("1").await.is_hit());
         }
     };
-    often().await;
+    read_often().await;
     assert_eq!(gateway.post("/v3/write", &[], r#"{"params":{"bizId":"b"}}"#).await.json()["code"], 0);
-    assert!(!gateway.read("1").await.is_hit(), "after a write to nobody knows whom");
-    often().await;
+    assert!(!gateway.read("1").await.is_hit(), "after a write without a known customer");
+    read_often().await;
     let purge = http::Request::delete("/cache?tenant=one").header("host", "localhost");
     let purge = crate::support::send(gateway.admin, purge.body(http_body_util::Full::default()).unwrap()).await;
     assert_eq!(purge.json(), json!({ "dropped": 1 }));
     assert!(!gateway.read("1").await.is_hit(), "after a purge of the tenant");
 }
 
-/// A write removes the flight of a read that waits; a later read stores a newer answer, which the first gets if its own fetch fails.
+/// A write removes the flight of a waiting read; a later read stores a newer answer, which the first read gets if its fetch
+/// fails.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_read_whose_fetch_fails_is_served_from_a_newer_fetch() {
     let upstream = Scripted::start(|number, _| match number {
