@@ -101,7 +101,7 @@ mod tests {
         assert_eq!(index("/v3/b"), Some(1));
         assert_eq!(index("/v3/crm/b/c"), Some(2));
         assert_eq!(index("/v2/a"), None);
-        assert_eq!(index("/v3/off"), None, "a route that is off is off under a wildcard too");
+        assert_eq!(index("/v3/off"), None, "a disabled route is not matched by a wildcard either");
     }
 
     #[test]

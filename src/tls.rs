@@ -229,7 +229,7 @@ mod tests {
         issue(&files);
         assert_eq!((tls.reload(), tls.is_pending()), (CertReload::Unchanged, true));
         issue(&files);
-        assert_eq!((tls.reload(), tls.is_pending()), (CertReload::Unchanged, true), "these are others again");
+        assert_eq!((tls.reload(), tls.is_pending()), (CertReload::Unchanged, true), "the files have changed again");
         assert!(Arc::ptr_eq(&first, &tls.config()));
         assert_eq!((tls.reload(), tls.is_pending()), (CertReload::Changed, false));
         let second = tls.config();

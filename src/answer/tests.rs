@@ -26,7 +26,7 @@ fn at(text: &str) -> Wall {
     }
 }
 
-/// The answers of the platform's own document.
+/// The answers in the platform's documentation.
 #[test]
 fn the_documented_answers_are_parsed() {
     let success = r#"{ "status": "true", "code": "0", "message": "说明", "data": { "beginAt": "2019-08-24 00:00:00", "cardId": "390913445498200065", "channel": "naixue", "couponId": "390913445519171584", "couponType": "0", "createdAt": "2019-10-15 17:10:28", "customerId": "383933091455959041", "title": "", "updatedAt": "2019-10-15 17:10:2", "useStatus": "0", "templateId": "951", "endAt": "2019-11-03 23:59:59", "extra": "" } }"#;

@@ -73,7 +73,7 @@ fn invalidate(cache: &Cache<()>, customer: &str, settle_until: Boot) -> usize {
     cache.invalidate(&Subject::customer(0, customer), settle_until, now())
 }
 
-/// Between a caller's lookup and its joining, the flight that it would have joined may store its answer.
+/// Between the lookup and the join of a caller, the flight may store its answer.
 #[test]
 fn joining_after_a_flight_completed_returns_its_answer() {
     let cache = cache();
@@ -124,7 +124,7 @@ fn a_fetch_begun_before_an_invalidation_is_neither_stored_nor_joined() {
         assert_eq!(lookup(&cache, &question("1", "cached")), None);
         let (in_flight, _waiter) = begin(&cache, &question("1", "b"));
         invalidation(&cache);
-        assert!(!complete(in_flight, "before"), "it is not stored, although nobody asked again");
+        assert!(!complete(in_flight, "before"), "it is not stored, even without a new fetch");
         let (new, _new_waiter) = begin(&cache, &question("1", "a"));
         assert!(!complete(old, "before"));
         assert_eq!(lookup(&cache, &question("1", "a")), None);
@@ -143,7 +143,7 @@ fn answers_of_other_rules_are_neither_served_nor_stored() {
     cache.reconfigure(&Options { rules: 1, ..options() });
     let (old, new) = (cache.generation(0, 0), cache.generation(0, 1));
     assert!(matches!(cache.lookup(&asked, new, &none, now()), Lookup::Miss));
-    assert!(matches!(cache.lookup(&asked, old, &none, now()), Lookup::Fresh(_)), "for a request that came before");
+    assert!(matches!(cache.lookup(&asked, old, &none, now()), Lookup::Fresh(_)), "for a request from before");
     let Join::Started(guard, _waiter) = cache.join(&asked, new, &none, now()) else { panic!("a fetch begins") };
     assert!(complete(guard, "new rules") && !complete(in_flight, "old rules"));
     assert!(matches!(cache.lookup(&asked, new, &none, now()), Lookup::Fresh(_)));
@@ -199,7 +199,7 @@ fn one_customers_answers_are_bounded_and_the_oldest_are_dropped() {
     assert_eq!(cache.metrics.entries.get(), 64);
 }
 
-/// What moka evicts leaves its stripe too, so that no memory is held that is not counted.
+/// Otherwise they would hold memory that is not counted.
 #[test]
 fn evicted_entries_are_removed_from_their_stripe() {
     let cache = cache();
@@ -212,7 +212,7 @@ fn evicted_entries_are_removed_from_their_stripe() {
     assert!((100..4000).contains(&in_stripes), "{in_stripes}");
 }
 
-/// A fetch that began in time to be answered from before a write lives shortly, however late it is answered and whatever is
+/// The platform may have answered it with data from before the write, however late the answer arrives and whatever is
 /// invalidated meanwhile.
 #[test]
 fn a_slow_fetch_begun_within_the_settle_time_has_a_short_lifetime() {
@@ -228,7 +228,7 @@ fn a_slow_fetch_begun_within_the_settle_time_has_a_short_lifetime() {
     assert_eq!(freshness.lifetime(), Duration::from_secs(5));
 }
 
-/// What is fetched while the platform may lag behind a write lives shortly, and is never served stale.
+/// The platform may still lag behind the write. Such answers are never served stale.
 #[test]
 fn answers_fetched_within_the_settle_time_have_a_short_lifetime() {
     type Invalidation = fn(&Cache<()>, Boot);
@@ -283,7 +283,7 @@ fn a_stale_answer_is_served_in_its_modes_and_refreshed_by_one_caller() {
     assert!(stale_for_error(later(61)).is_none() && matches!(lookup(&default, 2), Lookup::Miss));
 }
 
-/// A request whose body took long may be of the configuration before.
+/// A request whose body arrives slowly may belong to an earlier configuration.
 #[test]
 fn a_request_of_another_generation_does_not_displace_a_current_flight() {
     let cache = cache();

@@ -159,7 +159,7 @@ mod tests {
                     let key = format!("{} {number}", sent.1);
                     let question = Question { subject: Subject::customer(0, "c"), key: key.into() };
                     memo.remember(&unparsed(sent), &tenant, &Arc::from([number.to_string()]), question);
-                    // It replaced what any other request with this body came to.
+                    // It replaced the result of any other request with this body.
                     remembered.retain(|other, _| other.3 != sent.3);
                     remembered.insert(sent, number);
                 }

@@ -2,7 +2,7 @@ use super::*;
 use proptest::prelude::*;
 use serde_json::Value;
 
-/// The same value as serde_json reads it; repeated names and numbers beyond its precision do not occur.
+/// The value as serde_json parses it; duplicate names and numbers beyond its precision do not occur.
 fn as_value(node: &Node<'_>) -> Value {
     match node {
         Node::Object(members) => {
@@ -127,7 +127,7 @@ proptest! {
         text[place] = byte;
         let text: String = text.into_iter().collect();
         let reference = serde_json::from_str::<Value>(&text);
-        // A number too large for a float is a number all the same; serde_json reads no further.
+        // A number too large for a float is valid JSON, but serde_json stops there.
         let too_large = reference.as_ref().is_err_and(|error| error.to_string().contains("out of range"));
         prop_assume!(!too_large);
         prop_assert_eq!(Node::parse(&text, 16).is_ok(), reference.is_ok(), "{}", text);

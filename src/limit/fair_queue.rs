@@ -184,7 +184,7 @@ mod tests {
     }
 
     proptest! {
-        /// The position that each request is given is the one at which it is served, and each caller is served in order.
+        /// Each request is served at its reported position, and the requests of each caller in order.
         #[test]
         fn reported_positions_match_the_order_of_service(
             came in proptest::collection::vec((0usize..4, any::<bool>()), 1..40),

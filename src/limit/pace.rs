@@ -275,7 +275,7 @@ mod tests {
         QueueKey { caller, write }
     }
 
-    /// On one thread, requests wait in the order in which they were spawned.
+    /// On one thread, requests join the queue in the order in which they are spawned.
     #[tokio::test]
     async fn requests_are_woken_in_the_order_of_the_queue() {
         let clock = Clock::system();
@@ -295,7 +295,7 @@ mod tests {
             });
         }
         tokio::task::yield_now().await;
-        assert!(pace.try_acquire().is_none(), "a refresh goes last");
+        assert!(pace.try_acquire().is_none(), "a refresh has the lowest priority");
         first.sent();
         first.answered();
         drop(first);
@@ -328,7 +328,7 @@ mod tests {
         assert!(waiting.await.unwrap());
     }
 
-    /// Half of the slots are held back for a minute: after that, one that has been free for long is available.
+    /// Half of the slots are held back for a minute; then one that has long been free becomes available.
     #[tokio::test]
     async fn throttling_may_end_before_the_next_slot_is_free() {
         let (clock, hands) = Clock::shifted();

@@ -266,16 +266,16 @@ mod tests {
             slots.answered(claim, at(1500));
         }
         slots.reconfigure(&PaceSettings { per: Duration::from_secs(9), ..pace(2) });
-        assert_eq!((slots.take(2, at(10_499)), slots.next_free(2)), (None, Some(at(10_500))), "two were counted");
+        assert_eq!((slots.take(2, at(10_499)), slots.next_free(2)), (None, Some(at(10_500))), "both calls still count");
         slots.reconfigure(&PaceSettings { per: Duration::from_secs(9), ..pace(4) });
-        assert!(slots.take(4, at(1600)).is_some(), "one more may be");
+        assert!(slots.take(4, at(1600)).is_some(), "one more call is allowed");
         assert_eq!(slots.take(4, at(9499)), None, "an unknown call may have been counted");
         assert!(slots.take(4, at(9500)).is_some());
     }
 
     proptest! {
-        /// The guarantee itself: whenever the platform counts each call between its sending and the latest moment allowed, no
-        /// window of `per` holds more than `rate`.
+        /// Whenever the platform counts each call, between its sending and the latest time allowed, no window of `per`
+        /// contains more than `rate` calls.
         #[test]
         fn the_platform_never_counts_more_than_the_rate(
             rate in 1u32..5,

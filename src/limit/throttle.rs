@@ -137,7 +137,7 @@ mod tests {
         assert_eq!((throttle.allowed(10, at(62)), throttle.ends_at()), (10, at(62)));
         assert!(throttle.has_ended(at(62)));
         throttle.throttled(at(70), at(70));
-        assert_eq!(pause_after(&throttle, at(70)), 1, "the next time starts over");
+        assert_eq!(pause_after(&throttle, at(70)), 1, "the next pause is short again");
     }
 
     #[test]

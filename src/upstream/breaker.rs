@@ -220,7 +220,7 @@ mod tests {
         let mut breaker = after(&off, &[FAILED; 100]);
         assert!(!breaker.is_open(&off) && breaker.admit(&off, at(1), at(0)).is_ok());
         let mut open = after(&settings(), &[FAILED; 5]);
-        assert_eq!(open.admit(&off, at(1), at(0)), Ok((Admission::Normal, None)), "switched off while it was open");
+        assert_eq!(open.admit(&off, at(1), at(0)), Ok((Admission::Normal, None)), "disabled while it is open");
     }
 
     #[test]
@@ -239,9 +239,17 @@ mod tests {
         assert_eq!(breaker.admit(&settings, at(9000), at(400)), Err(Duration::from_millis(600)));
         let probe = breaker.admit(&settings, at(9000), at(1000));
         assert_eq!(probe, Ok((Admission::Probe, Some(Transition::HalfOpened))));
-        assert_eq!(breaker.admit(&settings, at(9500), at(1500)), Err(Duration::from_millis(7500)), "one at a time");
-        assert_eq!(breaker.admit(&settings, at(9500), at(9100)), Err(Duration::ZERO), "while it is under way");
-        assert_eq!(breaker.record(&settings, Admission::Normal, OK, 1.0, at(9000)), None, "it began before");
+        assert_eq!(
+            breaker.admit(&settings, at(9500), at(1500)),
+            Err(Duration::from_millis(7500)),
+            "one probe at a time"
+        );
+        assert_eq!(breaker.admit(&settings, at(9500), at(9100)), Err(Duration::ZERO), "while the probe is in flight");
+        assert_eq!(
+            breaker.record(&settings, Admission::Normal, OK, 1.0, at(9000)),
+            None,
+            "the attempt began before the breaker opened"
+        );
         let closed = breaker.record(&settings, Admission::Probe, OK, 1.0, at(9000));
         assert_eq!((closed, breaker.is_open(&settings)), (Some(Transition::Closed), false));
         assert_eq!(breaker.admit(&settings, at(9500), at(9000)), Ok((Admission::Normal, None)));
@@ -256,7 +264,11 @@ mod tests {
             let probe = breaker.admit(&settings, at(now + 1), at(now)).unwrap();
             assert_eq!(probe, (Admission::Probe, Some(Transition::HalfOpened)));
             breaker.abandon(Admission::Probe);
-            assert_eq!(breaker.admit(&settings, at(now + 1), at(now)), Ok((Admission::Probe, None)), "the next probes");
+            assert_eq!(
+                breaker.admit(&settings, at(now + 1), at(now)),
+                Ok((Admission::Probe, None)),
+                "the next attempt probes"
+            );
             breaker.record(&settings, Admission::Probe, FAILED, 1.0, at(now));
         }
     }

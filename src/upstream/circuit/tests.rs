@@ -62,7 +62,7 @@ async fn an_abandoned_probe_is_followed_by_another_in_both_breakers() {
         hands.advance(Duration::from_secs(1));
         drop(begin(&circuit, &changes).await.unwrap());
         let probe = begin(&circuit, &changes).await.unwrap();
-        assert!(begin(&circuit, &changes).await.is_err(), "one at a time");
+        assert!(begin(&circuit, &changes).await.is_err(), "one probe at a time");
         probe.record(&settings(), Health::Answered, &changes);
         assert!(begin(&circuit, &changes).await.is_ok());
         let changes: Vec<Transition> = changes.0.lock().iter().map(|(_, change)| *change).collect();
@@ -70,7 +70,7 @@ async fn an_abandoned_probe_is_followed_by_another_in_both_breakers() {
     }
 }
 
-/// While the tenant's breaker lets nothing through, a path's breaker must not wait for a probe that was never sent.
+/// While the tenant's breaker rejects attempts, a path's breaker must not wait for a probe that was never sent.
 #[tokio::test]
 async fn an_attempt_that_one_breaker_rejects_is_not_a_probe_of_the_other() {
     let ((clock, hands), changes) = (Clock::shifted(), Changes::default());

@@ -19,7 +19,7 @@ fn target() -> Arc<Target> {
     Arc::new(Target::new(&BaseUrl::parse("http://a").unwrap(), 1 << 20))
 }
 
-/// Whether a request that is given up counts as sent, and whether the far side has seen any of it.
+/// Lets a request time out; returns whether it counts as sent, and whether the server received any of it.
 async fn given_up(within: Duration) -> (bool, bool) {
     let (near, mut far) = tokio::io::duplex(1 << 16);
     let connection = Connection::new(http1(near).await, false, None, &target());
@@ -47,7 +47,7 @@ fn signed() -> SignedRequest {
     SignedRequest::sign(&call, &Nonces::new().unwrap(), Wall::from_unix_seconds(0))
 }
 
-/// Whenever a request is given up, it counts as sent exactly if the far side may have seen it.
+/// At whatever moment the timeout occurs.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_timed_out_request_counts_as_sent_if_the_server_received_any_of_it() {
     let mut sent = 0;
@@ -56,10 +56,10 @@ async fn a_timed_out_request_counts_as_sent_if_the_server_received_any_of_it() {
         assert_eq!(counted, seen, "within {nanos} ns");
         sent += u32::from(counted);
     }
-    assert!((100..2900).contains(&sent), "{sent}: both cases are tried");
+    assert!((100..2900).contains(&sent), "{sent}: both cases must occur");
 }
 
-/// Records whether it was shut down, by which TLS sends its close_notify.
+/// A stream that records whether it was shut down, which makes TLS send close_notify.
 #[derive(Debug)]
 struct Recorded(tokio::io::DuplexStream, Arc<AtomicBool>);
 
