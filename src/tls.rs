@@ -218,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn new_certificates_are_used_once_they_were_read_twice_and_errors_are_reported_once() {
+    fn new_certificates_are_used_once_read_twice_and_errors_are_reported_once() {
         let folder = tempfile::tempdir().unwrap();
         let file = |name: &str| folder.path().join(name);
         let files = TlsFiles { cert: file("cert"), key: file("key"), client_ca: None };

@@ -252,10 +252,11 @@ fn every_error_names_its_key_its_value_and_what_is_expected() {
 
 #[test]
 fn conflicts_between_tenants_are_reported() {
-    let two = |more: &str| format!("{TENANT}default = true\n[tenants.b]\nopen_id = \"i\"\nopen_key = \"k\"\n{more}");
-    assert!(errors(&two("grant_code = \"g\"\n")).contains("tenants.b.open_id: has the identity of tenants.a"));
+    let two_tenants =
+        |more: &str| format!("{TENANT}default = true\n[tenants.b]\nopen_id = \"i\"\nopen_key = \"k\"\n{more}");
+    assert!(errors(&two_tenants("grant_code = \"g\"\n")).contains("tenants.b.open_id: has the identity of tenants.a"));
     assert!(
-        errors(&two("grant_code = \"h\"\ndefault = true\n"))
+        errors(&two_tenants("grant_code = \"h\"\ndefault = true\n"))
             .contains("tenants.b.default: tenants.a is already the default")
     );
     let both = format!("{TENANT}open_key_file = \"/a\"\n");

@@ -47,9 +47,9 @@ async fn each_key_of_a_caller_gives_access_to_its_tenants_and_routes() {
         &[("authorization", "Bearer old"), ("authorization", "Bearer few")],
         &[("authorization", "old")],
     ] {
-        let refused = gateway.post(READ, headers, BODY).await;
-        refused.assert_error(401, "unauthenticated");
-        assert_eq!(refused.header("www-authenticate"), "Bearer realm=\"zvgate\"");
+        let rejected = gateway.post(READ, headers, BODY).await;
+        rejected.assert_error(401, "unauthenticated");
+        assert_eq!(rejected.header("www-authenticate"), "Bearer realm=\"zvgate\"");
     }
     let requests = |caller: &str, status: u16| {
         format!("zvgate_requests_total{{caller=\"{caller}\",route=\"{READ}\",status=\"{status}\"}}")
@@ -183,9 +183,9 @@ async fn an_anonymous_gateway_rejects_requests_from_web_pages() {
     let absolute = format!("POST http://shop.example{READ} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
     let reply = tokio::task::block_in_place(|| raw(gateway.address, absolute.as_bytes()));
     assert!(reply.starts_with("HTTP/1.1 421 "), "{reply}");
-    let refused = gateway.post(READ, &[("host", "shop.example")], BODY).await;
-    refused.assert_error(421, "wrong_host");
-    assert!(refused.headers.get("access-control-allow-origin").is_none());
+    let rejected = gateway.post(READ, &[("host", "shop.example")], BODY).await;
+    rejected.assert_error(421, "wrong_host");
+    assert!(rejected.headers.get("access-control-allow-origin").is_none());
     let wrong =
         "zvgate_requests_total{caller=\"anonymous\",route=\"/v3/crm/coupon/getCustomerCoupons\",status=\"421\"}";
     assert_eq!(gateway.metric(wrong).await, 7.0);
@@ -198,9 +198,9 @@ async fn a_route_rejects_params_that_it_does_not_list() {
     let gateway = TestGateway::with_file(&platform, &[], &file).await;
     let ask = async |params: Value| gateway.post(READ, &[], &json!({ "params": params }).to_string()).await;
     assert_eq!(ask(json!({ "customerId": "1", "useStatus": "0" })).await.status, 200);
-    let refused = ask(json!({ "customerId": "1", "page\"": 1 })).await;
-    refused.assert_error(400, "bad_request");
-    assert!(refused.json()["message"].as_str().unwrap().contains("page"), "{refused:?}");
+    let rejected = ask(json!({ "customerId": "1", "page\"": 1 })).await;
+    rejected.assert_error(400, "bad_request");
+    assert!(rejected.json()["message"].as_str().unwrap().contains("page"), "{rejected:?}");
     assert_eq!(platform.requests(READ).await, 1);
 }
 
@@ -227,8 +227,8 @@ async fn admin_pages_that_are_not_public_require_the_admin_key() {
             (Method::GET, "/x"),
         ] {
             for key in ["", "wrong"] {
-                let refused = ask(method.clone(), path, key).await;
-                assert_eq!((refused.status, refused.header("www-authenticate")), (401, "Bearer realm=\"zvgate\""));
+                let rejected = ask(method.clone(), path, key).await;
+                assert_eq!((rejected.status, rejected.header("www-authenticate")), (401, "Bearer realm=\"zvgate\""));
             }
             assert_eq!(ask(method, path, "admin").await.status, if path == "/x" { 404 } else { 200 }, "{path}");
         }

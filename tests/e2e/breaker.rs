@@ -39,10 +39,10 @@ async fn five_consecutive_failures_open_the_breaker_of_one_route_and_a_probe_clo
         gateway.read(&customer.to_string()).await.assert_error(504, "upstream_timeout");
     }
     assert_eq!(gateway.metric(OPEN).await, 1.0);
-    let refused = gateway.read("1").await;
-    refused.assert_error(503, "unavailable");
+    let rejected = gateway.read("1").await;
+    rejected.assert_error(503, "unavailable");
     assert_eq!(
-        (refused.header("retry-after"), refused.header("proxy-status")),
+        (rejected.header("retry-after"), rejected.header("proxy-status")),
         ("1", "zvgate; error=destination_unavailable")
     );
     assert_eq!(upstream.seen().len(), 5, "nothing was sent");
@@ -80,7 +80,7 @@ async fn a_slow_platform_does_not_open_the_breaker() {
     let platform = Platform::unlimited().await;
     platform.faults(json!({ "latency_ms": 2100 })).await;
     let gateway = Arc::new(TestGateway::start(&platform, &[]).await);
-    let asking = |number: u32| {
+    let request = |number: u32| {
         let gateway = Arc::clone(&gateway);
         let write = json!({ "params": { "bizId": "b", "customerId": number.to_string() } }).to_string();
         tokio::spawn(async move {
@@ -90,7 +90,7 @@ async fn a_slow_platform_does_not_open_the_breaker() {
             }
         })
     };
-    let callers: Vec<_> = (0..24).map(asking).collect();
+    let callers: Vec<_> = (0..24).map(request).collect();
     for caller in callers {
         assert_eq!(caller.await.unwrap(), 200);
     }
@@ -285,13 +285,13 @@ async fn a_hanging_tenant_does_not_affect_other_tenants() {
         tokio::task::yield_now().await;
     }
     let mut served = 0;
-    while hanging.iter().any(|one| !one.is_finished()) {
+    while hanging.iter().any(|task| !task.is_finished()) {
         served += 1;
         assert_eq!(gateway.read(&served.to_string()).await.status, 200);
     }
     assert!(served > 10);
-    for one in hanging {
-        let status = one.await.unwrap();
+    for task in hanging {
+        let status = task.await.unwrap();
         assert!(status == 503 || status == 504, "{status}");
     }
 }
@@ -318,7 +318,7 @@ async fn attempts_beyond_max_inflight_are_rejected() {
     }
     gateway.read("further").await.assert_error(503, "unavailable");
     assert_eq!((gateway.metric(OPEN).await, upstream.seen().len()), (0.0, 2));
-    for one in hung {
-        assert_eq!(one.await.unwrap(), 504);
+    for task in hung {
+        assert_eq!(task.await.unwrap(), 504);
     }
 }

@@ -35,8 +35,8 @@ async fn equivalent_bodies_share_an_entry_and_tenants_do_not() {
         &CUSTOMER[1..]
     );
     assert!(gateway.post(READ, &[], &equivalent).await.is_hit());
-    let of_two = gateway.post(READ, &[("x-zvgate-tenant", "two")], &equivalent).await;
-    assert!(of_two.is_stored_miss());
+    let second_tenant = gateway.post(READ, &[("x-zvgate-tenant", "two")], &equivalent).await;
+    assert!(second_tenant.is_stored_miss());
     let used = format!(r#"{{"params":{{"customerId":"{CUSTOMER}","useStatus":1}}}}"#);
     assert!(gateway.post(READ, &[], &used).await.is_stored_miss());
 }
@@ -265,9 +265,9 @@ async fn callers_beyond_max_waiters_are_rejected() {
         tokio::spawn(async move { gateway.read(CUSTOMER).await })
     });
     let replies = join(callers).await;
-    let refused: Vec<_> = replies.iter().filter(|reply| reply.status == 503).collect();
-    assert_eq!(refused.len(), 4);
-    refused[0].assert_error(503, "unavailable");
+    let rejected: Vec<_> = replies.iter().filter(|reply| reply.status == 503).collect();
+    assert_eq!(rejected.len(), 4);
+    rejected[0].assert_error(503, "unavailable");
     assert_eq!(gateway.metric("zvgate_limited_total{caller=\"anonymous\",limit=\"waiters\"}").await, 4.0);
 }
 

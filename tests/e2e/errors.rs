@@ -195,10 +195,10 @@ async fn a_connection_whose_caller_does_not_read_is_closed() {
     let platform = Platform::unlimited().await;
     let gateway = TestGateway::start(&platform, &[("server.idle_timeout", "400ms")]).await;
     gateway.read("1").await;
-    let one = format!(
+    let request = format!(
         "POST {READ} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 29\r\n\r\n{BODY}"
     );
-    let (mut stream, many) = (std::net::TcpStream::connect(gateway.address).unwrap(), one.repeat(100));
+    let (mut stream, many) = (std::net::TcpStream::connect(gateway.address).unwrap(), request.repeat(100));
     stream.set_write_timeout(Some(std::time::Duration::from_millis(100))).unwrap();
     while std::io::Write::write_all(&mut stream, many.as_bytes()).is_ok() {}
     while gateway.metric("zvgate_connections").await > 0.0 {
@@ -284,9 +284,9 @@ async fn a_missing_or_invalid_upstream_response_is_a_502() {
     let stopped = Scripted::start(|_, _| Action::Hang).await;
     let gateway = TestGateway::start(&stopped, &[]).await;
     drop(stopped);
-    let refused = gateway.read("1").await;
-    refused.assert_error(502, "upstream_failed");
-    assert_eq!(refused.header("proxy-status"), "zvgate; error=connection_refused");
+    let rejected = gateway.read("1").await;
+    rejected.assert_error(502, "upstream_failed");
+    assert_eq!(rejected.header("proxy-status"), "zvgate; error=connection_refused");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -373,13 +373,13 @@ async fn a_valid_request_id_is_kept_and_others_are_replaced() {
     let platform = Platform::unlimited().await;
     let gateway = TestGateway::start(&platform, &[]).await;
     assert_eq!(gateway.post(READ, &[("x-request-id", "a-1.B_2")], BODY).await.header("x-request-id"), "a-1.B_2");
-    let refused = gateway.post("/nowhere", &[("x-request-id", "kept")], BODY).await;
-    assert_eq!(refused.json()["requestId"], "kept");
+    let rejected = gateway.post("/nowhere", &[("x-request-id", "kept")], BODY).await;
+    assert_eq!(rejected.json()["requestId"], "kept");
     let made = gateway.post(READ, &[("x-request-id", "not; kept")], BODY).await;
     assert_eq!(made.header("x-request-id").len(), 32);
 }
 
-/// An ambiguous request has no right interpretation.
+/// An ambiguous request is not interpreted either way.
 #[tokio::test(flavor = "multi_thread")]
 async fn duplicate_headers_and_members_are_rejected() {
     let platform = Platform::unlimited().await;

@@ -52,17 +52,17 @@ async fn an_idle_connection_is_reused_however_its_next_request_arrives() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_head_that_began_before_a_pause_is_completed_or_times_out() {
     let platform = Platform::unlimited().await;
-    let (one, cut) = (request(), 40);
+    let (text, cut) = (request(), 40);
     let begin = |gateway: &TestGateway| {
         let mut stream = TcpStream::connect(gateway.address).unwrap();
-        stream.write_all(format!("{one}{}", &one[..cut]).as_bytes()).unwrap();
+        stream.write_all(format!("{text}{}", &text[..cut]).as_bytes()).unwrap();
         assert!(answer(&mut stream).starts_with("HTTP/1.1 200 OK\r\n"));
         stream
     };
     let gateway = TestGateway::start(&platform, &[IDLE, ("server.header_timeout", "3s")]).await;
     let mut stream = begin(&gateway);
     std::thread::sleep(PAUSE);
-    stream.write_all(&one.as_bytes()[cut..]).unwrap();
+    stream.write_all(&text.as_bytes()[cut..]).unwrap();
     let second = answer(&mut stream);
     assert!(second.starts_with("HTTP/1.1 200 OK\r\n"), "{second}");
     let gateway =

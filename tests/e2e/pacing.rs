@@ -32,8 +32,8 @@ async fn load_at_ten_times_the_pace_is_never_throttled_by_the_platform() {
     let started = clock.boot();
     let replies = flood(&gateway, 100, 60).await;
     let took = clock.boot().since(started);
-    assert_eq!(platform.stats().await["refused"], json!({}), "the platform refused a call");
-    let (served, refused): (Vec<_>, Vec<_>) = replies.iter().partition(|reply| reply.status == 200);
+    assert_eq!(platform.stats().await["refused"], json!({}), "the platform rejected a call");
+    let (served, rejected): (Vec<_>, Vec<_>) = replies.iter().partition(|reply| reply.status == 200);
     assert!(served.iter().all(|reply| reply.text().contains("\"code\":0")));
     assert_eq!(served.len() as u64, platform.requests(READ).await);
     // A slot is busy from the beginning of its call until `per` after its answer; this is the busy share of all slots.
@@ -42,7 +42,7 @@ async fn load_at_ten_times_the_pace_is_never_throttled_by_the_platform() {
     let share = busy / (10.0 * took.as_secs_f64());
     println!("{} calls, slots busy for {share:.3} of the time", served.len());
     assert!(served.len() > 60, "{} calls are too few for a meaningful result", served.len());
-    for reply in &refused {
+    for reply in &rejected {
         reply.assert_error(429, "upstream_limited");
         assert_eq!(reply.header("ratelimit-policy"), "\"upstream\";q=10;w=1");
         assert_eq!(reply.header("ratelimit"), format!("\"upstream\";r=0;t={}", reply.header("retry-after")));
@@ -50,7 +50,7 @@ async fn load_at_ten_times_the_pace_is_never_throttled_by_the_platform() {
     }
     assert_eq!(
         gateway.metric("zvgate_limited_total{caller=\"anonymous\",limit=\"upstream\"}").await,
-        refused.len() as f64
+        rejected.len() as f64
     );
 }
 
@@ -94,9 +94,9 @@ async fn a_cold_gateway_waits_one_period_before_its_first_call() {
     let platform = Platform::rate_limited().await;
     let overrides = [("limits.upstream.per", "1h"), ("limits.max_wait", "0s")];
     let gateway = TestGateway::cold(&platform, &overrides).await;
-    let refused = gateway.read("1").await;
-    refused.assert_error(429, "upstream_limited");
-    assert_eq!(refused.header("retry-after"), "3600");
+    let rejected = gateway.read("1").await;
+    rejected.assert_error(429, "upstream_limited");
+    assert_eq!(rejected.header("retry-after"), "3600");
     gateway.clock.advance(Duration::from_secs(3600));
     assert_eq!(gateway.read("1").await.status, 200);
 }
@@ -112,9 +112,9 @@ async fn a_throttled_route_backs_off() {
     for (pause, rest) in [(1, 5.0), (2, 2.0)] {
         assert!(gateway.read("1").await.text().contains("110004"));
         assert_eq!(gateway.metric(&rate(READ, "one")).await, 0.0);
-        let refused = gateway.read("1").await;
-        refused.assert_error(429, "upstream_limited");
-        assert_eq!(refused.header("retry-after"), pause.to_string());
+        let rejected = gateway.read("1").await;
+        rejected.assert_error(429, "upstream_limited");
+        assert_eq!(rejected.header("retry-after"), pause.to_string());
         gateway.clock.advance(Duration::from_secs(pause));
         assert_eq!(gateway.metric(&rate(READ, "one")).await, rest);
     }
@@ -146,12 +146,12 @@ async fn each_tenant_and_route_has_its_own_pace() {
         assert_eq!(gateway.read(&customer.to_string()).await.status, 200);
     }
     gateway.read("eleven").await.assert_error(429, "upstream_limited");
-    let of_two = async |customer: &str| {
+    let read_second_tenant = async |customer: &str| {
         let body = json!({ "params": { "customerId": customer } }).to_string();
         gateway.post(READ, &[("x-zvgate-tenant", "two")], &body).await
     };
-    assert_eq!((of_two("1").await.status, of_two("2").await.status), (200, 200));
-    let limited = of_two("3").await;
+    assert_eq!((read_second_tenant("1").await.status, read_second_tenant("2").await.status), (200, 200));
+    let limited = read_second_tenant("3").await;
     limited.assert_error(429, "upstream_limited");
     assert_eq!(limited.header("ratelimit-policy"), "\"upstream\";q=2;w=1");
     let pass = async |path: &str| gateway.post(path, &[], r#"{"params":{}}"#).await;

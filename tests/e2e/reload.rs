@@ -51,16 +51,16 @@ async fn a_reload_takes_effect_immediately_and_keeps_the_cache() {
 async fn purging_everything_includes_removed_tenants() {
     let upstream = Scripted::start(|_, _| Action::success(r#"[{"useStatus":1}]"#)).await;
     let gateway = TestGateway::start(&upstream, &[]).await;
-    let two = async || gateway.post(READ, &[("x-zvgate-tenant", "two")], BODY).await;
-    two().await;
-    assert!(two().await.is_hit());
+    let read_second_tenant = async || gateway.post(READ, &[("x-zvgate-tenant", "two")], BODY).await;
+    read_second_tenant().await;
+    assert!(read_second_tenant().await.is_hit());
     let other = [("tenants.two.open_id", "another")];
     assert!(reload(&gateway, &upstream, &other, ""));
     let purge = http::Request::delete("/cache?all=true").header("host", "localhost");
     let purge = purge.body(http_body_util::Full::default()).unwrap();
     assert_eq!(crate::support::send(gateway.admin, purge).await.json(), serde_json::json!({ "dropped": 1 }));
     assert!(reload(&gateway, &upstream, &[], ""));
-    assert!(!two().await.is_hit());
+    assert!(!read_second_tenant().await.is_hit());
 }
 
 #[tokio::test(flavor = "multi_thread")]

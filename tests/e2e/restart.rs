@@ -52,13 +52,13 @@ fn bound() -> (TcpListener, SocketAddr) {
 }
 
 /// A caller that sends ten requests a second and reconnects when a response says that it is the last.
-async fn ask_until(address: SocketAddr, end: Arc<AtomicBool>, asked: Arc<AtomicU64>) {
+async fn ask_until(address: SocketAddr, end: Arc<AtomicBool>, requests: Arc<AtomicU64>) {
     let mut caller = Caller::connect(address).await;
     while !end.load(Ordering::Relaxed) {
         let request = Request::post(READ).header("host", "localhost").header("content-type", "application/json");
         let reply = caller.send(request.body(Full::new(BODY.into())).unwrap()).await.unwrap();
         assert_eq!(reply.status, 200, "{reply:?}");
-        asked.fetch_add(1, Ordering::Relaxed);
+        requests.fetch_add(1, Ordering::Relaxed);
         if reply.header("connection") == "close" {
             caller = Caller::connect(address).await;
         }
@@ -77,9 +77,9 @@ async fn a_restart_loses_no_request() {
     let (data, address) = bound();
     let start = || tokio::task::block_in_place(|| started(&mut serve_with_sockets(&config, &data, None)).0);
     let mut current = start();
-    let (end, asked) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+    let (end, requests) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
     let callers: Vec<_> =
-        (0..50).map(|_| tokio::spawn(ask_until(address, Arc::clone(&end), Arc::clone(&asked)))).collect();
+        (0..50).map(|_| tokio::spawn(ask_until(address, Arc::clone(&end), Arc::clone(&requests)))).collect();
     let other = |path: &'static str, pause: u64| {
         let end = Arc::clone(&end);
         tokio::spawn(async move {
@@ -102,8 +102,8 @@ async fn a_restart_loses_no_request() {
     };
     let others = [other(WRITE, 250), other(READ, 1700)];
     for overlapping in [true, false, true, false, true] {
-        let before = asked.load(Ordering::Relaxed);
-        while asked.load(Ordering::Relaxed) < before + 500 {
+        let before = requests.load(Ordering::Relaxed);
+        while requests.load(Ordering::Relaxed) < before + 500 {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
         let next = overlapping.then(start);

@@ -224,13 +224,13 @@ async fn admin(gateway: &TestGateway, method: Method, path: &str) -> Reply {
 async fn operators_can_inspect_and_purge_cached_answers() {
     let platform = Platform::unlimited().await;
     let gateway = TestGateway::start(&platform, &[("cache.settle", "0s")]).await;
-    let two = [("x-zvgate-tenant", "two")];
+    let second_tenant = [("x-zvgate-tenant", "two")];
     let body = |customer: &str| json!({ "params": { "customerId": customer } }).to_string();
     for customer in ["1", "2", "客 3"] {
         gateway.read(customer).await;
     }
     gateway.post(READ, &[], r#"{"params":{"customerId":"1","useStatus":0}}"#).await;
-    gateway.post(READ, &two, &body("1")).await;
+    gateway.post(READ, &second_tenant, &body("1")).await;
     gateway.clock.advance(Duration::from_secs(10));
     let shown = admin(&gateway, Method::GET, "/cache/customers/1").await.json();
     assert_eq!((&shown["tenant"], shown["answers"].as_array().unwrap().len()), (&json!("one"), 2));
@@ -245,7 +245,7 @@ async fn operators_can_inspect_and_purge_cached_answers() {
     assert_eq!(dropped("/cache/customers/1").await, 0);
     assert_eq!(dropped("/cache/customers/%E5%AE%A2%203").await, 1);
     assert!(!gateway.read("1").await.is_hit() && gateway.read("2").await.is_hit());
-    assert!(gateway.post(READ, &two, &body("1")).await.is_hit());
+    assert!(gateway.post(READ, &second_tenant, &body("1")).await.is_hit());
     assert_eq!(dropped("/cache?tenant=two").await, 1);
     assert_eq!(dropped("/cache?all=true").await, 2);
     gateway.read("4").await;

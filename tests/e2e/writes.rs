@@ -283,15 +283,15 @@ async fn writes_of_disconnected_callers_are_bounded() {
         TestGateway::start(&upstream, &[("server.max_connections", "5"), ("limits.upstream.rate", "0")]).await;
     let body = r#"{"params":{"customerId":"1"}}"#;
     let mut begun = 0;
-    let refused = loop {
+    let rejected = loop {
         let write = gateway.post(WRITE, &[], body);
         match tokio::time::timeout(std::time::Duration::from_millis(300), write).await {
-            Ok(refused) => break refused,
+            Ok(rejected) => break rejected,
             Err(_) => begun += 1,
         }
         assert!(begun <= 5, "{begun} are in flight");
     };
-    refused.assert_error(503, "unavailable");
+    rejected.assert_error(503, "unavailable");
     assert_eq!(begun, 5);
     assert_eq!(gateway.page("/healthz").await.status, 200);
 }
