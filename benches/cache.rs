@@ -1,8 +1,8 @@
-//! The cache's memory and how fast it wakes callers, measured rather than timed by criterion.
+//! The memory of the cache and how fast it wakes waiting callers, measured without criterion.
 //!
-//! `cargo bench --bench cache`: resident memory after churn, with reused and with ever new keys, beside
-//! `cache.max_bytes`; and how long after an answer its followers have it. `-- --test` runs a short form. What is allocated is held
-//! to the limit by `tests/allocations.rs`: resident memory differs from machine to machine.
+//! `cargo bench --bench cache` prints resident memory after many evictions, with reused and with ever new keys, next to
+//! `cache.max_bytes`; and the time from an answer until its followers have it. `-- --test` runs a short form. `tests/memory.rs`
+//! checks allocated memory against the limit, since resident memory depends on the machine.
 
 #![expect(clippy::print_stdout, reason = "a bench prints its figures on standard output")]
 
@@ -41,7 +41,7 @@ fn cache(max_bytes: u64) -> Arc<Cache<()>> {
     Arc::new(Cache::new(&options, metrics))
 }
 
-/// An answer of one to forty coupons, each some 330 bytes.
+/// An answer with this many coupons of about 330 bytes each.
 fn answer(coupons: usize) -> Answer {
     let coupon = r#"{"beginAt":"2019-08-24 00:00:00","cardId":"390913445498200065","channel":"naixue","couponId":"390913445519171584","couponType":"0","createdAt":"2019-10-15 17:10:28","customerId":"383933091455959041","title":"","updatedAt":"2019-10-15 17:10:2","useStatus":"0","templateId":"951","endAt":"2999-11-03 23:59:59","extra":""}"#;
     let body = format!(r#"{{"status":"true","code":"0","data":[{}]}}"#, vec![coupon; coupons].join(","));
@@ -71,7 +71,7 @@ fn resident() -> u64 {
     kib * 1024
 }
 
-/// Stores `writes` answers for keys out of `keys`, on two threads, and prints resident memory beside the limit.
+/// Stores `writes` answers for `keys` different keys, on two threads, and prints resident memory next to the limit.
 fn churn(name: &str, max_bytes: u64, keys: u64, writes: u64) {
     let cache = cache(max_bytes);
     let clock = Clock::system();
@@ -100,7 +100,7 @@ fn churn(name: &str, max_bytes: u64, keys: u64, writes: u64) {
     assert!(weighed <= max_bytes, "the cache is over its limit");
 }
 
-/// How long after an answer lands each of `followers` has it.
+/// Measures the time from an answer until each of `followers` has it.
 fn wake_up(followers: usize, rounds: usize) {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).build().expect("a runtime");
     let mut waits: Vec<Duration> = Vec::new();

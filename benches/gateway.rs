@@ -1,4 +1,4 @@
-//! Benches of the hit path's parts (key, look-up, reply), of reading an answer, and of signing.
+//! Benchmarks of the parts of a hit (key, lookup, reply), of parsing an answer, and of signing.
 //!
 //! `cargo bench --bench gateway`
 

@@ -1,8 +1,8 @@
-//! Instructions that the gateway executes for a hit and for a miss: a count that is the same on a busy machine.
+//! Instructions that the gateway executes for a hit and for a miss: a count that does not depend on the load of the machine.
 //!
-//! `cargo bench --bench instructions` runs `zvgate serve` under callgrind, asks until everything is warm, and counts from
-//! there. A count that is more than 5 % above `benches/instructions.txt` is a failure; `-- --keep` writes the file
-//! anew. It needs valgrind, which `.ci/setup` installs. What the kernel executes is not counted.
+//! `cargo bench --bench instructions` runs `zvgate serve` under callgrind, sends requests until it is warm, and counts the
+//! instructions of further requests. A count more than 5 % above that in `benches/instructions.txt` is a failure; `-- --keep`
+//! rewrites the file. It needs valgrind, which `.ci/setup` installs. Instructions in the kernel are not counted.
 
 #![expect(clippy::print_stdout, reason = "a bench prints its figures on standard output")]
 #![allow(clippy::panic, clippy::indexing_slicing, reason = "a bench that cannot go on ends")]
@@ -14,12 +14,12 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-/// How much more than the kept count is a failure, in hundredths.
+/// The increase over the recorded count that is a failure, in percent.
 const TOLERANCE: u64 = 5;
-/// Customers that are asked for again and again; few, so that hardly two of their bodies share a place in the parse memo.
+/// Customers of the hits; few, so that hardly two of their bodies share a slot in the parse memo.
 const CUSTOMERS: u64 = 100;
 
-/// What is counted: requests that come before and those that count, and the customer of each.
+/// A count: the number of warm-up requests and of counted ones, and the customer of each.
 struct Counted {
     name: &'static str,
     requests: [u64; 2],
@@ -51,7 +51,7 @@ fn main() {
     assert!(!grown, "more than {TOLERANCE} % above what is kept: make it less, or say why and keep it by -- --keep");
 }
 
-/// Keeps what was counted, and by what it was compiled.
+/// Writes the counts to the file, with the compiler that was used.
 fn keep(file: &Path, counted: &[(&str, u64)]) {
     let compiler = Command::new("rustc").arg("--version").output().expect("rustc");
     let mut text = format!(
@@ -66,7 +66,7 @@ fn keep(file: &Path, counted: &[(&str, u64)]) {
     std::fs::write(file, text).expect("room for a file");
 }
 
-/// Instructions of a gateway from its first warm request to its last.
+/// Instructions of a gateway for the counted requests.
 fn count(upstream: SocketAddr, path: &Counted) -> u64 {
     let place = tempfile::tempdir().expect("a folder");
     let listen = free_address();
@@ -99,17 +99,17 @@ ttl = "1h"
     gateway.dump();
     ask(&mut stream, (before..before + counted).map(path.customer));
     gateway.dump();
-    // The second dump begins where the first ended.
+    // The second dump counts from the first one on.
     let counts = std::fs::read_to_string(counts.with_extension("out.2")).expect("what callgrind wrote");
     let totals = counts.lines().find_map(|line| line.strip_prefix("totals: ")?.parse().ok());
     totals.expect("a line of totals")
 }
 
-/// A gateway under callgrind; ends with this value, by its own id.
+/// A gateway under callgrind, killed by its own id when this value is dropped.
 struct Gateway(Child);
 
 impl Gateway {
-    /// Has callgrind write down what it counted since the last time.
+    /// Makes callgrind write its counts since the last dump.
     fn dump(&self) {
         let output = Command::new("vgdb").arg(format!("--pid={}", self.0.id())).arg("dump").output();
         let output = output.expect("vgdb, of valgrind");
@@ -132,7 +132,7 @@ fn start(config: &Path, counts: &Path) -> Gateway {
     Gateway(command.spawn().expect("valgrind: .ci/setup installs it"))
 }
 
-/// Asks for one after the other.
+/// Sends a request for each customer, one after another.
 fn ask(stream: &mut TcpStream, customers: impl Iterator<Item = u64>) {
     let mut received = Vec::new();
     for customer in customers {
@@ -164,7 +164,7 @@ fn free_address() -> SocketAddr {
     socket.local_addr().expect("a bound socket")
 }
 
-/// Stands in for the platform, in this process: any call gets a list of five coupons.
+/// A mock of the platform, in this process: it answers any call with a list of five coupons.
 fn platform() -> SocketAddr {
     let coupon = r#"{"beginAt":"2019-08-24 00:00:00","cardId":"390913445498200065","channel":"naixue","couponId":"390913445519171584","couponType":"0","createdAt":"2019-10-15 17:10:28","customerId":"383933091455959041","title":"","updatedAt":"2019-10-15 17:10:2","useStatus":"0","templateId":"951","endAt":"2999-11-03 23:59:59","extra":""}"#;
     let body = format!(r#"{{"status":"true","code":"0","message":"","data":[{}]}}"#, [coupon; 5].join(","));
@@ -186,7 +186,7 @@ fn platform() -> SocketAddr {
     address
 }
 
-/// Reads a message with its body; returns whether one came.
+/// Reads a message with its body; returns whether one arrived.
 fn read_message(stream: &mut TcpStream, message: &mut Vec<u8>) -> bool {
     message.clear();
     let mut buffer = [0; 8 << 10];

@@ -1,5 +1,5 @@
-//! The slow, obvious ways that the fuzz targets compare the gateway's readers with: trees by serde_json, sorted maps, and
-//! days counted one by one.
+//! Simple, slow reference implementations for the fuzz targets: trees by serde_json, sorted maps, and days counted one by
+//! one.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -7,7 +7,7 @@ use std::fmt;
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
-/// JSON as it was written: members in their order and as often as they stand there, numbers as their text.
+/// JSON as it was written: members in their order with duplicates, numbers as their text.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Tree {
     Null,
@@ -42,7 +42,7 @@ impl<'de> Deserialize<'de> for Raw {
 }
 
 impl Tree {
-    /// Reads a text; `None` where it is not JSON.
+    /// Parses a text; `None` if it is not JSON.
     pub fn parse(text: &str) -> Option<Self> {
         let raw: Box<RawValue> = serde_json::from_str(text).ok()?;
         let raw = raw.get();
@@ -63,7 +63,7 @@ impl Tree {
         })
     }
 
-    /// How deep it nests: a list or an object is one level.
+    /// The nesting depth: a list or an object is one level.
     pub fn depth(&self) -> usize {
         match self {
             Self::List(items) => 1 + items.iter().map(Self::depth).max().unwrap_or(0),
@@ -72,13 +72,13 @@ impl Tree {
         }
     }
 
-    /// Whether no object in it has a name twice.
-    pub fn says_each_thing_once(&self) -> bool {
+    /// Whether no object in it has a duplicate name.
+    pub fn has_no_duplicate(&self) -> bool {
         match self {
-            Self::List(items) => items.iter().all(Self::says_each_thing_once),
+            Self::List(items) => items.iter().all(Self::has_no_duplicate),
             Self::Members(members) => {
                 let names: std::collections::BTreeSet<&String> = members.iter().map(|(name, _)| name).collect();
-                names.len() == members.len() && members.iter().all(|(_, value)| value.says_each_thing_once())
+                names.len() == members.len() && members.iter().all(|(_, value)| value.has_no_duplicate())
             }
             _ => true,
         }
@@ -91,18 +91,18 @@ impl Tree {
         }
     }
 
-    /// The first member of a name.
+    /// The first member with this name.
     pub fn member(&self, name: &str) -> Option<&Tree> {
         self.members()?.iter().find(|(other, _)| other == name).map(|(_, value)| value)
     }
 }
 
-/// What is asked, with everything gone that makes no difference.
+/// A question, reduced to what distinguishes it from others.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Plain {
     Null,
     Bool(bool),
-    /// A number's text, or a string of a few digits, which is the same.
+    /// The text of a number, or an equivalent string of a few digits.
     Digits(String),
     Text(String),
     List(Vec<Plain>),
@@ -125,13 +125,13 @@ fn plain(tree: &Tree) -> Plain {
     }
 }
 
-/// The question of a body; `None` where it is to be refused.
+/// The question of a body; `None` if it is to be rejected.
 pub fn question(body: &[u8], optional: &[&str]) -> Option<Plain> {
     const REPLACED: [&str; 5] = ["openId", "grantCode", "token", "timestamp", "nonce"];
     let tree = Tree::parse(std::str::from_utf8(body).ok()?)?;
     let members = tree.members()?;
     let params = tree.member("params")?.members()?;
-    if tree.depth() > 32 || !tree.says_each_thing_once() {
+    if tree.depth() > 32 || !tree.has_no_duplicate() {
         return None;
     }
     let absent = |name: &str, value: &Tree| {
@@ -147,8 +147,8 @@ pub fn question(body: &[u8], optional: &[&str]) -> Option<Plain> {
     Some(Plain::Members(asked.collect()))
 }
 
-/// Seconds from 1970 to a date of the platform's in an offset of so many hours, days counted one by one; `None` where there
-/// is no such date.
+/// Seconds from 1970 to a date of the platform at this offset in hours, with days counted one by one; `None` if the date does
+/// not exist.
 pub fn seconds(year: i64, month: i64, day: i64, clock: [i64; 3], hours_ahead: i64) -> Option<i64> {
     let leap = |year: i64| (year % 4 == 0 && year % 100 != 0) || year % 400 == 0;
     let length = |year: i64, month: i64| match month {

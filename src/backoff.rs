@@ -36,14 +36,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pauses_double_up_to_the_longest() {
+    fn pauses_double_up_to_the_maximum() {
         let backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(1));
         let pauses: Vec<_> = [0, 1, 2, 3, 4, 40].map(|earlier| backoff.pause(earlier).as_millis()).into();
         assert_eq!(pauses, [100, 200, 400, 800, 1000, 1000]);
     }
 
     #[test]
-    fn jitter_shortens_a_pause_to_nothing_or_to_half() {
+    fn full_jitter_shortens_a_pause_to_zero_and_equal_jitter_to_half() {
         let backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(8));
         let full = |jitter| backoff.with_full_jitter(1, jitter);
         assert_eq!([full(-1.0), full(0.5), full(7.0)], [0, 1, 2].map(Duration::from_secs));

@@ -198,7 +198,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_shifted_clock_moves_both_hands_or_the_wall_alone() {
+    fn a_shifted_clock_moves_both_clocks_or_the_wall_clock_alone() {
         let (clock, hands) = Clock::shifted();
         let start = clock.now();
         hands.advance(Duration::from_secs(100));

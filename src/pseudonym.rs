@@ -42,9 +42,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_customer_has_one_name_for_each_key() {
+    fn a_customer_has_one_pseudonym_for_each_key() {
         let file = tempfile::NamedTempFile::new().unwrap();
-        assert!(Pseudonyms::new(Some(file.path())).is_err(), "an empty key is no key");
+        assert!(Pseudonyms::new(Some(file.path())).is_err(), "an empty key is rejected");
         std::fs::write(file.path(), "key").unwrap();
         let names = || Pseudonyms::new(Some(file.path())).unwrap();
         assert_eq!(names().of("383933091455959041"), names().of("383933091455959041"));

@@ -110,7 +110,7 @@ mod tests {
     }
 
     #[test]
-    fn debug_shows_nothing_of_a_secret() {
+    fn debug_output_contains_no_secret() {
         let secret = Secret::new("canary".to_owned());
         assert_eq!(format!("{secret:?} {:#?}", Some(&secret)).matches("canary").count(), 0);
         assert_eq!(secret.expose(), "canary");

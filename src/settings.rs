@@ -348,7 +348,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_clock_is_followed_only_if_nobody_on_the_network_path_can_change_it() {
+    fn the_platforms_clock_is_followed_only_over_a_private_connection() {
         let follows = |url: &str, follow_clock| {
             let settings = Settings::defaults().unwrap().fixed.client;
             ClientSettings { base_url: BaseUrl::parse(url), follow_clock, ..settings }.follows_clock()

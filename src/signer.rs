@@ -125,7 +125,7 @@ mod tests {
     use std::collections::HashSet;
 
     #[test]
-    fn the_published_examples_come_out_to_the_letter() {
+    fn the_published_examples_produce_their_published_tokens() {
         for (key, open_id, grant_code, timestamp, nonce, wanted) in [
             (
                 "LyvrkvkxRkG2R6aM55bXpPwjYAbkEXTbVnKwfDYvVHjNwNFAmx",
@@ -149,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn no_nonce_comes_twice_on_all_threads_together() {
+    fn nonces_are_unique_across_threads() {
         let nonces = Nonces::new().unwrap();
         let seen: HashSet<u32> = std::thread::scope(|scope| {
             let threads: Vec<_> =
@@ -161,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn nonces_stay_positive_and_small_where_they_start_over() {
+    fn nonces_stay_in_range_when_they_wrap_around() {
         let nonces = Nonces::starting_at(NONCES - 2);
         assert_eq!([nonces.next(), nonces.next(), nonces.next()], [NONCES - 1, 1, 2]);
         assert!((1..NONCES).contains(&Nonces::starting_at(u32::MAX).next()));
@@ -169,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn two_processes_start_at_different_places() {
+    fn processes_start_with_different_nonces() {
         let starts: HashSet<u32> = (0..8).map(|_| Nonces::new().unwrap().next()).collect();
         assert!(starts.len() > 1);
     }

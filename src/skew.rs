@@ -117,13 +117,14 @@ impl Skew {
 mod tests {
     use super::*;
 
-    /// Our clocks, `seconds` after a start at which the wall clock stood at 1,000,000 s.
+    /// Our clocks, `seconds` after a start at 1,000,000 s on the wall clock.
     fn ours(seconds: u64) -> Now {
         let wall = Wall::from_unix_seconds(1_000_000).plus(i64::try_from(seconds * 1000).unwrap());
         Now { wall, boot: Boot::from_duration(Duration::from_secs(50 + seconds)) }
     }
 
-    /// An answer at `seconds` on our clock whose `Date` is `ahead` seconds later, after a round trip of 100 ms.
+    /// Learns from an answer that arrives at `seconds` on our clock, with a `Date` of `ahead` seconds later and a round trip of
+    /// 100 ms.
     fn learn(skew: &Skew, seconds: u64, ahead: i64) -> ClockChange {
         let now = ours(seconds);
         let date = Wall::from_unix_seconds(now.wall.unix_seconds() + ahead);
@@ -131,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn noise_is_not_followed() {
+    fn small_differences_are_not_followed() {
         let skew = Skew::new(true);
         assert_eq!((skew.ahead(ours(0)), skew.signing_time(ours(0))), (None, ours(0).wall));
         for ahead in [-2, 1, 2] {
@@ -154,9 +155,9 @@ mod tests {
         for ahead in [100, 100, 100, -250] {
             learn(&skew, 1, ahead);
         }
-        assert_eq!(skew.ahead(ours(1)), Some(100_550), "one odd reading changes nothing");
+        assert_eq!(skew.ahead(ours(1)), Some(100_550), "one outlier changes nothing");
         assert!(!learn(&skew, 1, -250).signing_time_changed && learn(&skew, 61, -250).signing_time_changed);
-        assert_eq!(skew.signing_time(ours(1)), ours(1).wall.plus(-249_450), "two do");
+        assert_eq!(skew.signing_time(ours(1)), ours(1).wall.plus(-249_450), "two readings do");
     }
 
     #[test]
@@ -165,7 +166,11 @@ mod tests {
         learn(&ahead, 1, 400);
         learn(&behind, 1, -400);
         assert_eq!(ahead.signing_time(ours(1)), ours(1).wall.plus(300_000));
-        assert_eq!(ahead.later(ours(1)).wall, ours(1).wall.plus(400_050), "a coupon's end is not what is clamped");
+        assert_eq!(
+            ahead.later(ours(1)).wall,
+            ours(1).wall.plus(400_050),
+            "the limit does not apply to the end of coupons"
+        );
         assert_eq!(behind.later(ours(1)), ours(1));
         assert_eq!(behind.signing_time(ours(1)), ours(1).wall.plus(-300_000));
     }
@@ -202,6 +207,6 @@ mod tests {
         learn(&skew, 131, 0);
         learn(&skew, 132, 0);
         learn(&skew, 133, 40);
-        assert_eq!(learn(&skew, 134, 40).notable_skew, Some(40_550), "again once it had ended");
+        assert_eq!(learn(&skew, 134, 40).notable_skew, Some(40_550), "reported again after it had ended");
     }
 }

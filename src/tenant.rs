@@ -201,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn an_identity_keeps_its_number_and_a_name_does_not() {
+    fn an_identity_keeps_its_index_and_a_name_does_not() {
         let mut identities = Identities::default();
         let one = |name: &str, id: &str| TenantSettings {
             name: name.to_owned(),
@@ -220,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_is_answered_for_another_merchant() {
+    fn a_request_with_another_merchants_identity_is_rejected() {
         let sole = tenants(&[false]);
         for identity in [
             r#","openId":"id1","grantCode":"grant1""#,

@@ -228,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn new_certificates_are_used_once_they_were_read_twice_and_errors_are_reported_once() {
+    fn new_certificates_are_used_once_read_twice_and_errors_are_reported_once() {
         let folder = tempfile::tempdir().unwrap();
         let file = |name: &str| folder.path().join(name);
         let files = TlsFiles { cert: file("cert"), key: file("key"), client_ca: None };
@@ -239,7 +239,7 @@ mod tests {
         issue(&files);
         assert_eq!((tls.reload(), tls.is_pending()), (CertReload::Unchanged, true));
         issue(&files);
-        assert_eq!((tls.reload(), tls.is_pending()), (CertReload::Unchanged, true), "these are others again");
+        assert_eq!((tls.reload(), tls.is_pending()), (CertReload::Unchanged, true), "the files have changed again");
         assert!(Arc::ptr_eq(&first, &tls.config()));
         assert_eq!((tls.reload(), tls.is_pending()), (CertReload::Changed, false));
         let second = tls.config();

@@ -1,4 +1,4 @@
-//! What a hit allocates, beside what the HTTP library allocates for any answer: counted, since it holds on every machine.
+//! Allocations of a hit beyond those of the HTTP library for any response: a count does not depend on the machine.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a failed step is a failed test")]
 
 use std::collections::BTreeMap;
@@ -23,7 +23,7 @@ use zvgate::sandbox::{Faults, Merchant, Options, Sandbox};
 use zvgate::secret::Secret;
 use zvgate::settings::Sources;
 
-/// The platform's published example.
+/// The merchant of the platform's published example.
 const IDENTITY: [&str; 3] =
     ["d14c1559e87b747d577c834b275a4310", "ba67d4fa46", "LyvrkvkxRkG2R6aM55bXpPwjYAbkEXTbVnKwfDYvVHjNwNFAmx"];
 const BODY: &str = r#"{"params":{"customerId":"383933091455959041","useStatus":"","cardId":""}}"#;
@@ -44,7 +44,7 @@ async fn connect(address: SocketAddr) -> TcpStream {
     TcpStream::connect(address).await.unwrap()
 }
 
-/// Allocations of one request to a server that runs on this thread alone.
+/// Allocations for one request to a server that runs on this thread.
 fn allocations(serve: impl AsyncFnOnce() -> SocketAddr) -> f64 {
     let (runtime, request) = (runtime(), request());
     let mut stream = runtime.block_on(async { connect(serve().await).await });
@@ -56,7 +56,7 @@ fn allocations(serve: impl AsyncFnOnce() -> SocketAddr) -> f64 {
             assert!(buffer[..length].starts_with(b"HTTP/1.1 200 OK\r\n"));
         }
     };
-    // What is made once is made here.
+    // Allocations that are made only once.
     runtime.block_on(ask(10));
     let counted = allocation_counter::measure(|| runtime.block_on(ask(REQUESTS)));
     counted.count_total as f64 / REQUESTS as f64
@@ -110,9 +110,9 @@ async fn gateway() -> SocketAddr {
 }
 
 #[test]
-fn a_hit_allocates_little_beside_what_the_library_does() {
+fn a_hit_allocates_little_more_than_bare_hyper() {
     let (library, hit) = (allocations(bare_hyper), allocations(gateway));
-    println!("bare hyper {library:.2} a request, a hit {hit:.2}");
-    assert!(library > 1.0, "they are counted");
-    assert!(hit - library <= 6.0, "{hit} a hit, {library} of them the library's");
+    println!("allocations for a request: bare hyper {library:.2}, a hit {hit:.2}");
+    assert!(library > 1.0, "allocations are counted");
+    assert!(hit - library <= 6.0, "{hit} for a hit, {library} for bare hyper");
 }

@@ -1,4 +1,4 @@
-//! The configuration: its reference, every key, and every mistake.
+//! The configuration: the reference file, every key, and every error.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a failed step is a failed test")]
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -26,19 +26,19 @@ fn effective(text: &str) -> String {
     load(text, &[]).unwrap_or_else(|error| panic!("{error}")).to_toml()
 }
 
-fn mistakes(text: &str) -> String {
-    load(text, &[]).expect_err("a mistake")
+fn errors(text: &str) -> String {
+    load(text, &[]).expect_err("an error")
 }
 
-/// A caller; without `may` it may use all.
-fn caller(name: &str, may: &str) -> String {
+/// A caller with these permissions; with all, if `permissions` is empty.
+fn caller(name: &str, permissions: &str) -> String {
     let hash = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
-    let may = if may.is_empty() { "tenants = [\"*\"]\nroutes = [\"*\"]" } else { may };
-    format!("[callers.{name:?}]\nkey_sha256 = \"{hash}\"\n{may}\n")
+    let permissions = if permissions.is_empty() { "tenants = [\"*\"]\nroutes = [\"*\"]" } else { permissions };
+    format!("[callers.{name:?}]\nkey_sha256 = \"{hash}\"\n{permissions}\n")
 }
 
-/// The reference with every key that is commented out switched on.
-fn everything() -> String {
+/// The reference with every commented-out key enabled.
+fn reference_with_every_key() -> String {
     let is_key = |line: &str| {
         let name = line.split([' ', '=']).next().unwrap_or_default();
         line.starts_with('[')
@@ -46,25 +46,25 @@ fn everything() -> String {
                 && !name.is_empty()
                 && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_'))
     };
-    let on = |line: &str| line.strip_prefix("# ").filter(|rest| is_key(rest)).unwrap_or(line).to_owned();
-    REFERENCE.lines().map(|line| on(line) + "\n").collect()
+    let enable = |line: &str| line.strip_prefix("# ").filter(|rest| is_key(rest)).unwrap_or(line).to_owned();
+    REFERENCE.lines().map(|line| enable(line) + "\n").collect()
 }
 
 #[test]
-fn the_reference_is_the_built_in_defaults() {
+fn the_reference_equals_the_built_in_defaults() {
     assert_eq!(effective(REFERENCE), Settings::defaults().unwrap().to_toml());
     assert_eq!(effective(""), Settings::defaults().unwrap().to_toml());
 }
 
 #[test]
-fn the_reference_names_every_key() {
+fn the_reference_documents_every_key() {
     let keys = |text: &str| -> BTreeSet<String> {
         let lines = text.lines().take_while(|line| !line.starts_with("[["));
         lines.filter_map(|line| line.split_once(" = ")).map(|(key, _)| key.to_owned()).collect()
     };
-    let shown = effective(&everything());
+    let shown = effective(&reference_with_every_key());
     assert!(keys(&shown).is_superset(&keys(&Settings::defaults().unwrap().to_toml())));
-    // The keys that the error for an unknown key lists for its table are those of the reference.
+    // The error for an unknown key lists the known keys of its table; each must be in the reference.
     for (table, prefix) in [
         ("server", ""),
         ("upstream", ""),
@@ -82,19 +82,19 @@ fn the_reference_names_every_key() {
         ("[routes]", "path = \"/a\"\nkind = \"write\"\n"),
         ("[routes]", "path = \"/a\"\nkind = \"pass\"\n"),
     ] {
-        let errors = mistakes(&format!("[{table}]\n{prefix}qqqqqqqqqqqq = 1\n"));
+        let errors = errors(&format!("[{table}]\n{prefix}qqqqqqqqqqqq = 1\n"));
         let (_, known) = errors.split_once("known here: ").unwrap_or_else(|| panic!("{errors}"));
         for key in known.trim().split(", ") {
-            let stands =
+            let spellings =
                 [format!("\n{key} = "), format!("\n# {key} = "), format!("\n## {key} = "), format!("[{table}.{key}]")];
-            assert!(stands.iter().any(|way| REFERENCE.contains(way)), "{table}.{key}");
+            assert!(spellings.iter().any(|spelling| REFERENCE.contains(spelling)), "{table}.{key}");
         }
     }
 }
 
 #[test]
-fn every_key_of_the_reference_can_be_used() {
-    let text = everything();
+fn every_key_of_the_reference_is_accepted() {
+    let text = reference_with_every_key();
     let shown = effective(&text);
     for line in [
         "upstream.base_url = \"https://openapi.zvcms.com\"",
@@ -120,7 +120,7 @@ fn every_key_of_the_reference_can_be_used() {
 }
 
 #[test]
-fn what_is_shown_can_be_read_again() {
+fn the_effective_configuration_can_be_loaded_again() {
     let text = "[server]\nlisten = \"[::1]:1\"\n[cache]\nttl = \"90s\"\nmax_bytes = \"1000B\"\n[upstream]\nutc_offset = \"-03:30\"\n[[routes]]\npath = \"/a/**\"\nkind = \"cached\"\npace = { rate = 3 }\n";
     let shown = effective(text);
     for line in [
@@ -135,7 +135,7 @@ fn what_is_shown_can_be_read_again() {
 }
 
 #[test]
-fn the_environment_wins_over_the_file_leaf_by_leaf() {
+fn environment_variables_override_single_keys_of_the_file() {
     let file = "[limits.upstream]\nrate = 5\nper = \"2s\"\n[upstream]\nretry_codes = [\"1\"]\n";
     let settings = load(
         file,
@@ -160,12 +160,12 @@ fn the_environment_wins_over_the_file_leaf_by_leaf() {
     ] {
         assert!(shown.contains(line), "{line}\n{shown}");
     }
-    let KeySource::Inline(key) = &settings.dynamic.tenants[0].key else { panic!("it is not in a file") };
+    let KeySource::Inline(key) = &settings.dynamic.tenants[0].key else { panic!("the key is inline") };
     assert_eq!(key.expose(), "true");
 }
 
 #[test]
-fn every_mistake_names_its_place_its_value_and_what_would_be_right() {
+fn every_error_names_its_key_its_value_and_what_is_expected() {
     for (text, key, expected) in [
         ("[server]\nlisten = \"here\"", "server.listen", "found \"here\"; expected an address and port"),
         ("[server]\nlisten = \"0.0.0.0:80\"", "server.listen", "allow_anonymous = true"),
@@ -244,7 +244,7 @@ fn every_mistake_names_its_place_its_value_and_what_would_be_right() {
         ),
     ] {
         let text: &str = text;
-        let shown = mistakes(text);
+        let shown = errors(text);
         assert!(shown.starts_with(&format!("FILE: {key}: ")), "{text}\n{shown}");
         assert!(shown.contains(expected), "{text}\n{shown}");
         assert_eq!(shown.lines().count(), 1, "{shown}");
@@ -252,19 +252,20 @@ fn every_mistake_names_its_place_its_value_and_what_would_be_right() {
 }
 
 #[test]
-fn mistakes_between_tenants_are_told() {
-    let two = |more: &str| format!("{TENANT}default = true\n[tenants.b]\nopen_id = \"i\"\nopen_key = \"k\"\n{more}");
-    assert!(mistakes(&two("grant_code = \"g\"\n")).contains("tenants.b.open_id: has the identity of tenants.a"));
+fn conflicts_between_tenants_are_reported() {
+    let two_tenants =
+        |more: &str| format!("{TENANT}default = true\n[tenants.b]\nopen_id = \"i\"\nopen_key = \"k\"\n{more}");
+    assert!(errors(&two_tenants("grant_code = \"g\"\n")).contains("tenants.b.open_id: has the identity of tenants.a"));
     assert!(
-        mistakes(&two("grant_code = \"h\"\ndefault = true\n"))
+        errors(&two_tenants("grant_code = \"h\"\ndefault = true\n"))
             .contains("tenants.b.default: tenants.a is already the default")
     );
     let both = format!("{TENANT}open_key_file = \"/a\"\n");
-    assert!(mistakes(&both).contains("tenants.a.open_key: is given together with open_key_file"));
+    assert!(errors(&both).contains("tenants.a.open_key: is given together with open_key_file"));
 }
 
 #[test]
-fn all_mistakes_are_told_at_once() {
+fn all_errors_are_reported_together() {
     let text = "[server]\nlisten = \"x\"\nnonsense = 1\n[cache]\nttl = 3\n[tenants.a]\nopen_id = 5\n";
     let shown = load(text, &[("ZVGATE__LOG__LEVEL", "loud"), ("ZVGATE__", "1")]).unwrap_err();
     for part in [
@@ -281,9 +282,9 @@ fn all_mistakes_are_told_at_once() {
     }
 }
 
-/// Law 7: nothing that stands under `tenants`, and no key that went astray, is in an error.
+/// Neither values under `tenants` and `callers` nor misplaced keys appear in an error.
 #[test]
-fn no_secret_is_in_a_mistake() {
+fn no_error_contains_a_secret() {
     for text in [
         "[tenants.a]\nopen_id = \"canary\"\ngrant_code = [\"canary\"]\nopen_key = { canary = \"canary\" }",
         "[tenants.a]\nopen_id = \"i\"\ngrant_code = \"g\"\nopen_key = [\"canary\"]",
@@ -305,14 +306,14 @@ fn no_secret_is_in_a_mistake() {
         "[callers.a.limit]\nrate = \"canary\"",
         "callers = \"canary\"",
     ] {
-        let shown = mistakes(text).replace("tenants.a.open_key.canary", "");
+        let shown = errors(text).replace("tenants.a.open_key.canary", "");
         assert!(!shown.contains("canary"), "{text}\n{shown}");
         assert!(shown.starts_with("FILE: "), "{shown}");
     }
     for number in
         ["99999999999999999999999999999999999999999", "99999999999999999999", "0x7fffffffffffffffffffffff", "9.9.9"]
     {
-        let shown = mistakes(&format!("[tenants.a]\nopen_key = {number}\n"));
+        let shown = errors(&format!("[tenants.a]\nopen_key = {number}\n"));
         assert!(!shown.contains("9999") && !shown.contains("7fff") && !shown.contains("9.9"), "{number}\n{shown}");
     }
     let shown = load("", &[("ZVGATE__TENANTS__A", "canary"), ("ZVGATE__TENANTS__B__OPEN_KEYS", "canary")]).unwrap_err();
@@ -320,8 +321,8 @@ fn no_secret_is_in_a_mistake() {
 }
 
 #[test]
-fn a_file_that_is_not_toml_is_told_by_line_and_column() {
-    assert!(mistakes("[server]\nlisten = \n").starts_with("FILE: line 2, column "));
+fn invalid_toml_is_reported_with_line_and_column() {
+    assert!(errors("[server]\nlisten = \n").starts_with("FILE: line 2, column "));
     let missing = Sources { file: Some("/nowhere/zvgate.toml".into()), ..Sources::default() };
     assert!(missing.settings().unwrap_err().to_string().starts_with("/nowhere/zvgate.toml: file: cannot be read"));
 }
@@ -334,19 +335,19 @@ fn check(folder: &std::path::Path, arguments: &[&str], variables: &BTreeMap<&str
 }
 
 #[test]
-fn the_usual_file_is_read_unless_somebody_else_could_have_written_it() {
+fn the_default_file_is_loaded_unless_it_is_world_writable() {
     use std::os::unix::fs::PermissionsExt;
     let folder = tempfile::tempdir().unwrap();
     let none = BTreeMap::new();
     assert!(check(folder.path(), &[], &none).1.contains("cache.ttl = \"30s\""));
-    let usual = folder.path().join("config/zvgate.toml");
+    let default_file = folder.path().join("config/zvgate.toml");
     std::fs::create_dir(folder.path().join("config")).unwrap();
-    std::fs::write(&usual, "[cache]\nttl = \"7s\"\n").unwrap();
+    std::fs::write(&default_file, "[cache]\nttl = \"7s\"\n").unwrap();
     assert!(check(folder.path(), &[], &none).1.contains("cache.ttl = \"7s\""));
-    std::fs::set_permissions(&usual, std::fs::Permissions::from_mode(0o666)).unwrap();
-    let (code, shown, complaint) = check(folder.path(), &[], &none);
+    std::fs::set_permissions(&default_file, std::fs::Permissions::from_mode(0o666)).unwrap();
+    let (code, shown, stderr) = check(folder.path(), &[], &none);
     assert_eq!((code, shown.contains("cache.ttl = \"30s\"")), (2, true));
-    assert!(complaint.contains("world-writable"), "{complaint}");
+    assert!(stderr.contains("world-writable"), "{stderr}");
     assert!(check(folder.path(), &["--config", "config/zvgate.toml"], &none).1.contains("cache.ttl = \"7s\""));
     let other = folder.path().join("other.toml");
     std::fs::write(&other, "[cache]\nttl = \"9s\"\n").unwrap();
@@ -356,17 +357,16 @@ fn the_usual_file_is_read_unless_somebody_else_could_have_written_it() {
 }
 
 #[test]
-fn check_exits_2_for_a_configuration_that_cannot_be_used() {
+fn check_exits_2_for_an_invalid_configuration() {
     let folder = tempfile::tempdir().unwrap();
     let wrong = BTreeMap::from([("ZVGATE__CACHE__TTL", "soon"), ("ZVGATE__NONSENSE", "1")]);
-    let (code, shown, complaint) = check(folder.path(), &[], &wrong);
+    let (code, shown, stderr) = check(folder.path(), &[], &wrong);
     assert_eq!((code, shown.as_str()), (2, ""));
-    assert!(complaint.contains("ZVGATE__CACHE__TTL: cache.ttl: found \"soon\""), "{complaint}");
-    assert!(complaint.contains("ZVGATE__NONSENSE: nonsense: unknown key"), "{complaint}");
+    assert!(stderr.contains("ZVGATE__CACHE__TTL: cache.ttl: found \"soon\""), "{stderr}");
+    assert!(stderr.contains("ZVGATE__NONSENSE: nonsense: unknown key"), "{stderr}");
     assert_eq!(check(folder.path(), &["--live"], &BTreeMap::new()).0, 2);
 }
 
-/// What `serve` refuses, `check` refuses too.
 #[test]
 fn check_exits_2_wherever_serve_does() {
     let folder = tempfile::tempdir().unwrap();
@@ -386,17 +386,17 @@ fn check_exits_2_wherever_serve_does() {
         (with("ZVGATE__UPSTREAM__BASE_URL", "https://*"), "upstream.base_url: "),
     ];
     for (variables, named) in cases {
-        let (code, _, complaint) = check(folder.path(), &[], &variables);
-        assert!(code == 2 && complaint.contains(named), "{named}: {code} {complaint}");
+        let (code, _, stderr) = check(folder.path(), &[], &variables);
+        assert!(code == 2 && stderr.contains(named), "{named}: {code} {stderr}");
         let mut serve = Command::new(env!("CARGO_BIN_EXE_zvgate"));
         let serve = serve.arg("serve").current_dir(folder.path()).env_clear().envs(&variables).output().unwrap();
         assert!(serve.status.code() == Some(2) && String::from_utf8_lossy(&serve.stderr).contains(named), "{serve:?}");
     }
 }
 
-/// Kubernetes sets such variables for a Service named `zvgate`.
+/// Kubernetes sets these for a Service named `zvgate`.
 #[test]
-fn variables_of_others_are_ignored() {
+fn service_variables_of_kubernetes_are_ignored() {
     let folder = tempfile::tempdir().unwrap();
     let variables = BTreeMap::from([
         ("ZVGATE_PORT", "tcp://10.0.0.1:8080"),
@@ -410,7 +410,6 @@ fn variables_of_others_are_ignored() {
     assert_eq!(check(folder.path(), &[], &variables).0, 0);
 }
 
-/// Output that nobody gets is a failure.
 #[test]
 fn commands_whose_output_cannot_be_written_exit_1() {
     let folder = tempfile::tempdir().unwrap();
@@ -425,15 +424,15 @@ fn commands_whose_output_cannot_be_written_exit_1() {
         let mut command = Command::new(env!("CARGO_BIN_EXE_zvgate"));
         command.args(arguments).current_dir(folder.path()).env_clear().envs(complete).stdout(full);
         let output = command.output().unwrap();
-        let complaint = String::from_utf8_lossy(&output.stderr);
-        assert_eq!(output.status.code(), Some(1), "{arguments:?}: {complaint}");
-        assert!(complaint.contains("standard output"), "{arguments:?}: {complaint}");
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{arguments:?}: {stderr}");
+        assert!(stderr.contains("standard output"), "{arguments:?}: {stderr}");
     }
 }
 
 #[test]
-fn an_empty_table_of_callers_opens_nothing() {
-    let errors = mistakes("[server]\nlisten = \"0.0.0.0:1\"\n[callers]\n");
+fn an_empty_callers_table_still_requires_loopback() {
+    let errors = errors("[server]\nlisten = \"0.0.0.0:1\"\n[callers]\n");
     assert!(errors.contains("server.listen: 0.0.0.0:1 is not a loopback address"), "{errors}");
 }
 

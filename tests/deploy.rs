@@ -1,4 +1,4 @@
-//! What is shipped beside the program, checked by the tools that will read it.
+//! The files in `deploy/`, checked by the tools that read them.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a failed step is a failed test")]
 
 use std::path::Path;
@@ -16,10 +16,10 @@ fn passes(command: &mut Command) {
 }
 
 #[test]
-fn systemd_takes_the_units_and_finds_the_service_confined() {
+fn systemd_accepts_the_units_and_the_service_is_confined() {
     let folder = tempfile::tempdir().unwrap();
     let unit = std::fs::read_to_string(root().join("deploy/zvgate.service")).unwrap();
-    // The program is not installed here; the one that was built stands in.
+    // The program is not installed here, so the unit runs the built one.
     let unit = unit.replace("/usr/local/bin/zvgate", env!("CARGO_BIN_EXE_zvgate"));
     let path = folder.path().join("zvgate.service");
     std::fs::write(&path, unit).unwrap();
@@ -31,23 +31,23 @@ fn systemd_takes_the_units_and_finds_the_service_confined() {
 }
 
 #[test]
-fn promtool_takes_the_scrape_configuration() {
+fn promtool_accepts_the_scrape_configuration() {
     passes(Command::new("promtool").args(["check", "config"]).arg(root().join("deploy/prometheus.yml")));
 }
 
-/// No Docker engine is needed to see that what the image is built from is there.
+/// Checked without a Docker engine.
 #[test]
-fn the_dockerfile_copies_what_exists() {
+fn every_file_that_the_dockerfile_copies_exists() {
     let text = std::fs::read_to_string(root().join("deploy/Dockerfile")).unwrap();
     let copies = text.lines().filter_map(|line| line.strip_prefix("COPY ")).filter(|line| !line.starts_with("--from"));
-    let mut seen = 0;
+    let mut checked = 0;
     for line in copies {
-        let words: Vec<&str> = line.split(' ').collect();
-        let (_, sources) = words.split_last().unwrap();
+        let paths: Vec<&str> = line.split(' ').collect();
+        let (_, sources) = paths.split_last().unwrap();
         for source in sources {
             assert!(root().join(source).exists(), "{source}");
-            seen += 1;
+            checked += 1;
         }
     }
-    assert!(seen >= 4, "{seen}");
+    assert!(checked >= 4, "{checked}");
 }

@@ -1,9 +1,9 @@
-//! The modules and the direction of their imports: a module imports only from those above it.
+//! The modules and the direction of their imports: a module imports only from lower layers.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a failed step is a failed test")]
 
 use std::path::{Path, PathBuf};
 
-/// From the bottom up, as in ARCHITECTURE.md; modules on one line do not import each other.
+/// The layers, lowest first, as in ARCHITECTURE.md; modules of one layer do not import each other.
 const MODULES: &[&[&str]] = &[
     &["backoff", "clock", "secret", "json", "tls"],
     &["settings", "skew"],
@@ -36,7 +36,7 @@ fn level(module: &str) -> usize {
     found.unwrap_or_else(|| panic!("{module} is missing from the list of modules"))
 }
 
-/// The modules that a text names by `crate::`, on a line or in a group.
+/// The modules that a text imports by `crate::`, alone or in a group.
 fn imports(text: &str) -> Vec<String> {
     let name = |rest: &str| rest.chars().take_while(|c| c.is_ascii_lowercase() || *c == '_').collect::<String>();
     let mut found: Vec<String> = Vec::new();
@@ -50,7 +50,7 @@ fn imports(text: &str) -> Vec<String> {
 }
 
 #[test]
-fn every_module_imports_only_from_modules_above_it() {
+fn every_module_imports_only_from_lower_layers() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     let mut files = Vec::new();
     sources(&root, &mut files);

@@ -1,4 +1,4 @@
-//! What the cache allocates beside what it may take: counted, since resident memory differs from machine to machine.
+//! Memory that the cache allocates, compared with its limit: counted, since resident memory depends on the machine.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a failed step is a failed test")]
 
 use std::sync::Arc;
@@ -41,9 +41,9 @@ fn store(cache: &Arc<Cache<()>>, clock: &Clock, customer: u64) {
     assert!(guard.complete(Arc::new(answer), decision, now.boot, now).freshness.is_some());
 }
 
-/// What is allocated after churn, with reused keys and with ever new ones, beside what the cache may take.
+/// After many replacements and evictions, with reused keys and with ever new ones.
 #[test]
-fn a_full_cache_allocates_no_more_than_it_may_take() {
+fn a_full_cache_allocates_no_more_than_its_limit() {
     let limit = 32 * MIB;
     for (name, keys) in [("reused keys", 20_000), ("ever new keys", u64::MAX)] {
         let clock = Clock::system();
@@ -69,9 +69,9 @@ fn a_full_cache_allocates_no_more_than_it_may_take() {
     }
 }
 
-/// A table of customers that settle has a fixed size, and a million of them cost the next lookup nothing.
+/// The table of settle times has a fixed size.
 #[test]
-fn a_million_invalidations_leave_no_trace_in_memory() {
+fn a_million_invalidations_do_not_grow_memory() {
     let (cache, clock) = (cache(32 * MIB), Clock::system());
     let counted = allocation_counter::measure(|| {
         for customer in 0..1_000_000u64 {

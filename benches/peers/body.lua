@@ -1,4 +1,4 @@
--- POSTs for KEYS customers: uniformly, or by a zipf law of exponent 1 where ZIPF is set.
+-- POSTs for KEYS customers: uniformly distributed, or by Zipf with exponent 1 if ZIPF is set.
 local keys = tonumber(os.getenv("KEYS") or "10000")
 local zipf = os.getenv("ZIPF")
 local path = os.getenv("ROUTE") or "/v3/crm/coupon/getCustomerCoupons"
@@ -10,7 +10,7 @@ function setup(thread)
   thread:set("number", threads)
 end
 function init()
-  -- Every run asks for others: what a run before had kept would be no miss.
+  -- Each run requests other customers, so that entries of an earlier run are not hit.
   math.randomseed(os.time() * 64 + number)
 end
 function request()

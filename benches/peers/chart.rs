@@ -1,4 +1,4 @@
-//! The charts.
+//! Charts of the results.
 
 use plotters::prelude::*;
 
@@ -16,7 +16,7 @@ const LINES: [RGBColor; 6] = [
     RGBColor(73, 80, 87),
 ];
 
-/// Bars of hits a second, as ratios to the limit of the machine in the same round; the thin line is from the least to the most.
+/// Bars of hits a second, as ratios to the limit of the machine in the same round; the thin line spans minimum to maximum.
 pub(crate) fn bars(rows: &[Row]) -> String {
     let limit = rows.iter().find(|row| row.name == "bare TCP loop").expect("the limit was measured");
     let per_second = |seen: &Seen| seen.per_second;
@@ -52,7 +52,7 @@ pub(crate) struct Line {
     pub(crate) points: Vec<(f64, f64)>,
 }
 
-/// Lines on two logarithmic scales.
+/// A plot of lines with two logarithmic scales.
 pub(crate) fn lines(title: &str, across: &str, up: &str, lines: &[Line]) -> String {
     let of = |axis: fn(&(f64, f64)) -> f64| {
         let values = lines.iter().flat_map(|line| &line.points).map(axis);
@@ -82,7 +82,7 @@ pub(crate) fn lines(title: &str, across: &str, up: &str, lines: &[Line]) -> Stri
 
 type Area<'a> = DrawingArea<SVGBackend<'a>, plotters::coord::Shift>;
 
-/// The text of a picture.
+/// Draws a picture; returns it as SVG text.
 fn draw(
     (width, height): (u32, usize),
     paint: impl FnOnce(Area<'_>) -> Result<(), Box<dyn std::error::Error>>,

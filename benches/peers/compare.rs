@@ -1,4 +1,4 @@
-//! The gateway beside the others: hits, misses, cores.
+//! The gateway compared with the others: hits, misses, cores.
 
 use std::path::{Path, PathBuf};
 
@@ -48,7 +48,7 @@ pub(crate) fn run(bench: &mut Bench) {
     bench.report(&table("Hits: 10,000 customers, 66 connections, 1.7 kB, one core", &hits));
     bench.keep_raw("hits", &hits);
     bench.keep("peers.svg", &chart::bars(&hits));
-    // Ever other customers: nothing that was kept is asked for again.
+    // Ever new customers: no cached answer is requested again.
     let misses = Load { customers: Customers::Uniform(1_000_000_000), ..load.clone() };
     let misses = measure(
         &[
@@ -65,8 +65,8 @@ pub(crate) fn run(bench: &mut Bench) {
     bench.report(&cores_table(&place, &one_core, bench.rounds, &load));
 }
 
-/// Two cores beside one. Where there are not two more for the callers, they share the server's, and hits a second are not
-/// comparable: what counts then is that a hit takes no more of a core's time on two than on one.
+/// Two cores compared with one. Without two more cores for the callers, they share the server's, and hits a second are not
+/// comparable: the CPU time of a hit is.
 fn cores_table(place: &Place, one: &(u16, Running), rounds: usize, load: &Load) -> String {
     let two = gateway(place, "0,1", GATEWAY + 2, UPSTREAM, "");
     let servers = [("zvgate, one core", one.0, &one.1), ("zvgate, two cores", GATEWAY + 2, &two)];
@@ -84,7 +84,7 @@ fn cores_table(place: &Place, one: &(u16, Running), rounds: usize, load: &Load) 
     format!("{}\n{gain}\n", table(title, &rows))
 }
 
-/// nginx and Varnish.
+/// Starts nginx and Varnish.
 fn peers(place: &Place) -> (Running, Running) {
     let own_file = |name: &str| {
         std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/peers").join(name))

@@ -1,4 +1,4 @@
-//! Callers of our own, on this thread: each customer in turn, or at a constant rate that no slow answer slows down.
+//! A load generator on this thread: as fast as responses arrive, or at a constant rate that slow responses do not lower.
 
 use std::io::{ErrorKind, Read, Write};
 use std::time::{Duration, Instant};
@@ -10,17 +10,17 @@ use mio::{Events, Interest, Poll, Token};
 use crate::loopback;
 use crate::process::ROUTE;
 
-/// What is asked.
+/// The load.
 pub(crate) struct Drive<K> {
     pub(crate) connections: usize,
     pub(crate) requests: u64,
-    /// Requests a second; `None`: each connection asks again when it was answered.
+    /// Requests a second; `None`: each connection sends its next request once it has received a response.
     pub(crate) rate: Option<f64>,
     /// The customer of each request.
     pub(crate) customer: K,
 }
 
-/// A caller's connection.
+/// A connection of a caller.
 struct Line {
     stream: TcpStream,
     received: Vec<u8>,
@@ -34,8 +34,8 @@ fn now() -> Instant {
 }
 
 impl<K: FnMut(u64) -> u64> Drive<K> {
-    /// Asks, and answers how long each answer took, in microseconds, from when its request was due: one that had to wait for
-    /// a connection has waited for the server (no coordinated omission).
+    /// Sends the requests; returns the duration of each in microseconds, from when the request was due: a request that waits for
+    /// a connection waits for the server (no coordinated omission).
     pub(crate) fn run(mut self, port: u16) -> Histogram<u64> {
         let mut poll = Poll::new().expect("a poll");
         let mut lines: Vec<Line> = (0..self.connections).map(|number| Line::open(port, number, &poll)).collect();
@@ -74,7 +74,7 @@ impl<K: FnMut(u64) -> u64> Drive<K> {
 
 impl Line {
     fn open(port: u16, number: usize, poll: &Poll) -> Self {
-        // Made while waiting, so that a crowd of them does not overflow the queue of the socket.
+        // A blocking connect, so that many of them do not overflow the accept queue.
         let stream = std::net::TcpStream::connect(loopback(port)).expect("a server");
         stream.set_nonblocking(true).expect("an option of every stream");
         stream.set_nodelay(true).expect("an option of every stream");
@@ -94,7 +94,7 @@ impl Line {
         self.stream.write_all(head.as_bytes()).expect("room for a request");
     }
 
-    /// Reads what is there, and returns whether that was the rest of the answer.
+    /// Reads the available bytes; returns whether the response is complete.
     fn is_answered(&mut self, buffer: &mut [u8]) -> bool {
         loop {
             match self.stream.read(buffer) {
@@ -112,7 +112,7 @@ impl Line {
     }
 }
 
-/// What is asked of a customer, as wrk's script writes it.
+/// The body of a request for a customer, the same as that of wrk's script.
 pub(crate) fn body(customer: u64) -> String {
     format!(r#"{{"params":{{"customerId":"38393309{customer:010}","useStatus":"","cardId":""}}}}"#)
 }

@@ -1,10 +1,10 @@
-//! The gateway beside what users run instead, in one run on one machine; how its cost grows; how late answers are under a
-//! constant load; and what it takes of memory and time to start.
+//! The gateway compared with its alternatives, in one run on one machine; how its cost grows; its latency under a constant
+//! load; and its memory and start time.
 //!
-//! `cargo bench --bench peers` starts each server on a core of its own, loads it from the other cores, in turns, and prints
-//! and keeps what it saw (`benches/results/`). Words choose parts: `-- compare scale paced resident`; `--rounds=5` and
-//! `--seconds=4` say how often and how long. It needs wrk, nginx with its Lua module, Varnish with its modules, and taskset:
-//! `benches/peers/setup` installs them. `-- --test` only sees that our own servers answer.
+//! `cargo bench --bench peers` starts each server on its own core, loads the servers in turn from the other cores, prints the
+//! results and saves them in `benches/results/`. Arguments select the parts: `-- compare scale paced resident`; `--rounds=5`
+//! and `--seconds=4` set the number of rounds and their length. It needs wrk, nginx with its Lua module, Varnish with its
+//! modules, and taskset: `benches/peers/setup` installs them. `-- --test` only checks that the servers of this bench answer.
 
 #![expect(clippy::print_stdout, reason = "a bench prints its figures on standard output")]
 #![allow(clippy::panic, clippy::indexing_slicing, reason = "a bench that cannot go on ends")]
@@ -29,7 +29,7 @@ use crate::drive::Drive;
 use crate::process::{COUPONS, Place, forward, gateway, own, platform};
 use crate::table::Row;
 
-/// As the program's, so that what differs is the program.
+/// The same allocator as the program's.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
@@ -37,9 +37,9 @@ fn loopback(port: u16) -> SocketAddr {
     SocketAddr::from((Ipv4Addr::LOCALHOST, port))
 }
 
-/// A run: how it measures, and what it saw.
+/// A run: its settings and its results.
 struct Bench {
-    /// How often each server has its turn, and for how many seconds.
+    /// The number of rounds, and the seconds for which each server is loaded in a round.
     rounds: usize,
     seconds: u64,
     report: String,
@@ -53,14 +53,14 @@ impl Bench {
         Self { rounds, seconds: number("--seconds=").unwrap_or(4), report: String::new(), raw: String::new() }
     }
 
-    /// Prints a part of the results, to be kept in the end.
+    /// Prints a part of the results and adds it to the report.
     fn report(&mut self, text: &str) {
         println!("{text}");
         self.report.push_str(text);
         self.report.push('\n');
     }
 
-    /// Notes what was seen in every round.
+    /// Records the results of every round.
     fn keep_raw(&mut self, title: &str, rows: &[Row]) {
         for (row, seen) in rows.iter().flat_map(|row| row.seen.iter().map(move |seen| (row, seen))) {
             let (per_second, p99, cpu) = (seen.per_second, seen.p99, seen.cpu);
@@ -68,7 +68,7 @@ impl Bench {
         }
     }
 
-    /// Keeps a file beside the results.
+    /// Saves a file with the results.
     fn keep(&self, name: &str, text: &str) {
         std::fs::create_dir_all(results()).expect("a folder for results");
         std::fs::write(results().join(name), text).expect("room for results");
@@ -101,7 +101,7 @@ type Part = (&'static str, fn(&mut Bench));
 const PARTS: [Part; 4] =
     [("compare", compare::run), ("scale", scale::run), ("paced", paced::run), ("resident", resident::run)];
 
-/// Whether a part is asked for: all are where none is named.
+/// Whether a part is selected: all are if none is named.
 fn chosen(words: &[&str], part: &str) -> bool {
     words.contains(&part) || !PARTS.iter().any(|(name, _)| words.contains(name))
 }
@@ -131,7 +131,7 @@ fn serve(kind: &str, address: SocketAddr, coupons: &str) {
     let coupons = coupons.parse().expect("a number of coupons");
     match kind {
         "loop" => servers::bare_loop(address, coupons),
-        // The platform's stand-in answers everybody with the same list.
+        // The mock of the platform answers every call with the same list.
         "hyper" | "platform" => servers::bare_hyper(address, coupons),
         "each" => servers::each_their_own(address, coupons),
         "obvious" => servers::obvious(address, coupons),
@@ -139,7 +139,7 @@ fn serve(kind: &str, address: SocketAddr, coupons: &str) {
     }
 }
 
-/// Sees that each of our own servers answers, to our own callers.
+/// Checks that each server of this bench answers the callers of this bench.
 fn try_own_servers() {
     let place = Place::new();
     let _platform = platform(18_600, COUPONS);

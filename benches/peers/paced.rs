@@ -1,5 +1,4 @@
-//! How late answers are under a load that does not wait for them: requests are due at a constant rate, and each is timed from
-//! when it was due.
+//! Latency under an open-loop load: requests are due at a constant rate, and each is timed from when it was due.
 
 use std::fmt::Write as _;
 
@@ -13,12 +12,11 @@ const UPSTREAM: u16 = 18_800;
 const GATEWAY: u16 = 18_810;
 const CONNECTIONS: usize = 66;
 const CUSTOMERS: u64 = 10_000;
-/// Parts of a server's peak that it is asked for.
+/// The loads, as parts of a server's peak.
 const LOADS: [f64; 2] = [0.5, 0.8];
-/// Places on the way to the slowest answer.
 const QUANTILES: [f64; 6] = [0.5, 0.9, 0.99, 0.999, 0.9999, 1.0];
 
-/// A server under a load, and how long its answers took in every round, in microseconds.
+/// A server under a load, and the quantiles of its latency in every round, in microseconds.
 struct Paced {
     name: String,
     port: u16,
@@ -27,7 +25,7 @@ struct Paced {
 }
 
 impl Paced {
-    /// Smallest, middle and largest of all rounds.
+    /// Minimum, median and maximum of all rounds.
     fn at(&self, place: usize) -> (f64, f64, f64) {
         middle(self.seen.iter().map(|seen| seen[place]).collect())
     }
@@ -52,7 +50,6 @@ pub(crate) fn run(bench: &mut Bench) {
         let turns = all.len();
         let paced = &mut all[turn % turns];
         let requests = (paced.rate * bench.seconds as f64).round();
-        // Each second of the plan is so many requests; they are few enough to count.
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a number of requests")]
         let requests = requests as u64;
         let drive = Drive { connections: CONNECTIONS, requests, rate: Some(paced.rate), customer: shuffled };
@@ -77,7 +74,7 @@ pub(crate) fn run(bench: &mut Bench) {
         );
     }
     bench.report(&text);
-    // 90 % is one in 10: the scale is of how seldom an answer is slower.
+    // The 90 % quantile is one in 10: the scale shows how rarely a response is slower.
     let points =
         |paced: &Paced| (0..5).map(|place| (1.0 / (1.0 - QUANTILES[place]), paced.at(place).1.max(1.0))).collect();
     let lines: Vec<Line> = all.iter().map(|paced| Line { name: paced.name.clone(), points: points(paced) }).collect();
@@ -85,7 +82,7 @@ pub(crate) fn run(bench: &mut Bench) {
     bench.keep("paced.svg", &picture);
 }
 
-/// Requests a second that a server answers when its core has nothing left, by what one takes of its time.
+/// Requests a second that a server can answer on a saturated core, from the CPU time of one request.
 fn peak(port: u16, server: &Running) -> f64 {
     let requests = 200_000;
     let ask = || Drive { connections: CONNECTIONS, requests, rate: None, customer: shuffled }.run(port);
@@ -95,7 +92,7 @@ fn peak(port: u16, server: &Running) -> f64 {
     requests as f64 / (server.cpu() - before)
 }
 
-/// Customers in no order that a cache of the machine foresees.
+/// Customers in an order that defeats the caches of the CPU.
 fn shuffled(number: u64) -> u64 {
     1 + number * 6151 % CUSTOMERS
 }

@@ -1,4 +1,4 @@
-//! Servers as processes on cores of their own.
+//! Servers as processes, pinned to cores.
 
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
@@ -7,28 +7,28 @@ use std::time::Duration;
 
 use crate::loopback;
 
-/// Where the platform's stand-in is.
+/// The core of the mock of the platform.
 const PLATFORM: &str = "1";
-/// Coupons of an answer: 1.7 kB.
+/// Coupons in an answer: 1.7 kB.
 pub(crate) const COUPONS: usize = 5;
 pub(crate) const ROUTE: &str = "/v3/crm/coupon/getCustomerCoupons";
 
-/// How many cores there are.
+/// The number of cores.
 pub(crate) fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
 }
 
-/// The cores from this one on, up to four in all: where callers are.
+/// The cores for callers: from this one on, up to the fourth.
 pub(crate) fn cores_from(first: usize) -> String {
     let numbers: Vec<String> = (first..cores().clamp(first + 1, 4)).map(|core| core.to_string()).collect();
     numbers.join(",")
 }
 
-/// A process that ends with this value, by its own id.
+/// A process, killed by its own id when this value is dropped.
 pub(crate) struct Running(pub(crate) Child);
 
 impl Running {
-    /// Seconds of a core's time that it and its children have had.
+    /// CPU seconds of the process and its children.
     pub(crate) fn cpu(&self) -> f64 {
         cpu(self.0.id())
     }
@@ -41,7 +41,7 @@ impl Running {
     }
 }
 
-/// See proc_pid_stat(5): times are in hundredths of a second on every Linux.
+/// See proc_pid_stat(5): Linux reports times in hundredths of a second.
 fn cpu(process: u32) -> f64 {
     let of = |name: &str| std::fs::read_to_string(format!("/proc/{process}/{name}")).unwrap_or_default();
     let stat = of("stat");
@@ -59,7 +59,7 @@ impl Drop for Running {
     }
 }
 
-/// A folder for what servers write.
+/// A folder for the files of servers.
 pub(crate) struct Place(pub(crate) tempfile::TempDir);
 
 impl Place {
@@ -67,7 +67,7 @@ impl Place {
         Self(tempfile::tempdir().expect("a folder"))
     }
 
-    /// Writes a file, with the words between @ filled in.
+    /// Writes a file, with the placeholders between @ replaced.
     pub(crate) fn write(&self, name: &str, text: &str, words: &[(&str, String)]) -> PathBuf {
         let run = ("RUN", self.0.path().display().to_string());
         let filled = words
@@ -87,7 +87,7 @@ pub(crate) fn pinned(cores: &str, program: &Path) -> Command {
     command
 }
 
-/// Starts one of our own servers.
+/// Starts a server of this bench.
 fn start(kind: &str, cores: &str, port: u16, argument: usize) -> Running {
     let program = std::env::current_exe().expect("the path of this program");
     let mut command = pinned(cores, &program);
@@ -97,35 +97,35 @@ fn start(kind: &str, cores: &str, port: u16, argument: usize) -> Running {
     running
 }
 
-/// Starts one of our own servers on the core that is measured.
+/// Starts a server of this bench on the measured core.
 pub(crate) fn own(kind: &str, port: u16) -> Running {
     own_with(kind, port, COUPONS)
 }
 
-/// The same, whose answers have so many coupons.
+/// The same, with this many coupons in its answers.
 pub(crate) fn own_with(kind: &str, port: u16, coupons: usize) -> Running {
     start(kind, "0", port, coupons)
 }
 
-/// Starts one that forwards what it is asked, on the core that is measured.
+/// Starts a forwarding server on the measured core.
 pub(crate) fn forward(port: u16, platform: u16) -> Running {
     start("forward", "0", port, platform.into())
 }
 
-/// Starts the platform's stand-in.
+/// Starts the mock of the platform.
 pub(crate) fn platform(port: u16, coupons: usize) -> Running {
     start("platform", PLATFORM, port, coupons)
 }
 
-/// The gateway with every default, but for the pace, which is what would be measured else, and a longer life of answers;
-/// `cache` is more of that table. Its operators' port is the next.
+/// Starts the gateway with defaults, except that calls are not paced and answers live longer; `cache` is added to that table.
+/// The admin port is the next one.
 pub(crate) fn gateway(place: &Place, cores: &str, port: u16, upstream: u16, cache: &str) -> Running {
     let running = Running(gateway_command(place, cores, port, upstream, cache).spawn().expect("a process"));
     wait_for(port);
     running
 }
 
-/// The command that starts it.
+/// The command that starts the gateway.
 pub(crate) fn gateway_command(place: &Place, cores: &str, port: u16, upstream: u16, cache: &str) -> Command {
     let workers = cores.split(',').count();
     let text = format!(
@@ -156,7 +156,7 @@ ttl = "1h"
     command
 }
 
-/// Waits until somebody answers there.
+/// Waits until a server accepts connections on this port.
 pub(crate) fn wait_for(port: u16) {
     for _ in 0..2000 {
         if TcpStream::connect(loopback(port)).is_ok() {

@@ -1,4 +1,4 @@
-//! What the gateway takes: memory for an idle connection and for an entry, time to start, and its file.
+//! Resources of the gateway: memory of an idle connection and of an entry, start time, and the size of the program.
 
 use std::fmt::Write as _;
 use std::io::{Read, Write};
@@ -34,7 +34,7 @@ pub(crate) fn run(bench: &mut Bench) {
     bench.report(&text);
 }
 
-/// Memory of a connection that carried a hit, and is kept for the next.
+/// Memory of an idle connection that has served a hit.
 fn idle_connection() -> f64 {
     let place = Place::new();
     let server = gateway(&place, "0", GATEWAY, UPSTREAM, "");
@@ -57,14 +57,14 @@ fn idle_connection() -> f64 {
     (settled(&server) - before) / IDLE as f64
 }
 
-/// Memory of an entry beyond its body and key, when it is stored and when it was hit.
+/// Memory of an entry beyond its body and key, after it is stored and after it is hit.
 fn entry() -> (f64, f64) {
     let place = Place::new();
     let server = gateway(&place, "0", GATEWAY, UPSTREAM, "max_bytes = \"1GiB\"");
     let ask = |from: u64, requests: u64| {
         Drive { connections: 66, requests, rate: None, customer: |number| from + number }.run(GATEWAY);
     };
-    // What a gateway in use has anyway is there before.
+    // Warm-up, so that memory that any used gateway has is not counted.
     ask(1_000_000, 1000);
     let before = settled(&server);
     ask(0, ENTRIES);
@@ -73,14 +73,14 @@ fn entry() -> (f64, f64) {
         ask(0, ENTRIES);
     }
     let hit = settled(&server);
-    // The key is the path and what is asked, the members that say nothing left out.
+    // The key is the path and the body, without empty optional members.
     let key = ROUTE.len() + r#" {"params":{"customerId":"383933090000000001"}}"#.len();
     let own = (servers::coupons(COUPONS).len() + key) as f64;
     let each = |resident: f64| (resident - before) / ENTRIES as f64 - own;
     (each(stored), each(hit))
 }
 
-/// Resident memory once nothing is under way.
+/// Resident memory once no request is in flight.
 fn settled(server: &Running) -> f64 {
     std::thread::sleep(Duration::from_secs(5));
     server.resident()

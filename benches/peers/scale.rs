@@ -1,4 +1,4 @@
-//! How the cost of a hit grows: with entries, with coupons, with connections, and where more is asked for than may be kept.
+//! How the cost of a hit grows with entries, coupons and connections, and the cost of misses that evict.
 
 use std::fmt::Write as _;
 
@@ -25,7 +25,7 @@ fn load(bench: &Bench, connections: usize, customers: Customers) -> Load {
     Load { cores: cores_from(1), connections, seconds: bench.seconds, customers }
 }
 
-/// Has the answer of every customer kept.
+/// Fills the cache with the answer of every customer.
 fn fill(port: u16, customers: usize) {
     Drive { connections: CONNECTIONS, requests: customers as u64, rate: None, customer: |number| number + 1 }.run(port);
 }
@@ -98,7 +98,7 @@ fn by_connections(bench: &mut Bench) {
     plot(bench, "scale-connections.svg", "A hit's cost by connections", "connections", &lines);
 }
 
-/// Ever new customers: where nothing has to go for them, and where each puts others out.
+/// Ever new customers: with enough memory, and with so little that each one evicts others.
 fn storms(bench: &mut Bench) {
     let place = Place::new();
     let _platform = platform(UPSTREAM, COUPONS);

@@ -1,4 +1,4 @@
-//! What the gateway is measured beside: the limit of the machine, of the HTTP library, and of the obvious program.
+//! Servers for comparison with the gateway: the limits of the machine and of the HTTP library, and the obvious implementation.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -21,14 +21,14 @@ use mio::{Events, Interest, Poll, Token};
 
 use crate::process::ROUTE;
 
-/// A list of so many coupons, each of some 330 bytes, as the platform writes them. None ends soon.
+/// A list of this many coupons of about 330 bytes each, as the platform writes them. None ends soon.
 pub(crate) fn coupons(count: usize) -> String {
     let coupon = r#"{"beginAt":"2019-08-24 00:00:00","cardId":"390913445498200065","channel":"naixue","couponId":"390913445519171584","couponType":"0","createdAt":"2019-10-15 17:10:28","customerId":"383933091455959041","title":"","updatedAt":"2019-10-15 17:10:2","useStatus":"0","templateId":"951","endAt":"2999-11-03 23:59:59","extra":""}"#;
     format!(r#"{{"status":"true","code":"0","message":"","data":[{}]}}"#, vec![coupon; count].join(","))
 }
 
-/// Answers whatever comes with the same bytes, and parses nothing: what the machine can do. Requests must come one at a time
-/// and whole.
+/// Answers every request with the same bytes and parses nothing: the limit of the machine. Each request must arrive in one
+/// read.
 pub(crate) fn bare_loop(address: SocketAddr, count: usize) {
     let body = coupons(count);
     let answer =
@@ -67,7 +67,7 @@ fn respond(body: Bytes) -> Response<Full<Bytes>> {
     response
 }
 
-/// Serves by hyper on one thread; `answer` has the request's body.
+/// Serves with hyper on one thread; `answer` gets the request's body.
 fn serve(address: SocketAddr, answer: impl AsyncFn(Bytes) -> Bytes + Clone + 'static) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     let local = tokio::task::LocalSet::new();
@@ -97,8 +97,8 @@ pub(crate) fn bare_hyper(address: SocketAddr, count: usize) {
     serve(address, async move |_| body.clone());
 }
 
-/// hyper with as many answers as there are customers, in memory of their own, served in an order that no cache of the machine
-/// foresees: what a gateway with so many customers could do if finding the answer took no time.
+/// hyper with a separate copy of the answer for each customer, served in an order that defeats the caches of the CPU: what a
+/// gateway with this many customers could do if the lookup took no time.
 pub(crate) fn each_their_own(address: SocketAddr, count: usize) {
     let body = coupons(count);
     let bodies: Vec<Bytes> = (0..10_000).map(|_| Bytes::copy_from_slice(body.as_bytes())).collect();
@@ -109,8 +109,8 @@ pub(crate) fn each_their_own(address: SocketAddr, count: usize) {
     });
 }
 
-/// hyper that forwards each request to the platform's stand-in, and its answer back, on connections that are kept: what a proxy of
-/// this library can do that neither reads, signs, bounds, counts nor keeps anything.
+/// hyper that forwards each request to the mock of the platform on kept connections, and returns its answer: what a proxy with
+/// this library can do that does not parse, sign, limit, count or cache anything.
 pub(crate) fn forwarding(address: SocketAddr, platform: SocketAddr) {
     let idle: Rc<RefCell<Vec<SendRequest<Full<Bytes>>>>> = Rc::default();
     serve(address, async move |request| {
@@ -135,8 +135,8 @@ async fn connect(platform: SocketAddr) -> SendRequest<Full<Bytes>> {
     connection
 }
 
-/// hyper, serde_json's `Value`, and a look-up in moka: what anybody would write first. Each customer's answer is its own, as one
-/// that came from upstream would be.
+/// hyper, serde_json's `Value`, and a lookup in moka: the first implementation that one would write. Each customer has a
+/// separate copy of the answer, as if it came from upstream.
 pub(crate) fn obvious(address: SocketAddr, count: usize) {
     let cache = moka::sync::Cache::builder().max_capacity(1 << 20).time_to_live(Duration::from_secs(3600)).build();
     let body = Bytes::from(coupons(count));

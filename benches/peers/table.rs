@@ -1,4 +1,4 @@
-//! Servers in turns, several times, and their table: ratios to the first of them in the same round.
+//! Measures servers in turn, in several rounds, and prints a table with ratios to the first server in the same round.
 
 use std::fmt::Write as _;
 
@@ -6,36 +6,36 @@ use crate::drive::Drive;
 use crate::process::Running;
 use crate::wrk::{Load, Seen};
 
-/// What a server did in every round.
+/// The results of a server in every round.
 pub(crate) struct Row {
     pub(crate) name: String,
     pub(crate) seen: Vec<Seen>,
 }
 
 impl Row {
-    /// The middle of all rounds.
+    /// The median of all rounds.
     pub(crate) fn middle(&self, value: impl Fn(&Seen) -> f64) -> f64 {
         middle(self.seen.iter().map(value).collect()).1
     }
 
-    /// Smallest, middle and largest ratio to another server's same round.
+    /// Minimum, median and maximum of the ratios to another server in the same round.
     pub(crate) fn ratio_to(&self, other: &Self, value: impl Fn(&Seen) -> f64) -> (f64, f64, f64) {
         middle(self.seen.iter().zip(&other.seen).map(|(own, other)| value(own) / value(other)).collect())
     }
 }
 
-/// Smallest, middle and largest.
+/// Minimum, median and maximum.
 pub(crate) fn middle(mut values: Vec<f64>) -> (f64, f64, f64) {
     values.sort_by(f64::total_cmp);
     (values[0], values[values.len() / 2], values[values.len() - 1])
 }
 
-/// Gives each server its turn, once to warm it up and then in rounds.
+/// Loads each server in turn, once for warm-up and then in rounds.
 pub(crate) fn measure(servers: &[(&str, u16, &Running)], load: &Load, rounds: usize) -> Vec<Row> {
     let mut rows: Vec<Row> =
         servers.iter().map(|(name, ..)| Row { name: (*name).to_owned(), seen: Vec::new() }).collect();
     for (_, port, server) in servers {
-        // Asserts that it answers as it should.
+        // Checks that it answers correctly.
         Drive { connections: 1, requests: 1, rate: None, customer: |_| 1 }.run(*port);
         load.run(*port, server);
     }
@@ -47,7 +47,7 @@ pub(crate) fn measure(servers: &[(&str, u16, &Running)], load: &Load, rounds: us
     rows
 }
 
-/// The table of one kind of work, in Markdown; ratios to the first row.
+/// A table in Markdown, with ratios to the first row.
 pub(crate) fn table(title: &str, rows: &[Row]) -> String {
     let first = &rows[0];
     let mut text = format!(

@@ -1,5 +1,5 @@
 vcl 4.1;
-# Varnish with bodyaccess, of varnish-modules: POST answers by the bytes of the body. It does not sign.
+# Varnish with bodyaccess, of varnish-modules: POST responses are cached by the bytes of the body. It does not sign.
 import std;
 import bodyaccess;
 

@@ -1,33 +1,33 @@
-//! wrk: as many requests as are answered, on so many connections.
+//! Closed-loop load by wrk.
 
 use std::path::Path;
 use std::process::Command;
 
 use crate::process::{ROUTE, Running};
 
-/// What was seen of a server under load.
+/// Measurements of a server under load.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Seen {
     pub(crate) per_second: f64,
     /// In microseconds.
     pub(crate) p99: f64,
-    /// What a request took of a core's time in the server, in microseconds.
+    /// CPU time of the server for a request, in microseconds.
     pub(crate) cpu: f64,
 }
 
-/// Which customers are asked for.
+/// The distribution of customers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Customers {
-    /// Each as often as the others.
+    /// Uniform.
     Uniform(usize),
-    /// By a zipf law of exponent 1.
+    /// Zipf with exponent 1.
     Zipf(usize),
 }
 
-/// How wrk asks.
+/// The load.
 #[derive(Clone, Debug)]
 pub(crate) struct Load {
-    /// Where wrk runs, with a thread for each core.
+    /// The cores of wrk, which runs one thread on each.
     pub(crate) cores: String,
     pub(crate) connections: usize,
     pub(crate) seconds: u64,
@@ -35,7 +35,7 @@ pub(crate) struct Load {
 }
 
 impl Load {
-    /// Loads a server.
+    /// Loads a server and measures it.
     pub(crate) fn run(&self, port: u16, server: &Running) -> Seen {
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/peers/body.lua");
         let threads = self.cores.split(',').count().min(self.connections);
@@ -69,7 +69,7 @@ impl Load {
     }
 }
 
-/// A time as wrk writes it, in microseconds.
+/// Parses a time of wrk's output, into microseconds.
 fn micros(text: &str) -> f64 {
     let (number, factor) = match text {
         text if text.ends_with("us") => (text.trim_end_matches("us"), 1.0),

@@ -1,4 +1,4 @@
-//! A configuration: never a panic, no secret in errors or in what is shown, and what is shown can be read again.
+//! Loads a configuration: no panic, no secret in errors or in the effective configuration, which can be loaded again.
 #![no_main]
 
 use std::io::Write;
@@ -9,7 +9,7 @@ use zvgate::settings::{ConfigErrors, Settings, Sources};
 const CANARY: &str = "canary-Zq1-canary";
 
 fn load(text: &str) -> Result<Settings, ConfigErrors> {
-    // In memory, where the system has such a place.
+    // In memory, if the system has such a file system.
     let folder = if std::path::Path::new("/dev/shm").is_dir() { "/dev/shm" } else { "/tmp" };
     let mut file = tempfile::NamedTempFile::new_in(folder).expect("a file");
     file.write_all(text.as_bytes()).expect("room for it");
@@ -24,7 +24,7 @@ fuzz_target!(|text: &str| {
     if let Ok(settings) = load(text) {
         let text = shown(&settings);
         let (dynamic, admin_keys) = (&settings.dynamic, &settings.fixed.listeners.admin_keys);
-        // Without tenants and keys, whose secrets are masked, nothing is lost.
+        // Secrets are masked, so only a configuration without them can be loaded again.
         if dynamic.tenants.is_empty() && dynamic.callers.is_empty() && admin_keys.is_empty() {
             let again = load(&text).unwrap_or_else(|errors| panic!("{errors}\n{text}"));
             assert_eq!(shown(&again), text);

@@ -1,11 +1,11 @@
-//! The platform's dates: never a panic, and each that is read is the moment that it says, counted day by day.
+//! Parses the platform's dates: no panic, and the same time as by counting days.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
 use time::UtcOffset;
 use zvgate::answer::End;
 
-/// The numbers of a date and a time in this text, the slow way; `None` where it is neither.
+/// The numbers of the date and the time in this text, by a simple parser; `None` if it is not a date.
 fn numbers(text: &str) -> Option<(Vec<i64>, Vec<i64>)> {
     let number = |part: &str| {
         let fits = !part.is_empty() && part.len() <= 5 && part.chars().all(|c| c.is_ascii_digit());
@@ -33,7 +33,7 @@ fn numbers(text: &str) -> Option<(Vec<i64>, Vec<i64>)> {
 
 fuzz_target!(|text: &str| {
     let read = End::parse(text, UtcOffset::from_hms(8, 0, 0).expect("an offset"));
-    let wanted = numbers(text.trim()).and_then(|(date, clock)| {
+    let expected = numbers(text.trim()).and_then(|(date, clock)| {
         if date[0] >= 9000 {
             return Some(None);
         }
@@ -46,5 +46,5 @@ fuzz_target!(|text: &str| {
         End::At(wall) => Some(wall.unix_seconds()),
         End::Never => None,
     });
-    assert_eq!(read, wanted);
+    assert_eq!(read, expected);
 });

@@ -1,5 +1,5 @@
-//! Body to question: what is refused, and which bodies ask the same, agrees with the slow way. Two bodies stand in the
-//! input, with a byte between them that no body can have.
+//! Parses bodies into questions: which bodies are rejected, and which are equivalent, agrees with the reference. The input is two
+//! bodies with a separator that no body can contain.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
@@ -13,14 +13,14 @@ fuzz_target!(|input: &[u8]| {
     let optional = OPTIONAL.map(str::to_owned);
     let key = |body| Envelope::parse(body).ok().map(|envelope| envelope.canonical(&optional));
     let (key_of_one, key_of_other) = (key(one), key(other));
-    let (asked, asked_too) = (oracle::question(one, &OPTIONAL), oracle::question(other, &OPTIONAL));
-    assert_eq!(key_of_one.is_some(), asked.is_some(), "what is refused");
-    assert_eq!(key_of_other.is_some(), asked_too.is_some(), "what is refused");
-    if asked.is_some() && asked_too.is_some() {
-        assert_eq!(key_of_one == key_of_other, asked == asked_too, "what is the same");
+    let (question, other_question) = (oracle::question(one, &OPTIONAL), oracle::question(other, &OPTIONAL));
+    assert_eq!(key_of_one.is_some(), question.is_some(), "which bodies are rejected");
+    assert_eq!(key_of_other.is_some(), other_question.is_some(), "which bodies are rejected");
+    if question.is_some() && other_question.is_some() {
+        assert_eq!(key_of_one == key_of_other, question == other_question, "which bodies are equivalent");
     }
     let Ok(envelope) = Envelope::parse(one) else { return };
-    // What goes up asks what came.
+    // The forwarded body is equivalent to the received one.
     let forwarded = format!("{{{}}}", envelope.forwarded());
     assert_eq!(key(forwarded.as_bytes()), key_of_one);
     let pointers = ["/params/customerId", "/params/a/0/b", "", "/"].map(str::to_owned);

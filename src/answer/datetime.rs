@@ -101,7 +101,7 @@ mod tests {
     }
 
     #[test]
-    fn dates_are_read_in_the_platforms_offset() {
+    fn dates_are_parsed_in_the_platforms_offset() {
         // date -u -d '2019-11-03 15:59:59' +%s
         assert_eq!(unix("2019-11-03 23:59:59"), Some(1_572_796_799));
         assert_eq!(unix("2019-11-03T23:59:59"), Some(1_572_796_799));
@@ -115,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn a_far_year_is_no_end_whatever_follows_it() {
+    fn years_from_9000_on_mean_no_end() {
         for text in ["9000-01-01 00:00:00", "9999-99-99 99:99:99", "9999-12-31", "10000-01-01"] {
             assert_eq!(End::parse(text, CHINA), Some(End::Never), "{text}");
         }
@@ -123,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_date_is_not_guessed() {
+    fn invalid_dates_are_rejected() {
         for text in [
             "",
             " ",
@@ -150,19 +150,19 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_text_is_read_without_a_panic(text in "\\PC{0,40}") {
+        fn any_text_is_parsed_without_a_panic(text in "\\PC{0,40}") {
             let _ = End::parse(&text, CHINA);
         }
 
         #[test]
-        fn a_date_as_documented_is_read_the_short_way_as_by_hand(text in "[0-8][0-9]{3}-[0-9]{2}-[0-9]{2} [0-9]{2}:[0-9]{2}:[0-9]{2}") {
+        fn the_fast_path_for_documented_dates_agrees_with_the_general_parser(text in "[0-8][0-9]{3}-[0-9]{2}-[0-9]{2} [0-9]{2}:[0-9]{2}:[0-9]{2}") {
             let by_hand = by_hand(&text);
             prop_assert!(by_hand.is_some());
             prop_assert_eq!(as_documented(&text), by_hand);
         }
 
         #[test]
-        fn a_written_date_is_read_back(seconds in 0i64..200_000_000_000) {
+        fn a_formatted_date_is_parsed_back(seconds in 0i64..200_000_000_000) {
             let moment = time::OffsetDateTime::from_unix_timestamp(seconds).unwrap().to_offset(CHINA);
             let text = format!(
                 "{:04}-{}-{:02} {}:{:02}:{}",

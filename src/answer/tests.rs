@@ -26,9 +26,9 @@ fn at(text: &str) -> Wall {
     }
 }
 
-/// The answers of the platform's own document.
+/// The answers in the platform's documentation.
 #[test]
-fn the_documents_answers_are_understood() {
+fn the_documented_answers_are_parsed() {
     let success = r#"{ "status": "true", "code": "0", "message": "说明", "data": { "beginAt": "2019-08-24 00:00:00", "cardId": "390913445498200065", "channel": "naixue", "couponId": "390913445519171584", "couponType": "0", "createdAt": "2019-10-15 17:10:28", "customerId": "383933091455959041", "title": "", "updatedAt": "2019-10-15 17:10:2", "useStatus": "0", "templateId": "951", "endAt": "2019-11-03 23:59:59", "extra": "" } }"#;
     let end = at("2019-11-03 23:59:59");
     let wanted = Contents { ends: vec![end], open: vec![Some(End::At(end))], empty: false };
@@ -41,7 +41,7 @@ fn the_documents_answers_are_understood() {
 }
 
 #[test]
-fn status_and_code_are_read_in_all_their_spellings() {
+fn status_and_code_are_parsed_in_all_their_spellings() {
     for status in ["true", r#""true""#, r#""True""#] {
         for code in ["0", r#""0""#, r#"" 0 ""#] {
             let body = format!(r#"{{"status":{status},"code":{code}}}"#);
@@ -68,7 +68,7 @@ fn status_and_code_are_read_in_all_their_spellings() {
 }
 
 #[test]
-fn coupons_come_as_one_as_a_list_or_as_a_page() {
+fn a_single_coupon_a_list_and_a_page_are_parsed() {
     let coupon = r#"{"useStatus":0,"endAt":"2030-01-02 03:04:05"}"#;
     for data in [coupon.to_owned(), format!("[{coupon}]"), format!(r#"{{"list":[{coupon}],"total":1}}"#)] {
         let end = at("2030-01-02 03:04:05");
@@ -113,7 +113,7 @@ fn each_open_coupon_has_its_own_first_end() {
 }
 
 #[test]
-fn a_coupon_is_open_unless_its_status_is_settled() {
+fn a_coupon_is_open_unless_its_status_is_final() {
     for (coupon, open) in [
         (r#"{"useStatus":"0","endAt":""}"#, vec![None]),
         (r#"{"useStatus":2}"#, vec![None]),
@@ -131,7 +131,7 @@ fn a_coupon_is_open_unless_its_status_is_settled() {
 }
 
 #[test]
-fn a_route_whose_answers_do_not_end_looks_for_no_ends() {
+fn without_expires_no_ends_are_collected() {
     let reader = Reader { expires: Vec::new(), ..reader() };
     let verdict = reader.read(200, br#"{"status":true,"code":0,"data":{"endAt":"2000-01-01"}}"#);
     assert_eq!(verdict, Verdict::Success(Contents::default()));

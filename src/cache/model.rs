@@ -1,8 +1,8 @@
-//! A model of the write fence, run in every order that its steps can come in: the real [`Stripe`] and [`Flight`] between a
-//! refresh, a reader and a writer, with a plain cell in place of moka.
+//! A model of the write fence, run in every order of its steps: the real [`Stripe`] and [`Flight`], used by a refresh, a
+//! reader and a writer, with a mutex in place of moka.
 //!
 //! The guarantee: a read that starts after a write was answered sees that write. Each step of the fence is left out in turn,
-//! and the model must then find an order in which the guarantee breaks.
+//! and the model must then find an order that violates the guarantee.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -21,7 +21,7 @@ use crate::clock::Boot;
 /// A step of the fence that can be left out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Step {
-    /// None is.
+    /// No step is left out.
     None,
     /// A write removes flights from the stripe.
     RemoveFlights,
@@ -37,9 +37,9 @@ enum Step {
     InvalidateBeforeAnswer,
     /// A lookup checks the generation, which a tenant-wide write changes.
     LookupChecksGeneration,
-    /// Nobody joins a flight of another generation.
+    /// A read does not join a flight of another generation.
     JoinChecksGeneration,
-    /// Whoever changed moka looks at the stripe again.
+    /// After a change to moka, the stripe is checked again.
     PublishChecksAgain,
 }
 
@@ -84,7 +84,7 @@ struct Model {
 #[derive(Default)]
 struct Shared {
     stripe: Stripe<(), Entry>,
-    /// What each flight came to, by its address; kept alive with it.
+    /// The outcome of each flight, by its address, which the flight keeps unique.
     outcomes: HashMap<usize, (Arc<Flight<()>>, Option<u64>)>,
 }
 
@@ -199,7 +199,7 @@ impl Model {
     }
 }
 
-/// A refresh begins, a write comes, and a reader reads beside them; when all are done, another one reads.
+/// A refresh, a write and a read run concurrently; once they are done, another read follows.
 fn run(without: Step, write_to: WriteTo) {
     let model = Arc::new(Model {
         without,
@@ -237,7 +237,7 @@ fn run(without: Step, write_to: WriteTo) {
     model.checked_read();
 }
 
-/// A thread is interrupted in the middle so many times at most in one order: every order within that bound is tried.
+/// The maximum number of preemptions in one order; every order within this bound is tried.
 const PREEMPTIONS: usize = 3;
 
 /// Whether the guarantee holds in every order.
@@ -258,13 +258,13 @@ fn holds(without: Step, write_to: WriteTo) -> bool {
 }
 
 #[test]
-fn no_order_of_steps_serves_a_read_with_data_from_before_a_write_that_it_came_after() {
+fn in_every_order_a_read_after_a_write_sees_that_write() {
     assert!(holds(Step::None, WriteTo::Customer));
     assert!(holds(Step::None, WriteTo::Unknown));
 }
 
 #[test]
-fn without_any_one_step_some_order_does() {
+fn without_any_one_step_some_order_violates_the_guarantee() {
     for step in [
         Step::RemoveFlights,
         Step::RemoveEntry,

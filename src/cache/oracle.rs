@@ -1,7 +1,7 @@
-//! The cache against a simple oracle, over random lists, clocks, steps, requests, faults and writes.
+//! The cache compared with a simple oracle, over random lists, clock steps, requests, faults and writes.
 //!
-//! The oracle knows nothing of stripes, entries or freshness: for each question it holds the last answer that may be served,
-//! and judges it by the guarantees each time that it is asked for.
+//! The oracle has no stripes, entries or freshness: for each question it holds the last answer that may be served, and checks
+//! it against the guarantees at each read.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -34,7 +34,7 @@ const LIFETIMES: Lifetimes = Lifetimes {
     expiry_margin: seconds(MARGIN),
 };
 
-/// What happens next. Customers are 0 and 1, questions 0 to 3; a question is about the customer of its remainder.
+/// An event. Customers are 0 and 1, questions 0 to 3; the customer of a question is its remainder modulo 2.
 #[derive(Clone, Debug)]
 enum Event {
     Pass(i64),
@@ -73,14 +73,14 @@ fn any_event() -> impl Strategy<Value = Event> {
     ]
 }
 
-/// An answer that may be served, as the oracle sees it: seconds on the clock since boot, or on the wall.
+/// An answer that may be served, as the oracle models it, with times in seconds.
 #[derive(Clone, Debug)]
 struct Servable {
     body: String,
     received: i64,
     ttl: i64,
     stale: bool,
-    /// The first end that lay ahead: on the wall, and as it was to be reached on the clock since boot.
+    /// The first end in the future: on the wall clock, and the corresponding time since boot.
     end: Option<(i64, i64)>,
 }
 
@@ -111,7 +111,7 @@ struct InFlight {
     question: usize,
     guard: FetchGuard<()>,
     sent: (i64, i64),
-    /// Writes to its customer that had ended when it began.
+    /// Completed writes to its customer when it began.
     fences: u64,
 }
 
@@ -219,7 +219,7 @@ impl World {
         let answer = Answer { status: 200, content_type: None, extra_headers: None, body: body.as_bytes().into() };
         guard.complete(Arc::new(answer), decision, sent.boot, self.now());
 
-        // The oracle's view of the same.
+        // The same in the oracle.
         let coupons = match received {
             Received::Lost | Received::Failure => return,
             Received::Exception => Vec::new(),

@@ -39,7 +39,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_caller_refreshes_at_a_time_and_failures_space_refreshes_out() {
+    fn one_caller_refreshes_at_a_time_and_failures_back_off() {
         let refresh = RefreshState::default();
         let at = |seconds: u64| Boot::from_duration(Duration::from_secs(1000 + seconds));
         let claimed: Vec<u64> = (0..100).filter(|second| refresh.claim(at(*second))).collect();

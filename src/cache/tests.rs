@@ -73,9 +73,9 @@ fn invalidate(cache: &Cache<()>, customer: &str, settle_until: Boot) -> usize {
     cache.invalidate(&Subject::customer(0, customer), settle_until, now())
 }
 
-/// Between a caller's lookup and its joining, the flight that it would have joined may store its answer.
+/// Between the lookup and the join of a caller, the flight may store its answer.
 #[test]
-fn a_caller_that_comes_late_to_a_flight_gets_its_answer_and_begins_no_other() {
+fn joining_after_a_flight_completed_returns_its_answer() {
     let cache = cache();
     let question = question("1", "a");
     let (guard, _waiter) = begin(&cache, &question);
@@ -85,7 +85,7 @@ fn a_caller_that_comes_late_to_a_flight_gets_its_answer_and_begins_no_other() {
 }
 
 #[tokio::test]
-async fn an_abandoned_flight_tells_its_waiters_and_lets_the_next_begin() {
+async fn an_abandoned_flight_notifies_its_waiters_and_allows_another() {
     let cache = cache();
     let (guard, waiter) = begin(&cache, &question("1", "a"));
     drop(guard);
@@ -100,7 +100,7 @@ async fn an_abandoned_flight_tells_its_waiters_and_lets_the_next_begin() {
 }
 
 #[test]
-fn the_number_of_waiters_is_bounded_and_a_waiter_that_gives_up_makes_room() {
+fn the_number_of_waiters_is_bounded_and_a_dropped_waiter_frees_its_place() {
     let cache = cache();
     let (_guard, _first) = begin(&cache, &question("1", "a"));
     let join = || join(&cache, &question("1", "a"), &RequestCacheControl::default());
@@ -112,7 +112,7 @@ fn the_number_of_waiters_is_bounded_and_a_waiter_that_gives_up_makes_room() {
 }
 
 #[test]
-fn what_was_fetched_before_an_invalidation_is_neither_stored_nor_joined() {
+fn a_fetch_begun_before_an_invalidation_is_neither_stored_nor_joined() {
     type Invalidation = fn(&Cache<()>);
     let invalidations: [Invalidation; 2] =
         [|cache| assert!(invalidate(cache, "1", now().boot) <= 1), |cache| cache.invalidate_tenant(0, now().boot)];
@@ -124,7 +124,7 @@ fn what_was_fetched_before_an_invalidation_is_neither_stored_nor_joined() {
         assert_eq!(lookup(&cache, &question("1", "cached")), None);
         let (in_flight, _waiter) = begin(&cache, &question("1", "b"));
         invalidation(&cache);
-        assert!(!complete(in_flight, "before"), "it is not stored, although nobody asked again");
+        assert!(!complete(in_flight, "before"), "it is not stored, even without a new fetch");
         let (new, _new_waiter) = begin(&cache, &question("1", "a"));
         assert!(!complete(old, "before"));
         assert_eq!(lookup(&cache, &question("1", "a")), None);
@@ -143,7 +143,7 @@ fn answers_of_other_rules_are_neither_served_nor_stored() {
     cache.reconfigure(&Options { rules: 1, ..options() });
     let (old, new) = (cache.generation(0, 0), cache.generation(0, 1));
     assert!(matches!(cache.lookup(&asked, new, &none, now()), Lookup::Miss));
-    assert!(matches!(cache.lookup(&asked, old, &none, now()), Lookup::Fresh(_)), "for a request that came before");
+    assert!(matches!(cache.lookup(&asked, old, &none, now()), Lookup::Fresh(_)), "for a request from before");
     let Join::Started(guard, _waiter) = cache.join(&asked, new, &none, now()) else { panic!("a fetch begins") };
     assert!(complete(guard, "new rules") && !complete(in_flight, "old rules"));
     assert!(matches!(cache.lookup(&asked, new, &none, now()), Lookup::Fresh(_)));
@@ -151,7 +151,7 @@ fn answers_of_other_rules_are_neither_served_nor_stored() {
 }
 
 #[test]
-fn an_invalidation_leaves_other_customers_alone() {
+fn an_invalidation_does_not_affect_other_customers() {
     let cache = cache();
     assert!(complete(begin(&cache, &question("2", "a")).0, "cached"));
     let (in_flight, _waiter) = begin(&cache, &question("3", "a"));
@@ -161,7 +161,7 @@ fn an_invalidation_leaves_other_customers_alone() {
 }
 
 #[test]
-fn an_answer_that_is_not_stored_drops_an_older_one_unless_it_says_nothing() {
+fn an_answer_that_supersedes_drops_the_older_one_and_a_failure_does_not() {
     let old = question("1", "a");
     for (decision, stays) in
         [(StoreDecision::Supersede, None), (StoreDecision::Ignore, Some("old")), (StoreDecision::Failure, Some("old"))]
@@ -175,7 +175,7 @@ fn an_answer_that_is_not_stored_drops_an_older_one_unless_it_says_nothing() {
 }
 
 #[test]
-fn a_new_fetch_on_request_drops_the_customers_other_answers() {
+fn a_no_cache_fetch_drops_the_customers_other_answers() {
     let cache = cache();
     assert!(complete(begin(&cache, &question("1", "a")).0, "a"));
     assert!(complete(begin(&cache, &question("1", "b")).0, "b"));
@@ -199,9 +199,9 @@ fn one_customers_answers_are_bounded_and_the_oldest_are_dropped() {
     assert_eq!(cache.metrics.entries.get(), 64);
 }
 
-/// What moka evicts leaves its stripe too, so that no memory is held that is not counted.
+/// Otherwise they would hold memory that is not counted.
 #[test]
-fn what_is_evicted_leaves_its_stripe() {
+fn evicted_entries_are_removed_from_their_stripe() {
     let cache = cache();
     for customer in 0..5000 {
         assert!(complete(begin(&cache, &question(&customer.to_string(), "a")).0, "x"));
@@ -212,10 +212,10 @@ fn what_is_evicted_leaves_its_stripe() {
     assert!((100..4000).contains(&in_stripes), "{in_stripes}");
 }
 
-/// A fetch that began in time to be answered from before a write lives shortly, however late it is answered and whatever is
+/// The platform may have answered it with data from before the write, however late the answer arrives and whatever is
 /// invalidated meanwhile.
 #[test]
-fn a_slow_fetch_from_within_the_settle_time_lives_shortly() {
+fn a_slow_fetch_begun_within_the_settle_time_has_a_short_lifetime() {
     let cache = cache();
     let sent = now();
     invalidate(&cache, "1", sent.boot + Duration::from_secs(3));
@@ -228,9 +228,9 @@ fn a_slow_fetch_from_within_the_settle_time_lives_shortly() {
     assert_eq!(freshness.lifetime(), Duration::from_secs(5));
 }
 
-/// What is fetched while the platform may lag behind a write lives shortly, and is never served stale.
+/// The platform may still lag behind the write. Such answers are never served stale.
 #[test]
-fn what_is_fetched_while_the_platform_settles_lives_shortly() {
+fn answers_fetched_within_the_settle_time_have_a_short_lifetime() {
     type Invalidation = fn(&Cache<()>, Boot);
     let invalidations: [Invalidation; 2] =
         [|cache, until| assert_eq!(invalidate(cache, "1", until), 0), |cache, until| cache.invalidate_tenant(0, until)];
@@ -283,7 +283,7 @@ fn a_stale_answer_is_served_in_its_modes_and_refreshed_by_one_caller() {
     assert!(stale_for_error(later(61)).is_none() && matches!(lookup(&default, 2), Lookup::Miss));
 }
 
-/// A request whose body took long may be of the configuration before.
+/// A request whose body arrives slowly may belong to an earlier configuration.
 #[test]
 fn a_request_of_another_generation_does_not_displace_a_current_flight() {
     let cache = cache();

@@ -15,7 +15,7 @@ fn rejected(body: &str) -> EnvelopeError {
 }
 
 #[test]
-fn bodies_that_ask_the_same_have_one_key() {
+fn equivalent_bodies_have_one_key() {
     let plain = key(r#"{"params":{"customerId":"383933091455959041","useStatus":"","cardId":null}}"#);
     for same in [
         r#"{"params":{"customerId":"383933091455959041"}}"#,
@@ -29,7 +29,7 @@ fn bodies_that_ask_the_same_have_one_key() {
 }
 
 #[test]
-fn bodies_that_ask_something_else_have_another_key() {
+fn different_bodies_have_different_keys() {
     let bodies = [
         r#"{"params":{}}"#,
         r#"{"params":{"a":""}}"#,
@@ -56,7 +56,7 @@ fn bodies_that_ask_something_else_have_another_key() {
 }
 
 #[test]
-fn what_can_be_read_in_two_ways_is_rejected() {
+fn ambiguous_bodies_are_rejected() {
     for body in [
         r#"{"params":{"a":1,"a":2}}"#,
         r#"{"params":{"a":1,"\u0061":2}}"#,
@@ -78,7 +78,7 @@ fn what_can_be_read_in_two_ways_is_rejected() {
 }
 
 #[test]
-fn what_goes_up_is_cut_from_what_came() {
+fn the_forwarded_members_are_copied_verbatim() {
     let body =
         r#"{"token":"old", "params" : { "id" : 3839330914559590410 , "t":"\u00e9" } ,"nonce":1,"more": [ 1,  2 ]}"#;
     let envelope = Envelope::parse(body.as_bytes()).unwrap();
@@ -86,7 +86,7 @@ fn what_goes_up_is_cut_from_what_came() {
 }
 
 #[test]
-fn a_customer_is_a_text_or_a_number() {
+fn a_customer_is_a_string_or_a_number() {
     let customer = |body: &str| {
         let pointers = ["/params/customerId".to_owned(), "/params/id".to_owned()];
         Envelope::parse(body.as_bytes()).unwrap().customer(&pointers).map(str::to_owned)
@@ -99,7 +99,7 @@ fn a_customer_is_a_text_or_a_number() {
     }
 }
 
-/// The slow, obvious way: a tree whose members are sorted, made into text by the library.
+/// A simple reference: a tree with sorted members.
 fn oracle(body: &Value) -> Value {
     let replaced = |name: &str| REPLACED.contains(&name);
     let members = body.as_object().unwrap().iter().filter(|(name, _)| !replaced(name));
@@ -165,7 +165,7 @@ fn any_body() -> impl Strategy<Value = Value> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(4096))]
     #[test]
-    fn keys_agree_exactly_where_the_oracle_does(a in any_body(), b in any_body(), pretty in any::<bool>()) {
+    fn keys_are_equal_exactly_if_those_of_the_oracle_are(a in any_body(), b in any_body(), pretty in any::<bool>()) {
         let text = serde_json::to_string(&a).unwrap();
         let other = if pretty { serde_json::to_string_pretty(&b) } else { serde_json::to_string(&b) }.unwrap();
         prop_assert_eq!(key(&text) == key(&other), oracle(&a) == oracle(&b), "{} {}", text, other);

@@ -90,7 +90,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_host_is_own_by_address_or_by_name() {
+    fn a_host_is_accepted_by_address_or_by_configured_name() {
         let names = ["zvgate.internal".to_owned()];
         for (host, own) in [
             ("127.0.0.1", true),

@@ -149,7 +149,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_request_finds_what_the_same_request_came_to_and_nothing_else(
+        fn a_lookup_finds_only_the_result_of_the_same_request(
             steps in prop::collection::vec((sent(), any::<bool>()), 1..60),
         ) {
             let (memo, tenant) = (ParseMemo::new(1 << 20), tenant());
@@ -159,7 +159,7 @@ mod tests {
                     let key = format!("{} {number}", sent.1);
                     let question = Question { subject: Subject::customer(0, "c"), key: key.into() };
                     memo.remember(&unparsed(sent), &tenant, &Arc::from([number.to_string()]), question);
-                    // It replaced what any other request with this body came to.
+                    // It replaced the result of any other request with this body.
                     remembered.retain(|other, _| other.3 != sent.3);
                     remembered.insert(sent, number);
                 }

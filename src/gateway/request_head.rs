@@ -203,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn a_callers_request_id_is_kept_if_it_is_plain() {
+    fn a_callers_request_id_is_kept_if_it_is_valid() {
         let id = |value: &str| RequestHead::of(&headers(&[("x-request-id", value)])).request_id();
         assert_eq!(id("a.B_c-9"), "a.B_c-9");
         for other in ["", "with space", "semi;colon", &"x".repeat(65)] {
@@ -214,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn new_ids_use_all_digits() {
+    fn generated_ids_use_all_hex_digits() {
         let ids: Vec<_> = (0..100).map(|_| new_id()).collect();
         let all: std::collections::BTreeSet<u8> = ids.iter().flat_map(HeaderValue::as_bytes).copied().collect();
         assert_eq!(all.into_iter().collect::<Vec<u8>>(), b"0123456789abcdef");

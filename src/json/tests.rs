@@ -2,7 +2,7 @@ use super::*;
 use proptest::prelude::*;
 use serde_json::Value;
 
-/// The same value as serde_json reads it; repeated names and numbers beyond its precision do not occur.
+/// The value as serde_json parses it; duplicate names and numbers beyond its precision do not occur.
 fn as_value(node: &Node<'_>) -> Value {
     match node {
         Node::Object(members) => {
@@ -17,7 +17,7 @@ fn as_value(node: &Node<'_>) -> Value {
 }
 
 #[test]
-fn numbers_escapes_and_order_stay_as_they_were_written() {
+fn numbers_escapes_and_order_are_preserved() {
     let text = r#" { "b" : 3839330914559590410001 , "a\u0062" : [ 1.50e+2, "\u00e9\ud83d\ude00" ] } "#;
     let node = Node::parse(text, 8).unwrap();
     let members = node.members().unwrap();
@@ -27,7 +27,7 @@ fn numbers_escapes_and_order_stay_as_they_were_written() {
 }
 
 #[test]
-fn what_is_not_json_is_refused_with_its_place() {
+fn invalid_json_is_rejected_with_its_position() {
     for text in [
         "",
         " ",
@@ -107,34 +107,34 @@ fn any_json() -> impl Strategy<Value = Value> {
 
 proptest! {
     #[test]
-    fn what_is_plain_in_a_string_is_found_eight_bytes_at_once(bytes in proptest::collection::vec(any::<u8>(), 0..40), more in "[a-z]{0,20}") {
+    fn the_wide_string_scan_agrees_with_a_bytewise_scan(bytes in proptest::collection::vec(any::<u8>(), 0..40), more in "[a-z]{0,20}") {
         let bytes: Vec<u8> = more.bytes().chain(bytes).collect();
         let reference = bytes.iter().position(|byte| *byte == b'"' || *byte == b'\\' || *byte < b' ').unwrap_or(bytes.len());
         prop_assert_eq!(scanner::plain(&bytes), reference);
     }
 
     #[test]
-    fn what_serde_json_writes_is_read_the_same(value in any_json(), pretty in any::<bool>()) {
+    fn what_serde_json_writes_is_parsed_to_the_same_value(value in any_json(), pretty in any::<bool>()) {
         let text = if pretty { serde_json::to_string_pretty(&value) } else { serde_json::to_string(&value) }.unwrap();
         let reference: Value = serde_json::from_str(&text).unwrap();
         prop_assert_eq!(as_value(&Node::parse(&text, 16).unwrap()), reference);
     }
 
     #[test]
-    fn a_broken_text_is_refused_where_serde_json_refuses_it(value in any_json(), at in any::<prop::sample::Index>(), byte in any::<char>()) {
+    fn corrupted_text_is_rejected_exactly_if_serde_json_rejects_it(value in any_json(), at in any::<prop::sample::Index>(), byte in any::<char>()) {
         let mut text: Vec<char> = serde_json::to_string(&value).unwrap().chars().collect();
         let place = at.index(text.len());
         text[place] = byte;
         let text: String = text.into_iter().collect();
         let reference = serde_json::from_str::<Value>(&text);
-        // A number too large for a float is a number all the same; serde_json reads no further.
+        // A number too large for a float is valid JSON, but serde_json stops there.
         let too_large = reference.as_ref().is_err_and(|error| error.to_string().contains("out of range"));
         prop_assume!(!too_large);
         prop_assert_eq!(Node::parse(&text, 16).is_ok(), reference.is_ok(), "{}", text);
     }
 
     #[test]
-    fn any_text_is_read_without_a_panic(text in "[\\[\\]{}\",:\\\\u0-9a-fA-F.eE+ -]{0,60}") {
+    fn any_text_is_parsed_without_a_panic(text in "[\\[\\]{}\",:\\\\u0-9a-fA-F.eE+ -]{0,60}") {
         let reference = serde_json::from_str::<Value>(&text).is_ok();
         prop_assert!(Node::parse(&text, 200).is_ok() || !reference);
     }

@@ -161,13 +161,13 @@ mod tests {
     }
 
     #[test]
-    fn writes_go_first_and_leave_every_second_permit_to_reads() {
+    fn writes_take_precedence_and_leave_every_second_permit_to_reads() {
         let mixed = [read(1), read(1), write(1), write(1), write(1), write(1)];
         assert_eq!(order(queue(&mixed)), [2, 0, 3, 1, 4, 5]);
     }
 
     #[test]
-    fn a_write_goes_first_again_once_no_read_waited_for_the_last_one() {
+    fn a_write_takes_precedence_again_if_no_read_waited_for_the_last_one() {
         let mut queue = queue(&[write(1)]);
         queue.serve();
         queue.join(read(1), 1);
@@ -176,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn a_request_that_leaves_is_as_if_it_had_never_come() {
+    fn a_request_that_leaves_does_not_affect_the_order_of_others() {
         let mut queue = queue(&[read(1), read(2), write(3), read(1)]);
         queue.leave(&2);
         queue.leave(&0);
@@ -184,9 +184,9 @@ mod tests {
     }
 
     proptest! {
-        /// The position that each request is given is the one at which it is served, and each caller is served in order.
+        /// Each request is served at its reported position, and the requests of each caller in order.
         #[test]
-        fn positions_are_right(
+        fn reported_positions_match_the_order_of_service(
             came in proptest::collection::vec((0usize..4, any::<bool>()), 1..40),
             served in 0usize..20,
             left in proptest::collection::vec(0usize..40, 0..5),

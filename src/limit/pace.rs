@@ -275,7 +275,7 @@ mod tests {
         QueueKey { caller, write }
     }
 
-    /// On one thread, requests wait in the order in which they were spawned.
+    /// On one thread, requests join the queue in the order in which they are spawned.
     #[tokio::test]
     async fn requests_are_woken_in_the_order_of_the_queue() {
         let clock = Clock::system();
@@ -295,7 +295,7 @@ mod tests {
             });
         }
         tokio::task::yield_now().await;
-        assert!(pace.try_acquire().is_none(), "a refresh goes last");
+        assert!(pace.try_acquire().is_none(), "a refresh has the lowest priority");
         first.sent();
         first.answered();
         drop(first);
@@ -304,7 +304,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_request_that_cannot_get_a_permit_in_time_is_rejected_at_once_and_leaves_the_queue() {
+    async fn a_request_that_cannot_get_a_permit_in_time_is_rejected_immediately() {
         let clock = Clock::system();
         let hour = PaceSettings { per: Duration::from_secs(3600), ..PACE };
         let pace = Pace::new(hour, None, &clock);
@@ -316,7 +316,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn requests_that_wait_for_a_pause_go_on_when_credentials_change() {
+    async fn requests_waiting_for_a_pause_continue_when_credentials_change() {
         let clock = Clock::system();
         let pace = Pace::new(PaceSettings { rate: 2, per: Duration::from_secs(30), ..PACE }, None, &clock);
         let permit = pace.acquire(key(0, false), LONG).await.unwrap();
@@ -328,9 +328,9 @@ mod tests {
         assert!(waiting.await.unwrap());
     }
 
-    /// Half of the slots are held back for a minute: after that, one that has been free for long is available.
+    /// Half of the slots are held back for a minute; then one that has long been free becomes available.
     #[tokio::test]
-    async fn the_end_of_throttling_may_come_before_the_next_slot() {
+    async fn throttling_may_end_before_the_next_slot_is_free() {
         let (clock, hands) = Clock::shifted();
         let pace = Pace::new(PaceSettings { rate: 4, per: Duration::from_secs(40), ..PACE }, None, &clock);
         pace.acquire(key(0, false), LONG).await.unwrap().throttled(clock.boot());
@@ -348,7 +348,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_changed_limit_applies_to_requests_that_wait_already() {
+    async fn a_changed_limit_applies_to_waiting_requests() {
         let clock = Clock::system();
         let pace = Pace::new(PaceSettings { per: Duration::from_secs(3600), ..PACE }, None, &clock);
         let first = pace.acquire(key(0, false), LONG).await.unwrap();
@@ -363,7 +363,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn calls_without_a_limit_count_when_there_is_one_again() {
+    async fn calls_without_a_limit_count_once_a_limit_is_set() {
         let (clock, hands) = Clock::shifted();
         let limited = PaceSettings { rate: 2, per: Duration::from_secs(10), transit: Duration::from_secs(1) };
         let pace = Pace::new(PaceSettings { rate: 0, ..limited }, None, &clock);

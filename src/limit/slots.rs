@@ -180,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn a_slot_stays_taken_from_the_answer_or_from_the_latest_arrival_on() {
+    fn a_slot_stays_taken_for_one_period_after_the_answer_or_the_latest_arrival() {
         let mut slots = Slots::new(&pace(1), None);
         let claim = slots.take(1, at(0)).unwrap();
         assert_eq!(slots.next_free(1), None);
@@ -196,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn a_call_that_was_never_sent_gives_its_slot_back() {
+    fn a_call_that_was_never_sent_releases_its_slot() {
         let mut slots = Slots::new(&pace(1), None);
         let claim = slots.take(1, at(0)).unwrap();
         slots.abandoned(claim);
@@ -204,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn a_late_answer_does_not_touch_the_slot_of_another_call() {
+    fn a_late_answer_does_not_affect_the_slot_of_another_call() {
         let mut slots = Slots::new(&pace(1), None);
         let hung = slots.take(1, at(0)).unwrap();
         slots.sent(hung, at(0));
@@ -257,7 +257,7 @@ mod tests {
     }
 
     #[test]
-    fn a_changed_limit_forgets_nothing() {
+    fn a_changed_limit_still_counts_earlier_calls() {
         let mut slots = Slots::new(&pace(3), Some(at(500)));
         assert_eq!((slots.take(3, at(1499)), slots.next_free(3)), (None, Some(at(1500))));
         for _ in 0..2 {
@@ -266,16 +266,16 @@ mod tests {
             slots.answered(claim, at(1500));
         }
         slots.reconfigure(&PaceSettings { per: Duration::from_secs(9), ..pace(2) });
-        assert_eq!((slots.take(2, at(10_499)), slots.next_free(2)), (None, Some(at(10_500))), "two were counted");
+        assert_eq!((slots.take(2, at(10_499)), slots.next_free(2)), (None, Some(at(10_500))), "both calls still count");
         slots.reconfigure(&PaceSettings { per: Duration::from_secs(9), ..pace(4) });
-        assert!(slots.take(4, at(1600)).is_some(), "one more may be");
+        assert!(slots.take(4, at(1600)).is_some(), "one more call is allowed");
         assert_eq!(slots.take(4, at(9499)), None, "an unknown call may have been counted");
         assert!(slots.take(4, at(9500)).is_some());
     }
 
     proptest! {
-        /// The guarantee itself: whenever the platform counts each call between its sending and the latest moment allowed, no
-        /// window of `per` holds more than `rate`.
+        /// Whenever the platform counts each call, between its sending and the latest time allowed, no window of `per`
+        /// contains more than `rate` calls.
         #[test]
         fn the_platform_never_counts_more_than_the_rate(
             rate in 1u32..5,

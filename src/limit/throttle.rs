@@ -117,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn calls_that_were_in_flight_count_once_together() {
+    fn throttled_calls_that_were_in_flight_together_count_once() {
         let mut throttle = ThrottleState::new(Duration::from_secs(1));
         throttle.throttled(at(0), at(10));
         throttle.throttled(at(0), at(10));
@@ -129,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn everything_is_as_before_after_a_quiet_minute() {
+    fn throttling_ends_after_a_quiet_minute() {
         let mut throttle = ThrottleState::new(Duration::from_secs(1));
         throttle.throttled(at(0), at(0));
         throttle.throttled(at(2), at(2));
@@ -137,7 +137,7 @@ mod tests {
         assert_eq!((throttle.allowed(10, at(62)), throttle.ends_at()), (10, at(62)));
         assert!(throttle.has_ended(at(62)));
         throttle.throttled(at(70), at(70));
-        assert_eq!(pause_after(&throttle, at(70)), 1, "the next time starts over");
+        assert_eq!(pause_after(&throttle, at(70)), 1, "the next pause is short again");
     }
 
     #[test]

@@ -70,7 +70,7 @@ async fn bounded(stream: impl Future, progress: Arc<SendProgress>, tick: Duratio
 mod tests {
     use super::*;
 
-    /// Runs a stream that takes these steps, each after so many ticks; returns whether it came to its end.
+    /// Runs a stream that makes progress after each of these numbers of ticks; returns whether it was completed.
     async fn runs_to_its_end(steps: &'static [u32]) -> bool {
         let (tick, progress) = (Duration::from_millis(20), Arc::new(SendProgress::default()));
         let (ended, stream) = (Arc::new(AtomicU64::new(0)), Arc::clone(&progress));
@@ -87,8 +87,8 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_response_that_stalls_is_given_up_and_one_that_is_awaited_or_moves_is_not() {
-        assert!(runs_to_its_end(&[1000]).await, "upstream may take its time");
+    async fn a_stalled_response_is_aborted_and_a_pending_or_progressing_one_is_not() {
+        assert!(runs_to_its_end(&[1000]).await, "upstream may be slow");
         assert!(runs_to_its_end(&[1, 3, 3, 3, 3, 3, 3]).await);
         assert!(!runs_to_its_end(&[1, 3, 10]).await);
         assert!(!runs_to_its_end(&[0, 10]).await);

@@ -189,14 +189,14 @@ mod tests {
     }
 
     #[test]
-    fn the_published_example_is_let_through_once() {
+    fn the_published_example_is_accepted_once() {
         let mut gatekeeper = gatekeeper();
         assert_eq!(check(&mut gatekeeper, EXAMPLE, at(1_465_185_768)), Ok(()));
         assert_eq!(check(&mut gatekeeper, EXAMPLE, at(1_465_185_768)), Err(Refused::Repeated));
     }
 
     #[test]
-    fn what_the_platform_would_refuse_is_refused() {
+    fn requests_that_the_platform_would_reject_are_rejected() {
         for (from, to, why) in [
             ("11886", "11887", Refused::Signature),
             ("cFw0", "cFw1", Refused::Signature),
@@ -214,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn the_eleventh_call_in_any_second_is_refused() {
+    fn the_eleventh_call_in_any_second_is_rejected() {
         let mut gatekeeper = gatekeeper();
         let start = Boot::from_duration(Duration::from_secs(1000));
         for tenth in 0..10 {

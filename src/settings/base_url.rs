@@ -107,7 +107,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_base_url_is_parsed_or_rejected() {
+    fn valid_base_urls_are_parsed_and_others_rejected() {
         let url = BaseUrl::parse("https://openapi.zvcms.com/").unwrap();
         assert_eq!(
             (url.host(), url.port(), url.authority(), url.path()),
@@ -132,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn plain_http_is_private_on_this_machine_only() {
+    fn plain_http_is_private_only_on_loopback() {
         for (url, private) in [
             ("http://localhost:1", true),
             ("http://127.8.9.1", true),

@@ -263,7 +263,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_pattern_covers_what_is_under_it() {
+    fn a_pattern_covers_the_paths_under_it() {
         for (pattern, other, covered) in [
             ("/v3/a", "/v3/a", true),
             ("/v3/a", "/v3/a/b", false),

@@ -133,7 +133,11 @@ mod tests {
         std::fs::write(&path, "ne").unwrap();
         assert_eq!((file.reload(), file.is_pending()), (KeyReload::Unchanged, true));
         std::fs::write(&path, "new").unwrap();
-        assert_eq!((file.reload(), tenant.open_key().expose()), (KeyReload::Unchanged, "old"), "half a key is none");
+        assert_eq!(
+            (file.reload(), tenant.open_key().expose()),
+            (KeyReload::Unchanged, "old"),
+            "a partial key is not used"
+        );
         assert_eq!((file.reload(), tenant.open_key().expose()), (KeyReload::Changed, "new"));
         assert_eq!(file.reload(), KeyReload::Unchanged);
     }

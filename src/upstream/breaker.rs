@@ -191,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn five_failures_in_a_row_open_it() {
+    fn five_consecutive_failures_open_the_breaker() {
         let open = |outcomes: &[bool]| after(&settings(), outcomes).is_open(&settings());
         assert!(!open(&[FAILED; 4]));
         assert!(open(&[FAILED; 5]));
@@ -199,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn half_of_at_least_ten_attempts_failing_open_it() {
+    fn a_failure_ratio_of_half_of_ten_attempts_opens_the_breaker() {
         let open = |outcomes: &[bool]| after(&settings(), outcomes).is_open(&settings());
         assert!(!open(&[[OK, FAILED]; 4].concat()), "eight are not enough");
         assert!(open(&[[OK, FAILED]; 5].concat()));
@@ -207,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn each_threshold_can_be_set_and_switched_off() {
+    fn each_threshold_can_be_set_and_disabled() {
         let patient = BreakerSettings { consecutive: 7, ..settings() };
         assert!(!after(&patient, &[FAILED; 6]).is_open(&patient) && after(&patient, &[FAILED; 7]).is_open(&patient));
         let by_share = BreakerSettings { consecutive: 0, ..settings() };
@@ -220,7 +220,7 @@ mod tests {
         let mut breaker = after(&off, &[FAILED; 100]);
         assert!(!breaker.is_open(&off) && breaker.admit(&off, at(1), at(0)).is_ok());
         let mut open = after(&settings(), &[FAILED; 5]);
-        assert_eq!(open.admit(&off, at(1), at(0)), Ok((Admission::Normal, None)), "switched off while it was open");
+        assert_eq!(open.admit(&off, at(1), at(0)), Ok((Admission::Normal, None)), "disabled while it is open");
     }
 
     #[test]
@@ -234,21 +234,29 @@ mod tests {
     }
 
     #[test]
-    fn one_attempt_probes_for_as_long_as_it_has_and_its_success_closes() {
+    fn one_attempt_probes_until_its_deadline_and_its_success_closes_the_breaker() {
         let (settings, mut breaker) = (settings(), after(&settings(), &[FAILED; 5]));
         assert_eq!(breaker.admit(&settings, at(9000), at(400)), Err(Duration::from_millis(600)));
         let probe = breaker.admit(&settings, at(9000), at(1000));
         assert_eq!(probe, Ok((Admission::Probe, Some(Transition::HalfOpened))));
-        assert_eq!(breaker.admit(&settings, at(9500), at(1500)), Err(Duration::from_millis(7500)), "one at a time");
-        assert_eq!(breaker.admit(&settings, at(9500), at(9100)), Err(Duration::ZERO), "while it is under way");
-        assert_eq!(breaker.record(&settings, Admission::Normal, OK, 1.0, at(9000)), None, "it began before");
+        assert_eq!(
+            breaker.admit(&settings, at(9500), at(1500)),
+            Err(Duration::from_millis(7500)),
+            "one probe at a time"
+        );
+        assert_eq!(breaker.admit(&settings, at(9500), at(9100)), Err(Duration::ZERO), "while the probe is in flight");
+        assert_eq!(
+            breaker.record(&settings, Admission::Normal, OK, 1.0, at(9000)),
+            None,
+            "the attempt began before the breaker opened"
+        );
         let closed = breaker.record(&settings, Admission::Probe, OK, 1.0, at(9000));
         assert_eq!((closed, breaker.is_open(&settings)), (Some(Transition::Closed), false));
         assert_eq!(breaker.admit(&settings, at(9500), at(9000)), Ok((Admission::Normal, None)));
     }
 
     #[test]
-    fn a_probe_that_fails_opens_it_for_longer_and_one_without_a_result_does_not() {
+    fn a_failed_probe_reopens_for_longer_and_an_abandoned_one_does_not() {
         let (settings, mut breaker, mut now) = (settings(), after(&settings(), &[FAILED; 5]), 0);
         for pause in [1000, 2000, 4000, 8000, 16_000, 30_000, 30_000] {
             assert_eq!(breaker.check(&settings, at(now)), Err(Duration::from_millis(pause)));
@@ -256,14 +264,18 @@ mod tests {
             let probe = breaker.admit(&settings, at(now + 1), at(now)).unwrap();
             assert_eq!(probe, (Admission::Probe, Some(Transition::HalfOpened)));
             breaker.abandon(Admission::Probe);
-            assert_eq!(breaker.admit(&settings, at(now + 1), at(now)), Ok((Admission::Probe, None)), "the next probes");
+            assert_eq!(
+                breaker.admit(&settings, at(now + 1), at(now)),
+                Ok((Admission::Probe, None)),
+                "the next attempt probes"
+            );
             breaker.record(&settings, Admission::Probe, FAILED, 1.0, at(now));
         }
     }
 
     proptest! {
         #[test]
-        fn pauses_are_spread_between_their_bounds(jitter in 0.0f64..=1.0, openings in 0usize..12) {
+        fn pauses_stay_within_their_bounds(jitter in 0.0f64..=1.0, openings in 0usize..12) {
             let settings = settings();
             let mut breaker = after(&settings, &[FAILED; 4]);
             breaker.record(&settings, Admission::Normal, FAILED, jitter, at(0));
@@ -278,7 +290,7 @@ mod tests {
         }
 
         #[test]
-        fn successes_never_open_it(count in 0usize..200) {
+        fn successes_never_open_the_breaker(count in 0usize..200) {
             prop_assert!(!after(&settings(), &vec![OK; count]).is_open(&settings()));
         }
     }

@@ -70,7 +70,7 @@ mod tests {
     }
 
     #[test]
-    fn each_kind_begins_once_and_ends_once_it_is_quiet_after_a_success() {
+    fn each_kind_is_reported_once_and_ends_if_quiet_after_a_success() {
         let failures = Failures::default();
         assert!(failures.failed("timeout", at(0)));
         assert!(!failures.failed("timeout", at(1)));

@@ -57,7 +57,7 @@ mod tests {
     const WIDTH: Duration = Duration::from_millis(1000);
 
     #[test]
-    fn a_change_of_width_forgets_and_the_same_width_does_not() {
+    fn a_new_width_clears_the_counts_and_the_same_width_does_not() {
         let (mut recent, now) = (Recent::<5>::new(WIDTH), Boot::from_duration(WIDTH));
         recent.add(now);
         recent.set_width(WIDTH);

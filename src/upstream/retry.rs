@@ -61,9 +61,9 @@ mod tests {
     use proptest::prelude::*;
 
     proptest! {
-        /// The budget itself: looking back 10 s from any retry, one for five first attempts, and 3 in any case.
+        /// In the 10 s before any retry, there is at most one retry for five first attempts, or 3 if that is more.
         #[test]
-        fn retries_stay_a_fifth_of_first_attempts(
+        fn retries_stay_within_a_fifth_of_first_attempts(
             steps in proptest::collection::vec((0u64..500, 0u32..4), 1..300),
         ) {
             let budget = RetryBudget::new();

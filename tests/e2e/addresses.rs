@@ -1,14 +1,14 @@
-//! Where the platform's name leads, while that changes under a running process.
+//! The addresses of the platform's host name, which change while the process runs.
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::program::{Running, serve_with};
-use crate::scripted::{Act, Scripted};
+use crate::scripted::{Action, Scripted};
 use crate::support::{MERCHANTS, READ, post};
 
-/// The wrapper that lets a process look names up in a file of its own.
+/// The library that lets a process resolve names by a file of its own.
 pub(crate) fn nss_wrapper() -> PathBuf {
     let folders = std::fs::read_dir("/usr/lib").unwrap().filter_map(Result::ok);
     let found = folders.map(|folder| folder.path().join("libnss_wrapper.so")).find(|path| path.exists());
@@ -18,18 +18,18 @@ pub(crate) fn nss_wrapper() -> PathBuf {
 /// Two platforms on one port of two addresses.
 async fn two_platforms() -> (Scripted, Scripted, u16) {
     for _ in 0..100 {
-        let first = Scripted::start(|_, _| Act::success(r#"[{"useStatus":1,"from":"first"}]"#)).await;
+        let first = Scripted::start(|_, _| Action::success(r#"[{"useStatus":1,"from":"first"}]"#)).await;
         let port = first.address.port();
         let other = SocketAddr::from(([127, 0, 0, 2], port));
         if let Ok(listener) = tokio::net::TcpListener::bind(other).await {
-            let second = Scripted::on(listener, |_, _| Act::success(r#"[{"useStatus":1,"from":"second"}]"#));
+            let second = Scripted::on(listener, |_, _| Action::success(r#"[{"useStatus":1,"from":"second"}]"#));
             return (first, second, port);
         }
     }
     panic!("no port is free on both addresses");
 }
 
-fn name_leads_to(hosts: &Path, address: Option<IpAddr>) {
+fn resolve_to(hosts: &Path, address: Option<IpAddr>) {
     let text = address.map_or_else(String::new, |address| format!("{address} platform.test\n"));
     let next = hosts.with_extension("next");
     std::fs::write(&next, text).unwrap();
@@ -37,11 +37,11 @@ fn name_leads_to(hosts: &Path, address: Option<IpAddr>) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_changed_address_is_used_and_a_failing_resolver_keeps_the_last_good_one() {
+async fn a_changed_address_is_used_and_a_failed_lookup_keeps_the_last_good_one() {
     let (first, second, port) = two_platforms().await;
     let folder = tempfile::tempdir().unwrap();
     let (hosts, config) = (folder.path().join("hosts"), folder.path().join("zvgate.toml"));
-    name_leads_to(&hosts, Some(first.address.ip()));
+    resolve_to(&hosts, Some(first.address.ip()));
     let (open_id, grant_code, open_key) = MERCHANTS[0];
     let text = format!(
         "[server]\nlisten = \"127.0.0.1:0\"\nadmin_listen = \"127.0.0.1:0\"\n[upstream]\nbase_url = \"http://platform.test:{port}\"\nallow_plaintext = true\n[cache]\nmode = \"off\"\n[tenants.a]\nopen_id = \"{open_id}\"\ngrant_code = \"{grant_code}\"\nopen_key = \"{open_key}\"\n"
@@ -55,24 +55,24 @@ async fn a_changed_address_is_used_and_a_failing_resolver_keeps_the_last_good_on
         assert_eq!(reply.status, 200, "{reply:?}");
         reply.text().contains("first")
     };
-    let mut wait_for = move |words: &str| {
+    let mut wait_for = move |text: &str| {
         let mut line = String::new();
-        while !line.contains(words) {
+        while !line.contains(text) {
             line.clear();
-            assert!(std::io::BufRead::read_line(&mut log, &mut line).unwrap() > 0, "no line has {words:?}");
+            assert!(std::io::BufRead::read_line(&mut log, &mut line).unwrap() > 0, "no line has {text:?}");
         }
     };
     assert!(ask().await);
 
-    name_leads_to(&hosts, None);
+    resolve_to(&hosts, None);
     tokio::task::block_in_place(|| wait_for("upstream DNS lookup failed"));
-    assert!(ask().await, "the last good address stays");
+    assert!(ask().await, "the last good address is still used");
 
-    name_leads_to(&hosts, Some(second.address.ip()));
-    let mut asked = 0;
+    resolve_to(&hosts, Some(second.address.ip()));
+    let mut requests = 0;
     while ask().await {
-        asked += 1;
-        assert!(asked < 300, "a busy connection keeps nobody at the old address for 30 s");
+        requests += 1;
+        assert!(requests < 300, "a busy connection does not keep the old address in use for 30 s");
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
     assert!(!ask().await);

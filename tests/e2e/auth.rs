@@ -5,7 +5,7 @@ use http_body_util::Full;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
-use crate::support::{Gate, Platform, READ, Reply, WRITE, raw, send};
+use crate::support::{Platform, READ, Reply, TestGateway, WRITE, raw, send};
 
 const BODY: &str = r#"{"params":{"customerId":"1"}}"#;
 
@@ -13,7 +13,7 @@ fn hash(key: &str) -> String {
     Sha256::digest(key.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// Two callers: `all`, with two keys, and `few`, for one tenant and one route.
+/// Two callers: `all`, with two keys and every permission, and `few`, for one tenant and one route.
 fn callers(more: &str) -> String {
     format!(
         "[callers.all]\nkey_sha256 = [\"{}\", \"{}\"]\ntenants = [\"*\"]\nroutes = [\"*\"]\ninvalidate = true\n[callers.few]\nkey_sha256 = \"{}\"\ntenants = [\"one\"]\nroutes = [\"{READ}\"]\n{more}",
@@ -23,23 +23,23 @@ fn callers(more: &str) -> String {
     )
 }
 
-async fn post(gate: &Gate, key: &str, path: &str, tenant: &str) -> Reply {
+async fn post(gateway: &TestGateway, key: &str, path: &str, tenant: &str) -> Reply {
     let bearer = format!("Bearer {key}");
-    gate.post(path, &[("authorization", &bearer), ("x-zvgate-tenant", tenant)], BODY).await
+    gateway.post(path, &[("authorization", &bearer), ("x-zvgate-tenant", tenant)], BODY).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn callers_come_in_by_any_of_their_keys_to_what_they_may_use() {
-    let platform = Platform::open().await;
-    let gate = Gate::with_file(&platform, &[], &callers("")).await;
+async fn each_key_of_a_caller_gives_access_to_its_tenants_and_routes() {
+    let platform = Platform::unlimited().await;
+    let gateway = TestGateway::with_file(&platform, &[], &callers("")).await;
     for key in ["old", "new"] {
         for (path, tenant) in [(READ, "one"), (READ, "two"), (WRITE, "one")] {
-            assert_eq!(post(&gate, key, path, tenant).await.status, 200, "{key} {path} {tenant}");
+            assert_eq!(post(&gateway, key, path, tenant).await.status, 200, "{key} {path} {tenant}");
         }
     }
-    assert_eq!(post(&gate, "few", READ, "one").await.status, 200);
-    post(&gate, "few", READ, "two").await.is_error(403, "forbidden");
-    post(&gate, "few", WRITE, "one").await.is_error(403, "forbidden");
+    assert_eq!(post(&gateway, "few", READ, "one").await.status, 200);
+    post(&gateway, "few", READ, "two").await.assert_error(403, "forbidden");
+    post(&gateway, "few", WRITE, "one").await.assert_error(403, "forbidden");
     for headers in [
         &[][..],
         &[("authorization", "Bearer wrong")],
@@ -47,31 +47,31 @@ async fn callers_come_in_by_any_of_their_keys_to_what_they_may_use() {
         &[("authorization", "Bearer old"), ("authorization", "Bearer few")],
         &[("authorization", "old")],
     ] {
-        let refused = gate.post(READ, headers, BODY).await;
-        refused.is_error(401, "unauthenticated");
-        assert_eq!(refused.header("www-authenticate"), "Bearer realm=\"zvgate\"");
+        let rejected = gateway.post(READ, headers, BODY).await;
+        rejected.assert_error(401, "unauthenticated");
+        assert_eq!(rejected.header("www-authenticate"), "Bearer realm=\"zvgate\"");
     }
     let requests = |caller: &str, status: u16| {
         format!("zvgate_requests_total{{caller=\"{caller}\",route=\"{READ}\",status=\"{status}\"}}")
     };
-    assert_eq!(gate.metric(&requests("all", 200)).await, 4.0);
-    assert_eq!((gate.metric(&requests("few", 200)).await, gate.metric(&requests("few", 403)).await), (1.0, 1.0));
-    assert_eq!(gate.metric(&requests("anonymous", 401)).await, 5.0);
+    assert_eq!(gateway.metric(&requests("all", 200)).await, 4.0);
+    assert_eq!((gateway.metric(&requests("few", 200)).await, gateway.metric(&requests("few", 403)).await), (1.0, 1.0));
+    assert_eq!(gateway.metric(&requests("anonymous", 401)).await, 5.0);
 }
 
-/// What one caller asked is known again when another asks the same; what he may do is not.
+/// The memo of parsed requests is shared by all callers; their permissions are not.
 #[tokio::test(flavor = "multi_thread")]
-async fn nobody_comes_in_by_what_another_asked_before() {
-    let platform = Platform::open().await;
+async fn authorization_is_checked_even_for_a_request_seen_before() {
+    let platform = Platform::unlimited().await;
     let file = callers("").replace("tenants = [\"one\"]", "tenants = [\"two\"]");
-    let gate = Gate::with_file(&platform, &[], &file).await;
+    let gateway = TestGateway::with_file(&platform, &[], &file).await;
     let ask = async |key: &str, more: &[(&str, &str)]| {
         let bearer = format!("Bearer {key}");
-        gate.post(READ, &[&[("authorization", &*bearer)], more].concat(), BODY).await
+        gateway.post(READ, &[&[("authorization", &*bearer)], more].concat(), BODY).await
     };
     for _ in 0..3 {
         assert_eq!(ask("old", &[]).await.status, 200);
-        ask("few", &[]).await.is_error(403, "forbidden");
+        ask("few", &[]).await.assert_error(403, "forbidden");
     }
     assert!(ask("old", &[]).await.is_hit());
     assert!(!ask("old", &[("x-zvgate-tenant", "two")]).await.is_hit());
@@ -80,95 +80,95 @@ async fn nobody_comes_in_by_what_another_asked_before() {
     assert_eq!(platform.requests(READ).await, 3);
 }
 
-/// Each stage hides what comes after it: nobody learns of routes or tenants before he is known.
+/// Each check hides the results of later ones: only authenticated callers learn of routes and tenants.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_wrong_is_told_in_the_order_of_the_stages() {
-    let platform = Platform::open().await;
-    let words = [("server.max_body", "100B"), ("limits.caller.rate", "1"), ("limits.caller.per", "1h")];
-    let gate = Gate::with_file(&platform, &words, &callers("")).await;
+async fn errors_are_reported_in_the_order_of_the_checks() {
+    let platform = Platform::unlimited().await;
+    let overrides = [("server.max_body", "100B"), ("limits.caller.rate", "1"), ("limits.caller.per", "1h")];
+    let gateway = TestGateway::with_file(&platform, &overrides, &callers("")).await;
     let few = ("authorization", "Bearer few");
     let text = ("content-type", "text/plain");
     let long = "x".repeat(200);
-    let ask = async |path: &str, headers: &[(&str, &str)], body: &str| gate.post(path, headers, body).await;
-    ask("/nowhere", &[text], &long).await.is_error(404, "unknown_route");
+    let ask = async |path: &str, headers: &[(&str, &str)], body: &str| gateway.post(path, headers, body).await;
+    ask("/nowhere", &[text], &long).await.assert_error(404, "unknown_route");
     let get = Request::get(READ).header("host", "localhost").body(Full::default()).unwrap();
-    send(gate.address, get).await.is_error(405, "method_not_allowed");
-    ask(WRITE, &[text], &long).await.is_error(401, "unauthenticated");
-    ask(WRITE, &[few, text], &long).await.is_error(403, "forbidden");
-    ask(READ, &[few, text], &long).await.is_error(415, "unsupported_media_type");
-    ask(READ, &[few, text], &long).await.is_error(429, "caller_limited");
-    gate.hands.advance(std::time::Duration::from_secs(3600));
-    ask(READ, &[few], &long).await.is_error(413, "body_too_large");
-    gate.hands.advance(std::time::Duration::from_secs(3600));
-    ask(READ, &[few, ("x-zvgate-tenant", "nobody")], "{}").await.is_error(400, "bad_request");
-    gate.hands.advance(std::time::Duration::from_secs(3600));
-    ask(READ, &[few, ("x-zvgate-tenant", "nobody")], BODY).await.is_error(400, "unknown_tenant");
-    gate.hands.advance(std::time::Duration::from_secs(3600));
-    ask(READ, &[few, ("x-zvgate-tenant", "two")], BODY).await.is_error(403, "forbidden");
+    send(gateway.address, get).await.assert_error(405, "method_not_allowed");
+    ask(WRITE, &[text], &long).await.assert_error(401, "unauthenticated");
+    ask(WRITE, &[few, text], &long).await.assert_error(403, "forbidden");
+    ask(READ, &[few, text], &long).await.assert_error(415, "unsupported_media_type");
+    ask(READ, &[few, text], &long).await.assert_error(429, "caller_limited");
+    gateway.clock.advance(std::time::Duration::from_secs(3600));
+    ask(READ, &[few], &long).await.assert_error(413, "body_too_large");
+    gateway.clock.advance(std::time::Duration::from_secs(3600));
+    ask(READ, &[few, ("x-zvgate-tenant", "nobody")], "{}").await.assert_error(400, "bad_request");
+    gateway.clock.advance(std::time::Duration::from_secs(3600));
+    ask(READ, &[few, ("x-zvgate-tenant", "nobody")], BODY).await.assert_error(400, "unknown_tenant");
+    gateway.clock.advance(std::time::Duration::from_secs(3600));
+    ask(READ, &[few, ("x-zvgate-tenant", "two")], BODY).await.assert_error(403, "forbidden");
     assert_eq!(platform.requests(READ).await, 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn each_caller_has_a_limit_of_its_own_and_hits_count() {
-    let platform = Platform::open().await;
-    let words = [("limits.caller.rate", "2"), ("limits.caller.per", "1h")];
-    let gate = Gate::with_file(&platform, &words, &callers("limit = { rate = 4, per = \"1h\" }\n")).await;
+async fn each_caller_has_its_own_limit_and_hits_count_towards_it() {
+    let platform = Platform::unlimited().await;
+    let overrides = [("limits.caller.rate", "2"), ("limits.caller.per", "1h")];
+    let gateway = TestGateway::with_file(&platform, &overrides, &callers("limit = { rate = 4, per = \"1h\" }\n")).await;
     for _ in 0..2 {
-        assert_eq!(post(&gate, "old", READ, "one").await.status, 200);
+        assert_eq!(post(&gateway, "old", READ, "one").await.status, 200);
     }
-    let limited = post(&gate, "new", READ, "one").await;
-    limited.is_error(429, "caller_limited");
+    let limited = post(&gateway, "new", READ, "one").await;
+    limited.assert_error(429, "caller_limited");
     assert_eq!(limited.header("ratelimit-policy"), "\"caller\";q=2;w=3600");
     for _ in 0..4 {
-        assert!(post(&gate, "few", READ, "one").await.is_hit(), "one caller's limit is nobody else's");
+        assert!(post(&gateway, "few", READ, "one").await.is_hit(), "one caller's limit does not affect another");
     }
-    post(&gate, "few", READ, "one").await.is_error(429, "caller_limited");
+    post(&gateway, "few", READ, "one").await.assert_error(429, "caller_limited");
     for caller in ["all", "few"] {
         let limited = format!("zvgate_limited_total{{caller=\"{caller}\",limit=\"caller\"}}");
-        assert_eq!(gate.metric(&limited).await, 1.0, "{caller}");
+        assert_eq!(gateway.metric(&limited).await, 1.0, "{caller}");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn only_who_may_tells_of_changes_made_elsewhere() {
-    let platform = Platform::open().await;
+async fn only_permitted_callers_may_invalidate() {
+    let platform = Platform::unlimited().await;
     let file = callers("").replace("invalidate = true", "invalidate = true\n#");
-    let gate = Gate::with_file(&platform, &[], &file).await;
+    let gateway = TestGateway::with_file(&platform, &[], &file).await;
     let invalidate = async |key: &str, tenant: &str| {
         let headers = [("authorization", &*format!("Bearer {key}")), ("x-zvgate-tenant", tenant)];
-        gate.post("/v1/invalidate", &headers, r#"{"customerIds":["1"]}"#).await
+        gateway.post("/v1/invalidate", &headers, r#"{"customerIds":["1"]}"#).await
     };
-    post(&gate, "few", READ, "one").await;
-    invalidate("few", "one").await.is_error(403, "forbidden");
-    invalidate("wrong", "one").await.is_error(401, "unauthenticated");
-    assert!(post(&gate, "few", READ, "one").await.is_hit());
+    post(&gateway, "few", READ, "one").await;
+    invalidate("few", "one").await.assert_error(403, "forbidden");
+    invalidate("wrong", "one").await.assert_error(401, "unauthenticated");
+    assert!(post(&gateway, "few", READ, "one").await.is_hit());
     assert_eq!(invalidate("all", "one").await.status, 401);
     assert_eq!(invalidate("old", "one").await.json(), json!({ "dropped": 1 }));
-    assert!(!post(&gate, "few", READ, "one").await.is_hit());
+    assert!(!post(&gateway, "few", READ, "one").await.is_hit());
 }
 
-/// With keys the gateway may listen beyond loopback; it is the keys that let callers in, not where they are.
+/// Callers are then authenticated by their keys, wherever they connect from.
 #[tokio::test(flavor = "multi_thread")]
-async fn keys_replace_the_loopback() {
-    let platform = Platform::open().await;
-    let gate = Gate::with_file(&platform, &[("server.listen", "0.0.0.0:0")], &callers("")).await;
-    let address = std::net::SocketAddr::from(([127, 0, 0, 1], gate.address.port()));
+async fn with_keys_the_gateway_may_listen_beyond_loopback() {
+    let platform = Platform::unlimited().await;
+    let gateway = TestGateway::with_file(&platform, &[("server.listen", "0.0.0.0:0")], &callers("")).await;
+    let address = std::net::SocketAddr::from(([127, 0, 0, 1], gateway.address.port()));
     let ask = async |headers: &[(&str, &str)]| crate::support::post(address, READ, headers, BODY).await;
-    ask(&[]).await.is_error(401, "unauthenticated");
+    ask(&[]).await.assert_error(401, "unauthenticated");
     let page = [("authorization", "Bearer new"), ("origin", "https://shop.example"), ("host", "gateway.example")];
-    assert_eq!(ask(&page).await.status, 200, "who has a key may be anywhere");
+    assert_eq!(ask(&page).await.status, 200, "a caller with a key may be anywhere");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn no_web_page_reaches_an_anonymous_gateway() {
-    let platform = Platform::open().await;
-    let gate = Gate::start(&platform, &[("server.hosts", "zvgate.internal,gate")]).await;
+async fn an_anonymous_gateway_rejects_requests_from_web_pages() {
+    let platform = Platform::unlimited().await;
+    let gateway = TestGateway::start(&platform, &[("server.hosts", "zvgate.internal,gate")]).await;
     let ask = |host: &str, more: &str| {
         let request = format!(
             "POST {READ} HTTP/1.1\r\n{host}Connection: close\r\nContent-Type: application/json\r\n{more}Content-Length: {}\r\n\r\n{BODY}",
             BODY.len()
         );
-        let reply = tokio::task::block_in_place(|| raw(gate.address, request.as_bytes()));
+        let reply = tokio::task::block_in_place(|| raw(gateway.address, request.as_bytes()));
         reply.get(9..12).unwrap_or_default().to_owned()
     };
     for host in ["127.0.0.1", "127.0.0.1:8080", "[::1]:80", "LocalHost", "gate:9", "zvgate.Internal"] {
@@ -181,36 +181,36 @@ async fn no_web_page_reaches_an_anonymous_gateway() {
     assert_eq!(ask("Host: localhost\r\nHost: localhost\r\n", ""), "400");
     assert_eq!(ask("Host: localhost\r\n", "Origin: http://localhost\r\n"), "403");
     let absolute = format!("POST http://shop.example{READ} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
-    let reply = tokio::task::block_in_place(|| raw(gate.address, absolute.as_bytes()));
+    let reply = tokio::task::block_in_place(|| raw(gateway.address, absolute.as_bytes()));
     assert!(reply.starts_with("HTTP/1.1 421 "), "{reply}");
-    let refused = gate.post(READ, &[("host", "shop.example")], BODY).await;
-    refused.is_error(421, "wrong_host");
-    assert!(refused.headers.get("access-control-allow-origin").is_none());
+    let rejected = gateway.post(READ, &[("host", "shop.example")], BODY).await;
+    rejected.assert_error(421, "wrong_host");
+    assert!(rejected.headers.get("access-control-allow-origin").is_none());
     let wrong =
         "zvgate_requests_total{caller=\"anonymous\",route=\"/v3/crm/coupon/getCustomerCoupons\",status=\"421\"}";
-    assert_eq!(gate.metric(wrong).await, 7.0);
+    assert_eq!(gateway.metric(wrong).await, 7.0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_route_takes_the_params_that_it_lists() {
-    let platform = Platform::open().await;
+async fn a_route_rejects_params_that_it_does_not_list() {
+    let platform = Platform::unlimited().await;
     let file = format!("[[routes]]\npath = \"{READ}\"\nkind = \"cached\"\nparams = [\"customerId\", \"useStatus\"]\n");
-    let gate = Gate::with_file(&platform, &[], &file).await;
-    let ask = async |params: Value| gate.post(READ, &[], &json!({ "params": params }).to_string()).await;
+    let gateway = TestGateway::with_file(&platform, &[], &file).await;
+    let ask = async |params: Value| gateway.post(READ, &[], &json!({ "params": params }).to_string()).await;
     assert_eq!(ask(json!({ "customerId": "1", "useStatus": "0" })).await.status, 200);
-    let refused = ask(json!({ "customerId": "1", "page\"": 1 })).await;
-    refused.is_error(400, "bad_request");
-    assert!(refused.json()["message"].as_str().unwrap().contains("page"), "{refused:?}");
+    let rejected = ask(json!({ "customerId": "1", "page\"": 1 })).await;
+    rejected.assert_error(400, "bad_request");
+    assert!(rejected.json()["message"].as_str().unwrap().contains("page"), "{rejected:?}");
     assert_eq!(platform.requests(READ).await, 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn operators_need_their_key_for_what_is_not_for_everybody() {
-    let platform = Platform::open().await;
+async fn admin_pages_that_are_not_public_require_the_admin_key() {
+    let platform = Platform::unlimited().await;
     for listen in ["127.0.0.1:0", "0.0.0.0:0"] {
-        let words = [("server.admin_listen", listen), ("server.admin_key_sha256", &*hash("admin"))];
-        let gate = Gate::start(&platform, &words).await;
-        let address = std::net::SocketAddr::from(([127, 0, 0, 1], gate.admin.port()));
+        let overrides = [("server.admin_listen", listen), ("server.admin_key_sha256", &*hash("admin"))];
+        let gateway = TestGateway::start(&platform, &overrides).await;
+        let address = std::net::SocketAddr::from(([127, 0, 0, 1], gateway.admin.port()));
         let ask = async |method: Method, path: &str, key: &str| {
             let request = Request::builder().method(method).uri(path).header("host", "admin.example");
             let request =
@@ -227,8 +227,8 @@ async fn operators_need_their_key_for_what_is_not_for_everybody() {
             (Method::GET, "/x"),
         ] {
             for key in ["", "wrong"] {
-                let refused = ask(method.clone(), path, key).await;
-                assert_eq!((refused.status, refused.header("www-authenticate")), (401, "Bearer realm=\"zvgate\""));
+                let rejected = ask(method.clone(), path, key).await;
+                assert_eq!((rejected.status, rejected.header("www-authenticate")), (401, "Bearer realm=\"zvgate\""));
             }
             assert_eq!(ask(method, path, "admin").await.status, if path == "/x" { 404 } else { 200 }, "{path}");
         }
@@ -236,13 +236,13 @@ async fn operators_need_their_key_for_what_is_not_for_everybody() {
         assert!(config.contains("server.admin_key_sha256 = \"***\""), "{config}");
         assert!(!config.contains(&hash("admin")) && !config.contains(crate::support::MERCHANTS[0].2));
     }
-    let gate = Gate::start(&platform, &[]).await;
+    let gateway = TestGateway::start(&platform, &[]).await;
     for (name, value, status) in
         [("host", "admin.example", 421), ("origin", "http://localhost", 403), ("x-nothing", "1", 200)]
     {
         let host = if name == "host" { value } else { "localhost" };
         let request = Request::get("/config").header("host", host);
         let request = if name == "host" { request } else { request.header(name, value) };
-        assert_eq!(send(gate.admin, request.body(Full::default()).unwrap()).await.status, status, "{name}");
+        assert_eq!(send(gateway.admin, request.body(Full::default()).unwrap()).await.status, status, "{name}");
     }
 }

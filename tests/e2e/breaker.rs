@@ -1,4 +1,4 @@
-//! A platform that fails: its breaker opens, callers are answered at once, and nothing is sent until a probe succeeds.
+//! A failing platform: its breaker opens, callers are answered immediately, and nothing is sent until a probe succeeds.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -6,58 +6,55 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use crate::scripted::{Act, Scripted};
-use crate::support::{Gate, Platform, READ, Upstream, WRITE, loopback};
+use crate::scripted::{Action, Scripted};
+use crate::support::{Platform, READ, TestGateway, Upstream, WRITE, loopback};
 
 const BODY: &str = r#"{"params":{"customerId":"1"}}"#;
 const OPEN: &str = "zvgate_breaker_open{route=\"/v3/crm/coupon/getCustomerCoupons\",tenant=\"one\"}";
 
-/// How often the breaker of a tenant's reads entered a state.
-async fn transitions(gate: &Gate, route: &str, to: &str) -> f64 {
+/// How often the breaker of a route of the first tenant entered a state.
+async fn transitions(gateway: &TestGateway, route: &str, to: &str) -> f64 {
     let labels = format!("{{route=\"{route}\",tenant=\"one\",to=\"{to}\"}}");
-    gate.metric(&format!("zvgate_breaker_transitions_total{labels}")).await
+    gateway.metric(&format!("zvgate_breaker_transitions_total{labels}")).await
 }
 
 /// An upstream that hangs until it is allowed to answer.
-async fn switched() -> (Scripted, Arc<AtomicBool>) {
+async fn switchable() -> (Scripted, Arc<AtomicBool>) {
     let answers = Arc::new(AtomicBool::new(false));
     let switch = Arc::clone(&answers);
-    let upstream =
-        Scripted::start(
-            move |_, _| {
-                if switch.load(Ordering::SeqCst) { Act::success(r#"[{"useStatus":1}]"#) } else { Act::Hang }
-            },
-        )
-        .await;
+    let upstream = Scripted::start(move |_, _| {
+        if switch.load(Ordering::SeqCst) { Action::success(r#"[{"useStatus":1}]"#) } else { Action::Hang }
+    })
+    .await;
     (upstream, answers)
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn five_failures_in_a_row_open_it_for_one_tenant_and_route_and_a_probe_closes_it() {
-    let (upstream, answers) = switched().await;
-    let words = [("upstream.attempt_timeout", "500ms"), ("upstream.retries", "0")];
-    let gate = Arc::new(Gate::start(&upstream, &words).await);
+async fn five_consecutive_failures_open_the_breaker_of_one_route_and_a_probe_closes_it() {
+    let (upstream, answers) = switchable().await;
+    let overrides = [("upstream.attempt_timeout", "500ms"), ("upstream.retries", "0")];
+    let gateway = Arc::new(TestGateway::start(&upstream, &overrides).await);
     for customer in 0..5 {
-        assert_eq!(gate.metric(OPEN).await, 0.0);
-        gate.read(&customer.to_string()).await.is_error(504, "upstream_timeout");
+        assert_eq!(gateway.metric(OPEN).await, 0.0);
+        gateway.read(&customer.to_string()).await.assert_error(504, "upstream_timeout");
     }
-    assert_eq!(gate.metric(OPEN).await, 1.0);
-    let refused = gate.read("1").await;
-    refused.is_error(503, "unavailable");
+    assert_eq!(gateway.metric(OPEN).await, 1.0);
+    let rejected = gateway.read("1").await;
+    rejected.assert_error(503, "unavailable");
     assert_eq!(
-        (refused.header("retry-after"), refused.header("proxy-status")),
+        (rejected.header("retry-after"), rejected.header("proxy-status")),
         ("1", "zvgate; error=destination_unavailable")
     );
     assert_eq!(upstream.seen().len(), 5, "nothing was sent");
-    gate.post(READ, &[("x-zvgate-tenant", "two")], BODY).await.is_error(504, "upstream_timeout");
-    assert_eq!(gate.metric(&OPEN.replace("one", "two")).await, 0.0);
-    assert_eq!(transitions(&gate, READ, "open").await, 1.0);
+    gateway.post(READ, &[("x-zvgate-tenant", "two")], BODY).await.assert_error(504, "upstream_timeout");
+    assert_eq!(gateway.metric(&OPEN.replace("one", "two")).await, 0.0);
+    assert_eq!(transitions(&gateway, READ, "open").await, 1.0);
 
-    gate.hands.advance(Duration::from_secs(1));
+    gateway.clock.advance(Duration::from_secs(1));
     let probes: Vec<_> = (0..8)
         .map(|customer| {
-            let gate = Arc::clone(&gate);
-            tokio::spawn(async move { gate.read(&format!("probe-{customer}")).await.status })
+            let gateway = Arc::clone(&gateway);
+            tokio::spawn(async move { gateway.read(&format!("probe-{customer}")).await.status })
         })
         .collect();
     let mut statuses = Vec::new();
@@ -65,77 +62,78 @@ async fn five_failures_in_a_row_open_it_for_one_tenant_and_route_and_a_probe_clo
         statuses.push(probe.await.unwrap());
     }
     statuses.sort_unstable();
-    assert_eq!(statuses, [[503; 7].as_slice(), &[504]].concat(), "one probes");
-    assert_eq!((upstream.seen().len(), gate.metric(OPEN).await), (7, 1.0));
+    assert_eq!(statuses, [[503; 7].as_slice(), &[504]].concat(), "one attempt probes");
+    assert_eq!((upstream.seen().len(), gateway.metric(OPEN).await), (7, 1.0));
 
     answers.store(true, Ordering::SeqCst);
-    gate.read("1").await.is_error(503, "unavailable");
-    gate.hands.advance(Duration::from_secs(2));
-    assert_eq!(gate.read("1").await.status, 200);
-    assert_eq!((gate.metric(OPEN).await, gate.read("2").await.status), (0.0, 200));
-    let counted = [transitions(&gate, READ, "open").await, transitions(&gate, READ, "half_open").await];
-    assert_eq!((counted, transitions(&gate, READ, "closed").await), ([2.0, 2.0], 1.0));
+    gateway.read("1").await.assert_error(503, "unavailable");
+    gateway.clock.advance(Duration::from_secs(2));
+    assert_eq!(gateway.read("1").await.status, 200);
+    assert_eq!((gateway.metric(OPEN).await, gateway.read("2").await.status), (0.0, 200));
+    let counted = [transitions(&gateway, READ, "open").await, transitions(&gateway, READ, "half_open").await];
+    assert_eq!((counted, transitions(&gateway, READ, "closed").await), ([2.0, 2.0], 1.0));
 }
 
-/// A slow platform is not an outage: an answer within its own timeout is a success.
+/// A slow platform is not an outage: a response within the attempt's timeout is a success.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_platform_that_is_slow_for_everybody_is_used_as_ever() {
-    let platform = Platform::open().await;
+async fn a_slow_platform_does_not_open_the_breaker() {
+    let platform = Platform::unlimited().await;
     platform.faults(json!({ "latency_ms": 2100 })).await;
-    let gate = Arc::new(Gate::start(&platform, &[]).await);
-    let asking = |number: u32| {
-        let gate = Arc::clone(&gate);
+    let gateway = Arc::new(TestGateway::start(&platform, &[]).await);
+    let request = |number: u32| {
+        let gateway = Arc::clone(&gateway);
         let write = json!({ "params": { "bizId": "b", "customerId": number.to_string() } }).to_string();
         tokio::spawn(async move {
             match number % 5 {
-                0 => gate.post(WRITE, &[], &write).await.status,
-                _ => gate.read(&number.to_string()).await.status,
+                0 => gateway.post(WRITE, &[], &write).await.status,
+                _ => gateway.read(&number.to_string()).await.status,
             }
         })
     };
-    let callers: Vec<_> = (0..24).map(asking).collect();
+    let callers: Vec<_> = (0..24).map(request).collect();
     for caller in callers {
         assert_eq!(caller.await.unwrap(), 200);
     }
-    assert_eq!(gate.metric(OPEN).await, 0.0);
+    assert_eq!(gateway.metric(OPEN).await, 0.0);
 }
 
-/// A probe has the time that any attempt has.
+/// A probe has the same timeout as any attempt.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_slow_probe_closes_it() {
-    let platform = Platform::open().await;
-    let gate = Gate::start(&platform, &[("upstream.retries", "0")]).await;
+async fn a_slow_probe_closes_the_breaker() {
+    let platform = Platform::unlimited().await;
+    let gateway = TestGateway::start(&platform, &[("upstream.retries", "0")]).await;
     platform.faults(json!({ "fault": "http500" })).await;
     for customer in 0..5 {
-        assert_eq!(gate.read(&customer.to_string()).await.status, 500);
+        assert_eq!(gateway.read(&customer.to_string()).await.status, 500);
     }
-    gate.read("1").await.is_error(503, "unavailable");
+    gateway.read("1").await.assert_error(503, "unavailable");
     platform.faults(json!({ "fault": "none", "latency_ms": 2500 })).await;
-    gate.hands.advance(Duration::from_secs(1));
-    assert_eq!((gate.read("1").await.status, gate.metric(OPEN).await), (200, 0.0));
+    gateway.clock.advance(Duration::from_secs(1));
+    assert_eq!((gateway.read("1").await.status, gateway.metric(OPEN).await), (200, 0.0));
 }
 
-/// One caller's failing path under a wildcard says nothing about the paths of others.
+/// The failures of one path under a wildcard do not count for others.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_failing_path_under_a_wildcard_leaves_the_others_alone() {
+async fn a_failing_path_under_a_wildcard_does_not_affect_other_paths() {
     let upstream =
-        Scripted::start(|_, request| if request.contains("/v3/bad") { Act::Close } else { Act::success("[]") }).await;
-    let words = [("limits.upstream.rate", "0")];
+        Scripted::start(|_, request| if request.contains("/v3/bad") { Action::Close } else { Action::success("[]") })
+            .await;
+    let overrides = [("limits.upstream.rate", "0")];
     let file = "[[routes]]\npath = \"/v3/**\"\nkind = \"pass\"\n";
-    let gate = Gate::with_file(&upstream, &words, file).await;
+    let gateway = TestGateway::with_file(&upstream, &overrides, file).await;
     for _ in 0..20 {
-        assert!(gate.post("/v3/bad", &[], BODY).await.status >= 500);
-        assert_eq!(gate.post("/v3/good", &[], BODY).await.status, 200);
+        assert!(gateway.post("/v3/bad", &[], BODY).await.status >= 500);
+        assert_eq!(gateway.post("/v3/good", &[], BODY).await.status, 200);
     }
-    gate.post("/v3/bad", &[], BODY).await.is_error(503, "unavailable");
-    assert_eq!(gate.metric("zvgate_breaker_open{route=\"other\",tenant=\"one\"}").await, 1.0);
-    assert_eq!(gate.metric(OPEN).await, 0.0);
+    gateway.post("/v3/bad", &[], BODY).await.assert_error(503, "unavailable");
+    assert_eq!(gateway.metric("zvgate_breaker_open{route=\"other\",tenant=\"one\"}").await, 1.0);
+    assert_eq!(gateway.metric(OPEN).await, 0.0);
 }
 
-/// Nobody listens there.
-struct Nobody;
+/// An address on which no process listens.
+struct Unreachable;
 
-impl Upstream for Nobody {
+impl Upstream for Unreachable {
     fn url(&self) -> String {
         let socket = std::net::TcpListener::bind(loopback()).unwrap();
         format!("http://{}", socket.local_addr().unwrap())
@@ -143,54 +141,54 @@ impl Upstream for Nobody {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn failures_to_connect_open_it_for_all_routes_of_a_tenant() {
+async fn connect_failures_open_the_breakers_of_all_routes_of_a_tenant() {
     let wildcards =
         "[[routes]]\npath = \"/v3/a/**\"\nkind = \"pass\"\n[[routes]]\npath = \"/v3/b/**\"\nkind = \"pass\"\n";
-    let gate = Gate::with_file(&Nobody, &[("upstream.retries", "0")], wildcards).await;
+    let gateway = TestGateway::with_file(&Unreachable, &[("upstream.retries", "0")], wildcards).await;
     for customer in 0..5 {
-        gate.read(&customer.to_string()).await.is_error(502, "upstream_failed");
+        gateway.read(&customer.to_string()).await.assert_error(502, "upstream_failed");
     }
-    gate.read("1").await.is_error(503, "unavailable");
-    gate.post(WRITE, &[], BODY).await.is_error(503, "unavailable");
+    gateway.read("1").await.assert_error(503, "unavailable");
+    gateway.post(WRITE, &[], BODY).await.assert_error(503, "unavailable");
     let of_writes = OPEN.replace(READ, WRITE);
-    assert_eq!((gate.metric(OPEN).await, gate.metric(&of_writes).await), (1.0, 1.0));
-    assert_eq!((transitions(&gate, READ, "open").await, transitions(&gate, WRITE, "open").await), (1.0, 1.0));
-    assert_eq!(transitions(&gate, "other", "open").await, 1.0, "once for all routes that share a label");
+    assert_eq!((gateway.metric(OPEN).await, gateway.metric(&of_writes).await), (1.0, 1.0));
+    assert_eq!((transitions(&gateway, READ, "open").await, transitions(&gateway, WRITE, "open").await), (1.0, 1.0));
+    assert_eq!(transitions(&gateway, "other", "open").await, 1.0, "once for all routes that share a label");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn it_can_be_switched_off() {
-    let upstream = Scripted::start(|_, _| Act::Close).await;
+async fn the_breaker_can_be_disabled() {
+    let upstream = Scripted::start(|_, _| Action::Close).await;
     let off = [
         ("upstream.breaker.consecutive", "0"),
         ("upstream.breaker.ratio", "0"),
         ("upstream.retries", "0"),
         ("limits.upstream.rate", "0"),
     ];
-    let gate = Gate::start(&upstream, &off).await;
+    let gateway = TestGateway::start(&upstream, &off).await;
     for customer in 0..30 {
-        gate.read(&customer.to_string()).await.is_error(502, "upstream_failed");
+        gateway.read(&customer.to_string()).await.assert_error(502, "upstream_failed");
     }
-    assert_eq!(gate.metric(OPEN).await, 0.0);
+    assert_eq!(gateway.metric(OPEN).await, 0.0);
 }
 
-/// Callers who have less time than upstream needs know nothing of it.
+/// A deadline shorter than the upstream's response time is not an upstream failure.
 #[tokio::test(flavor = "multi_thread")]
-async fn hasty_callers_do_not_open_it() {
-    let platform = Platform::open().await;
+async fn callers_with_short_deadlines_do_not_open_the_breaker() {
+    let platform = Platform::unlimited().await;
     platform.faults(json!({ "latency_ms": 300 })).await;
-    let gate = Gate::start(&platform, &[("cache.mode", "off"), ("limits.upstream.rate", "0")]).await;
+    let gateway = TestGateway::start(&platform, &[("cache.mode", "off"), ("limits.upstream.rate", "0")]).await;
     for _ in 0..8 {
-        gate.post(READ, &[("x-request-timeout-ms", "50")], BODY).await.is_error(504, "upstream_timeout");
+        gateway.post(READ, &[("x-request-timeout-ms", "50")], BODY).await.assert_error(504, "upstream_timeout");
     }
-    assert_eq!((gate.metric(OPEN).await, gate.read("1").await.status), (0.0, 200));
+    assert_eq!((gateway.metric(OPEN).await, gateway.read("1").await.status), (0.0, 200));
 }
 
-/// Callers that already wait for a slot are answered too, instead of waiting until their deadline.
+/// They are answered then, and do not wait until their deadline.
 #[tokio::test(flavor = "multi_thread")]
-async fn who_waits_for_a_turn_hears_that_it_opens() {
-    let upstream = Scripted::start(|_, _| Act::Hang).await;
-    let words = [
+async fn callers_waiting_for_a_slot_are_rejected_when_the_breaker_opens() {
+    let upstream = Scripted::start(|_, _| Action::Hang).await;
+    let overrides = [
         ("limits.upstream.rate", "5"),
         ("limits.upstream.per", "20s"),
         ("limits.max_wait", "1h"),
@@ -198,11 +196,11 @@ async fn who_waits_for_a_turn_hears_that_it_opens() {
         ("upstream.attempt_timeout", "500ms"),
         ("upstream.retries", "0"),
     ];
-    let gate = Arc::new(Gate::start(&upstream, &words).await);
+    let gateway = Arc::new(TestGateway::start(&upstream, &overrides).await);
     let callers: Vec<_> = (0..8)
         .map(|customer| {
-            let gate = Arc::clone(&gate);
-            tokio::spawn(async move { gate.read(&customer.to_string()).await.status })
+            let gateway = Arc::clone(&gateway);
+            tokio::spawn(async move { gateway.read(&customer.to_string()).await.status })
         })
         .collect();
     let mut statuses = Vec::new();
@@ -214,31 +212,31 @@ async fn who_waits_for_a_turn_hears_that_it_opens() {
     assert_eq!(upstream.seen().len(), 5);
 }
 
-/// A queue would only let callers wait for a refusal.
+/// In the queue, callers would only wait for a rejection.
 #[tokio::test(flavor = "multi_thread")]
-async fn while_it_is_open_nobody_waits_for_a_turn() {
-    let upstream = Scripted::start(|_, _| Act::Close).await;
-    let words = [("limits.upstream.rate", "5"), ("limits.upstream.per", "1h"), ("upstream.retries", "0")];
-    let gate = Gate::start(&upstream, &words).await;
+async fn no_caller_waits_for_a_slot_while_the_breaker_is_open() {
+    let upstream = Scripted::start(|_, _| Action::Close).await;
+    let overrides = [("limits.upstream.rate", "5"), ("limits.upstream.per", "1h"), ("upstream.retries", "0")];
+    let gateway = TestGateway::start(&upstream, &overrides).await;
     for customer in 0..5 {
-        gate.read(&customer.to_string()).await.is_error(502, "upstream_failed");
+        gateway.read(&customer.to_string()).await.assert_error(502, "upstream_failed");
     }
-    gate.read("6").await.is_error(503, "unavailable");
+    gateway.read("6").await.assert_error(503, "unavailable");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn while_it_is_open_what_is_stale_is_told() {
-    let (upstream, answers) = switched().await;
-    let words = [("upstream.attempt_timeout", "500ms"), ("upstream.retries", "0")];
-    let gate = Gate::start(&upstream, &words).await;
+async fn stale_answers_are_served_while_the_breaker_is_open() {
+    let (upstream, answers) = switchable().await;
+    let overrides = [("upstream.attempt_timeout", "500ms"), ("upstream.retries", "0")];
+    let gateway = TestGateway::start(&upstream, &overrides).await;
     answers.store(true, Ordering::SeqCst);
-    gate.read("kept").await;
+    gateway.read("kept").await;
     answers.store(false, Ordering::SeqCst);
-    gate.hands.advance(Duration::from_secs(31));
+    gateway.clock.advance(Duration::from_secs(31));
     for customer in 0..5 {
-        gate.read(&customer.to_string()).await;
+        gateway.read(&customer.to_string()).await;
     }
-    let stale = gate.read("kept").await;
+    let stale = gateway.read("kept").await;
     let cache_status = stale.header("cache-status");
     let (ttl, detail) = cache_status.strip_prefix("zvgate; hit; ttl=-").unwrap().split_once("; ").unwrap();
     assert_eq!((stale.status, detail), (200, "detail=stale-if-error"));
@@ -247,78 +245,80 @@ async fn while_it_is_open_what_is_stale_is_told() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn half_of_ten_attempts_failing_open_it_and_words_in_a_body_never() {
-    let platform = Platform::open().await;
-    let words = [("upstream.retries", "0"), ("limits.upstream.rate", "0")];
-    let gate = Gate::start(&platform, &words).await;
+async fn a_failure_ratio_of_half_opens_the_breaker_and_error_bodies_do_not() {
+    let platform = Platform::unlimited().await;
+    let overrides = [("upstream.retries", "0"), ("limits.upstream.rate", "0")];
+    let gateway = TestGateway::start(&platform, &overrides).await;
     for fault in ["error", "garbage", "redirect"] {
         platform.faults(json!({ "fault": fault })).await;
         for customer in 0..12 {
-            gate.read(&customer.to_string()).await;
+            gateway.read(&customer.to_string()).await;
         }
-        assert_eq!(gate.metric(OPEN).await, 0.0, "{fault}");
+        assert_eq!(gateway.metric(OPEN).await, 0.0, "{fault}");
     }
-    gate.hands.advance(Duration::from_secs(31));
+    gateway.clock.advance(Duration::from_secs(31));
     platform.faults(json!({ "fault": "http500", "every": 2 })).await;
     for customer in 0..10 {
-        assert_eq!(gate.metric(OPEN).await, 0.0);
-        gate.read(&customer.to_string()).await;
+        assert_eq!(gateway.metric(OPEN).await, 0.0);
+        gateway.read(&customer.to_string()).await;
     }
-    assert_eq!(gate.metric(OPEN).await, 1.0);
+    assert_eq!(gateway.metric(OPEN).await, 1.0);
 }
 
-/// One merchant's calls hang: the other's go on at their pace.
+/// One merchant's calls hang; the other's continue at their pace.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_works_goes_on_beside_what_hangs() {
+async fn a_hanging_tenant_does_not_affect_other_tenants() {
     let broken = crate::support::MERCHANTS[1].0;
     let upstream =
-        Scripted::start(move |_, request| if request.contains(broken) { Act::Hang } else { Act::success("[]") }).await;
-    let gate = Arc::new(Gate::start(&upstream, &[("limits.upstream.rate", "0"), ("upstream.max_inflight", "4")]).await);
+        Scripted::start(move |_, request| if request.contains(broken) { Action::Hang } else { Action::success("[]") })
+            .await;
+    let gateway =
+        Arc::new(TestGateway::start(&upstream, &[("limits.upstream.rate", "0"), ("upstream.max_inflight", "4")]).await);
     let hanging: Vec<_> = (0..8)
         .map(|customer| {
-            let gate = Arc::clone(&gate);
+            let gateway = Arc::clone(&gateway);
             let body = json!({ "params": { "customerId": customer.to_string() } }).to_string();
-            tokio::spawn(async move { gate.post(READ, &[("x-zvgate-tenant", "two")], &body).await.status })
+            tokio::spawn(async move { gateway.post(READ, &[("x-zvgate-tenant", "two")], &body).await.status })
         })
         .collect();
     while upstream.seen().len() < 4 {
         tokio::task::yield_now().await;
     }
     let mut served = 0;
-    while hanging.iter().any(|one| !one.is_finished()) {
+    while hanging.iter().any(|task| !task.is_finished()) {
         served += 1;
-        assert_eq!(gate.read(&served.to_string()).await.status, 200);
+        assert_eq!(gateway.read(&served.to_string()).await.status, 200);
     }
     assert!(served > 10);
-    for one in hanging {
-        let status = one.await.unwrap();
+    for task in hanging {
+        let status = task.await.unwrap();
         assert!(status == 503 || status == 504, "{status}");
     }
 }
 
-/// Those who wait for room in flight wait as long as for a slot, and no longer.
+/// Callers wait for a permit of `upstream.max_inflight` for at most `limits.max_wait`.
 #[tokio::test(flavor = "multi_thread")]
-async fn where_as_many_attempts_as_allowed_are_in_flight_further_ones_are_rejected() {
-    let (upstream, _answers) = switched().await;
-    let words = [
+async fn attempts_beyond_max_inflight_are_rejected() {
+    let (upstream, _answers) = switchable().await;
+    let overrides = [
         ("upstream.max_inflight", "2"),
         ("upstream.attempt_timeout", "2s"),
         ("upstream.retries", "0"),
         ("limits.max_wait", "200ms"),
     ];
-    let gate = Arc::new(Gate::start(&upstream, &words).await);
+    let gateway = Arc::new(TestGateway::start(&upstream, &overrides).await);
     let hung: Vec<_> = (0..2)
         .map(|customer| {
-            let gate = Arc::clone(&gate);
-            tokio::spawn(async move { gate.read(&customer.to_string()).await.status })
+            let gateway = Arc::clone(&gateway);
+            tokio::spawn(async move { gateway.read(&customer.to_string()).await.status })
         })
         .collect();
     while upstream.seen().len() < 2 {
         tokio::task::yield_now().await;
     }
-    gate.read("further").await.is_error(503, "unavailable");
-    assert_eq!((gate.metric(OPEN).await, upstream.seen().len()), (0.0, 2));
-    for one in hung {
-        assert_eq!(one.await.unwrap(), 504);
+    gateway.read("further").await.assert_error(503, "unavailable");
+    assert_eq!((gateway.metric(OPEN).await, upstream.seen().len()), (0.0, 2));
+    for task in hung {
+        assert_eq!(task.await.unwrap(), 504);
     }
 }

@@ -1,61 +1,61 @@
-//! Laws 1 and 3, and what callers ask of freshness.
+//! The cache: no answer is served past the first end in it, concurrent misses share one call, and `Cache-Control` of requests.
 
 use std::time::Duration;
 
 use serde_json::json;
 
-use crate::scripted::{Act, Scripted};
-use crate::support::{Gate, Platform, READ, unix_now, unix_of};
+use crate::scripted::{Action, Scripted};
+use crate::support::{Platform, READ, TestGateway, unix_now, unix_of};
 
 const CUSTOMER: &str = "383933091455959041";
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_second_question_is_answered_from_the_cache_with_its_age() {
-    let platform = Platform::open().await;
-    let gate = Gate::start(&platform, &[]).await;
-    let miss = gate.read(CUSTOMER).await;
+async fn a_repeated_read_is_served_from_the_cache_with_its_age() {
+    let platform = Platform::unlimited().await;
+    let gateway = TestGateway::start(&platform, &[]).await;
+    let miss = gateway.read(CUSTOMER).await;
     assert_eq!(miss.header("cache-status"), "zvgate; fwd=miss; stored; ttl=30");
     assert_eq!(miss.header("age"), "");
-    gate.hands.advance(Duration::from_secs(10));
-    let hit = gate.read(CUSTOMER).await;
+    gateway.clock.advance(Duration::from_secs(10));
+    let hit = gateway.read(CUSTOMER).await;
     assert_eq!(hit.header("age"), "10");
     assert_eq!(hit.header("cache-status"), "zvgate; hit; ttl=19");
     assert_eq!((hit.body, platform.requests(READ).await), (miss.body, 1));
-    gate.hands.advance(Duration::from_secs(20));
-    assert!(gate.read(CUSTOMER).await.is_stored_miss());
+    gateway.clock.advance(Duration::from_secs(20));
+    assert!(gateway.read(CUSTOMER).await.is_stored_miss());
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn spellings_of_one_question_share_an_answer_and_tenants_do_not() {
-    let platform = Platform::open().await;
-    let gate = Gate::start(&platform, &[]).await;
-    assert!(gate.read(CUSTOMER).await.is_stored_miss());
-    let respelt = format!(
+async fn equivalent_bodies_share_an_entry_and_tenants_do_not() {
+    let platform = Platform::unlimited().await;
+    let gateway = TestGateway::start(&platform, &[]).await;
+    assert!(gateway.read(CUSTOMER).await.is_stored_miss());
+    let equivalent = format!(
         r#"{{ "nonce":1, "params" : {{ "useStatus":"", "cardId":null, "customerId":"\u0033{}" }} }}"#,
         &CUSTOMER[1..]
     );
-    assert!(gate.post(READ, &[], &respelt).await.is_hit());
-    let of_two = gate.post(READ, &[("x-zvgate-tenant", "two")], &respelt).await;
-    assert!(of_two.is_stored_miss());
+    assert!(gateway.post(READ, &[], &equivalent).await.is_hit());
+    let second_tenant = gateway.post(READ, &[("x-zvgate-tenant", "two")], &equivalent).await;
+    assert!(second_tenant.is_stored_miss());
     let used = format!(r#"{{"params":{{"customerId":"{CUSTOMER}","useStatus":1}}}}"#);
-    assert!(gate.post(READ, &[], &used).await.is_stored_miss());
+    assert!(gateway.post(READ, &[], &used).await.is_stored_miss());
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn three_hundred_callers_with_one_cold_question_make_one_call() {
-    let platform = Platform::open().await;
+async fn concurrent_misses_for_one_question_make_one_call() {
+    let platform = Platform::unlimited().await;
     platform.faults(json!({ "latency_ms": 1500 })).await;
-    let gate = std::sync::Arc::new(Gate::start(&platform, &[]).await);
+    let gateway = std::sync::Arc::new(TestGateway::start(&platform, &[]).await);
     let callers = (0..300).map(|_| {
-        let gate = std::sync::Arc::clone(&gate);
-        tokio::spawn(async move { gate.read(CUSTOMER).await })
+        let gateway = std::sync::Arc::clone(&gateway);
+        tokio::spawn(async move { gateway.read(CUSTOMER).await })
     });
     let replies = join(callers).await;
     assert_eq!(platform.requests(READ).await, 1);
     assert!(replies.iter().all(|reply| reply.status == 200 && reply.body == replies[0].body));
-    let ways = |way: &str| replies.iter().filter(|reply| reply.header("cache-status").contains(way)).count();
-    assert_eq!((ways("stored"), ways("collapsed") + ways("hit")), (1, 299));
-    assert!(ways("collapsed") > 0);
+    let count = |status: &str| replies.iter().filter(|reply| reply.header("cache-status").contains(status)).count();
+    assert_eq!((count("stored"), count("collapsed") + count("hit")), (1, 299));
+    assert!(count("collapsed") > 0);
 }
 
 async fn join<T>(tasks: impl Iterator<Item = tokio::task::JoinHandle<T>>) -> Vec<T> {
@@ -68,36 +68,36 @@ async fn join<T>(tasks: impl Iterator<Item = tokio::task::JoinHandle<T>>) -> Vec
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_caller_who_leaves_harms_none_of_the_others() {
-    let platform = Platform::open().await;
+async fn a_caller_that_disconnects_does_not_affect_other_waiters() {
+    let platform = Platform::unlimited().await;
     platform.faults(json!({ "latency_ms": 400 })).await;
-    let gate = std::sync::Arc::new(Gate::start(&platform, &[]).await);
+    let gateway = std::sync::Arc::new(TestGateway::start(&platform, &[]).await);
     let first = {
-        let gate = std::sync::Arc::clone(&gate);
-        tokio::spawn(async move { gate.read(CUSTOMER).await })
+        let gateway = std::sync::Arc::clone(&gateway);
+        tokio::spawn(async move { gateway.read(CUSTOMER).await })
     };
     while platform.requests(READ).await < 1 {
         tokio::task::yield_now().await;
     }
     first.abort();
-    let second = gate.read(CUSTOMER).await;
+    let second = gateway.read(CUSTOMER).await;
     assert!(second.header("cache-status").ends_with("collapsed") || second.is_hit(), "{second:?}");
     assert_eq!(platform.requests(READ).await, 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_list_is_never_answered_from_the_cache_at_or_after_its_first_end() {
-    let platform = Platform::open().await;
-    let gate = Gate::start(&platform, &[("cache.expiry_margin", "0s")]).await;
+async fn no_list_is_served_from_the_cache_at_or_after_its_first_end() {
+    let platform = Platform::unlimited().await;
+    let gateway = TestGateway::start(&platform, &[("cache.expiry_margin", "0s")]).await;
     let issued = platform.change(CUSTOMER, "issue", json!({ "seconds": 3 })).await;
     let end = unix_of(issued["endAt"].as_str().unwrap());
-    let old = gate.read(CUSTOMER).await;
+    let old = gateway.read(CUSTOMER).await;
     assert!(old.is_stored_miss());
     let mut hits_before = 0;
     while unix_now() < end as f64 + 0.5 {
-        let asked = unix_now();
-        let reply = gate.read(CUSTOMER).await;
-        if asked >= end as f64 {
+        let sent = unix_now();
+        let reply = gateway.read(CUSTOMER).await;
+        if sent >= end as f64 {
             assert_ne!(reply.body, old.body, "served at or after its first end");
         } else if reply.is_hit() && unix_now() < end as f64 {
             assert_eq!(reply.body, old.body);
@@ -107,117 +107,117 @@ async fn a_list_is_never_answered_from_the_cache_at_or_after_its_first_end() {
     assert!(hits_before > 10, "{hits_before}");
 }
 
-/// A moved clock: the same law, with the margin, whichever clock moves.
+/// The same with the expiry margin, whichever clock steps.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_step_of_either_clock_ends_an_answer_in_time() {
+async fn an_entry_expires_in_time_if_either_clock_steps() {
     for (advance, step) in [(100, 0), (0, 100_000), (100, -3_600_000)] {
-        let platform = Platform::open().await;
-        let gate = Gate::start(&platform, &[("cache.ttl", "1h")]).await;
+        let platform = Platform::unlimited().await;
+        let gateway = TestGateway::start(&platform, &[("cache.ttl", "1h")]).await;
         platform.change(CUSTOMER, "issue", json!({ "seconds": 60 })).await;
-        assert!(gate.read(CUSTOMER).await.is_stored_miss());
-        assert!(gate.read(CUSTOMER).await.is_hit());
-        gate.hands.advance(Duration::from_secs(advance));
-        gate.hands.step_wall(step);
-        assert!(!gate.read(CUSTOMER).await.is_hit(), "{advance} {step}");
+        assert!(gateway.read(CUSTOMER).await.is_stored_miss());
+        assert!(gateway.read(CUSTOMER).await.is_hit());
+        gateway.clock.advance(Duration::from_secs(advance));
+        gateway.clock.step_wall(step);
+        assert!(!gateway.read(CUSTOMER).await.is_hit(), "{advance} {step}");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_answer_whose_first_end_is_within_the_margin_is_given_and_not_kept() {
-    let platform = Platform::open().await;
-    let gate = Gate::start(&platform, &[("cache.expiry_margin", "5s")]).await;
+async fn an_answer_that_ends_within_the_margin_is_returned_but_not_stored() {
+    let platform = Platform::unlimited().await;
+    let gateway = TestGateway::start(&platform, &[("cache.expiry_margin", "5s")]).await;
     platform.change(CUSTOMER, "issue", json!({ "seconds": 4 })).await;
     for _ in 0..2 {
-        let reply = gate.read(CUSTOMER).await;
+        let reply = gateway.read(CUSTOMER).await;
         assert_eq!((reply.status, reply.header("cache-status")), (200, "zvgate; fwd=miss"));
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_negative_or_unsettled_lives_shortly_and_errors_not_at_all() {
+async fn negative_and_unsettled_answers_expire_soon_and_errors_are_not_stored() {
     let upstream = Scripted::start(|_, request| {
         let about = |id: &str| request.contains(&format!("\"{id}\""));
         match () {
-            () if about("empty") => Act::success("[]"),
-            () if about("exception") => Act::json(r#"{"status":true,"code":"200001","message":"none"}"#),
-            () if about("unsettled") => Act::success(r#"[{"useStatus":0,"endAt":"2001-01-01 00:00:00"}]"#),
-            () if about("settled") => Act::success(r#"[{"useStatus":6,"endAt":"2001-01-01 00:00:00"}]"#),
-            () if about("error") => Act::json(r#"{"status":false,"code":100001}"#),
-            () if about("throttled") => Act::json(r#"{"status":true,"code":110004}"#),
-            () => Act::json("not json"),
+            () if about("empty") => Action::success("[]"),
+            () if about("exception") => Action::json(r#"{"status":true,"code":"200001","message":"none"}"#),
+            () if about("unsettled") => Action::success(r#"[{"useStatus":0,"endAt":"2001-01-01 00:00:00"}]"#),
+            () if about("settled") => Action::success(r#"[{"useStatus":6,"endAt":"2001-01-01 00:00:00"}]"#),
+            () if about("error") => Action::json(r#"{"status":false,"code":100001}"#),
+            () if about("throttled") => Action::json(r#"{"status":true,"code":110004}"#),
+            () => Action::json("not json"),
         }
     })
     .await;
-    let words = [("cache.negative_ttl", "4s"), ("cache.unsettled_ttl", "5s"), ("upstream.retries", "0")];
-    let gate = Gate::start(&upstream, &words).await;
-    for (customer, life) in [("empty", 4), ("exception", 4), ("unsettled", 5), ("settled", 30)] {
-        let status = format!("zvgate; fwd=miss; stored; ttl={life}");
-        assert_eq!(gate.read(customer).await.header("cache-status"), status, "{customer}");
-        assert!(gate.read(customer).await.is_hit(), "{customer}");
+    let overrides = [("cache.negative_ttl", "4s"), ("cache.unsettled_ttl", "5s"), ("upstream.retries", "0")];
+    let gateway = TestGateway::start(&upstream, &overrides).await;
+    for (customer, lifetime) in [("empty", 4), ("exception", 4), ("unsettled", 5), ("settled", 30)] {
+        let status = format!("zvgate; fwd=miss; stored; ttl={lifetime}");
+        assert_eq!(gateway.read(customer).await.header("cache-status"), status, "{customer}");
+        assert!(gateway.read(customer).await.is_hit(), "{customer}");
     }
     for customer in ["error", "garbage", "throttled"] {
         for _ in 0..2 {
-            let reply = gate.read(customer).await;
+            let reply = gateway.read(customer).await;
             assert_eq!((reply.status, reply.header("cache-status")), (200, "zvgate; fwd=miss"), "{customer}");
-            assert_eq!(reply.header("proxy-status"), "", "upstream's word is not the gateway's");
-            gate.hands.advance(Duration::from_secs(1));
+            assert_eq!(reply.header("proxy-status"), "", "an upstream error is not a gateway error");
+            gateway.clock.advance(Duration::from_secs(1));
         }
     }
     let lookups = |result: &str| format!("zvgate_cache_lookups_total{{result=\"{result}\",route=\"{READ}\"}}");
-    assert_eq!(gate.metric(&lookups("negative_hit")).await, 2.0);
-    assert_eq!(gate.metric(&lookups("hit")).await, 2.0);
-    assert_eq!(gate.metric(&lookups("miss")).await, 10.0);
-    assert_eq!(gate.metric("zvgate_cache_entries").await, 4.0);
-    for (bound, lives) in [("negative", 2.0), ("unsettled", 1.0), ("ttl", 1.0), ("end_at", 0.0)] {
+    assert_eq!(gateway.metric(&lookups("negative_hit")).await, 2.0);
+    assert_eq!(gateway.metric(&lookups("hit")).await, 2.0);
+    assert_eq!(gateway.metric(&lookups("miss")).await, 10.0);
+    assert_eq!(gateway.metric("zvgate_cache_entries").await, 4.0);
+    for (bound, count) in [("negative", 2.0), ("unsettled", 1.0), ("ttl", 1.0), ("end_at", 0.0)] {
         assert_eq!(
-            gate.metric(&format!("zvgate_cache_ttl_seconds_count{{bound=\"{bound}\"}}")).await,
-            lives,
+            gateway.metric(&format!("zvgate_cache_ttl_seconds_count{{bound=\"{bound}\"}}")).await,
+            count,
             "{bound}"
         );
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn no_cache_makes_a_new_call_and_drops_the_customers_other_entries() {
-    let platform = Platform::open().await;
-    let gate = Gate::start(&platform, &[]).await;
+async fn no_cache_forces_a_fetch_and_drops_the_customers_other_entries() {
+    let platform = Platform::unlimited().await;
+    let gateway = TestGateway::start(&platform, &[]).await;
     let used = format!(r#"{{"params":{{"customerId":"{CUSTOMER}","useStatus":1}}}}"#);
-    gate.read(CUSTOMER).await;
-    gate.read("another").await;
-    gate.post(READ, &[], &used).await;
-    assert!(gate.post(READ, &[], &used).await.is_hit());
+    gateway.read(CUSTOMER).await;
+    gateway.read("another").await;
+    gateway.post(READ, &[], &used).await;
+    assert!(gateway.post(READ, &[], &used).await.is_hit());
     platform.change(CUSTOMER, "use", json!({})).await;
     let body = format!(r#"{{"params":{{"customerId":"{CUSTOMER}"}}}}"#);
-    let renewed = gate.post(READ, &[("cache-control", "no-cache")], &body).await;
+    let renewed = gateway.post(READ, &[("cache-control", "no-cache")], &body).await;
     assert_eq!(renewed.header("cache-status"), "zvgate; fwd=request");
     assert!(renewed.text().contains("version=1"));
-    let hit = gate.read(CUSTOMER).await;
+    let hit = gateway.read(CUSTOMER).await;
     assert!(hit.is_hit() && hit.text().contains("version=1"));
-    assert!(gate.post(READ, &[], &used).await.is_stored_miss(), "its other entries are dropped");
-    assert!(gate.read("another").await.is_hit(), "other customers' are not");
+    assert!(gateway.post(READ, &[], &used).await.is_stored_miss(), "the customer's other entries are dropped");
+    assert!(gateway.read("another").await.is_hit(), "other customers' are not");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_new_call_that_fails_leaves_what_is_kept() {
-    let platform = Platform::open().await;
-    let gate = Gate::start(&platform, &[]).await;
-    gate.read(CUSTOMER).await;
+async fn a_failed_no_cache_fetch_keeps_the_stored_answer() {
+    let platform = Platform::unlimited().await;
+    let gateway = TestGateway::start(&platform, &[]).await;
+    gateway.read(CUSTOMER).await;
     platform.faults(json!({ "fault": "error" })).await;
     let body = format!(r#"{{"params":{{"customerId":"{CUSTOMER}"}}}}"#);
-    let failed = gate.post(READ, &[("cache-control", "no-cache")], &body).await;
+    let failed = gateway.post(READ, &[("cache-control", "no-cache")], &body).await;
     assert_eq!(failed.json()["status"], false);
-    assert!(gate.read(CUSTOMER).await.is_hit());
+    assert!(gateway.read(CUSTOMER).await.is_hit());
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn no_cache_is_shared_only_with_callers_who_came_after_it_began() {
-    let platform = Platform::open().await;
+async fn a_no_cache_fetch_is_shared_only_with_later_callers() {
+    let platform = Platform::unlimited().await;
     platform.faults(json!({ "latency_ms": 300 })).await;
-    let gate = std::sync::Arc::new(Gate::start(&platform, &[]).await);
+    let gateway = std::sync::Arc::new(TestGateway::start(&platform, &[]).await);
     let ask = |headers: &'static [(&str, &str)]| {
-        let gate = std::sync::Arc::clone(&gate);
+        let gateway = std::sync::Arc::clone(&gateway);
         let body = format!(r#"{{"params":{{"customerId":"{CUSTOMER}"}}}}"#);
-        tokio::spawn(async move { gate.post(READ, headers, &body).await })
+        tokio::spawn(async move { gateway.post(READ, headers, &body).await })
     };
     let calls = async |number: u64| {
         while platform.requests(READ).await < number {
@@ -226,29 +226,29 @@ async fn no_cache_is_shared_only_with_callers_who_came_after_it_began() {
     };
     let before = ask(&[]);
     calls(1).await;
-    let demanded = ask(&[("cache-control", "no-cache")]);
+    let forced = ask(&[("cache-control", "no-cache")]);
     calls(2).await;
     let after = ask(&[]).await.unwrap();
     assert_eq!(after.header("cache-status"), "zvgate; fwd=miss; collapsed");
     assert_eq!(
         before.await.unwrap().header("cache-status"),
         "zvgate; fwd=miss",
-        "its answer is older than the new call"
+        "its fetch is older than the forced one"
     );
-    assert_eq!(demanded.await.unwrap().header("cache-status"), "zvgate; fwd=request");
+    assert_eq!(forced.await.unwrap().header("cache-status"), "zvgate; fwd=request");
     assert_eq!(platform.requests(READ).await, 2);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn max_age_and_only_if_cached_are_heeded() {
-    let platform = Platform::open().await;
-    let gate = Gate::start(&platform, &[]).await;
+async fn max_age_and_only_if_cached_are_respected() {
+    let platform = Platform::unlimited().await;
+    let gateway = TestGateway::start(&platform, &[]).await;
     let body = format!(r#"{{"params":{{"customerId":"{CUSTOMER}"}}}}"#);
-    let ask = async |control: &'static str| gate.post(READ, &[("cache-control", control)], &body).await;
-    ask("only-if-cached").await.is_error(504, "not_cached");
+    let ask = async |control: &'static str| gateway.post(READ, &[("cache-control", control)], &body).await;
+    ask("only-if-cached").await.assert_error(504, "not_cached");
     assert_eq!(platform.requests(READ).await, 0);
     assert!(ask("max-age=5").await.is_stored_miss());
-    gate.hands.advance(Duration::from_secs(10));
+    gateway.clock.advance(Duration::from_secs(10));
     assert!(ask("max-age=15").await.is_hit());
     assert!(ask("only-if-cached").await.is_hit());
     assert!(ask("max-age=5").await.is_stored_miss());
@@ -256,35 +256,35 @@ async fn max_age_and_only_if_cached_are_heeded() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn callers_beyond_max_waiters_are_refused() {
-    let platform = Platform::open().await;
+async fn callers_beyond_max_waiters_are_rejected() {
+    let platform = Platform::unlimited().await;
     platform.faults(json!({ "latency_ms": 400 })).await;
-    let gate = std::sync::Arc::new(Gate::start(&platform, &[("limits.max_waiters", "2")]).await);
+    let gateway = std::sync::Arc::new(TestGateway::start(&platform, &[("limits.max_waiters", "2")]).await);
     let callers = (0..6).map(|_| {
-        let gate = std::sync::Arc::clone(&gate);
-        tokio::spawn(async move { gate.read(CUSTOMER).await })
+        let gateway = std::sync::Arc::clone(&gateway);
+        tokio::spawn(async move { gateway.read(CUSTOMER).await })
     });
     let replies = join(callers).await;
-    let refused: Vec<_> = replies.iter().filter(|reply| reply.status == 503).collect();
-    assert_eq!(refused.len(), 4);
-    refused[0].is_error(503, "unavailable");
-    assert_eq!(gate.metric("zvgate_limited_total{caller=\"anonymous\",limit=\"waiters\"}").await, 4.0);
+    let rejected: Vec<_> = replies.iter().filter(|reply| reply.status == 503).collect();
+    assert_eq!(rejected.len(), 4);
+    rejected[0].assert_error(503, "unavailable");
+    assert_eq!(gateway.metric("zvgate_limited_total{caller=\"anonymous\",limit=\"waiters\"}").await, 4.0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_cache_stays_within_its_memory_and_frees_what_is_over() {
-    let upstream = Scripted::start(|_, _| Act::success(&format!("[\"{}\"]", "x".repeat(2000)))).await;
-    let words = [("cache.max_bytes", "64KiB"), ("limits.upstream.rate", "0"), ("cache.unsettled_ttl", "1s")];
-    let gate = Gate::start(&upstream, &words).await;
+async fn the_cache_stays_within_max_bytes_and_drops_expired_entries() {
+    let upstream = Scripted::start(|_, _| Action::success(&format!("[\"{}\"]", "x".repeat(2000)))).await;
+    let overrides = [("cache.max_bytes", "64KiB"), ("limits.upstream.rate", "0"), ("cache.unsettled_ttl", "1s")];
+    let gateway = TestGateway::start(&upstream, &overrides).await;
     for customer in 0..100 {
-        assert!(gate.read(&customer.to_string()).await.is_stored_miss());
+        assert!(gateway.read(&customer.to_string()).await.is_stored_miss());
     }
-    let bytes = gate.metric("zvgate_cache_bytes").await;
+    let bytes = gateway.metric("zvgate_cache_bytes").await;
     assert!(bytes > 30_000.0 && bytes <= 65_536.0, "{bytes}");
-    assert!(gate.read("99").await.is_hit(), "the newest is kept");
-    assert!(gate.metric("zvgate_cache_evictions_total{cause=\"size\"}").await > 60.0);
-    while gate.metric("zvgate_cache_entries").await > 0.0 {
+    assert!(gateway.read("99").await.is_hit(), "the newest entry is kept");
+    assert!(gateway.metric("zvgate_cache_evictions_total{cause=\"size\"}").await > 60.0);
+    while gateway.metric("zvgate_cache_entries").await > 0.0 {
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
-    assert!(gate.metric("zvgate_cache_evictions_total{cause=\"expired\"}").await > 10.0);
+    assert!(gateway.metric("zvgate_cache_evictions_total{cause=\"expired\"}").await > 10.0);
 }

@@ -66,7 +66,7 @@ fn every_example_has_a_test() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_example_of_one_merchant_serves_callers_without_keys() {
-    let platform = Platform::open().await;
+    let platform = Platform::unlimited().await;
     let (_gateway, _log, record) = serve(&Example::of("one-merchant", &platform).checked());
     let address = record["listen"].as_str().unwrap().parse().unwrap();
     assert!(post(address, READ, &[], BODY).await.is_stored_miss());
@@ -75,7 +75,7 @@ async fn the_example_of_one_merchant_serves_callers_without_keys() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_example_of_several_merchants_gives_each_caller_what_it_may_use() {
-    let platform = Platform::open().await;
+    let platform = Platform::unlimited().await;
     let mut example = Example::of("several-merchants", &platform);
     for caller in ["checkout", "app", "crm"] {
         example.set_key(caller, caller);
@@ -91,17 +91,17 @@ async fn the_example_of_several_merchants_gives_each_caller_what_it_may_use() {
         assert_eq!(call("checkout", tenant, READ, BODY).await.status, 200);
     }
     assert!(call("app", "shop", READ, BODY).await.is_hit());
-    call("app", "outlet", READ, BODY).await.is_error(403, "forbidden");
-    call("app", "shop", WRITE, BODY).await.is_error(403, "forbidden");
-    post(address, READ, &[], BODY).await.is_error(401, "unauthenticated");
+    call("app", "outlet", READ, BODY).await.assert_error(403, "forbidden");
+    call("app", "shop", WRITE, BODY).await.assert_error(403, "forbidden");
+    post(address, READ, &[], BODY).await.assert_error(401, "unauthenticated");
     let ids = r#"{"customerIds":["1"]}"#;
     assert_eq!(call("crm", "shop", "/v1/invalidate", ids).await.text(), r#"{"dropped":1}"#);
-    call("app", "shop", "/v1/invalidate", ids).await.is_error(403, "forbidden");
+    call("app", "shop", "/v1/invalidate", ids).await.assert_error(403, "forbidden");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_example_behind_tls_serves_callers_with_a_certificate_and_a_key() {
-    let platform = Platform::open().await;
+    let platform = Platform::unlimited().await;
     let mut example = Example::of("behind-tls", &platform);
     let authority = Authority::new();
     for (name, file) in [("cert", "cert"), ("key", "key"), ("callers", "ca")] {

@@ -115,7 +115,7 @@ async fn reasons_to_reject_a_certificate_are_distinguished() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn tls_with_a_server_that_speaks_none_or_nothing_fails_in_time() {
-    let platform = Platform::open().await;
+    let platform = Platform::unlimited().await;
     let plain = format!("base_url = \"https://localhost:{}\"", platform.address.port());
     assert_shown(&plain, "tls_protocol_error", "tls", "tls_error").await;
     let silent = TcpListener::bind(loopback()).await.unwrap();
@@ -144,7 +144,7 @@ async fn tinyproxy(folder: &Path, more: &str) -> (Running, SocketAddr) {
 #[tokio::test(flavor = "multi_thread")]
 async fn calls_go_through_a_forward_proxy_and_its_refusals_are_distinguished() {
     let folder = tempfile::tempdir().unwrap();
-    let platform = Platform::open().await;
+    let platform = Platform::unlimited().await;
     let (_open, open) = tinyproxy(folder.path(), "").await;
     let gateway = async |upstream: &str| {
         let place = tempfile::tempdir().unwrap();

@@ -1,4 +1,4 @@
-//! Callers of HTTP/2 that do not take what they are sent, frame by frame (RFC 9113).
+//! HTTP/2 callers that do not read their responses, at the level of frames (RFC 9113).
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -9,7 +9,7 @@ use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio_rustls::client::TlsStream;
 
-use crate::scripted::{Act, Scripted};
+use crate::scripted::{Action, Scripted};
 use crate::support::{Platform, READ};
 use crate::tls::Authority;
 
@@ -17,7 +17,7 @@ const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 const BODY: &str = r#"{"params":{"customerId":"1"}}"#;
 const KEY: &str = "a caller's key";
 
-/// Types of frames.
+/// Frame types.
 const DATA: u8 = 0;
 const HEADERS: u8 = 1;
 const RST_STREAM: u8 = 3;
@@ -30,7 +30,7 @@ fn field(name: &str, value: &str) -> Vec<u8> {
     [&[0, length(name)][..], name.as_bytes(), &[length(value)], value.as_bytes()].concat()
 }
 
-/// The header block of a read.
+/// The header block of a read request.
 pub(crate) fn read_head() -> Vec<u8> {
     [
         field(":method", "POST"),
@@ -42,9 +42,9 @@ pub(crate) fn read_head() -> Vec<u8> {
     .concat()
 }
 
-/// A connection whose frames are written by hand.
+/// A connection on which the test writes the frames.
 struct Raw {
-    /// Those that came, read by a task of its own, so that waiting for one can be given up at any moment.
+    /// The received frames, read by a separate task, so that waiting for one can be cancelled at any time.
     frames: mpsc::UnboundedReceiver<Frame>,
     writer: WriteHalf<TlsStream<TcpStream>>,
 }
@@ -57,7 +57,7 @@ struct Frame {
 }
 
 impl Raw {
-    /// A connection on which each stream may send so many bytes at first.
+    /// Opens a connection with this initial window for each stream.
     async fn open(authority: &Authority, address: SocketAddr, window: u32) -> Self {
         let (reader, writer) = tokio::io::split(authority.connect_by(address, b"h2").await);
         let (sender, frames) = mpsc::unbounded_channel();
@@ -76,7 +76,7 @@ impl Raw {
         self.writer.flush().await.unwrap();
     }
 
-    /// A read.
+    /// Sends a read request.
     async fn ask(&mut self, stream: u32, key: Option<&str>) {
         let mut head = read_head();
         head.extend(key.iter().flat_map(|key| field("authorization", &format!("Bearer {key}"))));
@@ -93,7 +93,7 @@ impl Raw {
         tokio::time::timeout(Duration::from_secs(20), self.frames.recv()).await.unwrap()
     }
 
-    /// Reads frames until one of this type comes on a stream.
+    /// Reads frames until one of this type arrives on the stream.
     async fn until(&mut self, kind: u8, stream: u32) -> Option<Frame> {
         loop {
             let frame = self.frame().await?;
@@ -109,62 +109,62 @@ async fn read_frames(mut reader: ReadHalf<TlsStream<TcpStream>>, frames: mpsc::U
     while reader.read_exact(&mut head).await.is_ok() {
         let [a, b, c, kind, _, stream @ ..] = head;
         let mut payload = vec![0; u32::from_be_bytes([0, a, b, c]) as usize];
-        let whole = reader.read_exact(&mut payload).await.is_ok();
-        if !whole || frames.send(Frame { kind, stream: u32::from_be_bytes(stream), payload }).is_err() {
+        let is_complete = reader.read_exact(&mut payload).await.is_ok();
+        if !is_complete || frames.send(Frame { kind, stream: u32::from_be_bytes(stream), payload }).is_err() {
             return;
         }
     }
 }
 
-/// One caller with a key, on all routes.
-fn with_a_key() -> [(&'static str, String); 3] {
+/// Settings for one caller with a key for all tenants and routes.
+fn caller_settings() -> [(&'static str, String); 3] {
     let hash: String = Sha256::digest(KEY).iter().map(|byte| format!("{byte:02x}")).collect();
     [("callers.a.key_sha256", hash), ("callers.a.tenants", "*".to_owned()), ("callers.a.routes", "*".to_owned())]
 }
 
-/// Responses that nobody takes, to requests of nobody known, take nothing that callers share.
+/// Unread responses to unauthenticated requests hold no permit of `server.max_connections`.
 #[tokio::test(flavor = "multi_thread")]
-async fn strangers_use_up_nothing_that_callers_share() {
-    let (platform, authority, key) = (Platform::open().await, Authority::new(), with_a_key());
-    let mut words: Vec<(&str, &str)> = key.iter().map(|(name, value)| (*name, value.as_str())).collect();
-    words.push(("server.max_connections", "4"));
-    let gate = authority.gate(&platform, &words).await;
-    let mut strangers = Vec::new();
+async fn unauthenticated_requests_use_no_shared_capacity() {
+    let (platform, authority, key) = (Platform::unlimited().await, Authority::new(), caller_settings());
+    let mut overrides: Vec<(&str, &str)> = key.iter().map(|(name, value)| (*name, value.as_str())).collect();
+    overrides.push(("server.max_connections", "4"));
+    let gateway = authority.gateway(&platform, &overrides).await;
+    let mut unauthenticated = Vec::new();
     for _ in 0..3 {
-        let mut stranger = Raw::open(&authority, gate.address, 0).await;
+        let mut connection = Raw::open(&authority, gateway.address, 0).await;
         for stream in [1, 3, 5, 7, 9] {
-            stranger.ask(stream, None).await;
+            connection.ask(stream, None).await;
         }
-        // The head of the response to the last one: all are answered, and hold a body that nobody takes.
-        stranger.until(HEADERS, 9).await.unwrap();
-        strangers.push(stranger);
+        // The head of the last response: all are answered, with bodies that are not read.
+        connection.until(HEADERS, 9).await.unwrap();
+        unauthenticated.push(connection);
     }
-    let mut caller = Raw::open(&authority, gate.address, 1 << 20).await;
+    let mut caller = Raw::open(&authority, gateway.address, 1 << 20).await;
     caller.ask(1, Some(KEY)).await;
     let body = caller.until(DATA, 1).await.unwrap().payload;
     assert!(String::from_utf8_lossy(&body).contains("\"cardId\""), "{}", String::from_utf8_lossy(&body));
-    // A caller that is known does use it up.
+    // An authenticated caller does use that capacity.
     caller.ask(3, Some("wrong")).await;
     assert!(String::from_utf8_lossy(&caller.until(DATA, 3).await.unwrap().payload).contains("unauthenticated"));
-    let mut greedy = strangers.remove(0);
+    let mut authenticated = unauthenticated.remove(0);
     for stream in (11..21).step_by(2) {
-        greedy.ask(stream, Some(KEY)).await;
+        authenticated.ask(stream, Some(KEY)).await;
     }
-    greedy.until(HEADERS, 19).await.unwrap();
+    authenticated.until(HEADERS, 19).await.unwrap();
     caller.ask(5, Some(KEY)).await;
     assert!(String::from_utf8_lossy(&caller.until(DATA, 5).await.unwrap().payload).contains("\"unavailable\""));
 }
 
-/// Whatever else moves on its connection, a response that is not taken is given up in time, and its connection goes on.
+/// A response that is not read is aborted in time, whatever other traffic its connection has, and the connection stays open.
 #[tokio::test(flavor = "multi_thread")]
 async fn each_response_has_its_own_send_deadline() {
     let list = format!("[{}]", vec![r#"{"useStatus":1}"#; 4000].join(","));
-    let upstream = Scripted::start(move |_, _| Act::success(&list)).await;
+    let upstream = Scripted::start(move |_, _| Action::success(&list)).await;
     let authority = Authority::new();
-    let gate = authority.gate(&upstream, &[("server.idle_timeout", "1s"), ("server.max_connections", "2")]).await;
-    // Nothing is taken of the first response, and of the second only its beginning.
+    let gateway = authority.gateway(&upstream, &[("server.idle_timeout", "1s"), ("server.max_connections", "2")]).await;
+    // None of the first response is read, and only the beginning of the second.
     for window in [0, 20_000] {
-        let mut caller = Raw::open(&authority, gate.address, window).await;
+        let mut caller = Raw::open(&authority, gateway.address, window).await;
         caller.ask(1, None).await;
         caller.until(HEADERS, 1).await.unwrap();
         let mut stream = 3;
@@ -180,7 +180,7 @@ async fn each_response_has_its_own_send_deadline() {
             }
         }
         assert!(reset, "window {window}");
-        // The connection goes on, and what the response had of the shared limit is free again.
+        // The connection stays open, and the permit of the response is free again.
         caller.ask(stream, None).await;
         caller.send(WINDOW_UPDATE, 0, stream, &(1u32 << 20).to_be_bytes()).await;
         let body = caller.until(DATA, stream).await.unwrap().payload;
@@ -188,15 +188,15 @@ async fn each_response_has_its_own_send_deadline() {
     }
 }
 
-/// A response that is taken slowly, but taken, is sent to its end.
+/// A response that is read slowly but steadily is sent to its end.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_slow_reader_gets_its_whole_response() {
     let list = format!("[{}]", vec![r#"{"useStatus":1}"#; 4000].join(","));
     let length = list.len();
-    let upstream = Scripted::start(move |_, _| Act::success(&list)).await;
+    let upstream = Scripted::start(move |_, _| Action::success(&list)).await;
     let authority = Authority::new();
-    let gate = authority.gate(&upstream, &[("server.idle_timeout", "2s")]).await;
-    let mut caller = Raw::open(&authority, gate.address, 0).await;
+    let gateway = authority.gateway(&upstream, &[("server.idle_timeout", "2s")]).await;
+    let mut caller = Raw::open(&authority, gateway.address, 0).await;
     caller.ask(1, None).await;
     let mut received = 0;
     while received < length {

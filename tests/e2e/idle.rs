@@ -1,16 +1,16 @@
-//! Connections that were idle for a while, and are used again or closed.
+//! Idle connections: they are reused, or closed in time.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::Duration;
 
-use crate::scripted::{Act, Scripted};
-use crate::support::{Caller, Gate, Platform, READ, WRITE};
+use crate::scripted::{Action, Scripted};
+use crate::support::{Caller, Platform, READ, TestGateway, WRITE};
 use crate::tls::Authority;
 
 const BODY: &str = r#"{"params":{"customerId":"1"}}"#;
 const IDLE: (&str, &str) = ("server.idle_timeout", "2s");
-/// Less than the idle timeout.
+/// Shorter than the idle timeout.
 const PAUSE: Duration = Duration::from_millis(1200);
 
 fn request() -> String {
@@ -26,10 +26,10 @@ fn answer(stream: &mut TcpStream) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_idle_connection_is_used_again_however_its_next_request_arrives() {
-    let platform = Platform::open().await;
-    let gate = Gate::start(&platform, &[IDLE]).await;
-    let mut stream = TcpStream::connect(gate.address).unwrap();
+async fn an_idle_connection_is_reused_however_its_next_request_arrives() {
+    let platform = Platform::unlimited().await;
+    let gateway = TestGateway::start(&platform, &[IDLE]).await;
+    let mut stream = TcpStream::connect(gateway.address).unwrap();
     stream.set_nodelay(true).unwrap();
     for cuts in [&[][..], &[], &[], &[1], &[1, 2], &[30], &[request().len() - 5]] {
         let text = request();
@@ -45,39 +45,40 @@ async fn an_idle_connection_is_used_again_however_its_next_request_arrives() {
     }
     stream.write_all(request().repeat(2).as_bytes()).unwrap();
     std::thread::sleep(Duration::from_millis(50));
-    assert_eq!(answer(&mut stream).matches("HTTP/1.1 200 OK\r\n").count(), 2, "two at once");
+    assert_eq!(answer(&mut stream).matches("HTTP/1.1 200 OK\r\n").count(), 2, "two pipelined requests");
 }
 
-/// The beginning of a head that arrived with the request before it, or while that was answered.
+/// The beginning of the head arrives together with the request before it.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_head_that_began_before_a_pause_is_completed_or_timed_out() {
-    let platform = Platform::open().await;
-    let (one, cut) = (request(), 40);
-    let begin = |gate: &Gate| {
-        let mut stream = TcpStream::connect(gate.address).unwrap();
-        stream.write_all(format!("{one}{}", &one[..cut]).as_bytes()).unwrap();
+async fn a_head_that_began_before_a_pause_is_completed_or_times_out() {
+    let platform = Platform::unlimited().await;
+    let (text, cut) = (request(), 40);
+    let begin = |gateway: &TestGateway| {
+        let mut stream = TcpStream::connect(gateway.address).unwrap();
+        stream.write_all(format!("{text}{}", &text[..cut]).as_bytes()).unwrap();
         assert!(answer(&mut stream).starts_with("HTTP/1.1 200 OK\r\n"));
         stream
     };
-    let gate = Gate::start(&platform, &[IDLE, ("server.header_timeout", "3s")]).await;
-    let mut stream = begin(&gate);
+    let gateway = TestGateway::start(&platform, &[IDLE, ("server.header_timeout", "3s")]).await;
+    let mut stream = begin(&gateway);
     std::thread::sleep(PAUSE);
-    stream.write_all(&one.as_bytes()[cut..]).unwrap();
+    stream.write_all(&text.as_bytes()[cut..]).unwrap();
     let second = answer(&mut stream);
     assert!(second.starts_with("HTTP/1.1 200 OK\r\n"), "{second}");
-    let gate = Gate::start(&platform, &[("server.idle_timeout", "1s"), ("server.header_timeout", "200ms")]).await;
-    let mut stream = begin(&gate);
-    assert_eq!(answer(&mut stream), "", "it is closed");
+    let gateway =
+        TestGateway::start(&platform, &[("server.idle_timeout", "1s"), ("server.header_timeout", "200ms")]).await;
+    let mut stream = begin(&gateway);
+    assert_eq!(answer(&mut stream), "", "the connection is closed");
 }
 
-/// The rest of a rejected request's body is no request, however late it arrives.
+/// The rest of a rejected request's body may arrive late.
 #[tokio::test(flavor = "multi_thread")]
-async fn the_rest_of_a_body_is_no_request_after_a_pause() {
-    let upstream = Scripted::start(|_, _| Act::success("[]")).await;
+async fn the_rest_of_a_rejected_body_is_never_parsed_as_a_request() {
+    let upstream = Scripted::start(|_, _| Action::success("[]")).await;
     for (idle_timeout, pause) in [("400ms", 300), ("1s", 700), ("2s", 1200), ("3s", 1700)] {
-        let gate = Gate::start(&upstream, &[("server.idle_timeout", idle_timeout)]).await;
+        let gateway = TestGateway::start(&upstream, &[("server.idle_timeout", idle_timeout)]).await;
         let hidden = request().replace(READ, WRITE);
-        let mut stream = TcpStream::connect(gate.address).unwrap();
+        let mut stream = TcpStream::connect(gateway.address).unwrap();
         let head = format!("POST /nope HTTP/1.1\r\nHost: localhost\r\nContent-Length: {}\r\n\r\n", hidden.len());
         stream.write_all(head.as_bytes()).unwrap();
         assert!(answer(&mut stream).starts_with("HTTP/1.1 404 "));
@@ -93,10 +94,10 @@ async fn the_rest_of_a_body_is_no_request_after_a_pause() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_idle_tls_connection_is_used_again() {
-    let (platform, authority) = (Platform::open().await, Authority::new());
-    let gate = authority.gate(&platform, &[IDLE]).await;
-    let mut caller = Caller::over(authority.connect_by(gate.address, b"http/1.1").await).await;
+async fn an_idle_tls_connection_is_reused() {
+    let (platform, authority) = (Platform::unlimited().await, Authority::new());
+    let gateway = authority.gateway(&platform, &[IDLE]).await;
+    let mut caller = Caller::over(authority.connect_by(gateway.address, b"http/1.1").await).await;
     for _ in 0..3 {
         assert_eq!(caller.read("1").await.status, 200);
         tokio::time::sleep(PAUSE).await;
@@ -104,44 +105,44 @@ async fn an_idle_tls_connection_is_used_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_head_that_stops_after_a_pause_is_timed_out() {
-    let platform = Platform::open().await;
-    let gate = Gate::start(&platform, &[IDLE, ("server.header_timeout", "200ms")]).await;
-    let mut stream = TcpStream::connect(gate.address).unwrap();
+async fn a_head_that_stalls_after_a_pause_times_out() {
+    let platform = Platform::unlimited().await;
+    let gateway = TestGateway::start(&platform, &[IDLE, ("server.header_timeout", "200ms")]).await;
+    let mut stream = TcpStream::connect(gateway.address).unwrap();
     stream.write_all(request().as_bytes()).unwrap();
     assert!(answer(&mut stream).starts_with("HTTP/1.1 200 OK\r\n"));
     std::thread::sleep(PAUSE);
     stream.write_all(b"POST ").unwrap();
-    // Long before its idle time is over, had it gone on.
+    // Shorter than the idle timeout.
     stream.set_read_timeout(Some(Duration::from_millis(1500))).unwrap();
-    assert_eq!(answer(&mut stream), "", "it is closed");
+    assert_eq!(answer(&mut stream), "", "the connection is closed");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_idle_connection_is_announced_as_closing_before_it_is_closed() {
-    let platform = Platform::open().await;
-    let gate = Gate::start(&platform, &[IDLE]).await;
-    let (mut kept, mut idle) = (Caller::connect(gate.address).await, Caller::connect(gate.address).await);
+async fn a_drain_closes_idle_connections_and_announces_it_on_used_ones() {
+    let platform = Platform::unlimited().await;
+    let gateway = TestGateway::start(&platform, &[IDLE]).await;
+    let (mut kept, mut idle) = (Caller::connect(gateway.address).await, Caller::connect(gateway.address).await);
     kept.read("1").await;
     idle.read("1").await;
     tokio::time::sleep(PAUSE).await;
-    gate.stop.cancel();
-    while TcpStream::connect(gate.address).is_ok() {
+    gateway.stop.cancel();
+    while TcpStream::connect(gateway.address).is_ok() {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     let last = kept.read("1").await;
     assert_eq!((last.status, last.header("connection")), (200, "close"));
-    gate.done.await.unwrap();
-    assert!(idle.is_closed().await, "one that is not used does not hold the gateway up");
+    gateway.done.await.unwrap();
+    assert!(idle.wait_until_closed().await, "an unused connection does not delay the stop");
 }
 
-/// Whatever timer ran out while the response was awaited.
+/// Even if another timer expired while the response was pending.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_connection_is_closed_for_idling_after_a_slow_response() {
-    let platform = Platform::open().await;
+async fn a_connection_is_closed_at_the_idle_timeout_after_a_slow_response() {
+    let platform = Platform::unlimited().await;
     platform.faults(serde_json::json!({ "latency_ms": 900 })).await;
     let timeouts = [("server.header_timeout", "300ms"), ("server.idle_timeout", "400ms")];
-    let gate = Gate::start(&platform, &timeouts).await;
-    let text = crate::support::raw(gate.address, request().as_bytes());
+    let gateway = TestGateway::start(&platform, &timeouts).await;
+    let text = crate::support::raw(gateway.address, request().as_bytes());
     assert!(text.starts_with("HTTP/1.1 200 OK\r\n"), "{text}");
 }

@@ -1,20 +1,20 @@
-//! Laws 2 and 5, measured at the platform.
+//! Pacing and signing, measured at the platform: it throttles no call and rejects no signature.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::json;
 
-use crate::support::{Caller, Gate, Platform, READ, Reply, WRITE};
+use crate::support::{Caller, Platform, READ, Reply, TestGateway, WRITE};
 
-/// Sends `rate` requests a second, each about another customer, for so many seconds.
-async fn flood(gate: &Arc<Gate>, rate: u32, seconds: u32) -> Vec<Reply> {
+/// Sends `rate` requests a second, each for another customer, for `seconds`.
+async fn flood(gateway: &Arc<TestGateway>, rate: u32, seconds: u32) -> Vec<Reply> {
     let mut ticks = tokio::time::interval(Duration::from_secs(1) / rate);
     let mut callers = Vec::new();
     for number in 0..rate * seconds {
         ticks.tick().await;
-        let gate = Arc::clone(gate);
-        callers.push(tokio::spawn(async move { gate.read(&format!("flood-{number}")).await }));
+        let gateway = Arc::clone(gateway);
+        callers.push(tokio::spawn(async move { gateway.read(&format!("flood-{number}")).await }));
     }
     let mut replies = Vec::new();
     for caller in callers {
@@ -24,167 +24,167 @@ async fn flood(gate: &Arc<Gate>, rate: u32, seconds: u32) -> Vec<Reply> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn ten_times_the_pace_makes_the_platform_refuse_nothing() {
-    let platform = Platform::strict().await;
+async fn load_at_ten_times_the_pace_is_never_throttled_by_the_platform() {
+    let platform = Platform::rate_limited().await;
     platform.faults(json!({ "jitter_ms": 400 })).await;
-    let gate = Arc::new(Gate::start(&platform, &[]).await);
+    let gateway = Arc::new(TestGateway::start(&platform, &[]).await);
     let clock = zvgate::clock::Clock::system();
     let started = clock.boot();
-    let replies = flood(&gate, 100, 60).await;
+    let replies = flood(&gateway, 100, 60).await;
     let took = clock.boot().since(started);
-    assert_eq!(platform.stats().await["refused"], json!({}), "the platform refused a call");
-    let (served, refused): (Vec<_>, Vec<_>) = replies.iter().partition(|reply| reply.status == 200);
+    assert_eq!(platform.stats().await["refused"], json!({}), "the platform rejected a call");
+    let (served, rejected): (Vec<_>, Vec<_>) = replies.iter().partition(|reply| reply.status == 200);
     assert!(served.iter().all(|reply| reply.text().contains("\"code\":0")));
     assert_eq!(served.len() as u64, platform.requests(READ).await);
-    // A slot is busy from its call's beginning until `per` after its answer: so much of all slots' time was used.
+    // A slot is busy from the beginning of its call until `per` after its answer; this is the busy share of all slots.
     let metric = |name: &str| format!("zvgate_upstream_duration_seconds_{name}{{route=\"{READ}\",tenant=\"one\"}}");
-    let busy = gate.metric(&metric("sum")).await + gate.metric(&metric("count")).await;
+    let busy = gateway.metric(&metric("sum")).await + gateway.metric(&metric("count")).await;
     let share = busy / (10.0 * took.as_secs_f64());
-    println!("{} calls, {share:.3} of what the slots can give", served.len());
-    assert!(served.len() > 60, "{} calls are too few to show anything", served.len());
-    for reply in &refused {
-        reply.is_error(429, "upstream_limited");
+    println!("{} calls, slots busy for {share:.3} of the time", served.len());
+    assert!(served.len() > 60, "{} calls are too few for a meaningful result", served.len());
+    for reply in &rejected {
+        reply.assert_error(429, "upstream_limited");
         assert_eq!(reply.header("ratelimit-policy"), "\"upstream\";q=10;w=1");
         assert_eq!(reply.header("ratelimit"), format!("\"upstream\";r=0;t={}", reply.header("retry-after")));
         assert!(reply.header("retry-after").parse::<u32>().unwrap() >= 1);
     }
     assert_eq!(
-        gate.metric("zvgate_limited_total{caller=\"anonymous\",limit=\"upstream\"}").await,
-        refused.len() as f64
+        gateway.metric("zvgate_limited_total{caller=\"anonymous\",limit=\"upstream\"}").await,
+        rejected.len() as f64
     );
 }
 
-/// Calls that are never answered, broken off or refused are counted by the platform as well.
+/// The platform also counts calls that it rejects, breaks off or never answers.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_pace_holds_under_every_fault() {
     for fault in ["hang", "reset", "truncate", "http500", "garbage", "redirect"] {
-        let platform = Platform::strict().await;
+        let platform = Platform::rate_limited().await;
         platform.faults(json!({ "jitter_ms": 400, "fault": fault, "every": 3 })).await;
-        let words = [("upstream.attempt_timeout", "1s"), ("upstream.retries", "5"), ("limits.max_wait", "2s")];
-        let gate = Arc::new(Gate::start(&platform, &words).await);
-        flood(&gate, 40, 4).await;
+        let overrides = [("upstream.attempt_timeout", "1s"), ("upstream.retries", "5"), ("limits.max_wait", "2s")];
+        let gateway = Arc::new(TestGateway::start(&platform, &overrides).await);
+        flood(&gateway, 40, 4).await;
         assert_eq!(platform.stats().await["refused"], json!({}), "{fault}");
         assert!(platform.requests(READ).await >= 10, "{fault}");
     }
 }
 
-/// What went by the common pace is remembered there when a path gets one of its own again.
+/// Calls that were counted by the common pace stay counted there when the path could get its own pace again.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_path_does_not_leave_the_common_pace_while_that_cools() {
-    let platform = Platform::open().await;
+async fn a_path_stays_on_the_common_pace_while_its_calls_count_there() {
+    let platform = Platform::unlimited().await;
     let file = "[[routes]]\npath = \"/v3/w/**\"\nkind = \"pass\"\npace = { rate = 1, per = \"1h\" }\n[[routes]]\npath = \"/v4/**\"\nkind = \"pass\"\n";
-    let gate = Gate::with_file(&platform, &[("limits.max_wait", "0s")], file).await;
-    let pass = async |number: u32| gate.post(&format!("/v3/w/{number}"), &[], r#"{"params":{}}"#).await.status;
+    let gateway = TestGateway::with_file(&platform, &[("limits.max_wait", "0s")], file).await;
+    let pass = async |number: u32| gateway.post(&format!("/v3/w/{number}"), &[], r#"{"params":{}}"#).await.status;
     let other = "zvgate_upstream_rate{route=\"other\",tenant=\"one\"}";
-    assert_eq!(gate.metric(other).await, 1.0, "the slowest of the routes that share the name");
+    assert_eq!(gateway.metric(other).await, 1.0, "the slowest of the routes that share the label");
     assert_eq!((pass(0).await, pass(1).await), (200, 200));
-    gate.hands.advance(Duration::from_secs(1800));
+    gateway.clock.advance(Duration::from_secs(1800));
     for number in 2..257 {
         assert_eq!(pass(number).await, 200, "{number}");
     }
-    gate.hands.advance(Duration::from_secs(1801));
-    assert_eq!(pass(256).await, 429, "it was counted half an hour ago, by the common pace");
-    gate.hands.advance(Duration::from_secs(1800));
+    gateway.clock.advance(Duration::from_secs(1801));
+    assert_eq!(pass(256).await, 429, "the common pace counted it half an hour ago");
+    gateway.clock.advance(Duration::from_secs(1800));
     assert_eq!(pass(256).await, 200);
 }
 
-/// Another process may have called just before: all slots cool for one `per` first.
+/// Another process may have made calls just before: all slots are busy for the first `per`.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_process_begins_with_its_slots_cooling() {
-    let platform = Platform::strict().await;
-    let words = [("limits.upstream.per", "1h"), ("limits.max_wait", "0s")];
-    let gate = Gate::cold(&platform, &words).await;
-    let refused = gate.read("1").await;
-    refused.is_error(429, "upstream_limited");
-    assert_eq!(refused.header("retry-after"), "3600");
-    gate.hands.advance(Duration::from_secs(3600));
-    assert_eq!(gate.read("1").await.status, 200);
+async fn a_cold_gateway_waits_one_period_before_its_first_call() {
+    let platform = Platform::rate_limited().await;
+    let overrides = [("limits.upstream.per", "1h"), ("limits.max_wait", "0s")];
+    let gateway = TestGateway::cold(&platform, &overrides).await;
+    let rejected = gateway.read("1").await;
+    rejected.assert_error(429, "upstream_limited");
+    assert_eq!(rejected.header("retry-after"), "3600");
+    gateway.clock.advance(Duration::from_secs(3600));
+    assert_eq!(gateway.read("1").await.status, 200);
 }
 
-/// The route that is throttled pauses, longer each time, and has half as many calls in a window until a quiet minute.
+/// It pauses, longer each time, and its rate is halved until a minute without throttling has passed.
 #[tokio::test(flavor = "multi_thread")]
-async fn who_is_throttled_all_the_same_backs_off() {
-    let platform = Platform::open().await;
-    let words = [("limits.max_wait", "0s"), ("upstream.retries", "0"), ("upstream.follow_clock", "false")];
-    let gate = Gate::start(&platform, &words).await;
+async fn a_throttled_route_backs_off() {
+    let platform = Platform::unlimited().await;
+    let overrides = [("limits.max_wait", "0s"), ("upstream.retries", "0"), ("upstream.follow_clock", "false")];
+    let gateway = TestGateway::start(&platform, &overrides).await;
     let rate = |route: &str, tenant: &str| format!("zvgate_upstream_rate{{route=\"{route}\",tenant=\"{tenant}\"}}");
     platform.faults(json!({ "fault": "throttle", "times": 2 })).await;
     for (pause, rest) in [(1, 5.0), (2, 2.0)] {
-        assert!(gate.read("1").await.text().contains("110004"));
-        assert_eq!(gate.metric(&rate(READ, "one")).await, 0.0);
-        let refused = gate.read("1").await;
-        refused.is_error(429, "upstream_limited");
-        assert_eq!(refused.header("retry-after"), pause.to_string());
-        gate.hands.advance(Duration::from_secs(pause));
-        assert_eq!(gate.metric(&rate(READ, "one")).await, rest);
+        assert!(gateway.read("1").await.text().contains("110004"));
+        assert_eq!(gateway.metric(&rate(READ, "one")).await, 0.0);
+        let rejected = gateway.read("1").await;
+        rejected.assert_error(429, "upstream_limited");
+        assert_eq!(rejected.header("retry-after"), pause.to_string());
+        gateway.clock.advance(Duration::from_secs(pause));
+        assert_eq!(gateway.metric(&rate(READ, "one")).await, rest);
     }
-    assert_eq!((gate.read("1").await.status, gate.read("2").await.status), (200, 200));
-    gate.read("3").await.is_error(429, "upstream_limited");
+    assert_eq!((gateway.read("1").await.status, gateway.read("2").await.status), (200, 200));
+    gateway.read("3").await.assert_error(429, "upstream_limited");
     for (route, tenant) in [(READ, "two"), (WRITE, "one")] {
-        assert_eq!(gate.metric(&rate(route, tenant)).await, 10.0);
+        assert_eq!(gateway.metric(&rate(route, tenant)).await, 10.0);
     }
-    gate.hands.advance(Duration::from_secs(60));
-    assert_eq!(gate.metric(&rate(READ, "one")).await, 10.0);
+    gateway.clock.advance(Duration::from_secs(60));
+    assert_eq!(gateway.metric(&rate(READ, "one")).await, 10.0);
 }
 
-/// A read that was throttled waits for the pause and is asked again.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_throttled_read_is_asked_again_after_the_pause() {
-    let platform = Platform::open().await;
-    let gate = Gate::start(&platform, &[("limits.upstream.per", "200ms")]).await;
+async fn a_throttled_read_is_retried_after_the_pause() {
+    let platform = Platform::unlimited().await;
+    let gateway = TestGateway::start(&platform, &[("limits.upstream.per", "200ms")]).await;
     platform.faults(json!({ "fault": "throttle", "times": 2 })).await;
-    assert!(gate.read("1").await.is_stored_miss());
+    assert!(gateway.read("1").await.is_stored_miss());
     assert_eq!(platform.requests(READ).await, 3);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn tenants_and_routes_have_a_pace_each() {
-    let platform = Platform::strict().await;
+async fn each_tenant_and_route_has_its_own_pace() {
+    let platform = Platform::rate_limited().await;
     let file = "[[routes]]\npath = \"/v3/slow/**\"\nkind = \"pass\"\npace = { rate = 1, per = \"1h\" }\n";
-    let gate = Gate::with_file(&platform, &[("limits.max_wait", "0s"), ("tenants.two.pace.rate", "2")], file).await;
+    let gateway =
+        TestGateway::with_file(&platform, &[("limits.max_wait", "0s"), ("tenants.two.pace.rate", "2")], file).await;
     for customer in 0..10 {
-        assert_eq!(gate.read(&customer.to_string()).await.status, 200);
+        assert_eq!(gateway.read(&customer.to_string()).await.status, 200);
     }
-    gate.read("eleven").await.is_error(429, "upstream_limited");
-    let of_two = async |customer: &str| {
+    gateway.read("eleven").await.assert_error(429, "upstream_limited");
+    let read_second_tenant = async |customer: &str| {
         let body = json!({ "params": { "customerId": customer } }).to_string();
-        gate.post(READ, &[("x-zvgate-tenant", "two")], &body).await
+        gateway.post(READ, &[("x-zvgate-tenant", "two")], &body).await
     };
-    assert_eq!((of_two("1").await.status, of_two("2").await.status), (200, 200));
-    let limited = of_two("3").await;
-    limited.is_error(429, "upstream_limited");
+    assert_eq!((read_second_tenant("1").await.status, read_second_tenant("2").await.status), (200, 200));
+    let limited = read_second_tenant("3").await;
+    limited.assert_error(429, "upstream_limited");
     assert_eq!(limited.header("ratelimit-policy"), "\"upstream\";q=2;w=1");
-    let pass = async |path: &str| gate.post(path, &[], r#"{"params":{}}"#).await;
+    let pass = async |path: &str| gateway.post(path, &[], r#"{"params":{}}"#).await;
     assert_eq!(pass("/v3/slow/a").await.header("cache-status"), "zvgate; fwd=bypass");
-    pass("/v3/slow/a").await.is_error(429, "upstream_limited");
-    assert_eq!(pass("/v3/slow/b").await.status, 200, "each path under a wildcard has its own");
+    pass("/v3/slow/a").await.assert_error(429, "upstream_limited");
+    assert_eq!(pass("/v3/slow/b").await.status, 200, "each path under a wildcard has its own pace");
 }
 
-/// 256 paths have a pace each; what comes then shares one, until a path needs its own no more.
+/// 256 paths have their own pace; further ones share one, until a path no longer needs its own.
 #[tokio::test(flavor = "multi_thread")]
-async fn paths_under_a_wildcard_give_their_pace_back() {
-    let platform = Platform::open().await;
+async fn paths_under_a_wildcard_release_their_pace_when_unused() {
+    let platform = Platform::unlimited().await;
     let file = "[[routes]]\npath = \"/v3/w/**\"\nkind = \"pass\"\npace = { rate = 1, per = \"1h\" }\n";
-    let gate = Gate::with_file(&platform, &[("limits.max_wait", "0s")], file).await;
-    let pass = async |number: u32| gate.post(&format!("/v3/w/{number}"), &[], r#"{"params":{}}"#).await.status;
+    let gateway = TestGateway::with_file(&platform, &[("limits.max_wait", "0s")], file).await;
+    let pass = async |number: u32| gateway.post(&format!("/v3/w/{number}"), &[], r#"{"params":{}}"#).await.status;
     for number in 0..257 {
         assert_eq!(pass(number).await, 200, "{number}");
     }
     assert_eq!(pass(257).await, 429, "the common pace is used up");
-    gate.hands.advance(Duration::from_secs(7200));
+    gateway.clock.advance(Duration::from_secs(7200));
     assert_eq!((pass(258).await, pass(259).await), (200, 200));
     assert_eq!(pass(259).await, 429);
 }
 
-/// A caller of a pass who leaves in the middle leaves no trace in pace or counts.
+/// A caller that disconnects during a pass changes neither the pace nor the counts.
 #[tokio::test(flavor = "multi_thread")]
-async fn callers_who_leave_do_not_break_the_pace() {
-    let platform = Platform::strict().await;
+async fn callers_that_disconnect_do_not_break_the_pace() {
+    let platform = Platform::rate_limited().await;
     let file = "[[routes]]\npath = \"/v3/pass\"\nkind = \"pass\"\n";
-    let gate = Gate::with_file(&platform, &[], file).await;
+    let gateway = TestGateway::with_file(&platform, &[], file).await;
     let request = "POST /v3/pass HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nX-Request-Timeout-Ms: 1\r\nContent-Length: 13\r\n\r\n{\"params\":{}}";
-    let address = gate.address;
-    let leaving: Vec<_> = (0..4)
+    let address = gateway.address;
+    let disconnecting: Vec<_> = (0..4)
         .map(|_| {
             std::thread::spawn(move || {
                 for micros in (0..1500).step_by(5) {
@@ -196,39 +196,39 @@ async fn callers_who_leave_do_not_break_the_pace() {
             })
         })
         .collect();
-    tokio::task::block_in_place(|| leaving.into_iter().for_each(|thread| thread.join().unwrap()));
+    tokio::task::block_in_place(|| disconnecting.into_iter().for_each(|thread| thread.join().unwrap()));
     assert_eq!(platform.stats().await["refused"], json!({}));
     assert_eq!(
-        gate.metric("zvgate_breaker_open{route=\"/v3/pass\",tenant=\"one\"}").await,
+        gateway.metric("zvgate_breaker_open{route=\"/v3/pass\",tenant=\"one\"}").await,
         0.0,
-        "a caller's haste says nothing about the platform"
+        "a caller's short deadline is not a platform failure"
     );
-    while gate.metric("zvgate_upstream_inflight{tenant=\"one\"}").await > 0.0 {
+    while gateway.metric("zvgate_upstream_inflight{tenant=\"one\"}").await > 0.0 {
         tokio::task::yield_now().await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_caller_waits_for_its_turn_and_gets_it() {
-    let platform = Platform::strict().await;
-    let gate = Arc::new(Gate::start(&platform, &[]).await);
-    let replies = flood(&gate, 15, 1).await;
+async fn callers_within_max_wait_get_a_slot() {
+    let platform = Platform::rate_limited().await;
+    let gateway = Arc::new(TestGateway::start(&platform, &[]).await);
+    let replies = flood(&gateway, 15, 1).await;
     assert!(replies.iter().all(|reply| reply.status == 200));
     assert_eq!(platform.stats().await["refused"], json!({}));
     let waited = format!("zvgate_limit_wait_seconds_count{{route=\"{READ}\",tenant=\"one\"}}");
-    assert_eq!(gate.metric(&waited).await, 15.0);
+    assert_eq!(gateway.metric(&waited).await, 15.0);
 }
 
-/// 3,000 calls on 32 connections: the platform's own check finds no signature wrong, and none used twice.
+/// 3,000 calls on 32 connections: the platform's check finds no signature invalid, and none used twice.
 #[tokio::test(flavor = "multi_thread")]
-async fn no_signature_is_refused_and_none_is_repeated() {
-    let platform = Platform::open().await;
-    let gate = Arc::new(Gate::start(&platform, &[("limits.upstream.rate", "0")]).await);
+async fn every_signature_is_valid_and_unique() {
+    let platform = Platform::unlimited().await;
+    let gateway = Arc::new(TestGateway::start(&platform, &[("limits.upstream.rate", "0")]).await);
     let callers: Vec<_> = (0..32)
         .map(|caller| {
-            let gate = Arc::clone(&gate);
+            let gateway = Arc::clone(&gateway);
             tokio::spawn(async move {
-                let mut connection = Caller::connect(gate.address).await;
+                let mut connection = Caller::connect(gateway.address).await;
                 for number in 0..94 {
                     let reply = connection.read(&format!("{caller}-{number}")).await;
                     assert!(reply.is_stored_miss(), "{reply:?}");

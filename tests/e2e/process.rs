@@ -21,7 +21,7 @@ fn without_a_command_help_is_printed() {
 }
 
 #[test]
-fn serving_without_a_tenant_exits_2_and_names_what_is_missing() {
+fn serve_without_a_tenant_exits_2_and_names_the_missing_keys() {
     let folder = tempfile::tempdir().unwrap();
     let (code, _, err) = run(zvgate().arg("serve").current_dir(folder.path()));
     assert_eq!(code, 2);
@@ -31,8 +31,8 @@ fn serving_without_a_tenant_exits_2_and_names_what_is_missing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_gateway_process_serves_and_stops_at_sigterm_and_sigint() {
-    let platform = Platform::open().await;
+async fn serve_stops_on_sigterm_and_sigint() {
+    let platform = Platform::unlimited().await;
     let folder = tempfile::tempdir().unwrap();
     let config = write_config(folder.path(), &platform.url(), "");
     for signal in ["TERM", "INT"] {
@@ -46,8 +46,8 @@ async fn a_gateway_process_serves_and_stops_at_sigterm_and_sigint() {
     }
 }
 
-/// How often each thread of such a name has slept: those of a process that may not be dumped can still be read here.
-fn naps(process: u32, name: &str) -> Vec<u64> {
+/// The voluntary context switches of each thread with this name, which are readable even if core dumps are disabled.
+fn voluntary_switches(process: u32, name: &str) -> Vec<u64> {
     let threads = std::fs::read_dir(format!("/proc/{process}/task")).unwrap();
     let status = threads.map(|thread| std::fs::read_to_string(thread.unwrap().path().join("status")).unwrap());
     let of = |status: &str, field: &str| {
@@ -62,7 +62,7 @@ fn naps(process: u32, name: &str) -> Vec<u64> {
 #[tokio::test(flavor = "multi_thread")]
 async fn every_worker_serves_and_all_share_one_cache() {
     const WORKERS: usize = 3;
-    let platform = Platform::open().await;
+    let platform = Platform::unlimited().await;
     platform.faults(serde_json::json!({ "latency_ms": 200 })).await;
     let folder = tempfile::tempdir().unwrap();
     let config = write_config(folder.path(), &platform.url(), "");
@@ -70,47 +70,47 @@ async fn every_worker_serves_and_all_share_one_cache() {
     std::fs::write(&config, text.replace("[server]\n", &format!("[server]\nworkers = {WORKERS}\n"))).unwrap();
     let (mut gateway, _log, record) = serve(&config);
     let address = record["listen"].as_str().unwrap().parse().unwrap();
-    let mut asking = tokio::task::JoinSet::new();
+    let mut requests = tokio::task::JoinSet::new();
     for _ in 0..2 * WORKERS {
         let mut caller = Caller::connect(address).await;
-        asking.spawn(async move {
+        requests.spawn(async move {
             assert_eq!(caller.read("1").await.status, 200);
             caller
         });
     }
-    let mut callers = asking.join_all().await;
-    assert_eq!(platform.requests(READ).await, 1, "all workers' callers wait for one call");
+    let mut callers = requests.join_all().await;
+    assert_eq!(platform.requests(READ).await, 1, "the callers of all workers share one call");
 
-    let before = naps(gateway.0.id(), "worker-");
+    let before = voluntary_switches(gateway.0.id(), "worker-");
     for _ in 0..50 {
         for caller in &mut callers {
             assert!(caller.read("1").await.is_hit());
         }
     }
-    let after = naps(gateway.0.id(), "worker-");
+    let after = voluntary_switches(gateway.0.id(), "worker-");
     assert_eq!((before.len(), after.len()), (WORKERS, WORKERS));
     for (before, after) in before.iter().zip(&after) {
-        assert!(after - before >= 10, "one of the workers had nothing to do: {before} to {after}");
+        assert!(after - before >= 10, "one of the workers was idle: {before} to {after}");
     }
     gateway.signal("TERM");
     assert_eq!(gateway.code(), 0);
 }
 
-/// The process before it may have used the pace up.
+/// An earlier process may have used up the pace.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_gateway_process_begins_with_its_pace_cooling() {
-    let platform = Platform::open().await;
+async fn a_new_process_waits_one_period_before_its_first_call() {
+    let platform = Platform::unlimited().await;
     let folder = tempfile::tempdir().unwrap();
     let more = "[limits]\nmax_wait = \"0s\"\n[limits.upstream]\nper = \"1h\"\n";
     let (_gateway, _log, record) = serve(&write_config(folder.path(), &platform.url(), more));
     let address = record["listen"].as_str().unwrap().parse().unwrap();
-    post(address, READ, &[], r#"{"params":{"customerId":"1"}}"#).await.is_error(429, "upstream_limited");
+    post(address, READ, &[], r#"{"params":{"customerId":"1"}}"#).await.assert_error(429, "upstream_limited");
 }
 
-/// Far apart clocks are something to look at before the platform refuses every signature.
+/// Operators should learn of it before the platform rejects every signature.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_platform_whose_clock_is_far_off_is_told_of() {
-    let platform = Platform::open().await;
+async fn a_large_clock_skew_is_logged() {
+    let platform = Platform::unlimited().await;
     platform.faults(serde_json::json!({ "clock_skew_s": -45 })).await;
     let folder = tempfile::tempdir().unwrap();
     let (_gateway, mut log, record) = serve(&write_config(folder.path(), &platform.url(), ""));
@@ -123,10 +123,10 @@ async fn a_platform_whose_clock_is_far_off_is_told_of() {
     assert!((-47..=-43).contains(&line["ahead_s"].as_i64().unwrap()), "{line}");
 }
 
-/// Failures, the breaker and throttling are logged when they begin and end, with cause, tenant and route; never each attempt.
+/// They are logged when they begin and end, with cause, tenant and route, and not for each attempt.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_log_reports_failures_the_breaker_and_throttling() {
-    let platform = Platform::open().await;
+    let platform = Platform::unlimited().await;
     let folder = tempfile::tempdir().unwrap();
     let config = write_config(folder.path(), &platform.url(), "[log]\naccess = \"none\"\n");
     let upstream = "[upstream]\nretries = 0\nbreaker = { open_min = \"100ms\", open_max = \"100ms\" }\n";
@@ -169,24 +169,24 @@ async fn the_log_reports_failures_the_breaker_and_throttling() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_in_hand_at_a_stop_is_finished() {
-    let platform = Platform::open().await;
+async fn requests_in_flight_at_a_stop_are_completed() {
+    let platform = Platform::unlimited().await;
     platform.faults(serde_json::json!({ "latency_ms": 700 })).await;
     let folder = tempfile::tempdir().unwrap();
     let (mut gateway, _log, record) = serve(&write_config(folder.path(), &platform.url(), ""));
     let address = record["listen"].as_str().unwrap().parse().unwrap();
-    let in_hand = tokio::spawn(async move { post(address, READ, &[], r#"{"params":{"customerId":"1"}}"#).await });
+    let in_flight = tokio::spawn(async move { post(address, READ, &[], r#"{"params":{"customerId":"1"}}"#).await });
     while platform.requests(READ).await < 1 {
         tokio::task::yield_now().await;
     }
     gateway.signal("TERM");
-    assert_eq!(in_hand.await.unwrap().status, 200);
+    assert_eq!(in_flight.await.unwrap().status, 200);
     assert_eq!(gateway.code(), 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_does_not_finish_in_time_at_a_stop_is_left() {
-    let platform = Platform::open().await;
+async fn requests_that_outlast_drain_timeout_are_dropped() {
+    let platform = Platform::unlimited().await;
     platform.faults(serde_json::json!({ "fault": "hang" })).await;
     let folder = tempfile::tempdir().unwrap();
     let config = write_config(folder.path(), &platform.url(), "");
@@ -197,7 +197,7 @@ async fn what_does_not_finish_in_time_at_a_stop_is_left() {
     .unwrap();
     let (mut gateway, _log, record) = serve(&config);
     let address: std::net::SocketAddr = record["listen"].as_str().unwrap().parse().unwrap();
-    let in_hand = tokio::task::spawn_blocking(move || {
+    let in_flight = tokio::task::spawn_blocking(move || {
         let body = r#"{"params":{"customerId":"1"}}"#;
         let head = format!(
             "POST {} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n",
@@ -211,15 +211,15 @@ async fn what_does_not_finish_in_time_at_a_stop_is_left() {
     }
     gateway.signal("TERM");
     assert_eq!(gateway.code(), 0);
-    assert_eq!(in_hand.await.unwrap(), "", "its answer would have been a 504, later");
+    assert_eq!(in_flight.await.unwrap(), "", "it would later have got a 504");
 }
 
-/// Law 1 for real: the wall clock of the process itself steps, forward over a coupon's end, and back.
+/// The wall clock of the process steps back, and forward over a coupon's end: no ended coupon is served.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_step_of_the_processs_own_clock_ends_an_answer_or_costs_a_refetch() {
+async fn a_step_of_the_system_clock_expires_entries_in_time() {
     let libraries = run(Command::new("sh").args(["-c", "ls /usr/lib/*/faketime/libfaketimeMT.so.1"])).1;
     let library = libraries.lines().next().expect("libfaketime, of Debian's package libfaketime").to_owned();
-    let platform = Platform::open().await;
+    let platform = Platform::unlimited().await;
     let folder = tempfile::tempdir().unwrap();
     let config = write_config(folder.path(), &platform.url(), "[cache]\nttl = \"1h\"\n");
     let offset = folder.path().join("offset");
@@ -245,17 +245,17 @@ async fn a_step_of_the_processs_own_clock_ends_an_answer_or_costs_a_refetch() {
         assert!(read(customer).await.is_hit());
     }
     step("-100");
-    assert_eq!(read("1").await.status, 200, "a step back may cost a refetch, and serves nothing too late");
+    assert_eq!(read("1").await.status, 200, "a step back may cause a refetch");
     step("+130");
     for customer in ["1", "2"] {
-        assert!(!read(customer).await.is_hit(), "by its own clock the coupon has ended");
+        assert!(!read(customer).await.is_hit(), "by the process's clock the coupon has ended");
     }
 }
 
-/// Law 7 in the log: customers by a hash, upstream's message and keys not at all, at the most talkative level.
+/// At the most verbose level, customers appear only as hashes, and upstream's messages and keys not at all.
 #[tokio::test(flavor = "multi_thread")]
-async fn the_log_tells_of_requests_and_writes_without_whom_they_are_about() {
-    let platform = Platform::open().await;
+async fn the_log_names_requests_and_writes_but_no_customer_and_no_secret() {
+    let platform = Platform::unlimited().await;
     let folder = tempfile::tempdir().unwrap();
     let more = "[log]\nlevel = \"trace\"\naccess = \"all\"\n";
     let (mut gateway, mut log, record) = serve(&write_config(folder.path(), &platform.url(), more));
@@ -302,10 +302,10 @@ async fn the_log_tells_of_requests_and_writes_without_whom_they_are_about() {
     );
 }
 
-/// A file system that lets its readers wait, as one over a network may, is played by a pipe that nobody writes to.
+/// A pipe without a writer simulates a file system that blocks, as one over a network may. A second signal is not blocked either.
 #[tokio::test(flavor = "multi_thread")]
-async fn neither_a_stop_nor_a_second_signal_waits_for_a_file() {
-    let platform = Platform::open().await;
+async fn a_stop_does_not_wait_for_a_blocked_file_read() {
+    let platform = Platform::unlimited().await;
     let folder = tempfile::tempdir().unwrap();
     let key = folder.path().join("key");
     let config = write_config(folder.path(), &platform.url(), "");
@@ -319,7 +319,7 @@ async fn neither_a_stop_nor_a_second_signal_waits_for_a_file() {
         let (mut gateway, _log, _) = serve(&config);
         std::fs::remove_file(&key).unwrap();
         mkfifo(&key);
-        // Longer than it takes to look at the file again.
+        // Longer than the interval at which the file is read again.
         tokio::time::sleep(std::time::Duration::from_millis(1200)).await;
         for _ in 0..signals {
             gateway.signal("TERM");
@@ -331,7 +331,7 @@ async fn neither_a_stop_nor_a_second_signal_waits_for_a_file() {
     }
 }
 
-/// The same file at start: whoever stops a gateway that waits for it need not kill it.
+/// The same with the first read of the file.
 #[test]
 fn a_start_that_waits_for_a_file_can_be_stopped() {
     let folder = tempfile::tempdir().unwrap();
@@ -345,7 +345,7 @@ fn a_start_that_waits_for_a_file_can_be_stopped() {
         std::fs::write(&config, text).unwrap();
         let child = zvgate().args(["serve", "--config"]).arg(&config).stderr(Stdio::null()).spawn().unwrap();
         let mut gateway = Running(child);
-        // Signals are caught, and a thread waits for the pipe's other end (it shows as wait_for_partner or the like).
+        // The signal handler is installed, and a thread waits for the other end of the pipe.
         let catches = || {
             let status = std::fs::read_to_string(format!("/proc/{}/status", gateway.0.id())).unwrap();
             let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:")).unwrap().trim().to_owned();
@@ -360,10 +360,10 @@ fn a_start_that_waits_for_a_file_can_be_stopped() {
     }
 }
 
-/// Lines that nobody reads are dropped, rather than that anybody waits for them.
+/// Log lines are dropped if the pipe is full.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_log_that_nobody_reads_stops_nobody() {
-    let platform = Platform::open().await;
+async fn an_unread_log_blocks_neither_requests_nor_the_stop() {
+    let platform = Platform::unlimited().await;
     let folder = tempfile::tempdir().unwrap();
     let config = write_config(folder.path(), &platform.url(), "[log]\naccess = \"all\"\n");
     let (mut gateway, _log, record) = serve(&config);
@@ -378,9 +378,9 @@ async fn a_log_that_nobody_reads_stops_nobody() {
     assert_eq!(tokio::time::timeout(std::time::Duration::from_secs(20), ended).await.unwrap().unwrap(), 0);
 }
 
-/// A service manager may send it as soon as the process is there.
+/// A service manager may send the signal as soon as the process exists.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_hangup_before_it_serves_does_not_end_the_process() {
+async fn a_sighup_during_the_start_does_not_end_the_process() {
     let folder = tempfile::tempdir().unwrap();
     let config = write_config(folder.path(), "http://127.0.0.1:1", "");
     let pipe = folder.path().join("pipe");
@@ -389,7 +389,7 @@ async fn a_hangup_before_it_serves_does_not_end_the_process() {
     let mut child = command.args(["serve", "--config"]).arg(&pipe).stderr(Stdio::piped()).spawn().unwrap();
     let mut log = BufReader::new(child.stderr.take().unwrap());
     let process = Running(child);
-    // Opens once the process reads, which it does until the end of what is written.
+    // Opens once the process opens the pipe, which it reads to the end.
     let mut writer = tokio::task::block_in_place(|| std::fs::File::create(&pipe)).unwrap();
     process.signal("HUP");
     tokio::time::sleep(std::time::Duration::from_millis(200)).await;
@@ -398,9 +398,9 @@ async fn a_hangup_before_it_serves_does_not_end_the_process() {
     tokio::task::block_in_place(|| crate::program::log_record(&mut log, "serving"));
 }
 
-/// What a shell hands out is meant for other programs.
+/// The soft limit is raised as far as needed, and a limit that is too low is logged.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_process_takes_the_file_descriptors_that_it_may_have() {
+async fn serve_raises_its_file_descriptor_limit() {
     let folder = tempfile::tempdir().unwrap();
     let config = write_config(folder.path(), "http://127.0.0.1:1", "");
     let limits = |ulimits: &str, message: &str| {
@@ -422,7 +422,7 @@ async fn a_process_takes_the_file_descriptors_that_it_may_have() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_second_process_on_the_same_address_fails_to_start() {
-    let platform = Platform::open().await;
+    let platform = Platform::unlimited().await;
     let folder = tempfile::tempdir().unwrap();
     let (_gateway, _log, record) = serve(&write_config(folder.path(), &platform.url(), ""));
     let listen = record["listen"].as_str().unwrap();
@@ -433,13 +433,13 @@ async fn a_second_process_on_the_same_address_fails_to_start() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_admin_listener_serves_its_pages_and_promtool_finds_no_fault() {
-    let platform = Platform::open().await;
-    let gate = crate::support::Gate::start(&platform, &[]).await;
-    gate.read("1").await;
-    gate.read("1").await;
-    gate.post("/nowhere", &[], "{}").await;
-    let page = gate.page("/metrics").await;
+async fn the_admin_listener_serves_its_pages_and_promtool_accepts_the_metrics() {
+    let platform = Platform::unlimited().await;
+    let gateway = crate::support::TestGateway::start(&platform, &[]).await;
+    gateway.read("1").await;
+    gateway.read("1").await;
+    gateway.post("/nowhere", &[], "{}").await;
+    let page = gateway.page("/metrics").await;
     assert!(page.header("content-type").starts_with("text/plain; version=0.0.4"));
     let page = page.text();
     for name in [
@@ -471,17 +471,17 @@ async fn the_admin_listener_serves_its_pages_and_promtool_finds_no_fault() {
     let requests = |route: &str, status: u16| {
         format!("zvgate_requests_total{{caller=\"anonymous\",route=\"{route}\",status=\"{status}\"}}")
     };
-    assert_eq!(gate.metric(&requests(READ, 200)).await, 2.0);
-    assert_eq!(gate.metric(&requests("none", 404)).await, 1.0);
+    assert_eq!(gateway.metric(&requests(READ, 200)).await, 2.0);
+    assert_eq!(gateway.metric(&requests("none", 404)).await, 1.0);
     assert_eq!(
-        gate.metric(&format!("zvgate_upstream_calls_saved_total{{route=\"{READ}\",tenant=\"one\"}}")).await,
+        gateway.metric(&format!("zvgate_upstream_calls_saved_total{{route=\"{READ}\",tenant=\"one\"}}")).await,
         1.0
     );
     tokio::task::block_in_place(|| promtool(&page));
-    assert_eq!((gate.page("/healthz").await.status, gate.page("/readyz").await.status), (200, 200));
-    assert_eq!((gate.page("/").await.status, gate.page("/config").await.status), (404, 200));
+    assert_eq!((gateway.page("/healthz").await.status, gateway.page("/readyz").await.status), (200, 200));
+    assert_eq!((gateway.page("/").await.status, gateway.page("/config").await.status), (404, 200));
     let post = http::Request::post("/metrics").header("host", "a").body(http_body_util::Full::default()).unwrap();
-    assert_eq!(crate::support::send(gate.admin, post).await.status, 405);
+    assert_eq!(crate::support::send(gateway.admin, post).await.status, 405);
 }
 
 fn promtool(page: &str) {
@@ -495,24 +495,24 @@ fn promtool(page: &str) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn readyz_says_that_a_gateway_is_draining() {
-    let platform = Platform::open().await;
-    let gate = crate::support::Gate::start(&platform, &[("server.drain_delay", "60s")]).await;
-    gate.stop.cancel();
+async fn readyz_reports_draining() {
+    let platform = Platform::unlimited().await;
+    let gateway = crate::support::TestGateway::start(&platform, &[("server.drain_delay", "60s")]).await;
+    gateway.stop.cancel();
     loop {
-        let reply = gate.page("/readyz").await;
+        let reply = gateway.page("/readyz").await;
         if reply.status == 503 {
             assert_eq!(reply.text(), "draining\n");
             break;
         }
     }
-    assert_eq!(gate.page("/healthz").await.status, 200);
-    assert_eq!(gate.read("1").await.status, 200, "it still accepts");
-    assert!(!gate.done.is_finished());
+    assert_eq!(gateway.page("/healthz").await.status, 200);
+    assert_eq!(gateway.read("1").await.status, 200, "it still accepts requests");
+    assert!(!gateway.done.is_finished());
 }
 
 #[test]
-fn a_signed_body_is_let_in_by_the_sandbox() {
+fn the_sandbox_accepts_a_signed_body() {
     let mut child = zvgate().args(["sandbox", "--listen", "127.0.0.1:0"]).stdout(Stdio::piped()).spawn().unwrap();
     let mut line = String::new();
     BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
@@ -526,7 +526,7 @@ fn a_signed_body_is_let_in_by_the_sandbox() {
     assert!(signed.trim_end().ends_with(&format!("\"params\":{params}}}")), "{signed}");
     let ask = || run(Command::new("curl").args(["-sS", &format!("{url}{READ}"), "-d", signed.trim_end()])).1;
     assert!(ask().contains("\"code\":0"));
-    assert!(ask().contains("110004"), "a signature is good once");
+    assert!(ask().contains("110004"), "a signature is accepted once");
     for bad in [["--params", "[]"], ["--params", "{"], ["--params", "{},\"x\":{}"], ["--tenant", "b"]] {
         let (code, _, err) = run(zvgate().arg("sign").args(bad).arg("--config").arg(&config));
         assert_eq!((code, err.contains(bad[0])), (2, true), "{err}");
@@ -536,7 +536,7 @@ fn a_signed_body_is_let_in_by_the_sandbox() {
 }
 
 #[test]
-fn a_new_key_comes_with_the_hash_to_configure() {
+fn key_prints_a_new_key_and_its_hash() {
     let (code, out, _) = run(zvgate().arg("key"));
     assert_eq!(code, 0);
     let value = |name: &str| {
@@ -562,9 +562,9 @@ fn another_demo(folder: &Path) -> String {
     banner
 }
 
-/// The lines that the demo prints do what it says they do.
+/// Each command has the effect that its comment states.
 #[test]
-fn the_demos_lines_can_be_pasted() {
+fn the_commands_that_demo_prints_can_be_pasted() {
     let folder = tempfile::tempdir().unwrap();
     let mut command = zvgate();
     command.arg("demo").current_dir(folder.path()).env("ZVGATE__NONSENSE", "1");
@@ -589,7 +589,7 @@ fn the_demos_lines_can_be_pasted() {
     let other = another_demo(folder.path());
     for part in ["  gateway ", "  admin ", "  sandbox "] {
         let of = |banner: &str| banner.lines().find(|line| line.starts_with(part)).map(address).unwrap();
-        assert_ne!(of(&banner), of(&other), "the usual ports are taken");
+        assert_ne!(of(&banner), of(&other), "another demo uses other ports");
     }
     demo.signal("INT");
     assert_eq!(demo.code(), 0);

@@ -1,4 +1,4 @@
-//! The program, as a process.
+//! The program, run as a process.
 
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
@@ -20,7 +20,7 @@ pub(crate) fn run(command: &mut Command) -> (i32, String, String) {
     (status.code().unwrap(), text(stdout), text(stderr))
 }
 
-/// A process that is ended with the test, by its own id.
+/// A process that is killed at the end of the test, by its own id.
 pub(crate) struct Running(pub(crate) Child);
 
 impl Running {
@@ -51,12 +51,12 @@ pub(crate) fn write_config(folder: &Path, upstream: &str, more: &str) -> PathBuf
     path
 }
 
-/// Starts `serve`; returns the process and where it listens, according to its log.
+/// Starts `serve`; returns the process, its log, and the log record with its addresses.
 pub(crate) fn serve(config: &Path) -> (Running, BufReader<std::process::ChildStderr>, Value) {
     serve_with(config, &[])
 }
 
-/// The same, in this environment.
+/// Starts `serve` with these environment variables.
 pub(crate) fn serve_with(
     config: &Path,
     environment: &[(&str, PathBuf)],
@@ -69,7 +69,7 @@ pub(crate) fn serve_with(
     (Running(child), log, record)
 }
 
-/// The next line of a log with this text.
+/// The next record of a log with this message.
 pub(crate) fn log_record(log: &mut impl BufRead, message: &str) -> Value {
     loop {
         let mut line = String::new();

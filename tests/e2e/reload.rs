@@ -1,4 +1,4 @@
-//! Another configuration, taken over while requests are served.
+//! Reloads: another configuration takes effect while requests are served.
 
 use std::io::{BufRead, Read, Write};
 use std::path::Path;
@@ -10,224 +10,226 @@ use zvgate::configuration::Configuration;
 use zvgate::settings::Sources;
 
 use crate::program::{serve, write_config};
-use crate::scripted::{Act, Scripted};
-use crate::support::{Caller, Gate, MERCHANTS, Platform, READ, Upstream, WRITE, Words, configuration, post};
+use crate::scripted::{Action, Scripted};
+use crate::support::{Caller, MERCHANTS, Overrides, Platform, READ, TestGateway, Upstream, WRITE, configuration, post};
 
 const SUCCESS: &str = "zvgate_config_reload_success";
 const BODY: &str = r#"{"params":{"customerId":"1"}}"#;
 
-fn reload(gate: &Gate, upstream: &impl Upstream, words: Words<'_>, file: &str) -> bool {
-    gate.gateway.reload(Ok(configuration(upstream, words, Some(file))))
+fn reload(gateway: &TestGateway, upstream: &impl Upstream, overrides: Overrides<'_>, file: &str) -> bool {
+    gateway.inner.reload(Ok(configuration(upstream, overrides, Some(file))))
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn another_configuration_is_in_force_at_once_and_what_is_kept_stays() {
-    let platform = Platform::open().await;
-    let gate = Gate::start(&platform, &[]).await;
-    gate.read("1").await;
+async fn a_reload_takes_effect_immediately_and_keeps_the_cache() {
+    let platform = Platform::unlimited().await;
+    let gateway = TestGateway::start(&platform, &[]).await;
+    gateway.read("1").await;
     let file =
         format!("[[routes]]\npath = \"/v3/new\"\nkind = \"pass\"\n[[routes]]\npath = \"{WRITE}\"\nkind = \"off\"\n");
-    gate.post("/v3/new", &[], BODY).await.is_error(404, "unknown_route");
-    assert!(reload(&gate, &platform, &[("cache.ttl", "5s"), ("server.max_body", "1KiB")], &file));
-    assert!(gate.read("1").await.is_hit(), "the cache keeps its state");
-    assert_eq!(gate.read("2").await.header("cache-status"), "zvgate; fwd=miss; stored; ttl=5");
-    assert_eq!(gate.post("/v3/new", &[], BODY).await.status, 200);
-    gate.post(WRITE, &[], BODY).await.is_error(404, "unknown_route");
-    gate.post(READ, &[], &"x".repeat(2000)).await.is_error(413, "body_too_large");
-    assert!(gate.page("/config").await.text().contains("cache.ttl = \"5s\""));
-    assert!(reload(&gate, &platform, &[("cache.mode", "off")], ""));
-    assert_eq!(gate.read("1").await.header("cache-status"), "zvgate; fwd=bypass");
+    gateway.post("/v3/new", &[], BODY).await.assert_error(404, "unknown_route");
+    assert!(reload(&gateway, &platform, &[("cache.ttl", "5s"), ("server.max_body", "1KiB")], &file));
+    assert!(gateway.read("1").await.is_hit(), "the cache is kept");
+    assert_eq!(gateway.read("2").await.header("cache-status"), "zvgate; fwd=miss; stored; ttl=5");
+    assert_eq!(gateway.post("/v3/new", &[], BODY).await.status, 200);
+    gateway.post(WRITE, &[], BODY).await.assert_error(404, "unknown_route");
+    gateway.post(READ, &[], &"x".repeat(2000)).await.assert_error(413, "body_too_large");
+    assert!(gateway.page("/config").await.text().contains("cache.ttl = \"5s\""));
+    assert!(reload(&gateway, &platform, &[("cache.mode", "off")], ""));
+    assert_eq!(gateway.read("1").await.header("cache-status"), "zvgate; fwd=bypass");
     assert!(reload(
-        &gate,
+        &gateway,
         &platform,
         &[("callers.a.tenants", "*"), ("callers.a.routes", "*"), ("callers.a.key_sha256", &"0".repeat(64))],
         ""
     ));
-    gate.read("1").await.is_error(401, "unauthenticated");
+    gateway.read("1").await.assert_error(401, "unauthenticated");
 }
 
-/// What is purged stays purged when a tenant that left the configuration comes back.
+/// Purged entries stay purged when a removed tenant is configured again.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_purge_of_everything_includes_tenants_that_left() {
-    let upstream = Scripted::start(|_, _| Act::success(r#"[{"useStatus":1}]"#)).await;
-    let gate = Gate::start(&upstream, &[]).await;
-    let two = async || gate.post(READ, &[("x-zvgate-tenant", "two")], BODY).await;
-    two().await;
-    assert!(two().await.is_hit());
+async fn purging_everything_includes_removed_tenants() {
+    let upstream = Scripted::start(|_, _| Action::success(r#"[{"useStatus":1}]"#)).await;
+    let gateway = TestGateway::start(&upstream, &[]).await;
+    let read_second_tenant = async || gateway.post(READ, &[("x-zvgate-tenant", "two")], BODY).await;
+    read_second_tenant().await;
+    assert!(read_second_tenant().await.is_hit());
     let other = [("tenants.two.open_id", "another")];
-    assert!(reload(&gate, &upstream, &other, ""));
+    assert!(reload(&gateway, &upstream, &other, ""));
     let purge = http::Request::delete("/cache?all=true").header("host", "localhost");
     let purge = purge.body(http_body_util::Full::default()).unwrap();
-    assert_eq!(crate::support::send(gate.admin, purge).await.json(), serde_json::json!({ "dropped": 1 }));
-    assert!(reload(&gate, &upstream, &[], ""));
-    assert!(!two().await.is_hit());
+    assert_eq!(crate::support::send(gateway.admin, purge).await.json(), serde_json::json!({ "dropped": 1 }));
+    assert!(reload(&gateway, &upstream, &[], ""));
+    assert!(!read_second_tenant().await.is_hit());
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_configuration_that_cannot_be_used_changes_nothing() {
-    let platform = Platform::open().await;
-    let gate = Gate::start(&platform, &[]).await;
-    assert_eq!(gate.metric(SUCCESS).await, 1.0);
+async fn an_invalid_configuration_changes_nothing() {
+    let platform = Platform::unlimited().await;
+    let gateway = TestGateway::start(&platform, &[]).await;
+    assert_eq!(gateway.metric(SUCCESS).await, 1.0);
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), "[cache]\nttl = 5\nmode = \"of\"\n").unwrap();
     let broken = Configuration::load(&Sources { file: Some(file.path().to_path_buf()), ..Sources::default() });
-    assert!(!gate.gateway.reload(broken));
+    assert!(!gateway.inner.reload(broken));
     std::fs::write(file.path(), "").unwrap();
     let empty = Configuration::load(&Sources { file: Some(file.path().to_path_buf()), ..Sources::default() });
-    assert!(!gate.gateway.reload(empty), "nobody to sign as");
-    assert_eq!(gate.metric(SUCCESS).await, 0.0);
-    assert!(gate.read("1").await.is_stored_miss());
-    assert!(reload(&gate, &platform, &[], ""));
-    assert_eq!(gate.metric(SUCCESS).await, 1.0);
+    assert!(!gateway.inner.reload(empty), "there is no tenant");
+    assert_eq!(gateway.metric(SUCCESS).await, 0.0);
+    assert!(gateway.read("1").await.is_stored_miss());
+    assert!(reload(&gateway, &platform, &[], ""));
+    assert_eq!(gateway.metric(SUCCESS).await, 1.0);
 }
 
-/// The listener stays where it is: a file that is safe on loopback may not be.
+/// A reload does not move the listener, so a configuration that is valid on loopback may be invalid for it.
 #[tokio::test(flavor = "multi_thread")]
-async fn no_reload_opens_a_gateway_beyond_loopback() {
-    let platform = Platform::open().await;
+async fn no_reload_allows_anonymous_callers_beyond_loopback() {
+    let platform = Platform::unlimited().await;
     let caller = format!("[callers.a]\nkey_sha256 = \"{}\"\ntenants = [\"*\"]\nroutes = [\"*\"]\n", "0".repeat(64));
-    let gate = Gate::with_file(&platform, &[("server.listen", "0.0.0.0:0")], &caller).await;
-    assert!(!reload(&gate, &platform, &[], ""));
-    let address = std::net::SocketAddr::from(([127, 0, 0, 1], gate.address.port()));
-    post(address, READ, &[], BODY).await.is_error(401, "unauthenticated");
-    assert!(gate.page("/config").await.text().contains("server.listen = \"0.0.0.0:0\""));
+    let gateway = TestGateway::with_file(&platform, &[("server.listen", "0.0.0.0:0")], &caller).await;
+    assert!(!reload(&gateway, &platform, &[], ""));
+    let address = std::net::SocketAddr::from(([127, 0, 0, 1], gateway.address.port()));
+    post(address, READ, &[], BODY).await.assert_error(401, "unauthenticated");
+    assert!(gateway.page("/config").await.text().contains("server.listen = \"0.0.0.0:0\""));
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn slots_back_off_and_limits_stay_what_they_were() {
-    let platform = Platform::open().await;
+async fn a_reload_does_not_reset_slots_or_limits() {
+    let platform = Platform::unlimited().await;
     let base = [("limits.max_wait", "0s"), ("limits.upstream.per", "1h"), ("upstream.follow_clock", "false")];
     let with = |rate: &'static str| [&base[..], &[("limits.upstream.rate", rate)]].concat();
-    let gate = Gate::start(&platform, &with("2")).await;
-    assert_eq!((gate.read("1").await.status, gate.read("2").await.status), (200, 200));
-    assert!(reload(&gate, &platform, &with("2"), ""));
-    gate.read("3").await.is_error(429, "upstream_limited");
+    let gateway = TestGateway::start(&platform, &with("2")).await;
+    assert_eq!((gateway.read("1").await.status, gateway.read("2").await.status), (200, 200));
+    assert!(reload(&gateway, &platform, &with("2"), ""));
+    gateway.read("3").await.assert_error(429, "upstream_limited");
     let exact = format!("[[routes]]\npath = \"{READ}\"\nkind = \"cached\"\npace = {{ rate = 3 }}\n");
-    assert!(reload(&gate, &platform, &with("1"), &exact));
-    assert_eq!(gate.read("3").await.status, 200, "one more than before");
-    gate.read("4").await.is_error(429, "upstream_limited");
-    assert!(reload(&gate, &platform, &with("1"), ""));
-    gate.hands.advance(Duration::from_secs(3600));
-    assert_eq!(gate.read("4").await.status, 200);
-    gate.read("5").await.is_error(429, "upstream_limited");
+    assert!(reload(&gateway, &platform, &with("1"), &exact));
+    assert_eq!(gateway.read("3").await.status, 200, "one more call than before");
+    gateway.read("4").await.assert_error(429, "upstream_limited");
+    assert!(reload(&gateway, &platform, &with("1"), ""));
+    gateway.clock.advance(Duration::from_secs(3600));
+    assert_eq!(gateway.read("4").await.status, 200);
+    gateway.read("5").await.assert_error(429, "upstream_limited");
 
     let limit = |burst: &'static str| {
         [("limits.caller.rate", "1"), ("limits.caller.per", "1h"), ("limits.caller.burst", burst)]
     };
-    let gate = Gate::start(&platform, &limit("2")).await;
-    assert_eq!((gate.read("1").await.status, gate.read("1").await.status), (200, 200));
+    let gateway = TestGateway::start(&platform, &limit("2")).await;
+    assert_eq!((gateway.read("1").await.status, gateway.read("1").await.status), (200, 200));
     for burst in ["2", "5"] {
-        assert!(reload(&gate, &platform, &limit(burst), ""));
-        gate.read("1").await.is_error(429, "caller_limited");
+        assert!(reload(&gateway, &platform, &limit(burst), ""));
+        gateway.read("1").await.assert_error(429, "caller_limited");
     }
 }
 
-/// A name may come to stand for another merchant; its answers never do.
+/// The name of a tenant may be given to another merchant; its stored answers are not.
 #[tokio::test(flavor = "multi_thread")]
-async fn nobody_is_answered_from_another_merchant_after_a_reload() {
+async fn no_answer_of_another_merchant_is_served_after_a_reload() {
     let second = MERCHANTS[1].0;
     let upstream = Scripted::start(move |_, request| {
-        Act::success(if request.contains(second) {
+        Action::success(if request.contains(second) {
             r#"[{"useStatus":1,"of":"second"}]"#
         } else {
             r#"[{"useStatus":1}]"#
         })
     })
     .await;
-    let gate = Gate::start(&upstream, &[]).await;
-    assert!(!gate.read("1").await.text().contains("second"));
+    let gateway = TestGateway::start(&upstream, &[]).await;
+    assert!(!gateway.read("1").await.text().contains("second"));
     let swapped = [
         ("tenants.one.open_id", MERCHANTS[1].0),
         ("tenants.one.grant_code", MERCHANTS[1].1),
         ("tenants.two.open_id", MERCHANTS[0].0),
         ("tenants.two.grant_code", MERCHANTS[0].1),
     ];
-    assert!(reload(&gate, &upstream, &swapped, ""));
-    let now = gate.read("1").await;
+    assert!(reload(&gateway, &upstream, &swapped, ""));
+    let now = gateway.read("1").await;
     assert!(now.is_stored_miss() && now.text().contains("second"), "{now:?}");
-    let first = gate.post(READ, &[("x-zvgate-tenant", "two")], BODY).await;
-    assert!(first.is_hit() && !first.text().contains("second"), "the merchant's own answers go with it");
+    let first = gateway.post(READ, &[("x-zvgate-tenant", "two")], BODY).await;
+    assert!(
+        first.is_hit() && !first.text().contains("second"),
+        "the merchant's answers stay its own under the new name"
+    );
 }
 
-/// A tenant that came later is fenced as those that were there.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_new_tenant_is_served_and_purged_as_any() {
-    let upstream = Scripted::start(|_, _| Act::success(r#"[{"useStatus":1}]"#)).await;
-    let gate = Gate::start(&upstream, &[]).await;
+async fn a_tenant_added_by_a_reload_is_cached_and_invalidated() {
+    let upstream = Scripted::start(|_, _| Action::success(r#"[{"useStatus":1}]"#)).await;
+    let gateway = TestGateway::start(&upstream, &[]).await;
     let third = [("tenants.three.open_id", "i"), ("tenants.three.grant_code", "g"), ("tenants.three.open_key", "k")];
-    assert!(reload(&gate, &upstream, &third, ""));
-    let read = async || gate.post(READ, &[("x-zvgate-tenant", "three")], BODY).await;
+    assert!(reload(&gateway, &upstream, &third, ""));
+    let read = async || gateway.post(READ, &[("x-zvgate-tenant", "three")], BODY).await;
     assert!(read().await.is_stored_miss() && read().await.is_hit());
-    let write = gate.post(WRITE, &[("x-zvgate-tenant", "three")], r#"{"params":{"bizId":"b"}}"#).await;
+    let write = gateway.post(WRITE, &[("x-zvgate-tenant", "three")], r#"{"params":{"bizId":"b"}}"#).await;
     assert_eq!(write.status, 200);
-    assert!(!read().await.is_hit(), "a write to nobody knows whom ends all of its tenant");
+    assert!(!read().await.is_hit(), "a write without a known customer invalidates the whole tenant");
 }
 
-/// What was kept by other rules of reading may end earlier by these.
+/// By the new rules, a stored answer may end earlier.
 #[tokio::test(flavor = "multi_thread")]
-async fn answers_that_were_read_by_other_rules_are_kept_no_longer() {
-    let upstream = Scripted::start(|_, _| Act::success(r#"[{"useStatus":1,"goneAt":"2999-01-01 00:00:00"}]"#)).await;
-    let gate = Gate::start(&upstream, &[]).await;
-    gate.read("1").await;
+async fn changed_parsing_rules_invalidate_stored_answers() {
+    let upstream = Scripted::start(|_, _| Action::success(r#"[{"useStatus":1,"goneAt":"2999-01-01 00:00:00"}]"#)).await;
+    let gateway = TestGateway::start(&upstream, &[]).await;
+    gateway.read("1").await;
     let route = format!("[[routes]]\npath = \"{READ}\"\nkind = \"cached\"\nexpires = [\"goneAt\"]\n");
-    assert!(reload(&gate, &upstream, &[], &route));
-    assert!(!gate.read("1").await.is_hit() && gate.read("1").await.is_hit());
-    assert!(reload(&gate, &upstream, &[("cache.ttl", "9s")], &route));
-    assert!(gate.read("1").await.is_hit());
-    assert!(reload(&gate, &upstream, &[("cache.expiry_margin", "9s")], &route));
-    assert!(!gate.read("1").await.is_hit());
+    assert!(reload(&gateway, &upstream, &[], &route));
+    assert!(!gateway.read("1").await.is_hit() && gateway.read("1").await.is_hit());
+    assert!(reload(&gateway, &upstream, &[("cache.ttl", "9s")], &route));
+    assert!(gateway.read("1").await.is_hit());
+    assert!(reload(&gateway, &upstream, &[("cache.expiry_margin", "9s")], &route));
+    assert!(!gateway.read("1").await.is_hit());
 }
 
-/// What is a refusal by some rules is throttling by others, which is never stored.
+/// By the new rules, the stored answer is throttling, which is never stored.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_code_that_becomes_a_retry_code_is_served_no_longer() {
-    let upstream = Scripted::start(|_, _| Act::json(r#"{"status":true,"code":"200001","message":"none"}"#)).await;
-    let gate = Gate::start(&upstream, &[]).await;
-    assert!(gate.read("1").await.is_stored_miss() && gate.read("1").await.is_hit());
-    assert!(reload(&gate, &upstream, &[("upstream.retry_codes", "200001"), ("upstream.retries", "0")], ""));
-    let reply = gate.read("1").await;
+async fn an_answer_whose_code_becomes_a_retry_code_is_no_longer_served() {
+    let upstream = Scripted::start(|_, _| Action::json(r#"{"status":true,"code":"200001","message":"none"}"#)).await;
+    let gateway = TestGateway::start(&upstream, &[]).await;
+    assert!(gateway.read("1").await.is_stored_miss() && gateway.read("1").await.is_hit());
+    assert!(reload(&gateway, &upstream, &[("upstream.retry_codes", "200001"), ("upstream.retries", "0")], ""));
+    let reply = gateway.read("1").await;
     assert_eq!(reply.header("cache-status"), "zvgate; fwd=miss", "{reply:?}");
 }
 
-/// A request keeps the rules under which it came; what they store is not served under other rules.
+/// A request is handled by the rules under which it arrived; its answer is not served under other rules.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_was_asked_under_other_rules_is_not_kept() {
-    let platform = Platform::open().await;
-    let gate = Gate::start(&platform, &[("cache.expiry_margin", "0s")]).await;
+async fn an_answer_to_a_request_from_before_a_reload_is_not_stored() {
+    let platform = Platform::unlimited().await;
+    let gateway = TestGateway::start(&platform, &[("cache.expiry_margin", "0s")]).await;
     platform.change("1", "issue", serde_json::json!({ "seconds": 300 })).await;
-    let mut caller = std::net::TcpStream::connect(gate.address).unwrap();
+    let mut caller = std::net::TcpStream::connect(gateway.address).unwrap();
     let head = format!(
         "POST {READ} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nConnection: close\r\nContent-Length: {}\r\n\r\n",
         BODY.len()
     );
     caller.write_all(format!("{head}{}", &BODY[..5]).as_bytes()).unwrap();
     tokio::time::sleep(Duration::from_millis(100)).await;
-    assert!(reload(&gate, &platform, &[("cache.expiry_margin", "10m")], ""));
+    assert!(reload(&gateway, &platform, &[("cache.expiry_margin", "10m")], ""));
     caller.write_all(&BODY.as_bytes()[5..]).unwrap();
     let mut reply = String::new();
     tokio::task::block_in_place(|| caller.read_to_string(&mut reply)).unwrap();
     assert!(reply.starts_with("HTTP/1.1 200 ") && !reply.contains("stored"), "{reply}");
-    assert!(!gate.read("1").await.is_hit() && !gate.read("1").await.is_hit(), "it ends too soon to be kept");
+    assert!(!gateway.read("1").await.is_hit() && !gateway.read("1").await.is_hit(), "it ends too soon to be stored");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn hosts_change_on_both_listeners() {
-    let platform = Platform::open().await;
-    let gate = Gate::start(&platform, &[]).await;
+async fn a_reload_changes_the_hosts_of_both_listeners() {
+    let platform = Platform::unlimited().await;
+    let gateway = TestGateway::start(&platform, &[]).await;
     let ask = async || {
         let page = http::Request::get("/config").header("host", "gate.internal");
-        let page = crate::support::send(gate.admin, page.body(http_body_util::Full::default()).unwrap()).await;
-        (gate.post(READ, &[("host", "gate.internal")], BODY).await.status, page.status)
+        let page = crate::support::send(gateway.admin, page.body(http_body_util::Full::default()).unwrap()).await;
+        (gateway.post(READ, &[("host", "gate.internal")], BODY).await.status, page.status)
     };
     assert_eq!(ask().await, (421, 421));
-    assert!(reload(&gate, &platform, &[("server.hosts", "gate.internal")], ""));
+    assert!(reload(&gateway, &platform, &[("server.hosts", "gate.internal")], ""));
     assert_eq!(ask().await, (200, 200));
 }
 
-/// 200 reloads by SIGHUP under load, a third of them of broken files: no request fails, and the platform counts no burst.
+/// 200 reloads, a third of them of invalid files: no request fails, and the platform sees no burst.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_process_reloads_under_load_without_a_failed_request() {
-    let platform = Platform::strict().await;
+async fn reloads_by_sighup_under_load_fail_no_request() {
+    let platform = Platform::rate_limited().await;
     let folder = tempfile::tempdir().unwrap();
     let config = |more: &str| write_config(folder.path(), &platform.url(), more);
     let (gateway, mut log, record) = serve(&config(""));
@@ -246,9 +248,9 @@ async fn a_process_reloads_under_load_without_a_failed_request() {
             })
         })
         .collect();
-    // Others ask for what is not kept, as fast as they are answered: every turn of the pace is taken.
+    // Others read what is not cached, as fast as they are answered, so that every slot is used.
     let calls = Arc::new(AtomicU64::new(0));
-    let pressing: Vec<_> = (0..4)
+    let missing: Vec<_> = (0..4)
         .map(|caller| {
             let (on, calls) = (Arc::clone(&on), Arc::clone(&calls));
             tokio::spawn(async move {
@@ -272,9 +274,9 @@ async fn a_process_reloads_under_load_without_a_failed_request() {
                 format!("[cache]\nttl = \"{}s\"\n", 1 + number % 7)
             });
             gateway.signal("HUP");
-            let words = if broken { "configuration reload failed" } else { "configuration reloaded" };
-            next_line(&mut log, words, folder.path());
-            // Long enough for the platform's own second to see a burst.
+            let message = if broken { "configuration reload failed" } else { "configuration reloaded" };
+            next_line(&mut log, message, folder.path());
+            // Long enough for the platform to see a burst within its second.
             std::thread::sleep(Duration::from_millis(40));
             let before = answered.load(Ordering::SeqCst);
             while answered.load(Ordering::SeqCst) < before + 5 {
@@ -283,16 +285,16 @@ async fn a_process_reloads_under_load_without_a_failed_request() {
         }
     });
     on.store(false, Ordering::SeqCst);
-    for caller in callers.into_iter().chain(pressing) {
+    for caller in callers.into_iter().chain(missing) {
         caller.await.unwrap();
     }
-    assert!(calls.load(Ordering::SeqCst) > 40, "the pace was not used: {calls:?}");
+    assert!(calls.load(Ordering::SeqCst) > 40, "the slots were not used: {calls:?}");
     assert_eq!(platform.stats().await["refused"], serde_json::json!({}));
 }
 
-fn next_line(log: &mut impl BufRead, words: &str, folder: &Path) {
+fn next_line(log: &mut impl BufRead, message: &str, folder: &Path) {
     let mut line = String::new();
     log.read_line(&mut line).unwrap();
-    assert!(line.contains(words), "{line}");
+    assert!(line.contains(message), "{line}");
     assert!(!line.contains("ERROR") || line.contains(folder.to_str().unwrap()), "the file is named: {line}");
 }

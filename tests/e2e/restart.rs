@@ -1,4 +1,4 @@
-//! One process after another on the same socket, and nobody who notices.
+//! Restarts: one process after another on the same socket, without a failed request.
 
 use std::io::{BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener};
@@ -14,12 +14,12 @@ use http_body_util::Full;
 use serde_json::Value;
 
 use crate::program::{Running, log_record, run, write_config};
-use crate::support::{Caller, Gate, Platform, READ, Upstream, WRITE, post, send};
+use crate::support::{Caller, Platform, READ, TestGateway, Upstream, WRITE, post, send};
 
 const BODY: &str = r#"{"params":{"customerId":"1"}}"#;
 const ZVGATE: &str = env!("CARGO_BIN_EXE_zvgate");
 
-/// `serve` as systemd starts it, with these sockets in descriptors 3 and 4. Standard output stands in for a second one.
+/// `serve` as systemd starts it, with these sockets in descriptors 3 and 4, of which the second is passed as standard output.
 fn serve_with_sockets(config: &Path, data: &TcpListener, admin: Option<&TcpListener>) -> Command {
     let fd = |socket: &TcpListener| Stdio::from(OwnedFd::from(socket.try_clone().unwrap()));
     let mut command = Command::new("sh");
@@ -34,13 +34,13 @@ fn serve_with_sockets(config: &Path, data: &TcpListener, admin: Option<&TcpListe
     command
 }
 
-/// Starts it; answers the process, and where it listens.
+/// Starts the command; returns the process and the log record with its addresses.
 fn started(command: &mut Command) -> (Running, Value) {
     let mut child = command.spawn().unwrap();
     let mut log = BufReader::new(child.stderr.take().unwrap());
     let process = Running(child);
     let record = log_record(&mut log, "serving");
-    // What it says later is read by nobody, and must not stop it.
+    // Later log lines are discarded, so that the pipe never fills.
     std::thread::spawn(move || std::io::copy(&mut log, &mut std::io::sink()));
     (process, record)
 }
@@ -52,13 +52,13 @@ fn bound() -> (TcpListener, SocketAddr) {
 }
 
 /// A caller that sends ten requests a second and reconnects when a response says that it is the last.
-async fn ask_until(address: SocketAddr, end: Arc<AtomicBool>, asked: Arc<AtomicU64>) {
+async fn ask_until(address: SocketAddr, end: Arc<AtomicBool>, requests: Arc<AtomicU64>) {
     let mut caller = Caller::connect(address).await;
     while !end.load(Ordering::Relaxed) {
         let request = Request::post(READ).header("host", "localhost").header("content-type", "application/json");
         let reply = caller.send(request.body(Full::new(BODY.into())).unwrap()).await.unwrap();
         assert_eq!(reply.status, 200, "{reply:?}");
-        asked.fetch_add(1, Ordering::Relaxed);
+        requests.fetch_add(1, Ordering::Relaxed);
         if reply.header("connection") == "close" {
             caller = Caller::connect(address).await;
         }
@@ -66,27 +66,27 @@ async fn ask_until(address: SocketAddr, end: Arc<AtomicBool>, asked: Arc<AtomicU
     }
 }
 
-/// 50 callers with kept connections ask ten times a second each, another writes, and another asks too seldom for his
-/// connection to live, while the process is replaced: three times by one that is there already, and twice by one that comes
-/// when the old one is gone.
+/// 50 callers on kept connections send ten requests a second each, another writes, and another reads so rarely that its
+/// connection times out, while the process is replaced: three times by one that already runs, and twice by one that starts
+/// after the old one has exited.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_restart_loses_no_request() {
-    let platform = Platform::open().await;
+    let platform = Platform::unlimited().await;
     let folder = tempfile::tempdir().unwrap();
     let config = write_config(folder.path(), &platform.url(), "");
     let (data, address) = bound();
     let start = || tokio::task::block_in_place(|| started(&mut serve_with_sockets(&config, &data, None)).0);
     let mut current = start();
-    let (end, asked) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+    let (end, requests) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
     let callers: Vec<_> =
-        (0..50).map(|_| tokio::spawn(ask_until(address, Arc::clone(&end), Arc::clone(&asked)))).collect();
+        (0..50).map(|_| tokio::spawn(ask_until(address, Arc::clone(&end), Arc::clone(&requests)))).collect();
     let other = |path: &'static str, pause: u64| {
         let end = Arc::clone(&end);
         tokio::spawn(async move {
             let mut caller = Caller::connect(address).await;
             while !end.load(Ordering::Relaxed) {
-                // As clients do: a connection that was closed is replaced.
-                if caller.is_over() {
+                // As clients do: a closed connection is replaced.
+                if caller.is_closed() {
                     caller = Caller::connect(address).await;
                 }
                 let request =
@@ -102,8 +102,8 @@ async fn a_restart_loses_no_request() {
     };
     let others = [other(WRITE, 250), other(READ, 1700)];
     for overlapping in [true, false, true, false, true] {
-        let before = asked.load(Ordering::Relaxed);
-        while asked.load(Ordering::Relaxed) < before + 500 {
+        let before = requests.load(Ordering::Relaxed);
+        while requests.load(Ordering::Relaxed) < before + 500 {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
         let next = overlapping.then(start);
@@ -118,8 +118,8 @@ async fn a_restart_loses_no_request() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn both_sockets_can_be_handed_over() {
-    let platform = Platform::open().await;
+async fn both_listening_sockets_can_be_inherited() {
+    let platform = Platform::unlimited().await;
     let folder = tempfile::tempdir().unwrap();
     let config = write_config(folder.path(), &platform.url(), "");
     let ((data, address), (admin, admin_address)) = (bound(), bound());
@@ -132,10 +132,10 @@ async fn both_sockets_can_be_handed_over() {
     assert_eq!(send(admin_address, page("/config")).await.status, 200);
 }
 
-/// The admin listener cannot be in two processes unless it is handed over: it follows when the first one is gone.
+/// Two processes cannot share the admin listener unless it is inherited: the new process binds it once the old one exits.
 #[tokio::test(flavor = "multi_thread")]
-async fn the_admin_listener_follows_where_only_the_other_socket_was_handed_over() {
-    let platform = Platform::open().await;
+async fn the_admin_listener_is_bound_once_the_old_process_exits() {
+    let platform = Platform::unlimited().await;
     let folder = tempfile::tempdir().unwrap();
     let (data, address) = bound();
     let admin = bound().1;
@@ -158,7 +158,7 @@ async fn the_admin_listener_follows_where_only_the_other_socket_was_handed_over(
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_socket_that_would_open_the_gateway_to_everybody_is_refused() {
+async fn unsafe_or_invalid_inherited_sockets_are_rejected() {
     let folder = tempfile::tempdir().unwrap();
     let config = write_config(folder.path(), "http://127.0.0.1:1", "");
     let everywhere = TcpListener::bind("0.0.0.0:0").unwrap();
@@ -167,19 +167,20 @@ async fn a_socket_that_would_open_the_gateway_to_everybody_is_refused() {
     let mut many = serve_with_sockets(&config, &everywhere, None);
     let (code, _, err) = run(many.env("LISTEN_FDS", "3"));
     assert_eq!((code, err.contains("LISTEN_FDS: 3 sockets are too many")), (2, true), "{err}");
-    let deaf = rustix::net::socket(rustix::net::AddressFamily::INET, rustix::net::SocketType::STREAM, None).unwrap();
-    rustix::net::bind(&deaf, &crate::support::loopback()).unwrap();
-    let (code, _, err) = run(&mut serve_with_sockets(&config, &deaf.into(), None));
+    let not_listening =
+        rustix::net::socket(rustix::net::AddressFamily::INET, rustix::net::SocketType::STREAM, None).unwrap();
+    rustix::net::bind(&not_listening, &crate::support::loopback()).unwrap();
+    let (code, _, err) = run(&mut serve_with_sockets(&config, &not_listening.into(), None));
     assert_eq!((code, err.contains("does not listen")), (2, true), "{err}");
     let mut no_socket = serve_with_sockets(&config, &everywhere, None);
     let (code, _, err) = run(no_socket.env("LISTEN_FDS", "1").stdin(Stdio::null()));
     assert_eq!((code, err.contains("LISTEN_FDS: ")), (2, true), "{err}");
 }
 
-/// The real thing: systemd's own way of handing a socket over.
+/// With the socket activation of systemd itself.
 #[tokio::test(flavor = "multi_thread")]
-async fn systemd_hands_a_socket_over() {
-    let platform = Platform::open().await;
+async fn systemd_socket_activation_is_supported() {
+    let platform = Platform::unlimited().await;
     let folder = tempfile::tempdir().unwrap();
     let config = write_config(folder.path(), &platform.url(), "");
     let address = bound().1;
@@ -194,35 +195,35 @@ async fn systemd_hands_a_socket_over() {
 
 /// A request may be on its way on a kept connection when the gateway is signalled to stop.
 #[tokio::test(flavor = "multi_thread")]
-async fn kept_connections_are_told_to_end_before_they_are_closed() {
-    let platform = Platform::open().await;
-    let gate = Gate::start(&platform, &[]).await;
-    let (mut kept, mut idle) = (Caller::connect(gate.address).await, Caller::connect(gate.address).await);
+async fn a_drain_sends_connection_close_on_kept_connections() {
+    let platform = Platform::unlimited().await;
+    let gateway = TestGateway::start(&platform, &[]).await;
+    let (mut kept, mut idle) = (Caller::connect(gateway.address).await, Caller::connect(gateway.address).await);
     assert_eq!(kept.read("1").await.header("connection"), "");
     idle.read("1").await;
-    gate.stop.cancel();
-    while std::net::TcpStream::connect(gate.address).is_ok() {
+    gateway.stop.cancel();
+    while std::net::TcpStream::connect(gateway.address).is_ok() {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     let last = kept.read("1").await;
     assert_eq!((last.status, last.header("connection")), (200, "close"));
-    gate.done.await.unwrap();
-    assert!(idle.is_closed().await, "one that is not used does not hold the gateway up");
+    gateway.done.await.unwrap();
+    assert!(idle.wait_until_closed().await, "an unused connection does not delay the stop");
 }
 
-/// Who was connected before the end is answered, even where nobody had looked at the connection yet.
+/// Every connection made before the stop is served, even if it was not accepted yet.
 #[tokio::test(flavor = "multi_thread")]
-async fn connections_in_the_sockets_queue_are_served_before_it_goes() {
-    let platform = Platform::open().await;
+async fn connections_in_the_accept_queue_are_served_before_the_stop() {
+    let platform = Platform::unlimited().await;
     for _ in 0..20 {
-        let gate = Gate::start(&platform, &[]).await;
-        gate.read("1").await;
+        let gateway = TestGateway::start(&platform, &[]).await;
+        gateway.read("1").await;
         let request = format!(
             "POST {READ} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{BODY}",
             BODY.len()
         );
-        let waiting: Vec<_> = (0..50).map(|_| std::net::TcpStream::connect(gate.address).unwrap()).collect();
-        gate.stop.cancel();
+        let waiting: Vec<_> = (0..50).map(|_| std::net::TcpStream::connect(gateway.address).unwrap()).collect();
+        gateway.stop.cancel();
         for mut stream in &waiting {
             stream.write_all(request.as_bytes()).unwrap();
         }

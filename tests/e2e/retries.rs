@@ -1,12 +1,12 @@
-//! What is asked again, and what never is.
+//! Retries: which attempts are retried, and which never are.
 
 use std::collections::HashSet;
 use std::time::Duration;
 
 use serde_json::json;
 
-use crate::scripted::{Act, Scripted, http_text};
-use crate::support::{Gate, Platform, READ, Reply, WRITE, envelope};
+use crate::scripted::{Action, Scripted, http_text};
+use crate::support::{Platform, READ, Reply, TestGateway, WRITE, envelope};
 
 const EMPTY: &str = r#"{"status":true,"code":0,"data":[]}"#;
 
@@ -14,80 +14,79 @@ fn is_success(reply: &Reply) -> bool {
     reply.status == 200 && reply.text().contains("\"code\":0")
 }
 
-/// Every second call fails: each read that meets it is asked once more, as long as there is a budget for that.
+/// Every second call fails: each read that fails is retried once, as long as the budget allows it.
 #[tokio::test(flavor = "multi_thread")]
-async fn reads_pass_over_failures_within_their_budget() {
+async fn reads_are_retried_within_the_retry_budget() {
     for fault in ["http500", "http503", "reset", "truncate", "hang", "throttle"] {
-        let platform = Platform::open().await;
-        let words = [("upstream.attempt_timeout", "300ms"), ("limits.upstream.per", "50ms")];
-        let gate = Gate::start(&platform, &words).await;
+        let platform = Platform::unlimited().await;
+        let overrides = [("upstream.attempt_timeout", "300ms"), ("limits.upstream.per", "50ms")];
+        let gateway = TestGateway::start(&platform, &overrides).await;
         platform.faults(json!({ "fault": fault, "every": 2 })).await;
         for round in 0..2 {
             for customer in 0..4 {
-                let reply = gate.read(&format!("{round}-{customer}")).await;
+                let reply = gateway.read(&format!("{round}-{customer}")).await;
                 assert!(is_success(&reply), "{fault} {round} {customer}: {reply:?}");
             }
-            assert!(!is_success(&gate.read("over").await), "{fault}: three retries in ten seconds");
+            assert!(!is_success(&gateway.read("over").await), "{fault}: at most three retries in ten seconds");
             assert_eq!(platform.requests(READ).await, 8 * (round + 1), "{fault}");
-            gate.hands.advance(Duration::from_secs(31));
+            gateway.clock.advance(Duration::from_secs(31));
         }
-        assert_eq!(platform.stats().await["refused"], json!({}), "{fault}: no signature is used twice");
+        assert_eq!(platform.stats().await["refused"], json!({}), "{fault}: each attempt has a new signature");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_busy_gateway_may_ask_one_in_five_again() {
-    let platform = Platform::open().await;
-    let gate = Gate::start(&platform, &[("limits.upstream.rate", "0")]).await;
+async fn the_retry_budget_grows_with_the_number_of_reads() {
+    let platform = Platform::unlimited().await;
+    let gateway = TestGateway::start(&platform, &[("limits.upstream.rate", "0")]).await;
     for customer in 0..50 {
-        assert!(is_success(&gate.read(&customer.to_string()).await));
+        assert!(is_success(&gateway.read(&customer.to_string()).await));
     }
     platform.faults(json!({ "fault": "http500", "every": 4 })).await;
     let mut failed = 0;
     for customer in 50..90 {
-        failed += u32::from(!is_success(&gate.read(&customer.to_string()).await));
+        failed += u32::from(!is_success(&gateway.read(&customer.to_string()).await));
     }
     assert!(platform.requests(READ).await <= 90 + 90 / 5);
     assert_eq!(failed, 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn no_write_is_sent_twice_and_no_pass() {
+async fn no_write_and_no_pass_is_retried() {
     for fault in ["http500", "reset", "truncate", "hang", "throttle"] {
-        let platform = Platform::open().await;
-        let words = [("upstream.attempt_timeout", "200ms"), ("upstream.write_timeout", "200ms")];
-        let gate = Gate::with_file(&platform, &words, "[[routes]]\npath = \"/v3/pass\"\nkind = \"pass\"\n").await;
+        let platform = Platform::unlimited().await;
+        let overrides = [("upstream.attempt_timeout", "200ms"), ("upstream.write_timeout", "200ms")];
+        let gateway =
+            TestGateway::with_file(&platform, &overrides, "[[routes]]\npath = \"/v3/pass\"\nkind = \"pass\"\n").await;
         platform.faults(json!({ "fault": fault })).await;
         for path in [WRITE, "/v3/pass"] {
-            let reply = gate.post(path, &[], r#"{"params":{"bizId":"1","customerId":"1"}}"#).await;
+            let reply = gateway.post(path, &[], r#"{"params":{"bizId":"1","customerId":"1"}}"#).await;
             assert!(!is_success(&reply), "{fault}: {reply:?}");
             assert_eq!(platform.requests(path).await, 1, "{fault} {path}");
         }
     }
 }
 
-/// Where no turn is left for another attempt, callers get what came of the first.
 #[tokio::test(flavor = "multi_thread")]
-async fn an_attempt_that_cannot_be_repeated_is_told_as_it_was() {
-    let platform = Platform::open().await;
-    let gate = Gate::start(&platform, &[("limits.upstream.rate", "1"), ("limits.upstream.per", "1h")]).await;
+async fn the_first_response_is_returned_if_no_slot_is_left_for_a_retry() {
+    let platform = Platform::unlimited().await;
+    let gateway = TestGateway::start(&platform, &[("limits.upstream.rate", "1"), ("limits.upstream.per", "1h")]).await;
     platform.faults(json!({ "fault": "http503" })).await;
-    let reply = gate.read("1").await;
+    let reply = gateway.read("1").await;
     assert_eq!((reply.status, reply.header("retry-after"), reply.header("proxy-status")), (503, "7", ""));
 }
 
-/// With the cache switched off a read is still a read.
 #[tokio::test(flavor = "multi_thread")]
-async fn reads_are_asked_again_without_the_cache_too() {
-    let platform = Platform::open().await;
-    let gate = Gate::start(&platform, &[("cache.mode", "off")]).await;
+async fn reads_are_retried_with_the_cache_off_too() {
+    let platform = Platform::unlimited().await;
+    let gateway = TestGateway::start(&platform, &[("cache.mode", "off")]).await;
     platform.faults(json!({ "fault": "reset", "times": 2 })).await;
-    assert!(is_success(&gate.read("1").await));
+    assert!(is_success(&gateway.read("1").await));
     assert_eq!(platform.requests(READ).await, 3);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_will_not_pass_is_not_asked_again() {
+async fn permanent_failures_are_not_retried() {
     let answers = [
         http_text("200 OK", "", "not json"),
         http_text("200 OK", "", r#"{"status":false,"code":100001}"#),
@@ -97,78 +96,77 @@ async fn what_will_not_pass_is_not_asked_again() {
     ];
     for answer in answers {
         let bytes = answer.clone();
-        let upstream = Scripted::start(move |_, _| Act::Answer(bytes.clone())).await;
-        let gate = Gate::start(&upstream, &[]).await;
-        gate.read("1").await;
+        let upstream = Scripted::start(move |_, _| Action::Respond(bytes.clone())).await;
+        let gateway = TestGateway::start(&upstream, &[]).await;
+        gateway.read("1").await;
         assert_eq!(upstream.seen().len(), 1, "{}", String::from_utf8_lossy(&answer));
     }
-    let upstream = Scripted::start(|_, _| Act::Close).await;
-    let gate = Gate::start(&upstream, &[("upstream.retries", "0")]).await;
-    gate.read("1").await.is_error(502, "upstream_failed");
+    let upstream = Scripted::start(|_, _| Action::Close).await;
+    let gateway = TestGateway::start(&upstream, &[("upstream.retries", "0")]).await;
+    gateway.read("1").await.assert_error(502, "upstream_failed");
     assert_eq!(upstream.seen().len(), 1, "upstream.retries");
 }
 
-/// The server reads a request on a connection that was idle and closes it: a byte had left, and no read is lost, though
-/// there is no budget for so many retries.
+/// The upstream closes an idle connection once it has received a request on it. The read is sent again, even though the
+/// budget does not allow so many retries.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_connection_that_closes_just_when_it_is_used_loses_no_read() {
+async fn a_read_on_a_connection_that_just_closed_is_sent_again() {
     let upstream =
         Scripted::start(
             |number, _| {
-                if number % 2 == 0 { Act::Answer(http_text("200 OK", "", EMPTY)) } else { Act::Close }
+                if number % 2 == 0 { Action::Respond(http_text("200 OK", "", EMPTY)) } else { Action::Close }
             },
         )
         .await;
-    let gate = Gate::start(&upstream, &[("limits.upstream.rate", "0")]).await;
+    let gateway = TestGateway::start(&upstream, &[("limits.upstream.rate", "0")]).await;
     for customer in 0..20 {
-        let reply = gate.read(&customer.to_string()).await;
+        let reply = gateway.read(&customer.to_string()).await;
         assert!(is_success(&reply), "{customer}: {reply:?}");
     }
     let seen = upstream.seen();
     let tokens: HashSet<String> = seen.iter().map(|request| envelope(request)["token"].to_string()).collect();
-    assert_eq!((seen.len(), tokens.len()), (39, 39), "each is signed afresh");
+    assert_eq!((seen.len(), tokens.len()), (39, 39), "each attempt has a new signature");
 }
 
-/// Who waits no longer has nothing more sent in his name.
 #[tokio::test(flavor = "multi_thread")]
-async fn nothing_is_asked_again_that_nobody_waits_for() {
-    let upstream = Scripted::start(|_, _| Act::Hang).await;
-    let words = [("upstream.attempt_timeout", "200ms"), ("upstream.retries", "9")];
-    let gate = Gate::start(&upstream, &words).await;
-    let reply = gate.post(READ, &[("x-request-timeout-ms", "100")], r#"{"params":{"customerId":"1"}}"#).await;
-    reply.is_error(504, "upstream_timeout");
+async fn a_read_that_no_caller_waits_for_is_not_retried() {
+    let upstream = Scripted::start(|_, _| Action::Hang).await;
+    let overrides = [("upstream.attempt_timeout", "200ms"), ("upstream.retries", "9")];
+    let gateway = TestGateway::start(&upstream, &overrides).await;
+    let reply = gateway.post(READ, &[("x-request-timeout-ms", "100")], r#"{"params":{"customerId":"1"}}"#).await;
+    reply.assert_error(504, "upstream_timeout");
     let timeouts = format!("zvgate_upstream_attempts_total{{outcome=\"timeout\",route=\"{READ}\",tenant=\"one\"}}");
-    while gate.metric(&timeouts).await < 1.0 {
+    while gateway.metric(&timeouts).await < 1.0 {
         tokio::task::yield_now().await;
     }
-    gate.read("2").await.is_error(504, "upstream_timeout");
+    gateway.read("2").await.assert_error(504, "upstream_timeout");
     let about_one = upstream.seen().iter().filter(|request| request.contains("\"1\"")).count();
     assert_eq!(about_one, 1);
 }
 
-/// A caller who leaves the queue frees his place: the call behind his is made in his turn.
+/// The next call in the queue gets its slot.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_call_that_nobody_waits_for_leaves_the_queue() {
-    let upstream = Scripted::start(|_, _| Act::success("[]")).await;
+async fn a_call_that_no_caller_waits_for_leaves_the_queue() {
+    let upstream = Scripted::start(|_, _| Action::success("[]")).await;
     let file = "[[routes]]\npath = \"/v3/pass\"\nkind = \"pass\"\npace = { rate = 1, per = \"600ms\" }\n";
-    let words = [("limits.upstream.rate", "1"), ("limits.upstream.per", "600ms")];
-    let gate = Gate::with_file(&upstream, &words, file).await;
+    let overrides = [("limits.upstream.rate", "1"), ("limits.upstream.per", "600ms")];
+    let gateway = TestGateway::with_file(&upstream, &overrides, file).await;
     for path in [READ, "/v3/pass"] {
         let body = |customer: &str| format!(r#"{{"params":{{"customerId":"{customer}"}}}}"#);
-        gate.post(path, &[], &body("first")).await;
-        let left = gate.post(path, &[("x-request-timeout-ms", "50")], &body("left")).await;
-        assert!(left.status == 504 || left.status == 429, "{left:?}");
+        gateway.post(path, &[], &body("first")).await;
+        let timed_out = gateway.post(path, &[("x-request-timeout-ms", "50")], &body("left")).await;
+        assert!(timed_out.status == 504 || timed_out.status == 429, "{timed_out:?}");
         let request = format!(
             "POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{}",
             body("gone").len(),
             body("gone")
         );
-        let mut gone = std::net::TcpStream::connect(gate.address).unwrap();
-        std::io::Write::write_all(&mut gone, request.as_bytes()).unwrap();
-        drop(gone);
-        assert!(is_success(&gate.post(path, &[], &body("last")).await));
-        let asked: Vec<_> = upstream.seen().iter().map(|request| envelope(request)["params"].to_string()).collect();
-        assert!(asked.iter().all(|params| params.contains("first") || params.contains("last")), "{asked:?}");
+        let mut disconnected = std::net::TcpStream::connect(gateway.address).unwrap();
+        std::io::Write::write_all(&mut disconnected, request.as_bytes()).unwrap();
+        drop(disconnected);
+        assert!(is_success(&gateway.post(path, &[], &body("last")).await));
+        let sent: Vec<_> = upstream.seen().iter().map(|request| envelope(request)["params"].to_string()).collect();
+        assert!(sent.iter().all(|params| params.contains("first") || params.contains("last")), "{sent:?}");
     }
     assert_eq!(upstream.seen().len(), 4);
 }

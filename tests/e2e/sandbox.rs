@@ -1,4 +1,4 @@
-//! The sandbox as its users see it: its faults, and what changes in it.
+//! The sandbox as its users see it: its faults and the changes that can be made in it.
 
 use std::sync::Arc;
 
@@ -13,7 +13,7 @@ use zvgate::tenant::{Identities, TenantKeys, Tenants};
 
 use crate::support::{MERCHANTS, Platform, READ, Reply, raw, send};
 
-/// A body that the platform takes.
+/// A body that the platform accepts.
 fn signed(customer: &str) -> String {
     let (open_id, grant_code, open_key) = MERCHANTS[0];
     let tenants = Tenants::new(
@@ -34,13 +34,13 @@ fn signed(customer: &str) -> String {
     String::from_utf8(signed.body().to_vec()).unwrap()
 }
 
-async fn ask(platform: &Platform, body: String) -> Reply {
+async fn send_body(platform: &Platform, body: String) -> Reply {
     let request = Request::post(READ).header("host", "platform").body(Full::new(body.into())).unwrap();
     send(platform.address, request).await
 }
 
-/// The bytes that come back, whole or not.
-async fn bytes(platform: &Platform) -> String {
+/// The bytes of the response, complete or not.
+async fn raw_response(platform: &Platform) -> String {
     let body = signed("1");
     let head =
         format!("POST {READ} HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: {}\r\n\r\n", body.len());
@@ -50,8 +50,8 @@ async fn bytes(platform: &Platform) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn each_fault_does_what_it_says() {
-    let platform = Platform::open().await;
+async fn each_fault_has_its_documented_effect() {
+    let platform = Platform::unlimited().await;
     for (fault, status, code) in [
         ("none", 200, json!(0)),
         ("throttle", 200, json!(110_004)),
@@ -60,41 +60,42 @@ async fn each_fault_does_what_it_says() {
         ("http503", 503, Value::Null),
     ] {
         platform.faults(json!({ "fault": fault })).await;
-        let reply = ask(&platform, signed("1")).await;
+        let reply = send_body(&platform, signed("1")).await;
         assert_eq!((reply.status, &reply.json()["code"]), (status, &code), "{fault}");
     }
     platform.faults(json!({ "fault": "redirect" })).await;
-    assert_eq!(ask(&platform, signed("1")).await.header("location"), "/elsewhere");
+    assert_eq!(send_body(&platform, signed("1")).await.header("location"), "/elsewhere");
     platform.faults(json!({ "fault": "garbage" })).await;
-    assert!(ask(&platform, signed("1")).await.text().starts_with("<html>"));
+    assert!(send_body(&platform, signed("1")).await.text().starts_with("<html>"));
     platform.faults(json!({ "fault": "truncate" })).await;
-    let cut = bytes(&platform).await;
+    let cut = raw_response(&platform).await;
     let (head, body) = cut.split_once("\r\n\r\n").unwrap();
-    let announced = head.to_lowercase().lines().find_map(|line| line.strip_prefix("content-length: ")?.parse().ok());
-    assert!(body.len() < announced.unwrap_or(0), "{cut}");
+    let content_length =
+        head.to_lowercase().lines().find_map(|line| line.strip_prefix("content-length: ")?.parse().ok());
+    assert!(body.len() < content_length.unwrap_or(0), "{cut}");
     platform.faults(json!({ "fault": "reset" })).await;
-    assert_eq!(bytes(&platform).await, "reset");
+    assert_eq!(raw_response(&platform).await, "reset");
     platform.faults(json!({ "fault": "hang" })).await;
-    let waited = tokio::time::timeout(std::time::Duration::from_millis(300), ask(&platform, signed("1"))).await;
+    let waited = tokio::time::timeout(std::time::Duration::from_millis(300), send_body(&platform, signed("1"))).await;
     assert!(waited.is_err());
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn faults_strike_every_so_many_times_on_one_route_and_so_often() {
-    let platform = Platform::open().await;
+async fn faults_respect_every_times_and_route() {
+    let platform = Platform::unlimited().await;
     platform.faults(json!({ "fault": "http500", "every": 2, "times": 2, "route": READ })).await;
     let mut statuses = Vec::new();
     for _ in 0..6 {
-        statuses.push(ask(&platform, signed("1")).await.status);
+        statuses.push(send_body(&platform, signed("1")).await.status);
     }
     assert_eq!(statuses, [200, 500, 200, 500, 200, 200]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_clock_that_is_ahead_shows_in_date_and_refuses_what_is_then_old() {
-    let platform = Platform::open().await;
+async fn clock_skew_shows_in_date_and_rejects_old_timestamps() {
+    let platform = Platform::unlimited().await;
     let date = async || {
-        let reply = ask(&platform, signed("1")).await;
+        let reply = send_body(&platform, signed("1")).await;
         (httpdate::parse_http_date(reply.header("date")).unwrap(), reply.json()["code"].clone())
     };
     let (before, code) = date().await;
@@ -106,15 +107,15 @@ async fn a_clock_that_is_ahead_shows_in_date_and_refuses_what_is_then_old() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_customers_coupons_are_stable_until_something_changes_them() {
-    let platform = Platform::open().await;
-    let list = async |customer: &str| ask(&platform, signed(customer)).await.json()["data"].clone();
+async fn a_customers_coupons_are_stable_until_they_are_changed() {
+    let platform = Platform::unlimited().await;
+    let list = async |customer: &str| send_body(&platform, signed(customer)).await.json()["data"].clone();
     let first = list("383933091455959041").await;
     assert_eq!((first.as_array().unwrap().len() >= 2, &list("383933091455959041").await), (true, &first));
     assert_ne!(first, list("383933091455959042").await);
-    let other = Platform::open().await;
-    let again = ask(&other, signed("383933091455959041")).await.json()["data"].clone();
-    assert_eq!(again, first, "another sandbox invents the same");
+    let other = Platform::unlimited().await;
+    let again = send_body(&other, signed("383933091455959041")).await.json()["data"].clone();
+    assert_eq!(again, first, "another sandbox generates the same coupons");
     for (change, status) in [("use", "1"), ("freeze", "2"), ("give", "4")] {
         let card = first[0]["cardId"].clone();
         let changed = platform.change("383933091455959041", change, json!({ "cardId": card })).await;
@@ -124,6 +125,6 @@ async fn a_customers_coupons_are_stable_until_something_changes_them() {
     platform.change("383933091455959041", "issue", json!({ "seconds": 0 })).await;
     let now = list("383933091455959041").await;
     let issued = now.as_array().unwrap().last().unwrap();
-    assert_eq!(issued["useStatus"], "6", "the clock ended it");
+    assert_eq!(issued["useStatus"], "6", "it has expired");
     assert_eq!(now.as_array().unwrap().len(), first.as_array().unwrap().len() + 1);
 }

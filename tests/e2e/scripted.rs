@@ -10,25 +10,25 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use crate::support::{Upstream, loopback};
 
 /// What a scripted upstream does with a request.
-pub(crate) enum Act {
-    /// Answers these bytes and keeps the connection.
-    Answer(Vec<u8>),
-    /// Answers these bytes and closes the connection.
-    Last(Vec<u8>),
-    /// Answers nothing, and closes the connection.
+pub(crate) enum Action {
+    /// Sends these bytes and keeps the connection open.
+    Respond(Vec<u8>),
+    /// Sends these bytes and closes the connection.
+    RespondAndClose(Vec<u8>),
+    /// Sends nothing and closes the connection.
     Close,
-    /// Answers nothing, and holds the connection.
+    /// Sends nothing and keeps the connection open.
     Hang,
 }
 
-impl Act {
+impl Action {
     /// A success with these coupons.
     pub(crate) fn success(data: &str) -> Self {
         Self::json(&format!(r#"{{"status":true,"code":0,"message":"","data":{data}}}"#))
     }
 
     pub(crate) fn json(body: &str) -> Self {
-        Self::Answer(http_text("200 OK", "Content-Type: application/json\r\n", body))
+        Self::Respond(http_text("200 OK", "Content-Type: application/json\r\n", body))
     }
 }
 
@@ -44,12 +44,12 @@ pub(crate) struct Scripted {
 }
 
 impl Scripted {
-    /// `script` is called with the number of the request, from 0 on, and its text.
-    pub(crate) async fn start(script: impl Fn(usize, &str) -> Act + Send + Sync + 'static) -> Self {
+    /// `script` gets the number of the request, from 0 on, and its text.
+    pub(crate) async fn start(script: impl Fn(usize, &str) -> Action + Send + Sync + 'static) -> Self {
         Self::on(TcpListener::bind(loopback()).await.unwrap(), script)
     }
 
-    pub(crate) fn on(listener: TcpListener, script: impl Fn(usize, &str) -> Act + Send + Sync + 'static) -> Self {
+    pub(crate) fn on(listener: TcpListener, script: impl Fn(usize, &str) -> Action + Send + Sync + 'static) -> Self {
         let address = listener.local_addr().unwrap();
         let requests = Arc::new(std::sync::Mutex::new(Vec::new()));
         let script = Arc::new(script);
@@ -58,8 +58,8 @@ impl Scripted {
         tokio::spawn(stop.clone().run_until_cancelled_owned(async move {
             loop {
                 let (stream, _) = listener.accept().await.unwrap();
-                let one = follow(stream, Arc::clone(&seen), Arc::clone(&script));
-                tokio::spawn(token.clone().run_until_cancelled_owned(one));
+                let connection = serve(stream, Arc::clone(&seen), Arc::clone(&script));
+                tokio::spawn(token.clone().run_until_cancelled_owned(connection));
             }
         }));
         Self { address, requests, _stop: stop.drop_guard() }
@@ -76,15 +76,15 @@ impl Upstream for Scripted {
     }
 }
 
-async fn follow(
+async fn serve(
     mut stream: TcpStream,
     seen: Arc<std::sync::Mutex<Vec<String>>>,
-    script: Arc<impl Fn(usize, &str) -> Act>,
+    script: Arc<impl Fn(usize, &str) -> Action>,
 ) {
     let mut buffer = Vec::new();
     loop {
         let request = loop {
-            if let Some(length) = whole_request(&buffer) {
+            if let Some(length) = request_length(&buffer) {
                 break String::from_utf8(buffer.drain(..length).collect()).unwrap();
             }
             let mut part = [0; 4096];
@@ -99,18 +99,19 @@ async fn follow(
             seen.len() - 1
         };
         match script(number, &request) {
-            Act::Answer(bytes) => stream.write_all(&bytes).await.unwrap(),
-            Act::Last(bytes) => {
+            Action::Respond(bytes) => stream.write_all(&bytes).await.unwrap(),
+            Action::RespondAndClose(bytes) => {
                 stream.write_all(&bytes).await.unwrap();
                 return;
             }
-            Act::Close => return,
-            Act::Hang => std::future::pending().await,
+            Action::Close => return,
+            Action::Hang => std::future::pending().await,
         }
     }
 }
 
-fn whole_request(buffer: &[u8]) -> Option<usize> {
+/// The length of the first request, once all of it has arrived.
+fn request_length(buffer: &[u8]) -> Option<usize> {
     let text = String::from_utf8_lossy(buffer);
     let head = text.find("\r\n\r\n")? + 4;
     let length = text.lines().find_map(|line| line.to_ascii_lowercase().strip_prefix("content-length: ")?.parse().ok());

@@ -1,4 +1,5 @@
-//! Law 7, over all that the gateway says: marked secrets and customers go in everywhere, and come out nowhere.
+//! No output of the gateway contains a secret, and no log or metric a customer: marked values are sent in every way, and all
+//! output is searched for them.
 
 use std::fmt::Write as _;
 use std::io::BufRead as _;
@@ -15,7 +16,7 @@ use crate::program::{Running, log_record, run};
 use crate::support::{MERCHANTS, Platform, READ, Upstream, WRITE};
 use crate::tls::Authority;
 
-/// No part of one of these stands in another.
+/// None of these is part of another.
 const OPEN_KEY: &str = "canary-openkey-Zq1";
 const CALLER_KEY: &str = "canary-callerkey-Zq2";
 const OTHER_KEY: &str = "canary-strangerskey-Zq3";
@@ -30,7 +31,7 @@ fn hash(key: &str) -> String {
     })
 }
 
-/// A gateway's configuration; `more` stands in its tenant's table, and then in its caller's.
+/// The configuration of a gateway, with additional lines for the table of its tenant and for that of its caller.
 fn configuration(folder: &Path, upstream: &str, authority: &Authority, more: [&str; 2]) -> String {
     let (open_id, grant_code, _) = MERCHANTS[0];
     let (key_file, cert, key) = (folder.join("open-key"), authority.path("cert"), authority.path("key"));
@@ -71,7 +72,7 @@ routes = ["{READ}", "{WRITE}"]
     )
 }
 
-/// What `curl` gets by HTTP/2, head and body.
+/// The output of `curl` over HTTP/2, head and body.
 fn curl(authority: &Authority, url: &str, key: &str, more: &[&str]) -> String {
     let mut command = Command::new("curl");
     command.args(["-sSi", "--http2", "-m", "10", "--cacert", &authority.path("ca")]);
@@ -82,25 +83,25 @@ fn curl(authority: &Authority, url: &str, key: &str, more: &[&str]) -> String {
     out + &err
 }
 
-/// A gateway's process, and all that comes out of it.
-struct Subject {
-    process: Running,
+/// A gateway process and all its output.
+struct GatewayProcess {
+    child: Running,
     log: Arc<Mutex<String>>,
     reading: std::thread::JoinHandle<()>,
     data: String,
     admin: String,
-    said: String,
+    responses: String,
 }
 
-impl Subject {
-    /// Starts where dumps are allowed.
+impl GatewayProcess {
+    /// Starts the process with core dumps allowed.
     fn start(config: &Path) -> Self {
         let mut command = Command::new("sh");
         command.args(["-c", "ulimit -c unlimited; exec \"$0\" serve --config \"$1\"", env!("CARGO_BIN_EXE_zvgate")]);
         command.arg(config).env_clear().current_dir(config.parent().unwrap()).stderr(Stdio::piped());
         let mut child = command.spawn().unwrap();
         let mut log = std::io::BufReader::new(child.stderr.take().unwrap());
-        let process = Running(child);
+        let child = Running(child);
         let line = log_record(&mut log, "serving");
         let port = |key: &str| line[key].as_str().unwrap().rsplit(':').next().unwrap().to_owned();
         let data = format!("https://localhost:{}", port("listen"));
@@ -112,29 +113,29 @@ impl Subject {
                 writeln!(read.lock().unwrap(), "{}", line.unwrap()).unwrap();
             }
         });
-        Self { process, log: text, reading, data, admin, said: String::new() }
+        Self { child, log: text, reading, data, admin, responses: String::new() }
     }
 
     fn ask(&mut self, authority: &Authority, url: &str, key: &str, more: &[&str]) -> String {
         let text = tokio::task::block_in_place(|| curl(authority, url, key, more));
-        writeln!(self.said, "{text}").unwrap();
+        writeln!(self.responses, "{text}").unwrap();
         text
     }
 
-    /// Ends it in a way that would leave a dump; answers what it logged, and what it said.
+    /// Ends the process with a signal that would dump core; returns its log and its responses.
     fn end(mut self) -> (String, String) {
-        self.process.signal("ABRT");
-        let status = self.process.0.wait().unwrap();
+        self.child.signal("ABRT");
+        let status = self.child.0.wait().unwrap();
         assert_eq!((status.signal(), status.core_dumped()), (Some(6), false), "a dump would hold keys");
         self.reading.join().unwrap();
         let log = self.log.lock().unwrap().clone();
-        (log, self.said)
+        (log, self.responses)
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn no_secret_comes_out_anywhere_and_no_customer_in_logs_or_metrics() {
-    let platform = Platform::open().await;
+async fn no_output_has_a_secret_and_no_log_or_metric_has_a_customer() {
+    let platform = Platform::unlimited().await;
     platform.keys(&[OPEN_KEY]).await;
     let (authority, folder) = (Authority::new(), tempfile::tempdir().unwrap());
     let (config, key_file) = (folder.path().join("zvgate.toml"), folder.path().join("open-key"));
@@ -143,38 +144,39 @@ async fn no_secret_comes_out_anywhere_and_no_customer_in_logs_or_metrics() {
     std::fs::write(&config, &whole).unwrap();
     let body = json!({ "params": { "customerId": CUSTOMER, "bizId": "b" } }).to_string();
     let post = ["-H", "Content-Type: application/json", "-d", &body];
-    let anew = [&post[..], &["-H", "Cache-Control: no-cache"]].concat();
+    let no_cache = [&post[..], &["-H", "Cache-Control: no-cache"]].concat();
     let customers = format!("X-Zvgate-Customer: {CUSTOMER}");
     let named = [&post[..], &["-H", &customers]].concat();
-    let (mut logs, mut said) = (String::new(), String::new());
+    let (mut logs, mut responses) = (String::new(), String::new());
 
-    // Every failure of the platform: for what is kept, for a read, and for writes. A process for each, since its breaker opens.
+    // Every failure of the platform: for a cached answer, for a read, and for writes. Each has its own process, since its breaker
+    // opens.
     for fault in ["throttle", "http500", "http503", "redirect", "error", "hang", "reset", "truncate", "garbage"] {
         platform.faults(json!({ "fault": "none" })).await;
-        let mut subject = Subject::start(&config);
-        let (read, write) = (format!("{}{READ}", subject.data), format!("{}{WRITE}", subject.data));
-        assert!(subject.ask(&authority, &read, CALLER_KEY, &post).contains("stored"));
+        let mut process = GatewayProcess::start(&config);
+        let (read, write) = (format!("{}{READ}", process.data), format!("{}{WRITE}", process.data));
+        assert!(process.ask(&authority, &read, CALLER_KEY, &post).contains("stored"));
         platform.faults(json!({ "fault": fault })).await;
         let before = platform.requests(WRITE).await;
-        for (url, more) in [(&read, &post[..]), (&read, &anew), (&write, &post), (&write, &named)] {
-            subject.ask(&authority, url, CALLER_KEY, more);
+        for (url, more) in [(&read, &post[..]), (&read, &no_cache), (&write, &post), (&write, &named)] {
+            process.ask(&authority, url, CALLER_KEY, more);
         }
-        assert_eq!(platform.requests(WRITE).await, before + 2, "{fault} was met");
-        let (log, replies) = subject.end();
+        assert_eq!(platform.requests(WRITE).await, before + 2, "{fault} was encountered");
+        let (log, replies) = process.end();
         logs += &log;
-        said += &replies;
+        responses += &replies;
     }
     platform.faults(json!({ "fault": "none" })).await;
 
-    let mut subject = Subject::start(&config);
-    let (data, admin) = (subject.data.clone(), subject.admin.clone());
-    let mut ask = |url: &str, key: &str, more: &[&str]| subject.ask(&authority, url, key, more);
+    let mut process = GatewayProcess::start(&config);
+    let (data, admin) = (process.data.clone(), process.admin.clone());
+    let mut ask = |url: &str, key: &str, more: &[&str]| process.ask(&authority, url, key, more);
     let (read, write) = (format!("{data}{READ}"), format!("{data}{WRITE}"));
     assert!(ask(&read, CALLER_KEY, &post).contains("stored"));
     assert!(ask(&read, CALLER_KEY, &post).contains("hit"));
     assert!(ask(&write, CALLER_KEY, &post).contains("HTTP/2 200"));
 
-    // Every refusal.
+    // Every rejection.
     let json = "Content-Type: application/json";
     let twice = format!(r#"{{"params":{{"customerId":"{CUSTOMER}","customerId":"{CUSTOMER}"}}}}"#);
     let stranger = json!({ "openId": "x", "grantCode": MISPLACED, "params": { "customerId": CUSTOMER } }).to_string();
@@ -201,7 +203,7 @@ async fn no_secret_comes_out_anywhere_and_no_customer_in_logs_or_metrics() {
         assert_eq!(first.split(' ').nth(1), Some(&*status.to_string()), "{path} {more:?}: {text}");
     }
 
-    // Every page, for who has the operators' key and who has another.
+    // Every admin page, with the admin key, with another key, and without.
     for key in [ADMIN_KEY, CALLER_KEY, ""] {
         for page in ["metrics", "healthz", "readyz", "config", CUSTOMER, OTHER_KEY] {
             ask(&format!("{admin}/{page}"), key, &[]);
@@ -211,11 +213,12 @@ async fn no_secret_comes_out_anywhere_and_no_customer_in_logs_or_metrics() {
         ask(&format!("{admin}/cache?all=true"), key, &["-X", "DELETE"]);
     }
 
-    // Files that cannot be used: secrets in the wrong place, of the wrong type, under the wrong name.
-    let process = subject.process.0.id().to_string();
+    // Invalid configurations: secrets in the wrong place, of the wrong type, under the wrong name.
+    let pid = process.child.0.id().to_string();
     let private = std::fs::read_to_string(authority.file("key")).unwrap();
-    let refused =
-        |subject: &Subject| subject.log.lock().unwrap().matches("the previous configuration stays in force").count();
+    let rejected = |process: &GatewayProcess| {
+        process.log.lock().unwrap().matches("the previous configuration stays in force").count()
+    };
     let misplaced = format!("\"{MISPLACED}\"");
     for more in [
         [&*format!("open_key = {misplaced}"), ""],
@@ -226,9 +229,9 @@ async fn no_secret_comes_out_anywhere_and_no_customer_in_logs_or_metrics() {
         [&*format!("x = {MISPLACED}"), ""],
     ] {
         std::fs::write(&config, configuration(folder.path(), &platform.url(), &authority, more)).unwrap();
-        let before = refused(&subject);
-        assert!(Command::new("kill").args(["-HUP", &process]).status().unwrap().success());
-        while refused(&subject) == before {
+        let before = rejected(&process);
+        assert!(Command::new("kill").args(["-HUP", &pid]).status().unwrap().success());
+        while rejected(&process) == before {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     }
@@ -239,15 +242,15 @@ async fn no_secret_comes_out_anywhere_and_no_customer_in_logs_or_metrics() {
         format!("-----BEGIN PRIVATE KEY-----\n{MISPLACED}\n-----END PRIVATE KEY-----\n"),
     )
     .unwrap();
-    while !subject.log.lock().unwrap().contains("the last good one is used") {
+    while !process.log.lock().unwrap().contains("the last good one is used") {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
-    let metrics = subject.ask(&authority, &format!("{admin}/metrics"), "", &[]);
+    let metrics = process.ask(&authority, &format!("{admin}/metrics"), "", &[]);
     assert!(metrics.contains("zvgate_config_reload_success 0"));
 
-    let (log, replies) = subject.end();
-    let (log, said) = (logs + &log, said + &replies);
-    for reached in [
+    let (log, replies) = process.end();
+    let (log, responses) = (logs + &log, responses + &replies);
+    for expected in [
         "\"request\"",
         "\"write\"",
         "\"purge\"",
@@ -256,12 +259,12 @@ async fn no_secret_comes_out_anywhere_and_no_customer_in_logs_or_metrics() {
         "unauthenticated",
         "outcome_unknown",
     ] {
-        assert!(log.contains(reached), "{reached} in {log}");
+        assert!(log.contains(expected), "{expected} in {log}");
     }
     let keys = [OPEN_KEY, CALLER_KEY, OTHER_KEY, ADMIN_KEY, MISPLACED];
     for secret in keys.into_iter().chain([&*hash(CALLER_KEY), &*hash(ADMIN_KEY), private.lines().nth(1).unwrap()]) {
         assert!(!log.contains(secret), "{secret} in the log: {log}");
-        assert!(!said.contains(secret), "{secret} in what was answered: {said}");
+        assert!(!responses.contains(secret), "{secret} in the responses: {responses}");
     }
     for unseen in [CUSTOMER, "成功", "couponsCardList"] {
         assert!(!log.contains(unseen), "{unseen} in the log: {log}");

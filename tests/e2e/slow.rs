@@ -1,4 +1,4 @@
-//! Callers who are slow on purpose: slow heads, slow bodies, ranges, slow reading, by slowhttptest.
+//! Callers that are slow on purpose, by slowhttptest: slow heads, slow bodies, ranges, slow reading.
 
 use std::net::SocketAddr;
 use std::process::{Child, Command, Stdio};
@@ -12,32 +12,32 @@ use http_body_util::Full;
 use crate::program::{Running, serve, write_config};
 use crate::support::{Caller, Platform, READ, Upstream, post, send, unix_now};
 
-/// How long each of the attacks lasts, and on how many connections.
+/// How long each attack lasts, and on how many connections.
 const SECONDS: u64 = 30;
 const CONNECTIONS: u64 = 1000;
 
-/// How others are served: the duration of each answer in milliseconds.
+/// Reads as another caller; returns the duration of each request in milliseconds.
 async fn ask_until(address: SocketAddr, end: Arc<AtomicBool>) -> Vec<f64> {
     let mut caller = Caller::connect(address).await;
     let mut times = Vec::new();
     while !end.load(Ordering::Relaxed) {
-        let asked = unix_now();
+        let sent = unix_now();
         assert_eq!(caller.read("1").await.status, 200);
-        times.push((unix_now() - asked) * 1000.0);
+        times.push((unix_now() - sent) * 1000.0);
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     times
 }
 
-/// Five others ask for so long; answers the 99th hundredth of their times, in milliseconds.
+/// Five other callers read for this long; returns the 99th percentile of their durations, in milliseconds.
 async fn p99_of_others(address: SocketAddr, time: Duration) -> f64 {
     let end = Arc::new(AtomicBool::new(false));
-    let asking: Vec<_> = (0..5).map(|_| tokio::spawn(ask_until(address, Arc::clone(&end)))).collect();
+    let callers: Vec<_> = (0..5).map(|_| tokio::spawn(ask_until(address, Arc::clone(&end)))).collect();
     tokio::time::sleep(time).await;
     end.store(true, Ordering::Relaxed);
     let mut times = Vec::new();
-    for asked in asking {
-        times.extend(asked.await.unwrap());
+    for caller in callers {
+        times.extend(caller.await.unwrap());
     }
     times.sort_unstable_by(f64::total_cmp);
     times[times.len() * 99 / 100]
@@ -56,10 +56,10 @@ async fn metric(admin: SocketAddr, name: &str) -> f64 {
     page.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok()).unwrap()
 }
 
-/// All four at once, on callers' and on operators' doors. Printed: what it costs the others, in this run, on this machine.
+/// All four attacks at the same time, on the data and on the admin listener. What they cost other callers is printed.
 #[tokio::test(flavor = "multi_thread")]
-async fn others_are_served_beside_slow_callers() {
-    let platform = Platform::open().await;
+async fn slow_callers_do_not_block_others() {
+    let platform = Platform::unlimited().await;
     let folder = tempfile::tempdir().unwrap();
     let more = "[log]\naccess = \"none\"\n[cache]\nttl = \"1h\"\n";
     let (_gateway, _log, record) = serve(&write_config(folder.path(), &platform.url(), more));
@@ -76,7 +76,7 @@ async fn others_are_served_beside_slow_callers() {
         attack(&["-X", "-k", "5", "-w", "10", "-y", "20", "-n", "5", "-z", "32"], &metrics),
     ]
     .map(Running);
-    // Once no more of them come, any further growth is a leak.
+    // Once the number of connections no longer grows, any further growth of memory is a leak.
     let mut most = 0.0;
     let early = async {
         let mut ticks_at_most = 0;
@@ -94,7 +94,7 @@ async fn others_are_served_beside_slow_callers() {
     let (attacked, early) = tokio::join!(p99_of_others(data, Duration::from_secs(SECONDS)), early);
     let late = metric(admin, "process_resident_memory_bytes ").await;
     println!(
-        "others' p99 {quiet:.1} ms alone, {attacked:.1} ms under attack; resident {:.1} MiB when all are there, {:.1} MiB after {SECONDS} s; at most {most} connections",
+        "others' p99 {quiet:.1} ms alone, {attacked:.1} ms under attack; resident {:.1} MiB once all are connected, {:.1} MiB after {SECONDS} s; at most {most} connections",
         early / f64::from(1 << 20),
         late / f64::from(1 << 20)
     );

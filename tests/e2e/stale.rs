@@ -1,4 +1,4 @@
-//! Stale answers: when they are served, and with which headers; and cache operations of an operator.
+//! Stale answers: when they are served, and with which headers; and the cache operations of operators and callers.
 
 use std::time::Duration;
 
@@ -6,8 +6,8 @@ use http::{Method, Request};
 use http_body_util::Full;
 use serde_json::{Value, json};
 
-use crate::scripted::{Act, Scripted, http_text};
-use crate::support::{Gate, Platform, READ, Reply, WRITE, send};
+use crate::scripted::{Action, Scripted, http_text};
+use crate::support::{Platform, READ, Reply, TestGateway, WRITE, send};
 
 const CUSTOMER: &str = "383933091455959041";
 const SWR: (&str, &str) = ("cache.stale_while_revalidate", "20s");
@@ -17,62 +17,62 @@ fn metric(result: &str) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn while_one_call_refreshes_it_a_stale_answer_is_told_at_once() {
-    let platform = Platform::open().await;
-    let gate = Gate::start(&platform, &[SWR]).await;
-    let first = gate.read(CUSTOMER).await;
+async fn a_stale_answer_is_served_immediately_while_one_call_refreshes_it() {
+    let platform = Platform::unlimited().await;
+    let gateway = TestGateway::start(&platform, &[SWR]).await;
+    let first = gateway.read(CUSTOMER).await;
     platform.change(CUSTOMER, "use", json!({})).await;
     platform.faults(json!({ "latency_ms": 300 })).await;
-    gate.hands.advance(Duration::from_secs(33));
+    gateway.clock.advance(Duration::from_secs(33));
     for _ in 0..5 {
-        let stale = gate.read(CUSTOMER).await;
+        let stale = gateway.read(CUSTOMER).await;
         assert!(stale.header("cache-status").starts_with("zvgate; hit; ttl=-"), "{stale:?}");
         assert!(stale.header("cache-status").ends_with("; detail=stale-while-revalidate"), "{stale:?}");
         assert_eq!((stale.header("age"), &stale.body), ("33", &first.body));
     }
     loop {
-        let reply = gate.read(CUSTOMER).await;
+        let reply = gateway.read(CUSTOMER).await;
         if reply.is_hit() && !reply.header("cache-status").contains("detail") {
             assert!(reply.text().contains("version=1"));
             break;
         }
     }
     assert_eq!(platform.requests(READ).await, 2, "one refresh, not one for each hit");
-    assert_eq!(gate.metric(&metric("refresh")).await, 1.0);
-    assert!(gate.metric(&metric("stale")).await >= 5.0);
+    assert_eq!(gateway.metric(&metric("refresh")).await, 1.0);
+    assert!(gateway.metric(&metric("stale")).await >= 5.0);
     let refetched = format!("zvgate_cache_refetch_total{{changed=\"yes\",route=\"{READ}\"}}");
-    assert_eq!(gate.metric(&refetched).await, 1.0);
+    assert_eq!(gateway.metric(&refetched).await, 1.0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_refresh_that_fails_is_spaced_out_and_leaves_the_answer_in_its_bounds() {
-    let platform = Platform::open().await;
-    let gate = Gate::start(&platform, &[SWR, ("cache.stale_if_error", "0s")]).await;
-    gate.read(CUSTOMER).await;
+async fn failed_refreshes_back_off_and_do_not_extend_the_stale_period() {
+    let platform = Platform::unlimited().await;
+    let gateway = TestGateway::start(&platform, &[SWR, ("cache.stale_if_error", "0s")]).await;
+    gateway.read(CUSTOMER).await;
     platform.faults(json!({ "fault": "http500" })).await;
-    gate.hands.advance(Duration::from_secs(31));
+    gateway.clock.advance(Duration::from_secs(31));
     for _ in 0..30 {
-        assert!(gate.read(CUSTOMER).await.header("cache-status").contains("stale-while-revalidate"));
+        assert!(gateway.read(CUSTOMER).await.header("cache-status").contains("stale-while-revalidate"));
     }
-    assert!(platform.requests(READ).await <= 3, "it does not try for each hit");
-    gate.hands.advance(Duration::from_secs(20));
-    assert_eq!(gate.read(CUSTOMER).await.status, 500, "past its bounds upstream's word passes");
+    assert!(platform.requests(READ).await <= 3, "no refresh for each hit");
+    gateway.clock.advance(Duration::from_secs(20));
+    assert_eq!(gateway.read(CUSTOMER).await.status, 500, "after the stale period the upstream's response is returned");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_refresh_takes_no_turn_that_a_caller_waits_for() {
-    let platform = Platform::open().await;
-    let words = [SWR, ("limits.upstream.rate", "1"), ("limits.upstream.per", "1h"), ("limits.max_wait", "0s")];
-    let gate = Gate::start(&platform, &words).await;
-    gate.read(CUSTOMER).await;
-    gate.hands.advance(Duration::from_secs(31));
-    assert!(gate.read(CUSTOMER).await.header("cache-status").contains("stale-while-revalidate"));
-    assert_eq!(gate.metric(&metric("refresh")).await, 0.0, "the only turn is used up");
+async fn a_refresh_does_not_start_without_a_free_slot() {
+    let platform = Platform::unlimited().await;
+    let overrides = [SWR, ("limits.upstream.rate", "1"), ("limits.upstream.per", "1h"), ("limits.max_wait", "0s")];
+    let gateway = TestGateway::start(&platform, &overrides).await;
+    gateway.read(CUSTOMER).await;
+    gateway.clock.advance(Duration::from_secs(31));
+    assert!(gateway.read(CUSTOMER).await.header("cache-status").contains("stale-while-revalidate"));
+    assert_eq!(gateway.metric(&metric("refresh")).await, 0.0, "the only slot is used up");
     assert_eq!(platform.requests(READ).await, 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_stale_answer_stands_in_for_every_kind_of_failure_and_says_so() {
+async fn stale_if_error_applies_to_every_kind_of_failure() {
     let failing = [
         (http_text("502 Bad Gateway", "", "x"), "zvgate; fwd=stale; fwd-status=502; ttl=-6; detail=stale-if-error"),
         (http_text("429 Too Many", "", "x"), "zvgate; fwd=stale; fwd-status=429; ttl=-6; detail=stale-if-error"),
@@ -89,139 +89,150 @@ async fn a_stale_answer_stands_in_for_every_kind_of_failure_and_says_so() {
     ];
     for (answer, expected) in failing {
         let good = http_text("200 OK", "", r#"{"status":true,"code":0,"data":[{"useStatus":1}]}"#);
-        let upstream =
-            Scripted::start(move |number, _| Act::Last(if number == 0 { good.clone() } else { answer.clone() })).await;
-        let gate = Gate::start(&upstream, &[("upstream.retries", "0")]).await;
-        let first = gate.read("1").await;
-        gate.hands.advance(Duration::from_millis(35_500));
-        let stale = gate.read("1").await;
+        let upstream = Scripted::start(move |number, _| {
+            Action::RespondAndClose(if number == 0 { good.clone() } else { answer.clone() })
+        })
+        .await;
+        let gateway = TestGateway::start(&upstream, &[("upstream.retries", "0")]).await;
+        let first = gateway.read("1").await;
+        gateway.clock.advance(Duration::from_millis(35_500));
+        let stale = gateway.read("1").await;
         assert_eq!((stale.status, stale.header("cache-status"), stale.header("age")), (200, expected, "35"));
         assert_eq!((&stale.body, stale.header("proxy-status")), (&first.body, ""));
-        let demanding = gate.post(READ, &[("cache-control", "no-cache")], r#"{"params":{"customerId":"1"}}"#).await;
+        let demanding = gateway.post(READ, &[("cache-control", "no-cache")], r#"{"params":{"customerId":"1"}}"#).await;
         assert!(!demanding.header("cache-status").contains("stale"), "{demanding:?}");
-        let aged = gate.post(READ, &[("cache-control", "max-age=100")], r#"{"params":{"customerId":"1"}}"#).await;
+        let aged = gateway.post(READ, &[("cache-control", "max-age=100")], r#"{"params":{"customerId":"1"}}"#).await;
         assert!(!aged.header("cache-status").contains("stale"), "{aged:?}");
-        gate.hands.advance(Duration::from_secs(60));
-        assert!(!gate.read("1").await.header("cache-status").contains("stale"), "its bounds are over");
+        gateway.clock.advance(Duration::from_secs(60));
+        assert!(!gateway.read("1").await.header("cache-status").contains("stale"), "its stale period has ended");
     }
 }
 
-/// Who joins a refresh and takes nothing stale is served as by any call.
+/// A caller that joins a refresh and accepts nothing stale is served as by any fetch.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_refresh_that_others_joined_is_asked_again() {
+async fn a_refresh_that_callers_joined_is_retried() {
     let upstream =
-        Scripted::start(|number, _| if number == 1 { Act::Hang } else { Act::success(r#"[{"useStatus":1}]"#) }).await;
-    let words = [("cache.stale_while_revalidate", "1h"), ("upstream.attempt_timeout", "500ms")];
-    let gate = std::sync::Arc::new(Gate::start(&upstream, &words).await);
-    gate.read("1").await;
-    gate.hands.advance(Duration::from_secs(31));
-    assert!(gate.read("1").await.header("cache-status").contains("stale-while-revalidate"));
-    let joined = gate.post(READ, &[("cache-control", "max-age=1")], r#"{"params":{"customerId":"1"}}"#).await;
+        Scripted::start(|number, _| if number == 1 { Action::Hang } else { Action::success(r#"[{"useStatus":1}]"#) })
+            .await;
+    let overrides = [("cache.stale_while_revalidate", "1h"), ("upstream.attempt_timeout", "500ms")];
+    let gateway = std::sync::Arc::new(TestGateway::start(&upstream, &overrides).await);
+    gateway.read("1").await;
+    gateway.clock.advance(Duration::from_secs(31));
+    assert!(gateway.read("1").await.header("cache-status").contains("stale-while-revalidate"));
+    let joined = gateway.post(READ, &[("cache-control", "max-age=1")], r#"{"params":{"customerId":"1"}}"#).await;
     assert_eq!((joined.status, upstream.seen().len()), (200, 3));
     let saved = format!("zvgate_upstream_calls_saved_total{{route=\"{READ}\",tenant=\"one\"}}");
-    assert_eq!(gate.metric(&saved).await, 1.0, "who joined; not who had it refreshed");
+    assert_eq!(
+        gateway.metric(&saved).await,
+        1.0,
+        "counted for the caller that joined, not for the one that started the refresh"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_stale_answer_stands_in_where_nothing_can_be_sent() {
-    let platform = Platform::open().await;
-    let words = [("limits.upstream.rate", "1"), ("limits.upstream.per", "1h"), ("limits.max_wait", "0s")];
-    let gate = Gate::start(&platform, &words).await;
-    gate.read("1").await;
-    gate.hands.advance(Duration::from_millis(30_500));
-    let stale = gate.read("1").await;
+async fn a_stale_answer_is_served_if_no_call_can_be_sent() {
+    let platform = Platform::unlimited().await;
+    let overrides = [("limits.upstream.rate", "1"), ("limits.upstream.per", "1h"), ("limits.max_wait", "0s")];
+    let gateway = TestGateway::start(&platform, &overrides).await;
+    gateway.read("1").await;
+    gateway.clock.advance(Duration::from_millis(30_500));
+    let stale = gateway.read("1").await;
     assert_eq!(stale.header("cache-status"), "zvgate; hit; ttl=-1; detail=stale-if-error");
-    gate.read("2").await.is_error(429, "upstream_limited");
-    let gate = Gate::start(&platform, &[]).await;
-    gate.read("1").await;
+    gateway.read("2").await.assert_error(429, "upstream_limited");
+    let gateway = TestGateway::start(&platform, &[]).await;
+    gateway.read("1").await;
     drop(platform);
-    gate.hands.advance(Duration::from_secs(31));
-    assert!(gate.read("1").await.header("cache-status").starts_with("zvgate; hit; ttl=-"));
-    gate.read("2").await.is_error(502, "upstream_failed");
+    gateway.clock.advance(Duration::from_secs(31));
+    assert!(gateway.read("1").await.header("cache-status").starts_with("zvgate; hit; ttl=-"));
+    gateway.read("2").await.assert_error(502, "upstream_failed");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn no_stale_mode_tells_a_list_at_or_after_its_first_end_or_before_a_write() {
+async fn no_stale_answer_is_served_after_its_first_end_or_after_a_write() {
     for write in [false, true] {
-        let platform = Platform::open().await;
-        let words = [("cache.stale_while_revalidate", "1h"), ("cache.stale_if_error", "1h"), ("upstream.retries", "0")];
-        let gate = Gate::start(&platform, &words).await;
+        let platform = Platform::unlimited().await;
+        let overrides =
+            [("cache.stale_while_revalidate", "1h"), ("cache.stale_if_error", "1h"), ("upstream.retries", "0")];
+        let gateway = TestGateway::start(&platform, &overrides).await;
         let refreshed =
             format!("zvgate_upstream_attempts_total{{outcome=\"http_5xx\",route=\"{READ}\",tenant=\"one\"}}");
         platform.change(CUSTOMER, "issue", json!({ "seconds": 60 })).await;
-        gate.read(CUSTOMER).await;
+        gateway.read(CUSTOMER).await;
         platform.faults(json!({ "fault": "http500", "route": READ })).await;
-        gate.hands.advance(Duration::from_secs(40));
-        assert!(gate.read(CUSTOMER).await.header("cache-status").contains("stale"));
-        while gate.metric(&refreshed).await < 1.0 {
+        gateway.clock.advance(Duration::from_secs(40));
+        assert!(gateway.read(CUSTOMER).await.header("cache-status").contains("stale"));
+        while gateway.metric(&refreshed).await < 1.0 {
             tokio::task::yield_now().await;
         }
         if write {
-            gate.post(WRITE, &[], &json!({ "params": { "bizId": "b", "customerId": CUSTOMER } }).to_string()).await;
+            gateway.post(WRITE, &[], &json!({ "params": { "bizId": "b", "customerId": CUSTOMER } }).to_string()).await;
         } else {
-            gate.hands.advance(Duration::from_secs(20));
+            gateway.clock.advance(Duration::from_secs(20));
         }
-        assert_eq!(gate.read(CUSTOMER).await.status, 500);
+        assert_eq!(gateway.read(CUSTOMER).await.status, 500);
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn after_a_write_what_is_fetched_lives_shortly_for_a_while() {
-    for (answer, settles) in
-        [(Act::success("{}"), 3), (Act::Last(Vec::new()), 30), (Act::Answer(http_text("500 No", "", "x")), 30)]
-    {
+async fn answers_fetched_within_the_settle_time_have_a_short_lifetime() {
+    for (answer, settles) in [
+        (Action::success("{}"), 3),
+        (Action::RespondAndClose(Vec::new()), 30),
+        (Action::Respond(http_text("500 No", "", "x")), 30),
+    ] {
         let answer = std::sync::Mutex::new(Some(answer));
         let upstream = Scripted::start(move |_, request| {
             if request.contains(WRITE) {
                 answer.lock().unwrap().take().unwrap()
             } else {
-                Act::success(r#"[{"useStatus":1}]"#)
+                Action::success(r#"[{"useStatus":1}]"#)
             }
         })
         .await;
-        let gate = Gate::start(&upstream, &[("cache.unsettled_ttl", "1s"), ("limits.upstream.rate", "0")]).await;
-        gate.post(WRITE, &[], r#"{"params":{"customerId":"1"}}"#).await;
-        let lasts = async |customer: &str| gate.read(customer).await.header("cache-status").to_owned();
-        assert_eq!(lasts("1").await, "zvgate; fwd=miss; stored; ttl=1");
-        assert_eq!(lasts("2").await, "zvgate; fwd=miss; stored; ttl=30");
-        gate.hands.advance(Duration::from_secs(settles - 1));
-        assert_eq!(lasts("1").await, "zvgate; fwd=miss; stored; ttl=1");
-        gate.hands.advance(Duration::from_secs(2));
-        assert_eq!(lasts("1").await, "zvgate; fwd=miss; stored; ttl=30");
+        let gateway =
+            TestGateway::start(&upstream, &[("cache.unsettled_ttl", "1s"), ("limits.upstream.rate", "0")]).await;
+        gateway.post(WRITE, &[], r#"{"params":{"customerId":"1"}}"#).await;
+        let cache_status = async |customer: &str| gateway.read(customer).await.header("cache-status").to_owned();
+        assert_eq!(cache_status("1").await, "zvgate; fwd=miss; stored; ttl=1");
+        assert_eq!(cache_status("2").await, "zvgate; fwd=miss; stored; ttl=30");
+        gateway.clock.advance(Duration::from_secs(settles - 1));
+        assert_eq!(cache_status("1").await, "zvgate; fwd=miss; stored; ttl=1");
+        gateway.clock.advance(Duration::from_secs(2));
+        assert_eq!(cache_status("1").await, "zvgate; fwd=miss; stored; ttl=30");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_cache_that_is_off_sends_every_read_upstream() {
-    let platform = Platform::open().await;
-    let gate = Gate::start(&platform, &[("cache.mode", "off")]).await;
+async fn with_the_cache_off_every_read_is_sent_upstream() {
+    let platform = Platform::unlimited().await;
+    let gateway = TestGateway::start(&platform, &[("cache.mode", "off")]).await;
     for _ in 0..3 {
-        assert_eq!(gate.read("1").await.header("cache-status"), "zvgate; fwd=bypass");
+        assert_eq!(gateway.read("1").await.header("cache-status"), "zvgate; fwd=bypass");
     }
-    assert_eq!((platform.requests(READ).await, gate.metric("zvgate_cache_entries").await), (3, 0.0));
-    let only = gate.post(READ, &[("cache-control", "only-if-cached")], r#"{"params":{"customerId":"1"}}"#).await;
-    only.is_error(504, "not_cached");
+    assert_eq!((platform.requests(READ).await, gateway.metric("zvgate_cache_entries").await), (3, 0.0));
+    let only = gateway.post(READ, &[("cache-control", "only-if-cached")], r#"{"params":{"customerId":"1"}}"#).await;
+    only.assert_error(504, "not_cached");
 }
 
-async fn admin(gate: &Gate, method: Method, path: &str) -> Reply {
+async fn admin(gateway: &TestGateway, method: Method, path: &str) -> Reply {
     let request =
         Request::builder().method(method).uri(path).header("host", "localhost").body(Full::default()).unwrap();
-    send(gate.admin, request).await
+    send(gateway.admin, request).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn operators_see_and_purge_what_is_kept() {
-    let platform = Platform::open().await;
-    let gate = Gate::start(&platform, &[("cache.settle", "0s")]).await;
-    let two = [("x-zvgate-tenant", "two")];
+async fn operators_can_inspect_and_purge_cached_answers() {
+    let platform = Platform::unlimited().await;
+    let gateway = TestGateway::start(&platform, &[("cache.settle", "0s")]).await;
+    let second_tenant = [("x-zvgate-tenant", "two")];
     let body = |customer: &str| json!({ "params": { "customerId": customer } }).to_string();
     for customer in ["1", "2", "客 3"] {
-        gate.read(customer).await;
+        gateway.read(customer).await;
     }
-    gate.post(READ, &[], r#"{"params":{"customerId":"1","useStatus":0}}"#).await;
-    gate.post(READ, &two, &body("1")).await;
-    gate.hands.advance(Duration::from_secs(10));
-    let shown = admin(&gate, Method::GET, "/cache/customers/1").await.json();
+    gateway.post(READ, &[], r#"{"params":{"customerId":"1","useStatus":0}}"#).await;
+    gateway.post(READ, &second_tenant, &body("1")).await;
+    gateway.clock.advance(Duration::from_secs(10));
+    let shown = admin(&gateway, Method::GET, "/cache/customers/1").await.json();
     assert_eq!((&shown["tenant"], shown["answers"].as_array().unwrap().len()), (&json!("one"), 2));
     let first = &shown["answers"][0];
     assert_eq!(first["question"], format!("{READ} {{\"params\":{{\"customerId\":1}}}}"));
@@ -229,20 +240,20 @@ async fn operators_see_and_purge_what_is_kept() {
         (9.9..11.0).contains(&first["age"].as_f64().unwrap())
             && (18.0..20.1).contains(&first["fresh_for"].as_f64().unwrap())
     );
-    let dropped = async |path: &str| admin(&gate, Method::DELETE, path).await.json()["dropped"].clone();
+    let dropped = async |path: &str| admin(&gateway, Method::DELETE, path).await.json()["dropped"].clone();
     assert_eq!(dropped("/cache/customers/1").await, 2);
     assert_eq!(dropped("/cache/customers/1").await, 0);
     assert_eq!(dropped("/cache/customers/%E5%AE%A2%203").await, 1);
-    assert!(!gate.read("1").await.is_hit() && gate.read("2").await.is_hit());
-    assert!(gate.post(READ, &two, &body("1")).await.is_hit());
+    assert!(!gateway.read("1").await.is_hit() && gateway.read("2").await.is_hit());
+    assert!(gateway.post(READ, &second_tenant, &body("1")).await.is_hit());
     assert_eq!(dropped("/cache?tenant=two").await, 1);
     assert_eq!(dropped("/cache?all=true").await, 2);
-    gate.read("4").await;
-    gate.hands.advance(Duration::from_secs(91));
-    assert_eq!(dropped("/cache/customers/4").await, 0, "what could not be served any more is not counted");
-    assert!(!gate.read("2").await.is_hit());
-    assert_eq!(gate.metric("zvgate_cache_invalidations_total{cause=\"purge\"}").await, 7.0);
-    gate.read("5").await;
+    gateway.read("4").await;
+    gateway.clock.advance(Duration::from_secs(91));
+    assert_eq!(dropped("/cache/customers/4").await, 0, "entries that can no longer be served are not counted");
+    assert!(!gateway.read("2").await.is_hit());
+    assert_eq!(gateway.metric("zvgate_cache_invalidations_total{cause=\"purge\"}").await, 7.0);
+    gateway.read("5").await;
     for path in [
         "/cache",
         "/cache?",
@@ -262,11 +273,11 @@ async fn operators_see_and_purge_what_is_kept() {
         "/cache/customers/5?tenat=one",
         "/cache/customers/5?",
     ] {
-        assert_eq!(admin(&gate, Method::DELETE, path).await.status, 400, "{path}");
-        assert!(gate.read("5").await.is_hit(), "{path}");
+        assert_eq!(admin(&gateway, Method::DELETE, path).await.status, 400, "{path}");
+        assert!(gateway.read("5").await.is_hit(), "{path}");
     }
-    assert_eq!(admin(&gate, Method::GET, "/cache/customers/5?tenat=one").await.status, 400);
-    assert_eq!(admin(&gate, Method::DELETE, "/cache?tenant=three").await.status, 404);
+    assert_eq!(admin(&gateway, Method::GET, "/cache/customers/5?tenat=one").await.status, 400);
+    assert_eq!(admin(&gateway, Method::DELETE, "/cache?tenant=three").await.status, 404);
     assert_eq!(dropped("/cache/customers/5?tenant=one").await, 1);
     for (method, path, status) in [
         (Method::GET, "/cache/customers/1?tenant=three", 404),
@@ -274,9 +285,9 @@ async fn operators_see_and_purge_what_is_kept() {
         (Method::GET, "/cache", 405),
         (Method::GET, "/cache/customers/", 404),
     ] {
-        assert_eq!(admin(&gate, method, path).await.status, status, "{path}");
+        assert_eq!(admin(&gateway, method, path).await.status, status, "{path}");
     }
-    let beyond = Gate::start(&platform, &[("server.admin_listen", "0.0.0.0:0")]).await;
+    let beyond = TestGateway::start(&platform, &[("server.admin_listen", "0.0.0.0:0")]).await;
     let pages = async |method, path| {
         let request = Request::builder().method(method).uri(path).header("host", "a").body(Full::default()).unwrap();
         send(std::net::SocketAddr::from(([127, 0, 0, 1], beyond.admin.port())), request).await.status
@@ -286,30 +297,37 @@ async fn operators_see_and_purge_what_is_kept() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn callers_who_learn_of_a_change_invalidate_it() {
-    let platform = Platform::open().await;
-    let gate = Gate::start(&platform, &[]).await;
+async fn callers_can_invalidate_customers() {
+    let platform = Platform::unlimited().await;
+    let gateway = TestGateway::start(&platform, &[]).await;
     for customer in ["1", "2", "3"] {
-        gate.read(customer).await;
+        gateway.read(customer).await;
     }
-    let reply = gate.post("/v1/invalidate", &[], r#"{"customerIds":["1",2,"9"]}"#).await;
+    let reply = gateway.post("/v1/invalidate", &[], r#"{"customerIds":["1",2,"9"]}"#).await;
     assert_eq!((reply.status, reply.json()), (200, json!({ "dropped": 2 })));
     assert_eq!((reply.header("cache-status"), reply.header("x-request-id").len()), ("", 32));
     for (customer, hit) in [("1", false), ("2", false), ("3", true)] {
-        assert_eq!(gate.read(customer).await.is_hit(), hit, "{customer}");
+        assert_eq!(gateway.read(customer).await.is_hit(), hit, "{customer}");
     }
-    assert_eq!(gate.metric("zvgate_cache_invalidations_total{cause=\"invalidate\"}").await, 3.0);
+    assert_eq!(gateway.metric("zvgate_cache_invalidations_total{cause=\"invalidate\"}").await, 3.0);
     for bad in ["{}", "[]", r#"{"customerIds":"1"}"#, r#"{"customerIds":[""]}"#, r#"{"customerIds":[null]}"#] {
-        gate.post("/v1/invalidate", &[], bad).await.is_error(400, "bad_request");
+        gateway.post("/v1/invalidate", &[], bad).await.assert_error(400, "bad_request");
     }
     let many: Vec<Value> = (0..1001).map(Value::from).collect();
-    gate.post("/v1/invalidate", &[], &json!({ "customerIds": many }).to_string()).await.is_error(400, "bad_request");
-    gate.post("/v1/invalidate", &[("x-zvgate-tenant", "x")], r#"{"customerIds":["1"]}"#)
+    gateway
+        .post("/v1/invalidate", &[], &json!({ "customerIds": many }).to_string())
         .await
-        .is_error(400, "unknown_tenant");
-    let other = gate.post("/v1/invalidate", &[("x-zvgate-tenant", "two")], r#"{"customerIds":["3"]}"#).await;
-    assert_eq!((other.json(), gate.read("3").await.is_hit()), (json!({ "dropped": 0 }), true));
-    let beyond = Gate::start(&platform, &[("server.listen", "0.0.0.0:0"), ("server.allow_anonymous", "true")]).await;
+        .assert_error(400, "bad_request");
+    gateway
+        .post("/v1/invalidate", &[("x-zvgate-tenant", "x")], r#"{"customerIds":["1"]}"#)
+        .await
+        .assert_error(400, "unknown_tenant");
+    let other = gateway.post("/v1/invalidate", &[("x-zvgate-tenant", "two")], r#"{"customerIds":["3"]}"#).await;
+    assert_eq!((other.json(), gateway.read("3").await.is_hit()), (json!({ "dropped": 0 }), true));
+    let beyond =
+        TestGateway::start(&platform, &[("server.listen", "0.0.0.0:0"), ("server.allow_anonymous", "true")]).await;
     let address = std::net::SocketAddr::from(([127, 0, 0, 1], beyond.address.port()));
-    crate::support::post(address, "/v1/invalidate", &[], r#"{"customerIds":["1"]}"#).await.is_error(403, "forbidden");
+    crate::support::post(address, "/v1/invalidate", &[], r#"{"customerIds":["1"]}"#)
+        .await
+        .assert_error(403, "forbidden");
 }

@@ -27,7 +27,7 @@ pub(crate) const READ: &str = "/v3/crm/coupon/getCustomerCoupons";
 pub(crate) const WRITE: &str = "/v3/crm/coupon/writeOffCoupon";
 pub(crate) const REVERSE: &str = "/v3/crm/coupon/couponReverse";
 
-/// The platform's published example, and a second merchant of the tests.
+/// The merchant of the platform's published example, and a second one for tests.
 pub(crate) const MERCHANTS: [(&str, &str, &str); 2] = [
     ("d14c1559e87b747d577c834b275a4310", "ba67d4fa46", "LyvrkvkxRkG2R6aM55bXpPwjYAbkEXTbVnKwfDYvVHjNwNFAmx"),
     ("fake-open-id-for-test-only-0001", "fake-grant-code-0001", "fake-open-key-for-test-only-0001"),
@@ -37,25 +37,25 @@ pub(crate) fn loopback() -> SocketAddr {
     SocketAddr::from((Ipv4Addr::LOCALHOST, 0))
 }
 
-/// Something upstream that a gateway can be pointed to.
+/// An upstream for a gateway.
 pub(crate) trait Upstream {
     fn url(&self) -> String;
 }
 
-/// The sandbox, as a task.
+/// The sandbox, running as a task.
 pub(crate) struct Platform {
     pub(crate) address: SocketAddr,
     _stop: DropGuard,
 }
 
 impl Platform {
-    /// With the platform's own limit of 10 calls in any second.
-    pub(crate) async fn strict() -> Self {
+    /// With the platform's limit of 10 calls in any second.
+    pub(crate) async fn rate_limited() -> Self {
         Self::start(10, Clock::system()).await
     }
 
     /// Without a limit.
-    pub(crate) async fn open() -> Self {
+    pub(crate) async fn unlimited() -> Self {
         Self::start(0, Clock::system()).await
     }
 
@@ -77,7 +77,7 @@ impl Platform {
         self.page(Method::GET, "stats", "").await
     }
 
-    /// How many requests came on a path.
+    /// The number of requests received on a path.
     pub(crate) async fn requests(&self, path: &str) -> u64 {
         self.stats().await["requests"][path].as_u64().unwrap_or(0)
     }
@@ -91,17 +91,17 @@ impl Platform {
         assert_eq!(shown.get("error"), None, "{shown}");
     }
 
-    /// Changes a coupon behind the gateway's back.
-    pub(crate) async fn change(&self, customer: &str, change: &str, wanted: Value) -> Value {
-        let changed = self.page(Method::POST, &format!("customers/{customer}/{change}"), &wanted.to_string()).await;
+    /// Changes a coupon directly in the sandbox, so that the gateway does not see the change.
+    pub(crate) async fn change(&self, customer: &str, change: &str, body: Value) -> Value {
+        let changed = self.page(Method::POST, &format!("customers/{customer}/{change}"), &body.to_string()).await;
         assert_eq!(changed.get("error"), None, "{changed}");
         changed
     }
 
-    /// The keys that the first merchant may sign with from now on.
+    /// Sets the keys with which the first merchant may sign.
     pub(crate) async fn keys(&self, keys: &[&str]) {
-        let wanted = json!({ "openId": MERCHANTS[0].0, "openKeys": keys });
-        assert_eq!(self.page(Method::POST, "keys", &wanted.to_string()).await, json!({}));
+        let body = json!({ "openId": MERCHANTS[0].0, "openKeys": keys });
+        assert_eq!(self.page(Method::POST, "keys", &body.to_string()).await, json!({}));
     }
 
     async fn page(&self, method: Method, page: &str, body: &str) -> Value {
@@ -117,11 +117,11 @@ impl Upstream for Platform {
     }
 }
 
-/// Settings in the words of the configuration, such as `("cache.ttl", "5s")`.
-pub(crate) type Words<'a> = &'a [(&'a str, &'a str)];
+/// Configuration keys and their values, such as `("cache.ttl", "5s")`.
+pub(crate) type Overrides<'a> = &'a [(&'a str, &'a str)];
 
-/// The configuration of a gateway in front of `upstream`, with both merchants: `one`, the default, and `two`.
-pub(crate) fn configuration(upstream: &impl Upstream, words: Words<'_>, file: Option<&str>) -> Configuration {
+/// The configuration of a gateway in front of `upstream`, with both merchants as tenants: `one`, the default, and `two`.
+pub(crate) fn configuration(upstream: &impl Upstream, overrides: Overrides<'_>, file: Option<&str>) -> Configuration {
     let mut variables = BTreeMap::new();
     let mut set = |key: &str, value: &str| {
         variables.insert(format!("ZVGATE__{}", key.to_uppercase().replace('.', "__")), value.to_owned());
@@ -133,12 +133,12 @@ pub(crate) fn configuration(upstream: &impl Upstream, words: Words<'_>, file: Op
     for (name, (open_id, grant_code, open_key)) in ["one", "two"].into_iter().zip(MERCHANTS) {
         set(&format!("tenants.{name}.open_id"), open_id);
         set(&format!("tenants.{name}.grant_code"), grant_code);
-        if !words.iter().any(|(key, _)| *key == format!("tenants.{name}.open_key_file")) {
+        if !overrides.iter().any(|(key, _)| *key == format!("tenants.{name}.open_key_file")) {
             set(&format!("tenants.{name}.open_key"), open_key);
         }
     }
     set("tenants.one.default", "true");
-    for (key, value) in words {
+    for (key, value) in overrides {
         set(key, value);
     }
     let file = file.map(|text| {
@@ -151,42 +151,42 @@ pub(crate) fn configuration(upstream: &impl Upstream, words: Words<'_>, file: Op
     Configuration::load(&sources).unwrap_or_else(|errors| panic!("{errors}"))
 }
 
-/// A gateway, as a task.
-pub(crate) struct Gate {
+/// A gateway, running as a task.
+pub(crate) struct TestGateway {
     pub(crate) address: SocketAddr,
     pub(crate) admin: SocketAddr,
-    pub(crate) hands: Arc<Hands>,
-    pub(crate) gateway: Arc<Gateway>,
+    pub(crate) clock: Arc<Hands>,
+    pub(crate) inner: Arc<Gateway>,
     pub(crate) stop: CancellationToken,
     pub(crate) done: tokio::task::JoinHandle<()>,
     _stop: DropGuard,
 }
 
-impl Gate {
-    pub(crate) async fn start(upstream: &impl Upstream, words: Words<'_>) -> Self {
-        Self::run(configuration(upstream, words, None), EarlierCalls::None).await
+impl TestGateway {
+    pub(crate) async fn start(upstream: &impl Upstream, overrides: Overrides<'_>) -> Self {
+        Self::run(configuration(upstream, overrides, None), EarlierCalls::None).await
     }
 
-    /// One that begins as a process does.
-    pub(crate) async fn cold(upstream: &impl Upstream, words: Words<'_>) -> Self {
-        Self::run(configuration(upstream, words, None), EarlierCalls::Unknown).await
+    /// Starts as a new process does, without knowing which calls were made before.
+    pub(crate) async fn cold(upstream: &impl Upstream, overrides: Overrides<'_>) -> Self {
+        Self::run(configuration(upstream, overrides, None), EarlierCalls::Unknown).await
     }
 
-    pub(crate) async fn with_file(upstream: &impl Upstream, words: Words<'_>, file: &str) -> Self {
-        Self::run(configuration(upstream, words, Some(file)), EarlierCalls::None).await
+    pub(crate) async fn with_file(upstream: &impl Upstream, overrides: Overrides<'_>, file: &str) -> Self {
+        Self::run(configuration(upstream, overrides, Some(file)), EarlierCalls::None).await
     }
 
     async fn run(configuration: Configuration, earlier: EarlierCalls) -> Self {
-        let (clock, hands) = Clock::shifted();
+        let (clock, control) = Clock::shifted();
         let app = App::bind(configuration, clock, earlier, Inherited::default()).await.unwrap();
         let (address, admin) = (app.address().unwrap(), app.admin_address().unwrap());
-        let gateway = app.gateway();
+        let inner = app.gateway();
         let stop = CancellationToken::new();
         let done = tokio::spawn(app.run(Workers::new(Vec::new()), stop.clone()));
-        Self { address, admin, hands, gateway, done, _stop: stop.clone().drop_guard(), stop }
+        Self { address, admin, clock: control, inner, done, _stop: stop.clone().drop_guard(), stop }
     }
 
-    /// Asks for a customer's coupons.
+    /// Reads a customer's coupons.
     pub(crate) async fn read(&self, customer: &str) -> Reply {
         self.post(READ, &[], &json!({ "params": { "customerId": customer } }).to_string()).await
     }
@@ -200,7 +200,7 @@ impl Gate {
         send(self.admin, request).await
     }
 
-    /// The value of a metric, given as it stands in the page; 0 where it is not there.
+    /// The value of a metric, named with its labels as on the metrics page; 0 if it is absent.
     pub(crate) async fn metric(&self, name: &str) -> f64 {
         let page = self.page("/metrics").await.text();
         let line = page.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
@@ -208,7 +208,7 @@ impl Gate {
     }
 }
 
-/// An answer to a caller.
+/// A response to a caller.
 #[derive(Clone, Debug)]
 pub(crate) struct Reply {
     pub(crate) status: u16,
@@ -237,9 +237,9 @@ impl Reply {
         self.header("cache-status").starts_with("zvgate; fwd=miss; stored; ttl=")
     }
 
-    /// Checks all that every gateway error has, and that it is this one.
+    /// Asserts that this is the given gateway error, with all parts that every gateway error has.
     #[track_caller]
-    pub(crate) fn is_error(&self, status: u16, error: &str) {
+    pub(crate) fn assert_error(&self, status: u16, error: &str) {
         assert_eq!(self.status, status, "{self:?}");
         let body = self.json();
         assert_eq!(body["error"], error, "{body}");
@@ -267,7 +267,7 @@ pub(crate) async fn post(address: SocketAddr, path: &str, headers: &[(&str, &str
     send(address, request.body(Full::new(Bytes::from(body.to_owned()))).unwrap()).await
 }
 
-/// Sends a request on a connection of its own.
+/// Sends a request on a new connection.
 pub(crate) async fn send(address: SocketAddr, request: Request<Full<Bytes>>) -> Reply {
     let mut caller = Caller::connect(address).await;
     caller.send(request).await.unwrap()
@@ -294,13 +294,13 @@ impl Caller {
         Ok(Reply { status: head.status.as_u16(), headers: head.headers, body: body.collect().await?.to_bytes() })
     }
 
-    /// Whether the other side closed the connection.
-    pub(crate) fn is_over(&self) -> bool {
+    /// Whether the peer has closed the connection.
+    pub(crate) fn is_closed(&self) -> bool {
         self.0.is_closed()
     }
 
-    /// Waits until it did.
-    pub(crate) async fn is_closed(&mut self) -> bool {
+    /// Waits until the peer closes the connection.
+    pub(crate) async fn wait_until_closed(&mut self) -> bool {
         while self.0.ready().await.is_ok() {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
@@ -314,7 +314,7 @@ impl Caller {
     }
 }
 
-/// Sends bytes as they are, and reads until the other side closes.
+/// Sends bytes unchanged, and reads until the peer closes the connection.
 pub(crate) fn raw(address: SocketAddr, bytes: &[u8]) -> String {
     let mut stream = std::net::TcpStream::connect(address).unwrap();
     stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
@@ -329,14 +329,14 @@ pub(crate) fn envelope(request: &str) -> Value {
     serde_json::from_str(request.split_once("\r\n\r\n").unwrap().1).unwrap()
 }
 
-/// The caller's own clock: seconds since the Unix epoch.
+/// The caller's clock: seconds since the Unix epoch.
 pub(crate) fn unix_now() -> f64 {
-    #[expect(clippy::disallowed_methods, reason = "a caller has a clock of its own")]
+    #[expect(clippy::disallowed_methods, reason = "a caller has its own clock")]
     let now = std::time::SystemTime::now();
     now.duration_since(std::time::UNIX_EPOCH).unwrap().as_secs_f64()
 }
 
-/// A date of the platform, by `date`.
+/// Seconds since the Unix epoch at a date of the platform, according to `date`.
 pub(crate) fn unix_of(date: &str) -> i64 {
     let output = std::process::Command::new("date").args(["-d", &format!("{date} +0800"), "+%s"]).output().unwrap();
     String::from_utf8(output.stdout).unwrap().trim().parse().unwrap()

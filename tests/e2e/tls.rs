@@ -1,4 +1,4 @@
-//! Callers over TLS, by HTTP/1.1 and HTTP/2.
+//! Callers over TLS, with HTTP/1.1 and HTTP/2.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -21,19 +21,19 @@ use zvgate::configuration::Configuration;
 use zvgate::settings::Sources;
 
 use crate::program::{run, serve, write_config};
-use crate::scripted::{Act, Scripted};
-use crate::support::{Gate, Platform, READ, Reply, Upstream, configuration, raw};
+use crate::scripted::{Action, Scripted};
+use crate::support::{Platform, READ, Reply, TestGateway, Upstream, configuration, raw};
 
 const BODY: &str = r#"{"params":{"customerId":"1"}}"#;
 
-/// Who signs certificates, and a folder for them.
+/// A certificate authority, and a folder for the certificates that it issues.
 pub(crate) struct Authority {
     issuer: CertifiedIssuer<'static, KeyPair>,
     folder: tempfile::TempDir,
 }
 
 impl Authority {
-    /// With a certificate of the gateway's, `cert.pem` and `key.pem`, and its own, `ca.pem`.
+    /// Issues a certificate for the gateway, `cert.pem` and `key.pem`; that of the authority is `ca.pem`.
     pub(crate) fn new() -> Self {
         let mut params = CertificateParams::new(Vec::new()).unwrap();
         params.distinguished_name.push(DnType::CommonName, "an authority");
@@ -46,7 +46,7 @@ impl Authority {
         authority
     }
 
-    /// Writes a new certificate and its key into these files, and answers the certificate.
+    /// Writes a new certificate and its key to these files; returns the certificate.
     pub(crate) fn issue(&self, cert: &str, key: &str) -> Vec<u8> {
         let own = KeyPair::generate().unwrap();
         let params = CertificateParams::new(["localhost".to_owned()]).unwrap();
@@ -74,18 +74,22 @@ impl Authority {
         self.file(name).display().to_string()
     }
 
-    pub(crate) async fn gate(&self, upstream: &impl Upstream, words: crate::support::Words<'_>) -> Gate {
+    pub(crate) async fn gateway(
+        &self,
+        upstream: &impl Upstream,
+        overrides: crate::support::Overrides<'_>,
+    ) -> TestGateway {
         let (cert, key) = (self.path("cert"), self.path("key"));
         let mut all = vec![("server.tls.cert", cert.as_str()), ("server.tls.key", key.as_str())];
-        all.extend(words);
-        Gate::start(upstream, &all).await
+        all.extend(overrides);
+        TestGateway::start(upstream, &all).await
     }
 
     async fn connect(&self, address: SocketAddr) -> tokio_rustls::client::TlsStream<TcpStream> {
         self.connect_by(address, b"h2").await
     }
 
-    /// A connection by a protocol, as ALPN names it (RFC 7301).
+    /// Connects with this ALPN protocol (RFC 7301).
     pub(crate) async fn connect_by(
         &self,
         address: SocketAddr,
@@ -103,7 +107,7 @@ impl Authority {
         TlsConnector::from(Arc::new(config)).connect(name, tcp).await.unwrap()
     }
 
-    /// The certificate that new connections are served with.
+    /// The certificate that is presented on new connections.
     async fn served(&self, address: SocketAddr) -> Vec<u8> {
         let stream = self.connect(address).await;
         stream.get_ref().1.peer_certificates().unwrap()[0].to_vec()
@@ -115,7 +119,7 @@ impl Authority {
         Caller { sender, connection: tokio::spawn(async move { connection.await.ok() }) }
     }
 
-    /// `curl`, over the file system: it knows the authority, and the gateway by its name.
+    /// Runs `curl`, which trusts the authority and connects by the name `localhost`.
     pub(crate) fn curl(&self, address: SocketAddr, more: &[&str]) -> (i32, String) {
         let mut command = Command::new("curl");
         command.args(["-sS", "--cacert", &self.path("ca"), "-w", "\n%{http_version} %{http_code}"]);
@@ -126,7 +130,7 @@ impl Authority {
     }
 }
 
-/// A caller by HTTP/2.
+/// A caller over HTTP/2.
 struct Caller {
     sender: http2::SendRequest<Full<Bytes>>,
     connection: tokio::task::JoinHandle<Option<()>>,
@@ -145,90 +149,90 @@ impl Caller {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn callers_come_over_tls_by_either_protocol_and_no_other_way() {
-    let (platform, authority) = (Platform::open().await, Authority::new());
-    let gate = authority.gate(&platform, &[]).await;
+async fn tls_callers_may_use_http1_or_http2_and_plain_http_is_rejected() {
+    let (platform, authority) = (Platform::unlimited().await, Authority::new());
+    let gateway = authority.gateway(&platform, &[]).await;
     for (option, version) in [("--http1.1", "1.1"), ("--http2", "2"), ("--tls-max=1.2", "2"), ("--no-alpn", "1.1")] {
         let option: Vec<&str> = option.split('=').collect();
-        let (code, out) = authority.curl(gate.address, &option);
+        let (code, out) = authority.curl(gateway.address, &option);
         assert_eq!((code, out.lines().last()), (0, Some(&*format!("{version} 200"))), "{out}");
         assert!(out.contains("couponId"), "{out}");
     }
-    let plain = tokio::task::block_in_place(|| raw(gate.address, b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"));
+    let plain = tokio::task::block_in_place(|| raw(gateway.address, b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"));
     assert!(!plain.contains("HTTP/"), "{plain}");
-    assert_eq!(gate.page("/healthz").await.status, 200, "operators come as before");
+    assert_eq!(gateway.page("/healthz").await.status, 200, "the admin listener has no TLS");
     assert_eq!(platform.requests(READ).await, 1);
     for (option, code) in [("--tlsv1.3", 0), ("--tls-max=1.1", 35)] {
         let option: Vec<&str> = option.split('=').collect();
-        assert_eq!(authority.curl(gate.address, &option).0, code, "{option:?}");
+        assert_eq!(authority.curl(gateway.address, &option).0, code, "{option:?}");
     }
 }
 
-/// A stream that is ended while its caller still sends loses many callers the answer.
+/// If a stream is reset while its caller still sends, many clients do not report the response.
 #[tokio::test(flavor = "multi_thread")]
-async fn who_is_refused_before_his_body_came_hears_why() {
-    let (platform, authority) = (Platform::open().await, Authority::new());
-    let gate = authority.gate(&platform, &[]).await;
+async fn an_http2_caller_rejected_before_its_body_arrived_gets_the_response() {
+    let (platform, authority) = (Platform::unlimited().await, Authority::new());
+    let gateway = authority.gateway(&platform, &[]).await;
     for _ in 0..30 {
-        let (code, out) = authority.curl(gate.address, &["--http2", "-H", "Origin: http://shop.example"]);
+        let (code, out) = authority.curl(gateway.address, &["--http2", "-H", "Origin: http://shop.example"]);
         assert_eq!((code, out.lines().last()), (0, Some("2 403")), "{out}");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn where_a_ca_is_given_callers_need_a_certificate_of_its() {
-    let (platform, authority, strangers) = (Platform::open().await, Authority::new(), Authority::new());
-    let gate = authority.gate(&platform, &[("server.tls.client_ca", &authority.path("ca"))]).await;
+async fn with_client_ca_callers_need_a_certificate_from_it() {
+    let (platform, authority, strangers) = (Platform::unlimited().await, Authority::new(), Authority::new());
+    let gateway = authority.gateway(&platform, &[("server.tls.client_ca", &authority.path("ca"))]).await;
     authority.issue("caller", "caller-key");
     let own = ["--cert", &authority.path("caller"), "--key", &authority.path("caller-key")];
-    let (code, out) = authority.curl(gate.address, &own);
+    let (code, out) = authority.curl(gateway.address, &own);
     assert_eq!((code, out.lines().last()), (0, Some("2 200")), "{out}");
-    assert_ne!(authority.curl(gate.address, &[]).0, 0);
+    assert_ne!(authority.curl(gateway.address, &[]).0, 0);
     let other = ["--cert", &strangers.path("cert"), "--key", &strangers.path("key")];
-    assert_ne!(authority.curl(gate.address, &other).0, 0);
+    assert_ne!(authority.curl(gateway.address, &other).0, 0);
     assert_eq!(platform.requests(READ).await, 1);
 }
 
-/// As a renewal does it: one file after the other. Connections that are there go on.
+/// As a renewal does, one file is replaced after the other. Existing connections stay open.
 #[tokio::test(flavor = "multi_thread")]
 async fn new_certificates_are_served_without_a_restart() {
-    let (platform, authority) = (Platform::open().await, Authority::new());
-    let gate = authority.gate(&platform, &[]).await;
-    let (old, caller) = (authority.served(gate.address).await, authority.caller(gate.address).await);
+    let (platform, authority) = (Platform::unlimited().await, Authority::new());
+    let gateway = authority.gateway(&platform, &[]).await;
+    let (old, caller) = (authority.served(gateway.address).await, authority.caller(gateway.address).await);
     caller.read("1").await.unwrap();
     let new = authority.issue("next", "next-key");
     std::fs::copy(authority.file("next"), authority.file("cert")).unwrap();
-    // Longer than it takes to look twice.
+    // Longer than two reads of the files take.
     tokio::time::sleep(Duration::from_millis(1200)).await;
-    assert_eq!(authority.served(gate.address).await, old, "a certificate without its key is none");
+    assert_eq!(authority.served(gateway.address).await, old, "a certificate without its key is not used");
     std::fs::copy(authority.file("next-key"), authority.file("key")).unwrap();
-    while authority.served(gate.address).await != new {
+    while authority.served(gateway.address).await != new {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    assert!(caller.read("1").await.unwrap().is_hit(), "the connection of before");
+    assert!(caller.read("1").await.unwrap().is_hit(), "the existing connection is still served");
     std::fs::write(authority.file("cert"), "half a certif").unwrap();
     tokio::time::sleep(Duration::from_millis(1200)).await;
-    assert_eq!(authority.served(gate.address).await, new);
+    assert_eq!(authority.served(gateway.address).await, new);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn another_configuration_brings_other_certificates() {
-    let (platform, authority) = (Platform::open().await, Authority::new());
-    let gate = authority.gate(&platform, &[]).await;
+async fn a_reload_can_change_the_certificate_files() {
+    let (platform, authority) = (Platform::unlimited().await, Authority::new());
+    let gateway = authority.gateway(&platform, &[]).await;
     let new = authority.issue("next", "next-key");
     let (next, next_key) = (authority.path("next"), authority.path("next-key"));
-    let words = [("server.tls.cert", next.as_str()), ("server.tls.key", next_key.as_str())];
-    assert!(gate.gateway.reload(Ok(configuration(&platform, &words, None))));
-    assert_eq!(authority.served(gate.address).await, new);
-    // The files of now are those that are looked at.
+    let overrides = [("server.tls.cert", next.as_str()), ("server.tls.key", next_key.as_str())];
+    assert!(gateway.inner.reload(Ok(configuration(&platform, &overrides, None))));
+    assert_eq!(authority.served(gateway.address).await, new);
+    // From now on the new files are watched.
     let newer = authority.issue("next", "next-key");
-    while authority.served(gate.address).await != newer {
+    while authority.served(gateway.address).await != newer {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
 
 #[test]
-fn certificates_of_no_use_are_mistakes_in_the_configuration() {
+fn unusable_certificates_are_configuration_errors() {
     let (authority, strangers) = (Authority::new(), Authority::new());
     let (cert, key) = (authority.path("cert"), authority.path("key"));
     std::fs::write(authority.file("broken"), "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n").unwrap();
@@ -247,76 +251,75 @@ fn certificates_of_no_use_are_mistakes_in_the_configuration() {
         let given = given.into_iter().filter(|(_, file)| !file.is_empty());
         let variables = given.map(|(name, file)| (format!("ZVGATE__SERVER__TLS__{name}"), file.to_owned())).collect();
         let loaded = Configuration::load(&Sources { variables, ..Sources::default() });
-        let mistakes = loaded.err().expect(expected).to_string();
-        assert!(mistakes.contains(expected), "{mistakes}");
-        assert!(!mistakes.contains("PRIVATE"), "{mistakes}");
+        let errors = loaded.err().expect(expected).to_string();
+        assert!(errors.contains(expected), "{errors}");
+        assert!(!errors.contains("PRIVATE"), "{errors}");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_connection_carries_many_requests_and_no_more_than_there_is_room_for() {
-    let upstream = Scripted::start(|_, _| Act::Hang).await;
+async fn streams_of_one_connection_count_towards_max_connections() {
+    let upstream = Scripted::start(|_, _| Action::Hang).await;
     let authority = Authority::new();
-    let words = [("server.max_connections", "3"), ("server.max_streams", "5"), ("limits.upstream.rate", "0")];
-    let gate = authority.gate(&upstream, &words).await;
-    let caller = authority.caller(gate.address).await;
-    let mut asked = tokio::task::JoinSet::new();
+    let overrides = [("server.max_connections", "3"), ("server.max_streams", "5"), ("limits.upstream.rate", "0")];
+    let gateway = authority.gateway(&upstream, &overrides).await;
+    let caller = authority.caller(gateway.address).await;
+    let mut requests = tokio::task::JoinSet::new();
     for customer in ["11", "12", "13", "14", "15"] {
         let sender = caller.sender.clone();
-        asked.spawn(async move {
+        requests.spawn(async move {
             let caller = Caller { sender, connection: tokio::spawn(async { None }) };
             caller.read(customer).await.unwrap()
         });
     }
     for _ in 0..2 {
-        asked.join_next().await.unwrap().unwrap().is_error(503, "unavailable");
+        requests.join_next().await.unwrap().unwrap().assert_error(503, "unavailable");
     }
-    assert_eq!(gate.metric("zvgate_limited_total{caller=\"anonymous\",limit=\"connections\"}").await, 2.0);
-    assert_eq!(asked.len(), 3, "the others are in hand");
+    assert_eq!(gateway.metric("zvgate_limited_total{caller=\"anonymous\",limit=\"connections\"}").await, 2.0);
+    assert_eq!(requests.len(), 3, "the others are in flight");
 }
 
-/// Between requests a caller of HTTP/2 may send what belongs to none: that is no head that is late.
+/// Between requests, frames that belong to no request do not start the header timeout.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_quiet_connection_of_http2_lives_until_it_is_idle_for_too_long() {
-    let (platform, authority) = (Platform::open().await, Authority::new());
-    let words = [("server.header_timeout", "200ms"), ("server.idle_timeout", "2s")];
-    let gate = authority.gate(&platform, &words).await;
-    let caller = authority.caller(gate.address).await;
+async fn an_http2_connection_without_requests_is_closed_at_the_idle_timeout() {
+    let (platform, authority) = (Platform::unlimited().await, Authority::new());
+    let overrides = [("server.header_timeout", "200ms"), ("server.idle_timeout", "2s")];
+    let gateway = authority.gateway(&platform, &overrides).await;
+    let caller = authority.caller(gateway.address).await;
     caller.read("1").await.unwrap();
     tokio::time::sleep(Duration::from_millis(800)).await;
     assert!(caller.read("1").await.unwrap().is_hit());
     tokio::time::timeout(Duration::from_secs(20), caller.connection).await.unwrap().unwrap();
-    let quiet = authority.connect(gate.address).await;
+    let quiet = authority.connect(gateway.address).await;
     let (_sender, connection) =
         http2::handshake::<_, _, Full<Bytes>>(TokioExecutor::new(), TokioIo::new(quiet)).await.unwrap();
     tokio::time::timeout(Duration::from_secs(20), connection).await.unwrap().ok();
-    let slow = TcpStream::connect(gate.address).await.unwrap();
+    let slow = TcpStream::connect(gateway.address).await.unwrap();
     tokio::time::timeout(Duration::from_secs(20), slow.readable()).await.unwrap().unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_drain_tells_callers_of_http2_and_finishes_what_is_in_hand() {
-    let platform = Platform::open().await;
+async fn a_drain_completes_http2_requests_in_flight_and_closes_the_connection() {
+    let platform = Platform::unlimited().await;
     platform.faults(serde_json::json!({ "latency_ms": 700 })).await;
     let authority = Authority::new();
-    let gate = authority.gate(&platform, &[]).await;
-    let caller = authority.caller(gate.address).await;
+    let gateway = authority.gateway(&platform, &[]).await;
+    let caller = authority.caller(gateway.address).await;
     let (answered, ()) = tokio::join!(caller.read("1"), async {
         while platform.requests(READ).await == 0 {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
-        gate.stop.cancel();
+        gateway.stop.cancel();
     });
     assert_eq!(answered.unwrap().status, 200);
-    // Long before its idle time is over.
+    // Long before the idle timeout.
     tokio::time::timeout(Duration::from_secs(20), caller.connection).await.unwrap().unwrap();
-    gate.done.await.unwrap();
+    gateway.done.await.unwrap();
 }
 
-/// The process reads its files again at SIGHUP too.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_process_serves_tls_as_its_file_says() {
-    let (platform, authority) = (Platform::open().await, Authority::new());
+async fn serve_uses_tls_as_configured_and_reloads_it_on_sighup() {
+    let (platform, authority) = (Platform::unlimited().await, Authority::new());
     let folder = tempfile::tempdir().unwrap();
     let table = |folder: &Path, name: &str| {
         let file = |kind: &str| authority.path(&format!("{name}{kind}"));
@@ -336,38 +339,38 @@ async fn a_process_serves_tls_as_its_file_says() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_connection_carries_as_many_requests_as_configured() {
-    let upstream = Scripted::start(|_, _| Act::Hang).await;
+async fn an_http2_connection_carries_at_most_max_streams_requests() {
+    let upstream = Scripted::start(|_, _| Action::Hang).await;
     let authority = Authority::new();
-    let gate = authority.gate(&upstream, &[("server.max_streams", "2"), ("limits.upstream.rate", "0")]).await;
-    let begun = async |wanted: usize| {
-        while upstream.requests.lock().unwrap().len() < wanted {
+    let gateway = authority.gateway(&upstream, &[("server.max_streams", "2"), ("limits.upstream.rate", "0")]).await;
+    let wait_for = async |count: usize| {
+        while upstream.requests.lock().unwrap().len() < count {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
-    let (caller, other) = (authority.caller(gate.address).await, authority.caller(gate.address).await);
-    // What may be sent at once is in the first frame of all, the settings.
+    let (caller, other) = (authority.caller(gateway.address).await, authority.caller(gateway.address).await);
+    // The limit is known to the caller once it has received the SETTINGS frame.
     tokio::select! {
-        _ = caller.read("11") => panic!("nobody answers"),
-        () = begun(1) => {}
+        _ = caller.read("11") => panic!("upstream does not answer"),
+        () = wait_for(1) => {}
     }
     tokio::select! {
-        _ = async { tokio::join!(caller.read("12"), caller.read("13"), caller.read("14")) } => panic!("nobody answers"),
+        _ = async { tokio::join!(caller.read("12"), caller.read("13"), caller.read("14")) } => panic!("upstream does not answer"),
         () = async {
-            begun(3).await;
+            wait_for(3).await;
             tokio::select! {
-                _ = other.read("21") => panic!("nobody answers"),
-                () = begun(4) => {}
+                _ = other.read("21") => panic!("upstream does not answer"),
+                () = wait_for(4) => {}
             }
         } => {}
     }
     assert!(upstream.requests.lock().unwrap()[3].contains("\"21\""), "the caller's third request waits");
 }
 
-/// An empty SETTINGS frame, after what every connection of HTTP/2 begins with (RFC 9113, section 3.4).
-const HELLO: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+/// The connection preface with an empty SETTINGS frame (RFC 9113, section 3.4).
+const CLIENT_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
 
-/// The types of the frames in what was read.
+/// The types of the frames in these bytes.
 fn frames(mut bytes: &[u8]) -> Vec<u8> {
     let mut types = Vec::new();
     while let [a, b, c, kind, ..] = bytes {
@@ -378,24 +381,24 @@ fn frames(mut bytes: &[u8]) -> Vec<u8> {
     types
 }
 
-/// GOAWAY.
+/// The type of a GOAWAY frame.
 const GOAWAY: u8 = 7;
 
-async fn all_of(stream: &mut tokio_rustls::client::TlsStream<TcpStream>) -> Vec<u8> {
+async fn read_until_closed(stream: &mut tokio_rustls::client::TlsStream<TcpStream>) -> Vec<u8> {
     let mut bytes = Vec::new();
-    // Who closes without a word of TLS has closed as well.
+    // A connection closed without close_notify is closed as well.
     tokio::time::timeout(Duration::from_secs(20), stream.read_to_end(&mut bytes)).await.unwrap().ok();
     bytes
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_connection_whose_request_was_taken_back_ends_when_it_is_idle_and_the_request_is_told_of() {
-    let upstream = Scripted::start(|_, _| Act::Hang).await;
+async fn a_cancelled_http2_request_is_counted_and_its_connection_times_out() {
+    let upstream = Scripted::start(|_, _| Action::Hang).await;
     let authority = Authority::new();
-    let gate = authority.gate(&upstream, &[("server.idle_timeout", "1s")]).await;
-    let caller = authority.caller(gate.address).await;
+    let gateway = authority.gateway(&upstream, &[("server.idle_timeout", "1s")]).await;
+    let caller = authority.caller(gateway.address).await;
     tokio::select! {
-        _ = caller.read("1") => panic!("nobody answers"),
+        _ = caller.read("1") => panic!("upstream does not answer"),
         () = async {
             while upstream.requests.lock().unwrap().is_empty() {
                 tokio::time::sleep(Duration::from_millis(5)).await;
@@ -403,17 +406,17 @@ async fn a_connection_whose_request_was_taken_back_ends_when_it_is_idle_and_the_
         } => {}
     }
     let left = format!("zvgate_requests_total{{caller=\"anonymous\",route=\"{READ}\",status=\"499\"}}");
-    while gate.metric(&left).await < 1.0 {
+    while gateway.metric(&left).await < 1.0 {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     tokio::time::timeout(Duration::from_secs(20), caller.connection).await.unwrap().unwrap();
 }
 
-/// Neither a connection that carries nothing nor one whose answers nobody takes is kept by pings.
+/// Neither a connection without requests nor one whose responses are not read.
 #[tokio::test(flavor = "multi_thread")]
-async fn pings_keep_no_connection_open() {
-    let (platform, authority) = (Platform::open().await, Authority::new());
-    let gate = authority.gate(&platform, &[("server.idle_timeout", "1s"), ("server.max_connections", "3")]).await;
+async fn pings_do_not_keep_a_connection_open() {
+    let (platform, authority) = (Platform::unlimited().await, Authority::new());
+    let gateway = authority.gateway(&platform, &[("server.idle_timeout", "1s"), ("server.max_connections", "3")]).await;
     let ping = async |stream: &mut tokio_rustls::client::TlsStream<TcpStream>| {
         let ping = [&[0, 0, 8, 6, 0, 0, 0, 0, 0][..], &[7; 8]].concat();
         for _ in 0..60 {
@@ -424,16 +427,16 @@ async fn pings_keep_no_connection_open() {
         }
         false
     };
-    let mut idle = authority.connect(gate.address).await;
-    idle.write_all(HELLO).await.unwrap();
-    // One request, whose answer finds no window: SETTINGS_INITIAL_WINDOW_SIZE 0, and literal header fields.
-    let mut stalled = authority.connect(gate.address).await;
+    let mut idle = authority.connect(gateway.address).await;
+    idle.write_all(CLIENT_PREFACE).await.unwrap();
+    // Requests whose responses have no window: SETTINGS_INITIAL_WINDOW_SIZE is 0.
+    let mut stalled = authority.connect(gateway.address).await;
     let head = crate::http2::read_head();
     let frame = |kind: u8, flags: u8, stream: u8, payload: &[u8]| {
         let length = u8::try_from(payload.len()).unwrap();
         [&[0, 0, length, kind, flags, 0, 0, 0, stream][..], payload].concat()
     };
-    let preface = &HELLO[..24];
+    let preface = &CLIENT_PREFACE[..24];
     stalled.write_all(preface).await.unwrap();
     stalled.write_all(&frame(4, 0, 0, &[0, 4, 0, 0, 0, 0])).await.unwrap();
     for number in [1, 3, 5] {
@@ -444,100 +447,101 @@ async fn pings_keep_no_connection_open() {
     while platform.requests(READ).await < 1 {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
-    let other = authority.caller(gate.address).await;
+    let other = authority.caller(gateway.address).await;
     tokio::time::sleep(Duration::from_millis(200)).await;
-    other.read("1").await.unwrap().is_error(503, "unavailable");
+    other.read("1").await.unwrap().assert_error(503, "unavailable");
     let closed = tokio::join!(ping(&mut idle), ping(&mut stalled));
     assert_eq!(closed, (true, true));
-    assert_eq!(authority.caller(gate.address).await.read("1").await.unwrap().status, 200);
+    assert_eq!(authority.caller(gateway.address).await.read("1").await.unwrap().status, 200);
 }
 
-/// A caller who sends a request just then must know whether it was taken.
+/// A caller that sends a request at that moment must know whether it was processed.
 #[tokio::test(flavor = "multi_thread")]
-async fn an_idle_connection_of_http2_is_told_before_it_ends() {
-    let (platform, authority) = (Platform::open().await, Authority::new());
-    let gate = authority.gate(&platform, &[("server.idle_timeout", "1s"), ("server.header_timeout", "30s")]).await;
-    let caller = authority.caller(gate.address).await;
+async fn an_idle_http2_connection_gets_goaway_before_it_is_closed() {
+    let (platform, authority) = (Platform::unlimited().await, Authority::new());
+    let gateway =
+        authority.gateway(&platform, &[("server.idle_timeout", "1s"), ("server.header_timeout", "30s")]).await;
+    let caller = authority.caller(gateway.address).await;
     caller.read("1").await.unwrap();
-    let mut quiet = authority.connect(gate.address).await;
-    // With a request, so that it is idle and not slow.
+    let mut quiet = authority.connect(gateway.address).await;
+    // With a request, so that the connection is idle and its head is not late.
     let head = b"\x83\x86\x84\x41\x09localhost";
-    let request = [HELLO, &[0, 0, u8::try_from(head.len()).unwrap(), 1, 5, 0, 0, 0, 1], head].concat();
+    let request = [CLIENT_PREFACE, &[0, 0, u8::try_from(head.len()).unwrap(), 1, 5, 0, 0, 0, 1], head].concat();
     quiet.write_all(&request).await.unwrap();
     quiet.flush().await.unwrap();
-    let bytes = all_of(&mut quiet).await;
+    let bytes = read_until_closed(&mut quiet).await;
     assert!(frames(&bytes).contains(&GOAWAY), "{:?}", frames(&bytes));
 }
 
-/// One who does not answer the gateway's farewell holds no restart up.
+/// A caller that does not answer GOAWAY does not delay a restart.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_drain_does_not_wait_for_a_silent_connection() {
-    let (platform, authority) = (Platform::open().await, Authority::new());
-    let gate = authority.gate(&platform, &[]).await;
-    let mut silent = authority.connect(gate.address).await;
-    silent.write_all(HELLO).await.unwrap();
+    let (platform, authority) = (Platform::unlimited().await, Authority::new());
+    let gateway = authority.gateway(&platform, &[]).await;
+    let mut silent = authority.connect(gateway.address).await;
+    silent.write_all(CLIENT_PREFACE).await.unwrap();
     silent.flush().await.unwrap();
     let mut first = [0; 9];
     silent.read_exact(&mut first).await.unwrap();
-    gate.stop.cancel();
-    tokio::time::timeout(Duration::from_secs(15), gate.done).await.unwrap().unwrap();
+    gateway.stop.cancel();
+    tokio::time::timeout(Duration::from_secs(15), gateway.done).await.unwrap().unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_comes_when_there_is_no_room_hears_so_and_may_come_again() {
-    let (platform, authority) = (Platform::open().await, Authority::new());
-    let gate = authority.gate(&platform, &[("server.max_connections", "1")]).await;
-    let first = authority.caller(gate.address).await;
+async fn connections_beyond_the_limit_get_a_503_and_may_retry() {
+    let (platform, authority) = (Platform::unlimited().await, Authority::new());
+    let gateway = authority.gateway(&platform, &[("server.max_connections", "1")]).await;
+    let first = authority.caller(gateway.address).await;
     assert_eq!(first.read("1").await.unwrap().status, 200);
     let long = format!(r#"{{"params":{{"customerId":"1","x":"{}"}}}}"#, "x".repeat(50_000));
     for option in ["--http2", "--http1.1"] {
         for body in [BODY, &long] {
             for _ in 0..10 {
-                let (code, out) = authority.curl(gate.address, &[option, "-H", "Expect:", "--data", body]);
+                let (code, out) = authority.curl(gateway.address, &[option, "-H", "Expect:", "--data", body]);
                 let version = if option == "--http2" { "2" } else { "1.1" };
                 assert_eq!((code, out.lines().last()), (0, Some(&*format!("{version} 503"))), "{option}: {out}");
             }
         }
     }
-    let turned_away = authority.caller(gate.address).await;
-    turned_away.read("1").await.unwrap().is_error(503, "unavailable");
-    tokio::time::timeout(Duration::from_secs(15), turned_away.connection).await.unwrap().unwrap();
+    let rejected = authority.caller(gateway.address).await;
+    rejected.read("1").await.unwrap().assert_error(503, "unavailable");
+    tokio::time::timeout(Duration::from_secs(15), rejected.connection).await.unwrap().unwrap();
     drop(first);
     loop {
-        if authority.caller(gate.address).await.read("1").await.is_ok_and(|reply| reply.status == 200) {
+        if authority.caller(gateway.address).await.read("1").await.is_ok_and(|reply| reply.status == 200) {
             break;
         }
     }
-    // Who says nothing holds no place for long among those who are turned away.
-    let _silent: Vec<_> = (0..300).map(|_| std::net::TcpStream::connect(gate.address).unwrap()).collect();
+    // Silent connections do not use up the connections on which rejections are answered.
+    let _silent: Vec<_> = (0..300).map(|_| std::net::TcpStream::connect(gateway.address).unwrap()).collect();
     tokio::time::sleep(Duration::from_millis(2500)).await;
-    let (code, _) = authority.curl(gate.address, &["--http2"]);
+    let (code, _) = authority.curl(gateway.address, &["--http2"]);
     assert_eq!(code, 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn fields_are_counted_in_http2_too() {
-    let (platform, authority) = (Platform::open().await, Authority::new());
-    let gate = authority.gate(&platform, &[("server.max_headers", "20")]).await;
+async fn max_headers_applies_to_http2_too() {
+    let (platform, authority) = (Platform::unlimited().await, Authority::new());
+    let gateway = authority.gateway(&platform, &[("server.max_headers", "20")]).await;
     let ask = |count: usize| {
         let fields: Vec<String> = (0..count).map(|number| format!("X-{number}: a")).collect();
         let options: Vec<&str> = fields.iter().flat_map(|field| ["-H", field]).collect();
-        authority.curl(gate.address, &options).1.lines().last().unwrap().to_owned()
+        authority.curl(gateway.address, &options).1.lines().last().unwrap().to_owned()
     };
     assert_eq!((ask(10).as_str(), ask(30).as_str()), ("2 200", "2 431"));
 }
 
-/// Streams that are taken back leave something behind in their connection: none carries them without end.
+/// Cancelled streams leave state behind in their connection, so no connection serves requests without limit.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_connection_of_http2_carries_its_share_and_ends() {
-    let (platform, authority) = (Platform::open().await, Authority::new());
-    let gate = authority.gate(&platform, &[]).await;
-    let caller = authority.caller(gate.address).await;
+async fn an_http2_connection_serves_a_bounded_number_of_requests() {
+    let (platform, authority) = (Platform::unlimited().await, Authority::new());
+    let gateway = authority.gateway(&platform, &[]).await;
+    let caller = authority.caller(gateway.address).await;
     let mut count = 0;
     while caller.read("1").await.is_ok_and(|reply| reply.status == 200) {
         count += 1;
-        assert!(count <= 11_000, "it has no end");
+        assert!(count <= 11_000, "the connection is never closed");
     }
     assert!(count >= 10_000, "{count}");
-    assert_eq!(authority.caller(gate.address).await.read("1").await.unwrap().status, 200);
+    assert_eq!(authority.caller(gateway.address).await.read("1").await.unwrap().status, 200);
 }

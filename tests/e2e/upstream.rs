@@ -1,4 +1,4 @@
-//! Connections to the platform: kept for reads, checked for age, and trusted.
+//! Connections to the platform: reuse, idle timeout, and TLS.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,15 +8,15 @@ use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 
-use crate::scripted::{Act, Scripted, http_text};
-use crate::support::{Gate, Platform, Upstream};
+use crate::scripted::{Action, Scripted, http_text};
+use crate::support::{Platform, TestGateway, Upstream};
 
 const EMPTY: &str = r#"{"status":true,"code":0,"data":[]}"#;
 
 async fn connections_for_two_reads(headers: &'static str, between: Duration) -> usize {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    let upstream = Scripted::start(move |_, _| Act::Answer(http_text("200 OK", headers, EMPTY))).await;
+    let upstream = Scripted::start(move |_, _| Action::Respond(http_text("200 OK", headers, EMPTY))).await;
     let target = upstream.address;
     let count = Arc::new(std::sync::atomic::AtomicUsize::new(0));
     let counted = Arc::clone(&count);
@@ -28,37 +28,42 @@ async fn connections_for_two_reads(headers: &'static str, between: Duration) -> 
             tokio::spawn(async move { tokio::io::copy_bidirectional(&mut near, &mut far).await });
         }
     });
-    let gate = Gate::start(&Behind(address), &[]).await;
-    gate.read("1").await;
-    gate.hands.advance(between);
-    gate.read("2").await;
+    let gateway = TestGateway::start(&CountingProxy(address), &[]).await;
+    gateway.read("1").await;
+    gateway.clock.advance(between);
+    gateway.read("2").await;
     count.load(std::sync::atomic::Ordering::SeqCst)
 }
 
-struct Behind(std::net::SocketAddr);
+/// A proxy in front of the upstream that counts connections.
+struct CountingProxy(std::net::SocketAddr);
 
-impl Upstream for Behind {
+impl Upstream for CountingProxy {
     fn url(&self) -> String {
         format!("http://{}", self.0)
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_idle_connection_is_used_again_until_its_time_is_over() {
+async fn an_idle_upstream_connection_is_reused_until_its_idle_timeout() {
     assert_eq!(connections_for_two_reads("", Duration::from_secs(10)).await, 1);
     assert_eq!(connections_for_two_reads("", Duration::from_secs(16)).await, 2, "upstream.pool_idle");
     assert_eq!(connections_for_two_reads("Keep-Alive: timeout=5\r\n", Duration::from_secs(3)).await, 1);
-    assert_eq!(connections_for_two_reads("Keep-Alive: timeout=5\r\n", Duration::from_secs(5)).await, 2, "its own hint");
+    assert_eq!(
+        connections_for_two_reads("Keep-Alive: timeout=5\r\n", Duration::from_secs(5)).await,
+        2,
+        "the upstream's Keep-Alive hint"
+    );
     assert_eq!(connections_for_two_reads("Connection: close\r\n", Duration::ZERO).await, 2);
 }
 
-/// The upstream closes each connection right behind its answer, without a word.
+/// The upstream closes each connection right after its response, without `Connection: close`.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_connection_that_closed_while_idle_loses_no_read() {
-    let upstream = Scripted::start(|_, _| Act::Last(http_text("200 OK", "", EMPTY))).await;
-    let gate = Gate::start(&upstream, &[("limits.upstream.rate", "0")]).await;
+async fn no_read_fails_on_an_upstream_connection_closed_while_idle() {
+    let upstream = Scripted::start(|_, _| Action::RespondAndClose(http_text("200 OK", "", EMPTY))).await;
+    let gateway = TestGateway::start(&upstream, &[("limits.upstream.rate", "0")]).await;
     for customer in 0..20 {
-        let reply = gate.read(&customer.to_string()).await;
+        let reply = gateway.read(&customer.to_string()).await;
         assert_eq!(reply.status, 200, "{reply:?}");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
@@ -66,21 +71,21 @@ async fn a_connection_that_closed_while_idle_loses_no_read() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_base_path_stands_before_every_route() {
+async fn the_base_path_is_prefixed_to_every_route() {
     struct Prefixed(Scripted);
     impl Upstream for Prefixed {
         fn url(&self) -> String {
             format!("{}/open/", self.0.url())
         }
     }
-    let upstream = Prefixed(Scripted::start(|_, _| Act::success("[]")).await);
-    let gate = Gate::start(&upstream, &[]).await;
-    gate.read("1").await;
+    let upstream = Prefixed(Scripted::start(|_, _| Action::success("[]")).await);
+    let gateway = TestGateway::start(&upstream, &[]).await;
+    gateway.read("1").await;
     assert!(upstream.0.seen()[0].starts_with("POST /open/v3/crm/coupon/getCustomerCoupons HTTP/1.1\r\n"));
 }
 
-/// A TLS front before the sandbox, with a certificate of its own authority.
-async fn tls_front(platform: &Platform) -> (u16, String) {
+/// A TLS proxy in front of the sandbox, with a self-signed certificate.
+async fn tls_proxy(platform: &Platform) -> (u16, String) {
     let certified = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
     let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(certified.signing_key.serialize_der()));
     let provider = Arc::new(rustls::crypto::ring::default_provider());
@@ -109,9 +114,9 @@ async fn tls_front(platform: &Platform) -> (u16, String) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn https_is_spoken_with_whom_the_system_trusts_and_with_nobody_else() {
-    let platform = Platform::open().await;
-    let (port, certificate) = tls_front(&platform).await;
+async fn https_upstreams_need_a_certificate_that_the_system_trusts() {
+    let platform = Platform::unlimited().await;
+    let (port, certificate) = tls_proxy(&platform).await;
     let folder = tempfile::tempdir().unwrap();
     let (trusted, config) = (folder.path().join("ca.pem"), folder.path().join("zvgate.toml"));
     std::fs::write(&trusted, certificate).unwrap();

@@ -1,107 +1,106 @@
-//! Guarantee 4 in its simplest form: a write invalidates what is cached of its customers, and of nobody else.
+//! Writes: a write invalidates the cached answers of its customers, and of no others.
 
 use std::sync::Arc;
 
 use serde_json::json;
 
-use crate::scripted::{Act, Scripted, http_text};
-use crate::support::{Gate, Platform, READ, REVERSE, WRITE};
+use crate::scripted::{Action, Scripted, http_text};
+use crate::support::{Platform, READ, REVERSE, TestGateway, WRITE};
 
-/// A write to which the sandbox says success without naming a customer.
+/// A write route whose successful answers in the sandbox name no customer.
 const UNKNOWN: &str = "[[routes]]\npath = \"/v3/write\"\nkind = \"write\"\n";
 
 /// The first card of a customer that can be redeemed.
-async fn card(gate: &Gate, customer: &str) -> String {
-    gate.read(customer).await.json()["data"][0]["cardId"].as_str().unwrap().to_owned()
+async fn card(gateway: &TestGateway, customer: &str) -> String {
+    gateway.read(customer).await.json()["data"][0]["cardId"].as_str().unwrap().to_owned()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_write_has_a_time_of_its_own() {
-    let platform = Platform::open().await;
+async fn a_write_has_its_own_timeout() {
+    let platform = Platform::unlimited().await;
     platform.faults(json!({ "latency_ms": 700 })).await;
-    let words = [("upstream.attempt_timeout", "300ms"), ("upstream.retries", "0")];
-    let gate = Gate::start(&platform, &words).await;
+    let overrides = [("upstream.attempt_timeout", "300ms"), ("upstream.retries", "0")];
+    let gateway = TestGateway::start(&platform, &overrides).await;
     let write = json!({ "params": { "bizId": "b", "customerId": "1" } }).to_string();
-    assert_eq!(gate.post(WRITE, &[], &write).await.status, 200, "upstream.write_timeout");
-    gate.read("1").await.is_error(504, "upstream_timeout");
+    assert_eq!(gateway.post(WRITE, &[], &write).await.status, 200, "upstream.write_timeout");
+    gateway.read("1").await.assert_error(504, "upstream_timeout");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_write_is_seen_by_the_next_read_and_leaves_other_customers_in_place() {
-    let platform = Platform::open().await;
-    let gate = Gate::start(&platform, &[]).await;
-    let (card, _) = (card(&gate, "1").await, gate.read("2").await);
+async fn a_write_is_seen_by_the_next_read_and_keeps_other_customers_entries() {
+    let platform = Platform::unlimited().await;
+    let gateway = TestGateway::start(&platform, &[]).await;
+    let (card, _) = (card(&gateway, "1").await, gateway.read("2").await);
     let redeem = json!({ "params": { "bizId": "b", "customerId": "1", "couponsCardList": [card] } }).to_string();
-    let written = gate.post(WRITE, &[], &redeem).await;
+    let written = gateway.post(WRITE, &[], &redeem).await;
     assert_eq!((written.status, written.header("cache-status")), (200, "zvgate; fwd=bypass"));
     assert_eq!(written.json()["data"]["cardIdList"], json!([card]));
-    let read = gate.read("1").await;
+    let read = gateway.read("1").await;
     assert!(read.is_stored_miss() && read.text().contains("version=1"));
-    assert!(gate.read("2").await.is_hit());
-    assert_eq!(gate.metric("zvgate_cache_invalidations_total{cause=\"write\"}").await, 1.0);
+    assert!(gateway.read("2").await.is_hit());
+    assert_eq!(gateway.metric("zvgate_cache_invalidations_total{cause=\"write\"}").await, 1.0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_write_whose_answer_alone_names_the_customer_ends_only_that_ones_answers() {
-    let platform = Platform::open().await;
-    let gate = Gate::start(&platform, &[]).await;
-    let (card, _) = (card(&gate, "1").await, gate.read("2").await);
+async fn a_write_whose_answer_names_the_customer_invalidates_only_that_customer() {
+    let platform = Platform::unlimited().await;
+    let gateway = TestGateway::start(&platform, &[]).await;
+    let (card, _) = (card(&gateway, "1").await, gateway.read("2").await);
     let redeem = json!({ "params": { "bizId": "b", "couponsCardList": [{ "cardId": card }] } }).to_string();
-    assert_eq!(gate.post(WRITE, &[], &redeem).await.json()["data"]["userInfo"]["customer_id"], "1");
-    assert!(gate.read("1").await.text().contains("version=1"));
-    assert!(gate.read("2").await.is_hit());
+    assert_eq!(gateway.post(WRITE, &[], &redeem).await.json()["data"]["userInfo"]["customer_id"], "1");
+    assert!(gateway.read("1").await.text().contains("version=1"));
+    assert!(gateway.read("2").await.is_hit());
     let reverse = json!({ "params": { "bizId": "b" } }).to_string();
-    assert_eq!(gate.post(REVERSE, &[], &reverse).await.json()["code"], 0);
-    assert!(gate.read("1").await.text().contains("version=2"));
-    assert!(gate.read("2").await.is_hit());
+    assert_eq!(gateway.post(REVERSE, &[], &reverse).await.json()["code"], 0);
+    assert!(gateway.read("1").await.text().contains("version=2"));
+    assert!(gateway.read("2").await.is_hit());
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_write_ends_the_answers_of_everybody_whom_its_header_names() {
-    let platform = Platform::open().await;
-    let gate = Gate::start(&platform, &[]).await;
+async fn a_write_invalidates_every_customer_that_its_header_names() {
+    let platform = Platform::unlimited().await;
+    let gateway = TestGateway::start(&platform, &[]).await;
     for customer in ["1", "2", "3", "4"] {
-        gate.read(customer).await;
+        gateway.read(customer).await;
     }
     let body = r#"{"params":{"bizId":"b","customerId":"3"}}"#;
-    gate.post(WRITE, &[("x-zvgate-customer", "1, 2")], body).await;
+    gateway.post(WRITE, &[("x-zvgate-customer", "1, 2")], body).await;
     for (customer, hit) in [("1", false), ("2", false), ("3", false), ("4", true)] {
-        assert_eq!(gate.read(customer).await.is_hit(), hit, "{customer}");
+        assert_eq!(gateway.read(customer).await.is_hit(), hit, "{customer}");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_write_that_names_nobody_ends_its_tenants_answers_or_what_the_route_says() {
-    let nobody = r#"{"params":{"bizId":"b"}}"#;
+async fn a_write_without_a_customer_follows_the_routes_unknown_customer_setting() {
+    let no_customer = r#"{"params":{"bizId":"b"}}"#;
     let one = r#"{"params":{"customerId":"1"}}"#;
-    let platform = Platform::open().await;
-    for (unknown_customer, status, of_one_stays) in [("tenant", 200, false), ("ttl", 200, true), ("refuse", 400, true)]
-    {
+    let platform = Platform::unlimited().await;
+    for (unknown_customer, status, is_kept) in [("tenant", 200, false), ("ttl", 200, true), ("refuse", 400, true)] {
         let file =
             format!("[[routes]]\npath = \"/v3/write\"\nkind = \"write\"\nunknown_customer = \"{unknown_customer}\"\n");
-        let gate = Gate::with_file(&platform, &[], &file).await;
-        gate.read("1").await;
-        gate.post(READ, &[("x-zvgate-tenant", "two")], one).await;
+        let gateway = TestGateway::with_file(&platform, &[], &file).await;
+        gateway.read("1").await;
+        gateway.post(READ, &[("x-zvgate-tenant", "two")], one).await;
         let sent = platform.requests("/v3/write").await;
-        assert_eq!(gate.post("/v3/write", &[], nobody).await.status, status, "{unknown_customer}");
+        assert_eq!(gateway.post("/v3/write", &[], no_customer).await.status, status, "{unknown_customer}");
         assert_eq!(platform.requests("/v3/write").await - sent, u64::from(status == 200));
-        assert_eq!(gate.read("1").await.is_hit(), of_one_stays, "{unknown_customer}");
-        assert!(gate.post(READ, &[("x-zvgate-tenant", "two")], one).await.is_hit(), "another tenant's stay");
-        let counted = gate.metric("zvgate_cache_invalidations_total{cause=\"unknown_customer\"}").await;
+        assert_eq!(gateway.read("1").await.is_hit(), is_kept, "{unknown_customer}");
+        assert!(gateway.post(READ, &[("x-zvgate-tenant", "two")], one).await.is_hit(), "entries of other tenants stay");
+        let counted = gateway.metric("zvgate_cache_invalidations_total{cause=\"unknown_customer\"}").await;
         assert_eq!(counted, f64::from(u8::from(unknown_customer == "tenant")));
     }
 }
 
-/// What did certainly not happen invalidates nothing; what the platform refused concerns at most its own customers.
+/// A write that was certainly not executed invalidates nothing; one that the platform rejected, at most its own customers.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_write_that_was_not_executed_invalidates_no_more_than_it_must() {
+async fn a_write_that_was_not_executed_invalidates_no_more_than_necessary() {
     let throttled = r#"{"status":false,"code":110004,"message":"","data":null}"#;
     let exception = r#"{"status":true,"code":200001,"message":""}"#;
     let error = r#"{"status":false,"code":100002,"message":""}"#;
-    let (named, nobody) = (r#"{"params":{"bizId":"b","customerId":"1"}}"#, r#"{"params":{"bizId":"b"}}"#);
+    let (named, no_customer) = (r#"{"params":{"bizId":"b","customerId":"1"}}"#, r#"{"params":{"bizId":"b"}}"#);
     let ok = |body: &'static str| (200, body);
-    // The platform's answer, and whether the answers for customers 1 and 2 stay after a write that names 1, and one that names nobody.
-    for ((status, body), of_named, of_nobody) in [
+    // The platform's answer, and whether the entries of customers 1 and 2 stay after a write that names 1 and one without a customer.
+    for ((status, body), of_named, of_no_customer) in [
         (ok(throttled), [true, true], [true, true]),
         ((429, "{}"), [true, true], [true, true]),
         (ok(exception), [false, true], [true, true]),
@@ -111,18 +110,18 @@ async fn a_write_that_was_not_executed_invalidates_no_more_than_it_must() {
         ((500, "{}"), [false, true], [false, false]),
         (ok(r#"{"status":true,"code":0}"#), [false, true], [false, false]),
     ] {
-        for (write, stays) in [(named, of_named), (nobody, of_nobody)] {
+        for (write, stays) in [(named, of_named), (no_customer, of_no_customer)] {
             let upstream = Scripted::start(move |_, request| {
-                let written = Act::Answer(http_text(&format!("{status} Status"), "", body));
-                if request.contains(WRITE) { written } else { Act::success(r#"[{"useStatus":1}]"#) }
+                let written = Action::Respond(http_text(&format!("{status} Status"), "", body));
+                if request.contains(WRITE) { written } else { Action::success(r#"[{"useStatus":1}]"#) }
             })
             .await;
-            let gate = Gate::start(&upstream, &[]).await;
-            gate.read("1").await;
-            gate.read("2").await;
-            gate.post(WRITE, &[], write).await;
+            let gateway = TestGateway::start(&upstream, &[]).await;
+            gateway.read("1").await;
+            gateway.read("2").await;
+            gateway.post(WRITE, &[], write).await;
             for (customer, stays) in ["1", "2"].into_iter().zip(stays) {
-                assert_eq!(gate.read(customer).await.is_hit(), stays, "{status} {body} {write}: {customer}");
+                assert_eq!(gateway.read(customer).await.is_hit(), stays, "{status} {body} {write}: {customer}");
             }
         }
     }
@@ -130,201 +129,211 @@ async fn a_write_that_was_not_executed_invalidates_no_more_than_it_must() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_write_that_was_not_sent_invalidates_nothing() {
-    let platform = Platform::open().await;
-    let words = [("limits.max_wait_write", "0s"), ("limits.upstream.rate", "1"), ("limits.upstream.per", "1h")];
-    let gate = Gate::start(&platform, &words).await;
+    let platform = Platform::unlimited().await;
+    let overrides = [("limits.max_wait_write", "0s"), ("limits.upstream.rate", "1"), ("limits.upstream.per", "1h")];
+    let gateway = TestGateway::start(&platform, &overrides).await;
     let body = r#"{"params":{"bizId":"b","customerId":"1"}}"#;
-    gate.post(WRITE, &[], body).await;
-    gate.read("1").await;
-    gate.post(WRITE, &[], body).await.is_error(429, "upstream_limited");
-    assert!(gate.read("1").await.is_hit());
+    gateway.post(WRITE, &[], body).await;
+    gateway.read("1").await;
+    gateway.post(WRITE, &[], body).await.assert_error(429, "upstream_limited");
+    assert!(gateway.read("1").await.is_hit());
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_write_whose_outcome_is_unknown_ends_its_customers_answers_too() {
+async fn a_write_with_an_unknown_outcome_invalidates_its_customers() {
     let upstream = Scripted::start(|_, request| {
-        if request.contains(WRITE) { Act::Last(Vec::new()) } else { Act::success(r#"[{"useStatus":1}]"#) }
+        if request.contains(WRITE) {
+            Action::RespondAndClose(Vec::new())
+        } else {
+            Action::success(r#"[{"useStatus":1}]"#)
+        }
     })
     .await;
-    let gate = Gate::start(&upstream, &[]).await;
-    gate.read("1").await;
-    gate.read("2").await;
-    gate.post(WRITE, &[], r#"{"params":{"customerId":"1"}}"#).await.is_error(502, "outcome_unknown");
-    assert!(!gate.read("1").await.is_hit());
-    assert!(gate.read("2").await.is_hit());
+    let gateway = TestGateway::start(&upstream, &[]).await;
+    gateway.read("1").await;
+    gateway.read("2").await;
+    gateway.post(WRITE, &[], r#"{"params":{"customerId":"1"}}"#).await.assert_error(502, "outcome_unknown");
+    assert!(!gateway.read("1").await.is_hit());
+    assert!(gateway.read("2").await.is_hit());
 }
 
-/// Reads may be answered from before while a write is under way; what they fetch meanwhile is not kept past its end.
+/// While a write is in flight, reads may return earlier data; what they fetch meanwhile is not stored beyond its answer.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_was_asked_before_a_writes_end_is_neither_kept_nor_joined_after_it() {
-    let platform = Platform::open().await;
-    let gate = Arc::new(Gate::start(&platform, &[]).await);
-    let card = card(&gate, "1").await;
-    gate.hands.advance(std::time::Duration::from_secs(31));
+async fn a_fetch_begun_before_a_writes_answer_is_neither_stored_nor_joined_after_it() {
+    let platform = Platform::unlimited().await;
+    let gateway = Arc::new(TestGateway::start(&platform, &[]).await);
+    let card = card(&gateway, "1").await;
+    gateway.clock.advance(std::time::Duration::from_secs(31));
     platform.faults(json!({ "latency_ms": 600, "route": READ })).await;
     let early = {
-        let gate = Arc::clone(&gate);
-        tokio::spawn(async move { gate.read("1").await })
+        let gateway = Arc::clone(&gateway);
+        tokio::spawn(async move { gateway.read("1").await })
     };
     while platform.requests(READ).await < 2 {
         tokio::task::yield_now().await;
     }
     platform.faults(json!({ "latency_ms": 0 })).await;
     let redeem = json!({ "params": { "bizId": "b", "customerId": "1", "couponsCardList": [card] } }).to_string();
-    assert_eq!(gate.post(WRITE, &[], &redeem).await.json()["code"], 0);
-    let after = gate.read("1").await;
+    assert_eq!(gateway.post(WRITE, &[], &redeem).await.json()["code"], 0);
+    let after = gateway.read("1").await;
     assert!(after.is_stored_miss() && after.text().contains("version=1"), "{after:?}");
     let early = early.await.unwrap();
-    assert_eq!(early.header("cache-status"), "zvgate; fwd=miss", "given to its caller, and not kept");
+    assert_eq!(early.header("cache-status"), "zvgate; fwd=miss", "returned to its caller, and not stored");
     assert!(early.text().contains("version=0"));
-    assert!(gate.read("1").await.text().contains("version=1"));
+    assert!(gateway.read("1").await.text().contains("version=1"));
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_write_runs_to_its_end_when_its_caller_leaves() {
-    let platform = Platform::open().await;
-    let gate = Arc::new(Gate::start(&platform, &[]).await);
-    let card = card(&gate, "1").await;
+async fn a_write_is_completed_if_its_caller_disconnects() {
+    let platform = Platform::unlimited().await;
+    let gateway = Arc::new(TestGateway::start(&platform, &[]).await);
+    let card = card(&gateway, "1").await;
     platform.faults(json!({ "latency_ms": 400, "route": WRITE })).await;
     let redeem = json!({ "params": { "bizId": "b", "customerId": "1", "couponsCardList": [card] } }).to_string();
-    let leaving = {
-        let gate = Arc::clone(&gate);
-        tokio::spawn(async move { gate.post(WRITE, &[], &redeem).await })
+    let disconnecting = {
+        let gateway = Arc::clone(&gateway);
+        tokio::spawn(async move { gateway.post(WRITE, &[], &redeem).await })
     };
     while platform.requests(WRITE).await < 1 {
         tokio::task::yield_now().await;
     }
-    leaving.abort();
-    while gate.metric("zvgate_cache_invalidations_total{cause=\"write\"}").await < 1.0 {
+    disconnecting.abort();
+    while gateway.metric("zvgate_cache_invalidations_total{cause=\"write\"}").await < 1.0 {
         tokio::time::sleep(std::time::Duration::from_millis(20)).await;
     }
-    assert!(gate.read("1").await.text().contains("version=1"));
+    assert!(gateway.read("1").await.text().contains("version=1"));
 }
 
-/// The same for a write to nobody knows whom: its whole tenant is fenced.
+/// The fence then covers the whole tenant.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_write_that_names_nobody_fences_what_is_being_asked_too() {
-    let platform = Platform::open().await;
-    let gate = Arc::new(Gate::with_file(&platform, &[], UNKNOWN).await);
+async fn a_write_without_a_customer_fences_fetches_in_flight() {
+    let platform = Platform::unlimited().await;
+    let gateway = Arc::new(TestGateway::with_file(&platform, &[], UNKNOWN).await);
     platform.faults(json!({ "latency_ms": 600 })).await;
     let early = {
-        let gate = Arc::clone(&gate);
-        tokio::spawn(async move { gate.read("1").await })
+        let gateway = Arc::clone(&gateway);
+        tokio::spawn(async move { gateway.read("1").await })
     };
     while platform.requests(READ).await < 1 {
         tokio::task::yield_now().await;
     }
     platform.change("1", "use", json!({})).await;
     platform.faults(json!({ "latency_ms": 0 })).await;
-    assert_eq!(gate.post("/v3/write", &[], r#"{"params":{"bizId":"b"}}"#).await.json()["code"], 0);
-    let after = gate.read("1").await;
+    assert_eq!(gateway.post("/v3/write", &[], r#"{"params":{"bizId":"b"}}"#).await.json()["code"], 0);
+    let after = gateway.read("1").await;
     assert!(after.is_stored_miss() && after.text().contains("version=1"), "{after:?}");
-    assert_eq!(early.await.unwrap().header("cache-status"), "zvgate; fwd=miss", "it is not kept");
-    assert!(gate.read("1").await.text().contains("version=1"));
+    assert_eq!(early.await.unwrap().header("cache-status"), "zvgate; fwd=miss", "it is not stored");
+    assert!(gateway.read("1").await.text().contains("version=1"));
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_writes_customers_are_read_in_any_script_and_are_not_too_many() {
-    let platform = Platform::open().await;
-    let gate = Gate::start(&platform, &[]).await;
-    gate.read("客1").await;
+async fn customer_headers_may_be_utf8_and_are_limited_in_number() {
+    let platform = Platform::unlimited().await;
+    let gateway = TestGateway::start(&platform, &[]).await;
+    gateway.read("客1").await;
     let body = r#"{"params":{"bizId":"b","customerId":"other"}}"#;
-    gate.post(WRITE, &[("x-zvgate-customer", "客1")], body).await;
-    assert!(!gate.read("客1").await.is_hit());
+    gateway.post(WRITE, &[("x-zvgate-customer", "客1")], body).await;
+    assert!(!gateway.read("客1").await.is_hit());
     let many = vec!["7"; 1001].join(",");
-    gate.post(WRITE, &[("x-zvgate-customer", &many)], body).await.is_error(400, "bad_request");
+    gateway.post(WRITE, &[("x-zvgate-customer", &many)], body).await.assert_error(400, "bad_request");
     let raw = format!(
         "POST {WRITE} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Type: application/json\r\nContent-Length: {}\r\nX-Zvgate-Customer: ",
         body.len()
     );
     let bytes = [raw.as_bytes(), b"\xff\r\n\r\n", body.as_bytes()].concat();
-    assert!(crate::support::raw(gate.address, &bytes).contains("\"error\":\"bad_request\""));
+    assert!(crate::support::raw(gateway.address, &bytes).contains("\"error\":\"bad_request\""));
     assert_eq!(platform.requests(WRITE).await, 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_write_waits_for_its_turn_as_long_as_writes_may() {
-    let platform = Platform::open().await;
-    let words = [("limits.max_wait", "0s"), ("limits.upstream.rate", "1"), ("limits.upstream.per", "300ms")];
-    let gate = Gate::start(&platform, &words).await;
+async fn a_write_waits_for_a_slot_up_to_max_wait_write() {
+    let platform = Platform::unlimited().await;
+    let overrides = [("limits.max_wait", "0s"), ("limits.upstream.rate", "1"), ("limits.upstream.per", "300ms")];
+    let gateway = TestGateway::start(&platform, &overrides).await;
     let write =
-        async |id: u8| gate.post(WRITE, &[], &format!(r#"{{"params":{{"bizId":"{id}","customerId":"1"}}}}"#)).await;
-    assert_eq!((write(1).await.status, write(2).await.status, gate.read("1").await.status), (200, 200, 200));
-    gate.read("2").await.is_error(429, "upstream_limited");
+        async |id: u8| gateway.post(WRITE, &[], &format!(r#"{{"params":{{"bizId":"{id}","customerId":"1"}}}}"#)).await;
+    assert_eq!((write(1).await.status, write(2).await.status, gateway.read("1").await.status), (200, 200, 200));
+    gateway.read("2").await.assert_error(429, "upstream_limited");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_write_has_its_own_connection() {
-    let platform = Platform::open().await;
-    let gate = Gate::start(&platform, &[]).await;
-    gate.read("1").await;
+async fn every_write_uses_a_new_connection() {
+    let platform = Platform::unlimited().await;
+    let gateway = TestGateway::start(&platform, &[]).await;
+    gateway.read("1").await;
     let connections = async || platform.stats().await["connections"].as_u64().unwrap();
-    // Looking takes a connection as well.
+    // Reading the statistics takes a connection as well.
     let before = connections().await;
     for number in 0..3 {
-        gate.post(WRITE, &[], &format!(r#"{{"params":{{"bizId":"{number}","customerId":"1"}}}}"#)).await;
+        gateway.post(WRITE, &[], &format!(r#"{{"params":{{"bizId":"{number}","customerId":"1"}}}}"#)).await;
     }
-    gate.read("1").await;
-    assert_eq!(connections().await - before, 3 + 1, "three writes and a look; the read's connection was kept");
+    gateway.read("1").await;
+    assert_eq!(
+        connections().await - before,
+        3 + 1,
+        "three writes and the statistics; the read's connection was reused"
+    );
 }
 
-/// Callers may leave; what they asked for goes on, and is bounded all the same. Operators are served meanwhile.
+/// A write continues if its caller disconnects, and still counts towards the limit. Operators are served meanwhile.
 #[tokio::test(flavor = "multi_thread")]
-async fn writes_whose_callers_left_are_bounded() {
-    let upstream = Scripted::start(|_, _| Act::Hang).await;
-    let gate = Gate::start(&upstream, &[("server.max_connections", "5"), ("limits.upstream.rate", "0")]).await;
+async fn writes_of_disconnected_callers_are_bounded() {
+    let upstream = Scripted::start(|_, _| Action::Hang).await;
+    let gateway =
+        TestGateway::start(&upstream, &[("server.max_connections", "5"), ("limits.upstream.rate", "0")]).await;
     let body = r#"{"params":{"customerId":"1"}}"#;
     let mut begun = 0;
-    let refused = loop {
-        let write = gate.post(WRITE, &[], body);
+    let rejected = loop {
+        let write = gateway.post(WRITE, &[], body);
         match tokio::time::timeout(std::time::Duration::from_millis(300), write).await {
-            Ok(refused) => break refused,
+            Ok(rejected) => break rejected,
             Err(_) => begun += 1,
         }
-        assert!(begun <= 5, "{begun} are under way");
+        assert!(begun <= 5, "{begun} are in flight");
     };
-    refused.is_error(503, "unavailable");
+    rejected.assert_error(503, "unavailable");
     assert_eq!(begun, 5);
-    assert_eq!(gate.page("/healthz").await.status, 200);
+    assert_eq!(gateway.page("/healthz").await.status, 200);
 }
 
-/// A request that came often is known again; what ended all of its tenant's answers ended its own.
+/// Frequent requests are found in the memo of parsed requests, and are still looked up under the tenant's generation.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_ends_a_tenants_answers_ends_those_that_are_asked_for_often() {
-    let platform = Platform::open().await;
-    let gate = Gate::with_file(&platform, &[], UNKNOWN).await;
-    let often = async || {
-        gate.read("1").await;
+async fn invalidating_a_tenant_includes_frequently_requested_answers() {
+    let platform = Platform::unlimited().await;
+    let gateway = TestGateway::with_file(&platform, &[], UNKNOWN).await;
+    let read_often = async || {
+        gateway.read("1").await;
         for _ in 0..3 {
-            assert!(gate.read("1").await.is_hit());
+            assert!(gateway.read("1").await.is_hit());
         }
     };
-    often().await;
-    assert_eq!(gate.post("/v3/write", &[], r#"{"params":{"bizId":"b"}}"#).await.json()["code"], 0);
-    assert!(!gate.read("1").await.is_hit(), "after a write to nobody knows whom");
-    often().await;
+    read_often().await;
+    assert_eq!(gateway.post("/v3/write", &[], r#"{"params":{"bizId":"b"}}"#).await.json()["code"], 0);
+    assert!(!gateway.read("1").await.is_hit(), "after a write without a known customer");
+    read_often().await;
     let purge = http::Request::delete("/cache?tenant=one").header("host", "localhost");
-    let purge = crate::support::send(gate.admin, purge.body(http_body_util::Full::default()).unwrap()).await;
+    let purge = crate::support::send(gateway.admin, purge.body(http_body_util::Full::default()).unwrap()).await;
     assert_eq!(purge.json(), json!({ "dropped": 1 }));
-    assert!(!gate.read("1").await.is_hit(), "after a purge of the tenant");
+    assert!(!gateway.read("1").await.is_hit(), "after a purge of the tenant");
 }
 
-/// A write removes the flight of a read that waits; a later read stores a newer answer, which the first gets if its own fetch fails.
+/// A write removes the flight of a waiting read; a later read stores a newer answer, which the first read gets if its fetch
+/// fails.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_read_whose_fetch_fails_is_answered_by_a_newer_fetch() {
+async fn a_read_whose_fetch_fails_is_served_from_a_newer_fetch() {
     let upstream = Scripted::start(|number, _| match number {
-        0 => Act::Hang,
-        _ => Act::success(r#"[{"useStatus":6}]"#),
+        0 => Action::Hang,
+        _ => Action::success(r#"[{"useStatus":6}]"#),
     })
     .await;
-    let gate = Gate::start(&upstream, &[("upstream.attempt_timeout", "1s"), ("upstream.retries", "0")]).await;
-    let early = async || gate.read("1").await;
+    let gateway = TestGateway::start(&upstream, &[("upstream.attempt_timeout", "1s"), ("upstream.retries", "0")]).await;
+    let early = async || gateway.read("1").await;
     let later = async || {
         while upstream.seen().is_empty() {
             tokio::time::sleep(std::time::Duration::from_millis(5)).await;
         }
-        assert_eq!(gate.post(WRITE, &[], r#"{"params":{"customerId":"1"}}"#).await.status, 200);
-        assert!(gate.read("1").await.is_stored_miss());
+        assert_eq!(gateway.post(WRITE, &[], r#"{"params":{"customerId":"1"}}"#).await.status, 200);
+        assert!(gateway.read("1").await.is_stored_miss());
     };
     let (early, ()) = tokio::join!(early(), later());
     assert!(early.is_hit() && early.status == 200, "{early:?}");

@@ -51,7 +51,7 @@ fn each_kind_of_answer_has_its_lifetime() {
 }
 
 #[test]
-fn what_is_no_failure_and_no_answer_changes_nothing() {
+fn other_http_statuses_change_nothing() {
     assert_eq!(decision(&Verdict::HttpOther), StoreDecision::Ignore);
 }
 
@@ -85,15 +85,15 @@ fn an_end_that_had_passed_when_the_request_was_sent_limits_nothing() {
 }
 
 #[test]
-fn an_answer_whose_first_end_passed_on_its_way_is_not_stored() {
+fn an_answer_whose_first_end_passed_in_transit_is_not_stored() {
     let verdict = list(&[2], vec![]);
     assert_eq!(StoreDecision::of(&verdict, &LIFETIMES, at(0), at(1)), StoreDecision::Supersede);
     assert_eq!(StoreDecision::of(&verdict, &LIFETIMES, at(0), at(3)), StoreDecision::Supersede);
-    assert_eq!(decision(&list(&[1], vec![])), StoreDecision::Supersede, "the margin is all that is left");
+    assert_eq!(decision(&list(&[1], vec![])), StoreDecision::Supersede, "it ends within the margin");
 }
 
 #[test]
-fn either_clock_ends_an_answer() {
+fn either_clock_expires_an_answer() {
     let StoreDecision::Store(freshness) = decision(&list(&[11], vec![])) else { panic!("it is stored") };
     let stepped = |boot: i64, seconds: i64| Now { wall: wall(seconds), boot: at(boot).boot };
     assert!(freshness.remaining(stepped(9, 9)).is_some());
@@ -103,8 +103,8 @@ fn either_clock_ends_an_answer() {
 }
 
 proptest! {
-    /// However the wall clock steps between sending, receiving and asking, nothing is served at or after the earliest
-    /// end that lay ahead when the request was sent, less the margin, on any clock that was right at either time.
+    /// However the wall clock steps between sending, receiving and serving, nothing is served from the margin before the
+    /// earliest end that was in the future when the request was sent, by the clock at sending or by the clock now.
     #[test]
     fn no_answer_outlives_its_first_end(
         ends in proptest::collection::vec(-50i64..200, 0..5),

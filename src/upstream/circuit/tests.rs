@@ -33,7 +33,7 @@ async fn run(circuit: &Circuit, health: Health, changes: &Changes) {
 }
 
 #[tokio::test]
-async fn a_failing_path_leaves_other_paths_alone_and_failures_to_connect_do_not() {
+async fn a_failing_path_affects_only_itself_and_connect_failures_affect_all_paths() {
     let (clock, changes) = (Clock::system(), Changes::default());
     let all = circuits(&clock);
     let (one, other) = (Arc::clone(&all).of(&route(), "/v3/a"), Arc::clone(&all).of(&route(), "/v3/b"));
@@ -52,7 +52,7 @@ async fn a_failing_path_leaves_other_paths_alone_and_failures_to_connect_do_not(
 }
 
 #[tokio::test]
-async fn a_probe_without_a_result_leaves_it_to_the_next_in_both_breakers() {
+async fn an_abandoned_probe_is_followed_by_another_in_both_breakers() {
     for health in [Health::Failed, Health::Unreachable] {
         let ((clock, hands), changes) = (Clock::shifted(), Changes::default());
         let circuit = circuits(&clock).of(&route(), "/v3/a");
@@ -62,7 +62,7 @@ async fn a_probe_without_a_result_leaves_it_to_the_next_in_both_breakers() {
         hands.advance(Duration::from_secs(1));
         drop(begin(&circuit, &changes).await.unwrap());
         let probe = begin(&circuit, &changes).await.unwrap();
-        assert!(begin(&circuit, &changes).await.is_err(), "one at a time");
+        assert!(begin(&circuit, &changes).await.is_err(), "one probe at a time");
         probe.record(&settings(), Health::Answered, &changes);
         assert!(begin(&circuit, &changes).await.is_ok());
         let changes: Vec<Transition> = changes.0.lock().iter().map(|(_, change)| *change).collect();
@@ -70,9 +70,9 @@ async fn a_probe_without_a_result_leaves_it_to_the_next_in_both_breakers() {
     }
 }
 
-/// While the tenant's breaker lets nothing through, a path's breaker must not wait for a probe that was never sent.
+/// While the tenant's breaker rejects attempts, a path's breaker must not wait for a probe that was never sent.
 #[tokio::test]
-async fn an_attempt_that_one_breaker_rejects_is_no_probe_of_the_other() {
+async fn an_attempt_that_one_breaker_rejects_is_not_a_probe_of_the_other() {
     let ((clock, hands), changes) = (Clock::shifted(), Changes::default());
     let all = circuits(&clock);
     let (one, other) = (Arc::clone(&all).of(&route(), "/v3/a"), Arc::clone(&all).of(&route(), "/v3/b"));

@@ -19,7 +19,7 @@ fn target() -> Arc<Target> {
     Arc::new(Target::new(&BaseUrl::parse("http://a").unwrap(), 1 << 20))
 }
 
-/// Whether a request that is given up counts as sent, and whether the far side has seen any of it.
+/// Lets a request time out; returns whether it counts as sent, and whether the server received any of it.
 async fn given_up(within: Duration) -> (bool, bool) {
     let (near, mut far) = tokio::io::duplex(1 << 16);
     let connection = Connection::new(http1(near).await, false, None, &target());
@@ -47,19 +47,19 @@ fn signed() -> SignedRequest {
     SignedRequest::sign(&call, &Nonces::new().unwrap(), Wall::from_unix_seconds(0))
 }
 
-/// Whenever a request is given up, it counts as sent exactly if the far side may have seen it.
+/// At whatever moment the timeout occurs.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_request_that_is_given_up_counts_as_sent_if_the_far_side_has_seen_it() {
+async fn a_timed_out_request_counts_as_sent_if_the_server_received_any_of_it() {
     let mut sent = 0;
     for nanos in [0, 1, 10_000, 30_000, 100_000, 1_000_000].into_iter().cycle().take(3000) {
         let (counted, seen) = given_up(Duration::from_nanos(nanos)).await;
         assert_eq!(counted, seen, "within {nanos} ns");
         sent += u32::from(counted);
     }
-    assert!((100..2900).contains(&sent), "{sent}: both cases are tried");
+    assert!((100..2900).contains(&sent), "{sent}: both cases must occur");
 }
 
-/// Records whether it was shut down, by which TLS sends its close_notify.
+/// A stream that records whether it was shut down, which makes TLS send close_notify.
 #[derive(Debug)]
 struct Recorded(tokio::io::DuplexStream, Arc<AtomicBool>);
 
@@ -85,7 +85,7 @@ impl AsyncWrite for Recorded {
 }
 
 #[tokio::test]
-async fn a_connection_that_is_not_kept_is_shut_down_after_its_answer_and_only_then() {
+async fn a_connection_that_is_not_kept_is_shut_down_only_after_its_response() {
     for answers in [true, false] {
         let (near, mut far) = tokio::io::duplex(1 << 16);
         let shut_down = Arc::new(AtomicBool::new(false));
@@ -114,7 +114,7 @@ async fn nothing_is_sent_on_an_idle_connection_that_was_closed() {
 }
 
 #[test]
-fn a_date_is_read_if_it_is_that_of_this_answer() {
+fn a_date_header_is_ignored_if_the_response_has_an_age() {
     let value = HeaderValue::from_static("Wed, 21 Oct 2015 07:28:00 GMT");
     let mut headers = HeaderMap::from_iter([(DATE, value)]);
     assert_eq!(date(&headers), Some(Wall::from_unix_seconds(1_445_412_480)));
