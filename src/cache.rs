@@ -13,6 +13,7 @@ mod fetch_guard;
 mod flight;
 mod freshness;
 mod refresh;
+mod request_control;
 mod stripe;
 
 use std::sync::Arc;
@@ -31,6 +32,7 @@ pub use self::fetch_guard::{FetchGuard, Stored};
 use self::flight::Flight;
 pub use self::flight::{FetchOutcome, Waiter};
 pub use self::freshness::{Freshness, Lifetimes, LimitedBy, Staleness, StoreDecision};
+pub use self::request_control::RequestCacheControl;
 use self::stripe::{Stripe, Stripes};
 use crate::answer::Answer;
 use crate::clock::{Boot, Now};
@@ -59,28 +61,6 @@ pub struct CacheMetrics {
     pub expired: IntCounter,
     /// Answers evicted because the cache was full.
     pub size: IntCounter,
-}
-
-/// What a request asks of the cache: its `Cache-Control` (RFC 9111, section 5.2.1).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct RequestCacheControl {
-    /// `no-cache`: a new fetch.
-    pub no_cache: bool,
-    /// `max-age`: an answer no older than this.
-    pub max_age: Option<Duration>,
-    /// `only-if-cached`: a cached answer or none.
-    pub only_if_cached: bool,
-}
-
-impl RequestCacheControl {
-    fn allows(&self, freshness: &Freshness, now: Now) -> bool {
-        !self.no_cache && self.max_age.is_none_or(|max| freshness.age(now) <= max)
-    }
-
-    /// Whether a stale answer may be served: not if the request limits its age (RFC 9111, section 5.2.1.1).
-    pub const fn allows_stale(&self) -> bool {
-        !self.no_cache && self.max_age.is_none()
-    }
 }
 
 /// A fresh answer from the cache.
@@ -243,7 +223,8 @@ impl<F: Clone> Cache<F> {
         Some(StaleHit { answer: Arc::clone(&cached.answer), freshness: cached.freshness, stale })
     }
 
-    /// Joins the flight of a question, or begins one. A caller that asks for a new fetch joins none that has begun.
+    /// Joins the flight of a question, or begins one. A caller that wants a new fetch joins only one that was not sent yet; if
+    /// another such caller's is under way, the new one begins after it: however many want one, there are two at most.
     pub fn join(
         self: &Arc<Self>,
         question: &Question,
@@ -253,24 +234,24 @@ impl<F: Clone> Cache<F> {
     ) -> Join<F> {
         let max_waiters = self.max_waiters.load(Ordering::Relaxed);
         let mut stripe = self.stripe(&question.subject);
-        if !cache_control.no_cache {
-            // A flight may have stored its answer since the lookup.
-            let entry = stripe.entry(&question.subject);
-            if let Some(hit) = entry.and_then(|entry| entry.fresh(question, generation, cache_control, now)) {
-                return Join::Hit(hit);
-            }
-            if let Some(flight) = stripe.flight(question).filter(|flight| flight.generation == generation) {
-                return flight.join(max_waiters).map_or(Join::TooManyWaiters, Join::Joined);
-            }
+        // A flight may have stored its answer since the lookup.
+        let entry = stripe.entry(&question.subject).filter(|_| !cache_control.wants_new());
+        if let Some(hit) = entry.and_then(|entry| entry.fresh(question, generation, cache_control, now)) {
+            return Join::Hit(hit);
         }
-        let flight = Flight::new(generation, stripe.settle_until(&question.subject));
+        let in_flight = stripe.flight(question).filter(|flight| flight.generation == generation);
+        if let Some(flight) = in_flight.filter(|flight| !cache_control.wants_new() || !flight.has_begun()) {
+            flight.demand(cache_control);
+            return flight.join(max_waiters).map_or(Join::TooManyWaiters, Join::Joined);
+        }
+        let previous = in_flight.filter(|flight| flight.is_forced).cloned();
+        let flight = Flight::new(generation, stripe.settle_until(&question.subject), cache_control);
         let Some(waiter) = flight.join(max_waiters) else { return Join::TooManyWaiters };
         // One of another generation could neither be joined nor store its answer, and would only displace a current flight.
         if generation == self.current_generation(question.subject.tenant) {
             stripe.add_flight(question.clone(), Arc::clone(&flight));
         }
-        let drops_others = cache_control.no_cache;
-        Join::Started(FetchGuard::new(Arc::clone(self), question.clone(), flight, drops_others), waiter)
+        Join::Started(FetchGuard::new(Arc::clone(self), question.clone(), flight, previous), waiter)
     }
 
     /// Invalidates a subject: what is cached is dropped, and what is being fetched is neither stored nor joined. What is

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::route::Route;
 use crate::secret::KeyHash;
-use crate::settings::{CallerSettings, Permitted, covers};
+use crate::settings::{CallerSettings, NoCache, Permitted, covers};
 use crate::tenant::Tenant;
 
 /// A caller; only made here, from its key.
@@ -16,12 +16,21 @@ pub struct Caller {
     pub name: Option<String>,
     keys: Vec<KeyHash>,
     tenants: Permitted,
+    /// The only tenant that it may use, if there is only one.
+    sole_tenant: Option<Arc<Tenant>>,
     routes: Permitted,
+    /// Whether its `no-cache`, `no-store` and `max-age` are ignored.
+    pub ignores_no_cache: bool,
     /// Whether it may call `/v1/invalidate`.
     pub invalidate: bool,
 }
 
 impl Caller {
+    /// The only tenant that it may use, if there is only one.
+    pub const fn sole_tenant(&self) -> Option<&Arc<Tenant>> {
+        self.sole_tenant.as_ref()
+    }
+
     /// Whether it may use a route.
     pub fn may_use_route(&self, route: &Route) -> bool {
         match &self.routes {
@@ -48,16 +57,32 @@ pub struct Callers {
 
 impl Callers {
     /// The callers as configured; `invalidate`: whether the anonymous one may call `/v1/invalidate`.
-    pub fn new(settings: &[CallerSettings], invalidate: bool) -> Self {
-        let all = || Permitted::All;
-        let anonymous = Caller { index: 0, name: None, keys: Vec::new(), tenants: all(), routes: all(), invalidate };
+    pub fn new(settings: &[CallerSettings], tenants: &[Arc<Tenant>], invalidate: bool) -> Self {
+        let anonymous = Caller {
+            index: 0,
+            name: None,
+            keys: Vec::new(),
+            tenants: Permitted::All,
+            sole_tenant: None,
+            routes: Permitted::All,
+            ignores_no_cache: false,
+            invalidate,
+        };
+        let sole_tenant = |permitted: &Permitted| match permitted {
+            Permitted::Named(names) if names.len() == 1 => {
+                tenants.iter().find(|tenant| names.contains(&tenant.name)).cloned()
+            }
+            Permitted::Named(_) | Permitted::All => None,
+        };
         let named = settings.iter().enumerate().map(|(place, one)| {
             Arc::new(Caller {
                 index: place + 1,
                 name: Some(one.name.clone()),
                 keys: one.keys.clone(),
                 tenants: one.tenants.clone(),
+                sole_tenant: sole_tenant(&one.tenants),
                 routes: one.routes.clone(),
+                ignores_no_cache: one.no_cache == NoCache::Ignore,
                 invalidate: one.invalidate,
             })
         });
@@ -103,12 +128,13 @@ mod tests {
             routes: Permitted::All,
             limit: None,
             invalidate: false,
+            no_cache: NoCache::Allow,
         }
     }
 
     #[test]
     fn a_caller_is_identified_by_any_of_its_keys_and_by_no_other() {
-        let callers = Callers::new(&[caller("a", &["old", "new"]), caller("b", &["other"])], false);
+        let callers = Callers::new(&[caller("a", &["old", "new"]), caller("b", &["other"])], &[], false);
         let name = |key: &str| callers.with_key(key.as_bytes()).and_then(|caller| caller.name.as_deref());
         assert_eq!([name("old"), name("new"), name("other")], [Some("a"), Some("a"), Some("b")]);
         assert_eq!([name(""), name("olds"), name("*")], [None; 3]);

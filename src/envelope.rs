@@ -50,14 +50,17 @@ impl<'a> Envelope<'a> {
     /// If it is invalid or ambiguous.
     pub fn parse(body: &'a [u8]) -> Result<Self, EnvelopeError> {
         let text = std::str::from_utf8(body).map_err(|error| EnvelopeError::NotUtf8(error.valid_up_to()))?;
-        let root = Node::parse(text, MAX_DEPTH).map_err(EnvelopeError::NotJson)?;
-        let members = root.members().ok_or(EnvelopeError::NotAnObject)?;
+        let mut root = Node::parse(text, MAX_DEPTH).map_err(EnvelopeError::NotJson)?;
         check_names(&root)?;
-        let params = members.iter().find(|member| member.name == "params");
-        match params.map(|member| &member.value) {
-            Some(Node::Object(_)) => Ok(Self { root }),
-            _ => Err(EnvelopeError::NoParams),
+        let Node::Object(members) = &mut root else { return Err(EnvelopeError::NotAnObject) };
+        let params = members.iter_mut().find(|member| member.name == "params").ok_or(EnvelopeError::NoParams)?;
+        match &params.value {
+            Node::Object(_) => {}
+            // An empty object, as PHP writes it.
+            Node::Array(items) if items.is_empty() => (params.value, params.raw) = (Node::Object(Vec::new()), "{}"),
+            _ => return Err(EnvelopeError::NoParams),
         }
+        Ok(Self { root })
     }
 
     fn members(&self) -> &[Member<'a>] {

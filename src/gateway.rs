@@ -65,6 +65,9 @@ use crate::upstream::Upstream;
 /// Where callers report changes that were made elsewhere.
 const INVALIDATE: &str = "/v1/invalidate";
 
+/// What some programs write before UTF-8 text.
+const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
+
 /// The gateway: what all requests share.
 pub struct Gateway {
     time: Arc<Time>,
@@ -269,10 +272,14 @@ impl Gateway {
         if has_waited {
             received = self.time.boot();
         }
+        if head.uri.query().is_some() {
+            return Err(GatewayError::BadRequest("a query string is not allowed: parameters belong in the body"));
+        }
+        let body = body.strip_prefix(BYTE_ORDER_MARK).unwrap_or(&body);
         let deadline = received + fields.timeout(settings.request_timeout)?;
         match route {
-            Some(route) => self.dispatch(policy, caller, route, path, fields, &body, deadline, info),
-            None => self.invalidate(policy, caller, fields, &body, info).map(Step::Done),
+            Some(route) => self.dispatch(policy, caller, route, path, fields, body, deadline, info),
+            None => self.invalidate(policy, caller, fields, body, info).map(Step::Done),
         }
     }
 
@@ -289,8 +296,13 @@ impl Gateway {
         deadline: Boot,
         info: &mut RequestInfo,
     ) -> Result<Step, GatewayError> {
-        let (cache_control, now) = (head.cache_control(), self.time.now());
-        let unparsed = |tenant| Unparsed { route: route.index, path, tenant, body };
+        let (mut cache_control, now) = (head.cache_control(), self.time.now());
+        if caller.ignores_no_cache {
+            cache_control = cache_control.without_bypass();
+        }
+        let sole_tenant = caller.sole_tenant();
+        let unparsed =
+            |tenant| Unparsed { route: route.index, path, tenant, sole_tenant: sole_tenant.map(|one| one.index), body };
         let known = head.tenant().ok().and_then(|tenant| policy.parse_memo.find(&unparsed(tenant)));
         if let Some(parsed) = known.as_deref().and_then(Option::as_ref) {
             info.customers = Arc::clone(&parsed.customers);
@@ -308,7 +320,8 @@ impl Gateway {
         }
         info.customers = body::customers(&route.kind, head, &envelope)?;
         let tenant_header = head.tenant()?;
-        let tenant = policy.tenants.choose(tenant_header, envelope.root()).map_err(GatewayError::UnknownTenant)?;
+        let tenant =
+            policy.tenants.choose(tenant_header, envelope.root(), sole_tenant).map_err(GatewayError::UnknownTenant)?;
         info.tenant = Some(tenant.index);
         if !caller.may_use_tenant(tenant) {
             return Err(GatewayError::Forbidden(Denied::Tenant));

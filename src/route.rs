@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use foldhash::fast::RandomState;
 
-use crate::settings::{KindSettings, PaceSettings, RouteSettings};
+use crate::settings::{KindSettings, PaceSettings, RouteSettings, is_own};
 
 /// A route that is served.
 #[derive(Debug)]
@@ -67,7 +67,7 @@ impl Routes {
 
     /// The route that serves a path: an exact one, else the longest wildcard; none where that one is off.
     pub fn find(&self, path: &str) -> Option<&Arc<Route>> {
-        let fits = |prefix: &str| path.strip_prefix(prefix).is_some_and(is_plain);
+        let fits = |prefix: &str| path.strip_prefix(prefix).is_some_and(is_plain) && !is_own(path);
         let wildcard = || self.prefixes.iter().find(|(prefix, _)| fits(prefix)).map(|(_, route)| route);
         self.exact.get(path).or_else(wildcard).filter(|route| route.kind != KindSettings::Off)
     }
@@ -102,6 +102,16 @@ mod tests {
         assert_eq!(index("/v3/crm/b/c"), Some(2));
         assert_eq!(index("/v2/a"), None);
         assert_eq!(index("/v3/off"), None, "a disabled route is not matched by a wildcard either");
+    }
+
+    #[test]
+    fn a_wildcard_matches_no_path_of_the_gateways_own() {
+        let all = RouteSettings { path: "/**".to_owned(), kind: KindSettings::Pass, pace: None };
+        let routes = Routes::new(&[all]);
+        for path in ["/v1/invalidate", "/v1/coupons", "/openapi.json"] {
+            assert!(routes.find(path).is_none(), "{path}");
+        }
+        assert!(routes.find("/v1x/a").is_some());
     }
 
     #[test]

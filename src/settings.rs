@@ -23,7 +23,7 @@ use time::UtcOffset;
 
 pub use base_url::BaseUrl;
 pub use breaker::{BreakerSettings, Ratio};
-pub use callers::{CallerSettings, Permitted};
+pub use callers::{CallerSettings, NoCache, Permitted};
 use effective::Scope;
 pub use effective::{Differences, Effective};
 pub use load::{FileReference, Holds, Parsed, Sources};
@@ -32,7 +32,7 @@ pub use rate::{CallerLimit, PaceSettings};
 use rate::{UPSTREAM_PACE, at_least_one, greater_than_zero};
 use reader::Table;
 pub use reader::{ConfigError, ConfigErrors};
-pub use routes::{CachedSettings, KindSettings, RouteSettings, UnknownCustomer, WriteSettings, covers};
+pub use routes::{CachedSettings, KindSettings, RouteSettings, UnknownCustomer, WriteSettings, covers, is_own};
 pub use server::{ListenerSettings, RequestSettings};
 pub use tenants::{KeySource, TenantSettings};
 use value::Choice;

@@ -134,14 +134,19 @@ impl Tenants {
         self.all.get(self.default?)
     }
 
-    /// The tenant of a request: the one that its header names, else the one whose identity its body has, else the
-    /// default.
+    /// The tenant of a request: the one that its header names, else the one whose identity its body has, else the `sole` one
+    /// that its caller may use, else the default. An identity that is empty or null is none.
     ///
     /// # Errors
     /// If none fits, or the body has another identity.
-    pub fn choose(&self, header: Option<&[u8]>, body: &Node<'_>) -> Result<&Arc<Tenant>, NoTenant> {
-        let open_id = body.member("openId");
-        let grant_code = body.member("grantCode");
+    pub fn choose<'a>(
+        &'a self,
+        header: Option<&[u8]>,
+        body: &Node<'_>,
+        sole: Option<&'a Arc<Tenant>>,
+    ) -> Result<&'a Arc<Tenant>, NoTenant> {
+        let given = |name| body.member(name).filter(|node| !matches!(node, Node::Null) && node.text() != Some(""));
+        let (open_id, grant_code) = (given("openId"), given("grantCode"));
         let is = |node: Option<&Node<'_>>, own: &str| node.and_then(Node::text) == Some(own);
         let chosen = match (header, open_id, grant_code) {
             (Some(name), _, _) => {
@@ -151,7 +156,7 @@ impl Tenants {
                 let same = |one: &&Arc<Tenant>| is(open_id, &one.open_id) && is(grant_code, &one.grant_code);
                 self.all.iter().find(same).ok_or(NoTenant::UnknownIdentity)?
             }
-            (None, _, _) => self.default().ok_or(NoTenant::NoDefault)?,
+            (None, _, _) => sole.or_else(|| self.default()).ok_or(NoTenant::NoDefault)?,
         };
         let fits = |node: Option<&Node<'_>>, own: &str| node.is_none() || is(node, own);
         if fits(open_id, &chosen.open_id) && fits(grant_code, &chosen.grant_code) {
@@ -186,7 +191,7 @@ mod tests {
     fn choose(tenants: &Tenants, header: Option<&str>, identity: &str) -> Result<String, NoTenant> {
         let body = format!("{{\"params\":{{}}{identity}}}");
         let body = Node::parse(&body, 8).unwrap();
-        tenants.choose(header.map(str::as_bytes), &body).map(|tenant| tenant.name.clone())
+        tenants.choose(header.map(str::as_bytes), &body, None).map(|tenant| tenant.name.clone())
     }
 
     #[test]
@@ -198,6 +203,18 @@ mod tests {
         assert_eq!(choose(&tenants(&[false]), None, ""), Ok("t0".to_owned()));
         assert_eq!(choose(&tenants(&[false, false]), None, ""), Err(NoTenant::NoDefault));
         assert_eq!(choose(&two, Some("t2"), ""), Err(NoTenant::UnknownName));
+    }
+
+    #[test]
+    fn an_empty_identity_is_none_and_a_callers_sole_tenant_comes_before_the_default() {
+        let two = tenants(&[true, false]);
+        for identity in [r#","openId":"","grantCode":"""#, r#","openId":null,"grantCode":null"#, r#","openId":"""#] {
+            assert_eq!(choose(&two, None, identity), Ok("t0".to_owned()), "{identity}");
+            assert_eq!(choose(&two, Some("t1"), identity), Ok("t1".to_owned()), "{identity}");
+        }
+        let body = Node::parse("{}", 8).unwrap();
+        assert_eq!(two.choose(None, &body, Some(&two.all()[1])).map(|tenant| tenant.index), Ok(1));
+        assert_eq!(two.choose(Some(b"t0"), &body, Some(&two.all()[1])).map(|tenant| tenant.index), Ok(0));
     }
 
     #[test]
@@ -227,8 +244,7 @@ mod tests {
             r#","openId":"id0","grantCode":"grant1""#,
             r#","openId":"id1""#,
             r#","grantCode":"x""#,
-            r#","openId":"","grantCode":"""#,
-            r#","openId":null"#,
+            r#","openId":0"#,
         ] {
             assert!(choose(&sole, None, identity).is_err(), "{identity}");
             assert!(choose(&sole, Some("t0"), identity).is_err(), "{identity} with header");

@@ -24,8 +24,8 @@ pub struct FetchGuard<F: Clone> {
     cache: Arc<Cache<F>>,
     question: Question,
     flight: Arc<Flight<F>>,
-    /// Whether the caller asked for it because more than this answer is thought to have changed (`no-cache`).
-    drops_others: bool,
+    /// The flight that this one begins after.
+    previous: Option<Arc<Flight<F>>>,
     is_completed: bool,
 }
 
@@ -34,9 +34,21 @@ impl<F: Clone> FetchGuard<F> {
         cache: Arc<Cache<F>>,
         question: Question,
         flight: Arc<Flight<F>>,
-        drops_others: bool,
+        previous: Option<Arc<Flight<F>>>,
     ) -> Self {
-        Self { cache, question, flight, drops_others, is_completed: false }
+        Self { cache, question, flight, previous, is_completed: false }
+    }
+
+    /// Waits until the fetch may begin.
+    pub async fn turn(&mut self) {
+        if let Some(previous) = self.previous.take() {
+            previous.ended().await;
+        }
+    }
+
+    /// A request is about to be sent: callers that want a new fetch do not join this one any more.
+    pub fn mark_begun(&self) {
+        self.flight.mark_begun();
     }
 
     /// The first byte of a request was sent.
@@ -87,7 +99,7 @@ impl<F: Clone> FetchGuard<F> {
         let mut stripe = cache.stripe(subject);
         let is_current =
             stripe.remove_flight(question, flight) && generation == cache.current_generation(subject.tenant);
-        if !is_current || matches!(decision, StoreDecision::Ignore | StoreDecision::Failure) {
+        if !is_current || !flight.stores() || matches!(decision, StoreDecision::Ignore | StoreDecision::Failure) {
             return Stored::default();
         }
         let old = stripe.entry(subject).cloned();
@@ -100,10 +112,11 @@ impl<F: Clone> FetchGuard<F> {
             StoreDecision::Supersede | StoreDecision::Ignore | StoreDecision::Failure => None,
         };
         let new = freshness.map(|freshness| CachedAnswer::new(question, answer, freshness, generation));
-        if self.drops_others {
+        let drops_others = flight.drops_others();
+        if drops_others {
             stripe.remove_flights(subject);
         }
-        let kept = old.as_deref().filter(|_| !self.drops_others);
+        let kept = old.as_deref().filter(|_| !drops_others);
         let entry = CustomerEntry::replacing(kept, &question.key, generation, new, now);
         stripe.replace(subject, entry.map(Arc::new));
         drop(stripe);

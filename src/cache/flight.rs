@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use tokio::sync::{Notify, SetOnce};
 
+use super::RequestCacheControl;
 use super::entry::Generation;
 use super::freshness::Freshness;
 use crate::answer::Answer;
@@ -35,8 +36,16 @@ pub(super) struct Flight<F> {
     waiters: AtomicUsize,
     /// Notified when the last waiter gave up.
     no_waiters: Notify,
+    /// Whether a request was about to be sent.
+    begun: AtomicBool,
     /// Whether anything was sent.
     sent: AtomicBool,
+    /// Whether its answer is stored; read and changed under the stripe's lock, as the next one is.
+    stores: AtomicBool,
+    /// Whether its answer drops what else is cached for its subject.
+    drops_others: AtomicBool,
+    /// Whether it was begun because its caller wanted a new fetch.
+    pub(super) is_forced: bool,
     /// The generation in which it began.
     pub(super) generation: Generation,
     /// What is sent before this may be answered with data from before a write.
@@ -44,15 +53,50 @@ pub(super) struct Flight<F> {
 }
 
 impl<F: Clone> Flight<F> {
-    pub(super) fn new(generation: Generation, settle_until: Boot) -> Arc<Self> {
-        Arc::new(Self {
+    pub(super) fn new(generation: Generation, settle_until: Boot, wanted: &RequestCacheControl) -> Arc<Self> {
+        let flight = Self {
             outcome: SetOnce::new(),
             waiters: AtomicUsize::new(0),
             no_waiters: Notify::new(),
+            begun: AtomicBool::new(false),
             sent: AtomicBool::new(false),
+            stores: AtomicBool::new(false),
+            drops_others: AtomicBool::new(false),
+            is_forced: wanted.wants_new(),
             generation,
             settle_until,
-        })
+        };
+        flight.demand(wanted);
+        Arc::new(flight)
+    }
+
+    /// Takes into account what another caller wants of the answer.
+    pub(super) fn demand(&self, wanted: &RequestCacheControl) {
+        if !wanted.no_store {
+            self.stores.store(true, Ordering::Relaxed);
+            self.drops_others.fetch_or(wanted.no_cache, Ordering::Relaxed);
+        }
+    }
+
+    pub(super) fn stores(&self) -> bool {
+        self.stores.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn drops_others(&self) -> bool {
+        self.drops_others.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn mark_begun(&self) {
+        self.begun.store(true, Ordering::SeqCst);
+    }
+
+    pub(super) fn has_begun(&self) -> bool {
+        self.begun.load(Ordering::SeqCst)
+    }
+
+    /// Waits until it ended.
+    pub(super) async fn ended(&self) {
+        self.outcome.wait().await;
     }
 
     /// Adds a waiter, unless there are `limit` already.

@@ -13,6 +13,7 @@ use loom::sync::atomic::{AtomicBool, AtomicU64};
 use loom::sync::{Condvar, Mutex};
 use loom::thread;
 
+use super::RequestCacheControl;
 use super::entry::{Generation, Question, Subject};
 use super::flight::Flight;
 use super::stripe::{Invalidate, Stripe};
@@ -129,7 +130,7 @@ impl Model {
             }
             return shared.outcomes[&address].1.unwrap();
         }
-        let flight = Flight::new(of_generation, BOOT);
+        let flight = Flight::new(of_generation, BOOT, &RequestCacheControl::default());
         let address = Arc::as_ptr(&flight) as usize;
         shared.stripe.add_flight(question(), Arc::clone(&flight));
         shared.outcomes.insert(address, (Arc::clone(&flight), None));

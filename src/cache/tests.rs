@@ -14,7 +14,8 @@ const LIFETIMES: Lifetimes = Lifetimes {
     expiry_margin: Duration::ZERO,
 };
 
-const NO_CACHE: RequestCacheControl = RequestCacheControl { no_cache: true, max_age: None, only_if_cached: false };
+const NO_CACHE: RequestCacheControl =
+    RequestCacheControl { no_cache: true, no_store: false, max_age: None, only_if_cached: false };
 
 fn cache() -> Arc<Cache<()>> {
     let counter = || IntCounter::new("name", "help").unwrap();

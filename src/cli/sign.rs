@@ -36,7 +36,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), u8> {
     let body = format!("{{\"params\":{}}}", arguments.params);
     let envelope = Envelope::parse(body.as_bytes()).map_err(|error| unusable(format!("--params: {error}")))?;
     let tenant = tenants
-        .choose(arguments.tenant.as_deref().map(str::as_bytes), envelope.root())
+        .choose(arguments.tenant.as_deref().map(str::as_bytes), envelope.root(), None)
         .map_err(|_| unusable(format!("--tenant: expected one of {}", names(&tenants))))?;
     let call = Call { tenant: tenant.clone(), path: "".into(), members: envelope.forwarded().into() };
     let signed = SignedRequest::sign(&call, &Nonces::new().map_err(fail)?, Clock::system().wall());

@@ -68,7 +68,7 @@ fn ambiguous_bodies_are_rejected() {
     }
     assert!(matches!(rejected(r#"{"params":{"a":"\ud800"}}"#), EnvelopeError::NotJson(_)));
     assert!(matches!(Envelope::parse(b"{\"params\":{\"a\":\"\xff\"}}"), Err(EnvelopeError::NotUtf8(16))));
-    for body in [r#"{"params":"{}"}"#, r#"{"params":[]}"#, "{}", r#"{"params":null}"#] {
+    for body in [r#"{"params":"{}"}"#, r#"{"params":[1]}"#, "{}", r#"{"params":null}"#] {
         assert_eq!(rejected(body), EnvelopeError::NoParams, "{body}");
     }
     assert_eq!(rejected("[]"), EnvelopeError::NotAnObject);
@@ -171,4 +171,11 @@ proptest! {
         prop_assert_eq!(key(&text) == key(&other), oracle(&a) == oracle(&b), "{} {}", text, other);
         prop_assert_eq!(key(&text), key(&serde_json::to_string_pretty(&a).unwrap()));
     }
+}
+
+#[test]
+fn an_empty_list_of_params_is_an_empty_object() {
+    let envelope = Envelope::parse(br#"{"params":[ ],"a":1}"#).unwrap();
+    assert_eq!(envelope.forwarded(), r#""params":{},"a":1"#);
+    assert_eq!(key(r#"{"params":[]}"#), key(r#"{"params":{}}"#));
 }

@@ -28,6 +28,15 @@ pub(super) struct Fetcher {
     pub(super) nonces: Nonces,
 }
 
+/// How far a call has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Progress {
+    /// A request is about to be sent.
+    Begun,
+    /// Bytes of it were sent.
+    Sent,
+}
+
 /// An attempt that ended.
 struct Attempted {
     outcome: Outcome,
@@ -42,19 +51,19 @@ impl From<NotSent> for Attempted {
 }
 
 impl Fetcher {
-    /// Makes a call, with a permit that it has or waits for, and retries it as often as it may be. `on_sent` is called each time
-    /// that bytes were sent. Once `cancelled` completes nothing more is sent.
+    /// Makes a call, with a permit that it has or waits for, and retries it up to `job.retries` times. `on_progress` is called before
+    /// each request and each time that bytes were sent. Once `cancelled` completes nothing more is sent.
     pub(super) async fn fetch<C: Future<Output = ()>>(
         &self,
         job: &Job,
         permit: Option<Permit>,
-        on_sent: impl Fn() + Sync,
+        on_progress: impl Fn(Progress) + Sync,
         cancelled: impl Fn() -> C,
     ) -> Outcome {
         let breaker = &job.policy.settings.attempts.breaker;
         let circuit = self.circuit(job);
         let mut reuse = job.reuse;
-        let mut attempted = self.attempt(job, &circuit, reuse, permit, &on_sent, cancelled()).await;
+        let mut attempted = self.attempt(job, &circuit, reuse, permit, &on_progress, cancelled()).await;
         if job.retries > 0 && was_made(&attempted.outcome) {
             circuit.count_first();
         }
@@ -77,7 +86,7 @@ impl Fetcher {
             } else {
                 return outcome;
             }
-            attempted = self.attempt(job, &circuit, reuse, None, &on_sent, cancelled()).await;
+            attempted = self.attempt(job, &circuit, reuse, None, &on_progress, cancelled()).await;
             // Whatever became of the retry, the call was sent if an earlier attempt was.
             if !was_made(&attempted.outcome) || (outcome.was_sent() && !attempted.outcome.was_sent()) {
                 return outcome;
@@ -101,7 +110,7 @@ impl Fetcher {
         circuit: &Circuit,
         reuse: Reuse,
         permit: Option<Permit>,
-        on_sent: &(impl Fn() + Sync),
+        on_progress: &(impl Fn(Progress) + Sync),
         cancelled: impl Future<Output = ()>,
     ) -> Attempted {
         let breaker = &job.policy.settings.attempts.breaker;
@@ -121,7 +130,7 @@ impl Fetcher {
         let (metrics, inflight) = (job.metrics(), &job.policy.handles.tenant(job.call.tenant.index).inflight);
         inflight.inc();
         let started = self.time.boot();
-        let exchanged = self.exchange(job, reuse, &permit, on_sent).await;
+        let exchanged = self.exchange(job, reuse, &permit, on_progress).await;
         inflight.dec();
         metrics.duration.observe(self.time.boot().since(started).as_secs_f64());
         let is_idle_close = exchanged.as_ref().is_err_and(ExchangeError::is_idle_close);
@@ -189,19 +198,20 @@ impl Fetcher {
         job: &Job,
         mut reuse: Reuse,
         permit: &Permit,
-        on_sent: &(impl Fn() + Sync),
+        on_progress: &(impl Fn(Progress) + Sync),
     ) -> Result<Answered, ExchangeError> {
         loop {
             let remaining = job.deadline.since(self.time.boot());
             let connection = tokio::time::timeout(remaining, self.upstream.connection(reuse)).await;
             let connection = connection.unwrap_or_else(|_| Err(ExchangeError::before(AttemptError::Timeout)))?;
+            on_progress(Progress::Begun);
             let sent = self.time.clock.now();
             let request = SignedRequest::sign(&job.call, &self.nonces, self.time.skew.signing_time(sent));
             let within = job.attempt_timeout.min(job.deadline.since(sent.boot));
             let answered_at = OnceLock::new();
             let bytes_sent = || {
                 permit.sent();
-                on_sent();
+                on_progress(Progress::Sent);
             };
             let answer_began = || {
                 permit.answered();

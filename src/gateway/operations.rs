@@ -69,7 +69,8 @@ impl Gateway {
         let customers = customers.filter(|ids| ids.len() <= MAX_CUSTOMERS && ids.iter().all(|id| !id.is_empty()));
         let customers = customers.ok_or(EXPECTED)?;
         info.customers = customers.iter().map(|id| (*id).to_owned()).collect();
-        let tenant = policy.tenants.choose(head.tenant()?, &root).map_err(GatewayError::UnknownTenant)?;
+        let tenant =
+            policy.tenants.choose(head.tenant()?, &root, caller.sole_tenant()).map_err(GatewayError::UnknownTenant)?;
         info.tenant = Some(tenant.index);
         if !caller.may_use_tenant(tenant) {
             return Err(GatewayError::Forbidden(Denied::Tenant));

@@ -37,6 +37,8 @@ pub(super) struct Unparsed<'a> {
     pub(super) path: &'a str,
     /// `X-Zvgate-Tenant`.
     pub(super) tenant: Option<&'a [u8]>,
+    /// The number of the only tenant that the caller may use, if there is only one.
+    pub(super) sole_tenant: Option<usize>,
     pub(super) body: &'a [u8],
 }
 
@@ -44,6 +46,7 @@ pub(super) struct Unparsed<'a> {
 pub(super) struct Parsed {
     route: usize,
     tenant_header: Option<Box<[u8]>>,
+    sole_tenant: Option<usize>,
     body: Box<[u8]>,
     pub(super) tenant: Arc<Tenant>,
     pub(super) customers: Arc<[String]>,
@@ -55,6 +58,7 @@ impl Parsed {
         self.route == unparsed.route
             && *self.body == *unparsed.body
             && self.tenant_header.as_deref() == unparsed.tenant
+            && self.sole_tenant == unparsed.sole_tenant
             && self.question.is_at(unparsed.path)
     }
 }
@@ -100,6 +104,7 @@ impl ParseMemo {
             place.store(Some(Arc::new(Parsed {
                 route: unparsed.route,
                 tenant_header: unparsed.tenant.map(Box::from),
+                sole_tenant: unparsed.sole_tenant,
                 body: unparsed.body.into(),
                 tenant: Arc::clone(tenant),
                 customers: Arc::clone(customers),
@@ -135,16 +140,17 @@ mod tests {
         Arc::clone(&Tenants::new(&[settings], &keys, &mut Identities::default()).all()[0])
     }
 
-    type Sent = (usize, &'static str, Option<&'static [u8]>, &'static [u8]);
+    type Sent = (usize, &'static str, Option<&'static [u8]>, Option<usize>, &'static [u8]);
 
     fn sent() -> impl Strategy<Value = Sent> {
         let path = prop::sample::select(vec!["/a", "/a/b", "/ab"]);
         let tenant = prop::sample::select(vec![None, Some(&b""[..]), Some(b"shop"), Some(b"other")]);
-        (0..2usize, path, tenant, prop::sample::select(vec![&b"{}"[..], b"{ }", b"[]"]))
+        let sole_tenant = prop::option::of(0..2usize);
+        (0..2usize, path, tenant, sole_tenant, prop::sample::select(vec![&b"{}"[..], b"{ }", b"[]"]))
     }
 
-    const fn unparsed((route, path, tenant, body): Sent) -> Unparsed<'static> {
-        Unparsed { route, path, tenant, body }
+    const fn unparsed((route, path, tenant, sole_tenant, body): Sent) -> Unparsed<'static> {
+        Unparsed { route, path, tenant, sole_tenant, body }
     }
 
     proptest! {
@@ -160,7 +166,7 @@ mod tests {
                     let question = Question { subject: Subject::customer(0, "c"), key: key.into() };
                     memo.remember(&unparsed(sent), &tenant, &Arc::from([number.to_string()]), question);
                     // It replaced the result of any other request with this body.
-                    remembered.retain(|other, _| other.3 != sent.3);
+                    remembered.retain(|other, _| other.4 != sent.4);
                     remembered.insert(sent, number);
                 }
                 let found = memo.find(&unparsed(sent));
@@ -179,7 +185,7 @@ mod tests {
         let (memo, tenant) = (ParseMemo::new(1 << 20), tenant());
         for (length, is_found) in [(8, true), (MAX_TEXT, false)] {
             let body = vec![b' '; length];
-            let unparsed = Unparsed { route: 0, path: "/a", tenant: None, body: &body };
+            let unparsed = Unparsed { route: 0, path: "/a", tenant: None, sole_tenant: None, body: &body };
             let question = Question { subject: Subject::customer(0, "c"), key: "/a {}".into() };
             memo.remember(&unparsed, &tenant, &Arc::from([]), question);
             assert_eq!(memo.find(&unparsed).is_some(), is_found, "{length}");

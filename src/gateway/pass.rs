@@ -26,7 +26,7 @@ impl Passes {
         let disconnected = CancellationToken::new();
         let connected = disconnected.clone().drop_guard();
         let task = self.tasks.spawn(async move {
-            match fetcher.fetch(&job, None, || {}, || disconnected.cancelled()).await {
+            match fetcher.fetch(&job, None, |_| {}, || disconnected.cancelled()).await {
                 Outcome::Answered(answered) => Ok(Reply { answer: answered.answer, cache_status: CacheStatus::Bypass }),
                 Outcome::NotSent(not_sent) => Err(GatewayError::NotSent(not_sent)),
                 Outcome::Unknown(error) => Err(GatewayError::NoAnswer(error)),

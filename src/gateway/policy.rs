@@ -104,7 +104,7 @@ impl Policy {
             rules,
             handles: metrics.handles(&labels, &caller_names, &names),
             limiters: limiters(&settings, before, clock),
-            callers: Callers::new(&settings.callers, is_loopback),
+            callers: Callers::new(&settings.callers, tenants.all(), is_loopback),
             readers: routes.all().iter().map(|route| reader(&route.kind, &settings.attempts)).collect(),
             effective: match before {
                 Some(before) => all.effective.reloaded_into(&before.effective),

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::Step;
-use super::fetch::Fetcher;
+use super::fetch::{Fetcher, Progress};
 use super::pass::Passes;
 use super::policy::Policy;
 use super::request::{Job, Request};
@@ -38,6 +38,8 @@ struct PendingRead {
     waiter: Waiter<GatewayError>,
     /// `None`: a miss of its own.
     cache_status: Option<CacheStatus>,
+    /// Whether it waits for another caller's fetch.
+    is_joined: bool,
     /// What a stale answer may be served to if the fetch fails.
     question: Option<Question>,
     tenant: usize,
@@ -93,16 +95,18 @@ impl Reads {
             return Err(GatewayError::NotCached);
         }
         self.tasks.check_capacity()?;
+        let (wants_new, mut is_joined) = (cache_control.wants_new(), false);
         let (waiter, cache_status) = match self.cache.join(&question, generation, cache_control, *now) {
             Join::Hit(hit) => return Ok(Step::Done(served(policy, request.route, request.tenant.index, hit, *now))),
             Join::Joined(waiter) => {
                 lookups.of(LookupResult::Collapsed).inc();
-                (waiter, Some(CacheStatus::Collapsed))
+                is_joined = true;
+                (waiter, Some(if wants_new { CacheStatus::Requested } else { CacheStatus::Collapsed }))
             }
             Join::Started(guard, waiter) => {
                 lookups.of(LookupResult::Miss).inc();
                 self.start_fetch(request.fetch_job(self.time.boot()), guard, None);
-                (waiter, cache_control.no_cache.then_some(CacheStatus::Requested))
+                (waiter, wants_new.then_some(CacheStatus::Requested))
             }
             Join::TooManyWaiters => return Err(GatewayError::OverCapacity(OverCapacity::Waiters)),
         };
@@ -110,6 +114,7 @@ impl Reads {
             policy: Arc::clone(policy),
             waiter,
             cache_status,
+            is_joined,
             question: cache_control.allows_stale().then_some(question),
             tenant: request.tenant.index,
             route: request.route.index,
@@ -137,8 +142,13 @@ impl Reads {
     }
 
     /// The fetch itself, which outlives every caller that waits for it.
-    async fn fetch(self: Arc<Self>, job: Job, guard: FetchGuard<GatewayError>, permit: Option<Permit>) {
-        let outcome = self.fetcher.fetch(&job, permit, || guard.mark_sent(), || guard.no_waiters()).await;
+    async fn fetch(self: Arc<Self>, job: Job, mut guard: FetchGuard<GatewayError>, permit: Option<Permit>) {
+        guard.turn().await;
+        let on_progress = |progress| match progress {
+            Progress::Begun => guard.mark_begun(),
+            Progress::Sent => guard.mark_sent(),
+        };
+        let outcome = self.fetcher.fetch(&job, permit, on_progress, || guard.no_waiters()).await;
         match outcome {
             Outcome::Answered(answered) => {
                 let decision = StoreDecision::of(&answered.verdict, &job.lifetimes(), answered.sent, answered.received);
@@ -164,7 +174,7 @@ impl Reads {
 
     /// Waits for a fetch, for as long as the caller does.
     async fn wait(self: Arc<Self>, pending: PendingRead) -> Result<Reply, GatewayError> {
-        let PendingRead { policy, waiter, cache_status, question, tenant, route, deadline } = pending;
+        let PendingRead { policy, waiter, cache_status, is_joined, question, tenant, route, deadline } = pending;
         let waited = tokio::time::timeout(deadline.since(self.time.boot()), waiter.outcome()).await;
         let result = match waited {
             Ok(FetchOutcome::Answered { answer, stored, is_failure }) => {
@@ -181,7 +191,7 @@ impl Reads {
             Err(_) => Err(Failed::Error(GatewayError::NotSent(NotSent::DeadlineExceeded))),
         };
         let saved = &policy.handles.call(tenant, route).saved;
-        if cache_status == Some(CacheStatus::Collapsed) && !matches!(result, Err(Failed::Error(_))) {
+        if is_joined && !matches!(result, Err(Failed::Error(_))) {
             saved.inc();
         }
         let failed = match result {

@@ -20,6 +20,7 @@ pub struct RequestHead<'a> {
     pub(super) origin: Field<'a>,
     authorization: Field<'a>,
     content_type: Field<'a>,
+    content_encoding: Field<'a>,
     cache_control: Field<'a>,
     request_id: Field<'a>,
     traceparent: Field<'a>,
@@ -75,6 +76,7 @@ impl<'a> RequestHead<'a> {
             origin: absent,
             authorization: absent,
             content_type: absent,
+            content_encoding: absent,
             cache_control: absent,
             request_id: absent,
             traceparent: absent,
@@ -87,6 +89,7 @@ impl<'a> RequestHead<'a> {
                 "origin" => &mut fields.origin,
                 "authorization" => &mut fields.authorization,
                 "content-type" => &mut fields.content_type,
+                "content-encoding" => &mut fields.content_encoding,
                 "cache-control" => &mut fields.cache_control,
                 "x-request-id" => &mut fields.request_id,
                 "traceparent" => &mut fields.traceparent,
@@ -122,8 +125,13 @@ impl<'a> RequestHead<'a> {
         (scheme.eq_ignore_ascii_case(b"Bearer ") && !key.is_empty()).then_some(key)
     }
 
-    /// Whether the body is declared as JSON.
+    /// Whether the body is declared as JSON, and not as compressed.
     pub(super) fn is_json(&self) -> bool {
+        let is_identity =
+            |field: Field<'_>| field.single().is_some_and(|one| one.as_bytes().eq_ignore_ascii_case(b"identity"));
+        if self.content_encoding.is_present() && !is_identity(self.content_encoding) {
+            return false;
+        }
         let Some(one) = self.content_type.single().map(HeaderValue::as_bytes) else { return false };
         // First as nearly every caller writes it; then without parameters.
         let essence = || one.split(|b| *b == b';').next().unwrap_or_default().trim_ascii();
@@ -136,16 +144,19 @@ impl<'a> RequestHead<'a> {
         if !self.cache_control.is_present() {
             return cache_control;
         }
-        let lines = self.all.get_all(CACHE_CONTROL).iter().filter_map(|line| line.to_str().ok());
-        for directive in lines.flat_map(|line| line.split(',')) {
+        let lines = self.all.get_all(CACHE_CONTROL).iter();
+        // A directive that is not ASCII hides no other one.
+        for directive in lines.flat_map(|line| line.as_bytes().split(|b| *b == b',')) {
+            let Ok(directive) = std::str::from_utf8(directive) else { continue };
             let (name, argument) = directive.split_once('=').unwrap_or((directive, ""));
             match name.trim().to_ascii_lowercase().as_str() {
                 "no-cache" => cache_control.no_cache = true,
+                "no-store" => cache_control.no_store = true,
                 "only-if-cached" => cache_control.only_if_cached = true,
                 "max-age" => {
-                    // An invalid value counts as zero: the caller wants a fresh answer.
-                    let seconds = argument.trim().trim_matches('"').parse().unwrap_or(0);
-                    cache_control.max_age = Some(Duration::from_secs(seconds));
+                    // Of two the smaller counts.
+                    let (one, other) = (delta_seconds(argument), cache_control.max_age.unwrap_or(Duration::MAX));
+                    cache_control.max_age = Some(one.min(other));
                 }
                 _ => {}
             }
@@ -170,17 +181,53 @@ impl<'a> RequestHead<'a> {
         }
     }
 
-    /// The customers that are named for a write.
+    /// The customers that are named for a write: comma-separated, or a list of strings (RFC 9651, section 3.1).
     pub(super) fn customers(&self) -> Result<Vec<String>, GatewayError> {
+        const EXPECTED: GatewayError = GatewayError::BadRequest(
+            "X-Zvgate-Customer must be UTF-8: customers, comma-separated, or a list of strings such as \"1, 2\", \"3\"",
+        );
         let mut customers = Vec::new();
         for line in self.all.get_all(X_ZVGATE_CUSTOMER) {
             // If a customer were ignored, its cached answers would survive the write.
-            let line = std::str::from_utf8(line.as_bytes());
-            let line = line
-                .map_err(|_| GatewayError::BadRequest("X-Zvgate-Customer must be UTF-8: customers, comma-separated"))?;
-            customers.extend(line.split(',').map(str::trim).filter(|id| !id.is_empty()).map(str::to_owned));
+            let line = std::str::from_utf8(line.as_bytes()).map_err(|_| EXPECTED)?.trim();
+            match line.starts_with('"') {
+                true => customers.extend(list_of_strings(line).ok_or(EXPECTED)?),
+                false => customers.extend(line.split(',').map(str::trim).map(str::to_owned)),
+            }
         }
+        customers.retain(|id| !id.is_empty());
         Ok(customers)
+    }
+}
+
+/// The seconds of `max-age`. Those that no 31 bits hold are as many as those can (RFC 9111, section 1.2.2); what is no number
+/// counts as zero, since the caller wants a fresh answer.
+fn delta_seconds(argument: &str) -> Duration {
+    const MAX: u64 = 1 << 31;
+    let digits = argument.trim().trim_matches('"');
+    let is_number = !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit());
+    Duration::from_secs(if is_number { digits.parse().unwrap_or(MAX).min(MAX) } else { 0 })
+}
+
+/// A list of strings without parameters (RFC 9651, sections 3.1 and 3.3.3); `None` if it is anything else.
+fn list_of_strings(mut text: &str) -> Option<Vec<String>> {
+    let mut strings = Vec::new();
+    loop {
+        let mut string = String::new();
+        let mut rest = text.strip_prefix('"')?.chars();
+        loop {
+            match rest.next()? {
+                '"' => break,
+                '\\' => string.push(rest.next().filter(|c| matches!(c, '"' | '\\'))?),
+                c => string.push(c),
+            }
+        }
+        strings.push(string);
+        text = rest.as_str().trim_start();
+        if text.is_empty() {
+            return Some(strings);
+        }
+        text = text.strip_prefix(',')?.trim_start();
     }
 }
 
@@ -254,8 +301,30 @@ mod tests {
         assert!(cache_control("only-if-cached").only_if_cached);
         assert_eq!(cache_control("max-age=\"7\"").max_age, Some(Duration::from_secs(7)));
         assert_eq!(cache_control("max-age=soon").max_age, Some(Duration::ZERO));
+        for long in ["2147483648", "4294967296", "99999999999999999999999999"] {
+            let all = headers(&[("cache-control", &format!("max-age={long}"))]);
+            let age = RequestHead::of(&all).cache_control().max_age;
+            assert_eq!(age, Some(Duration::from_secs(1 << 31)), "{long}");
+        }
+        assert_eq!(cache_control("max-age=5, max-age=3").max_age, Some(Duration::from_secs(3)));
+        assert_eq!(cache_control("max-age=3, max-age=5").max_age, Some(Duration::from_secs(3)));
+        assert!(cache_control("No-Store").no_store);
+        let invalid = HeaderValue::from_bytes(b"x=\xff, no-cache").unwrap();
+        let all = HeaderMap::from_iter([(CACHE_CONTROL, invalid)]);
+        assert!(RequestHead::of(&all).cache_control().no_cache, "an invalid byte hides no other directive");
         let two = headers(&[("cache-control", "no-transform"), ("cache-control", "no-cache")]);
         assert!(RequestHead::of(&two).cache_control().no_cache);
+    }
+
+    #[test]
+    fn customers_of_a_write_are_read_from_both_forms() {
+        let customers = |value: &str| RequestHead::of(&headers(&[("x-zvgate-customer", value)])).customers().ok();
+        let some = |ids: &[&str]| Some(ids.iter().map(|id| (*id).to_owned()).collect::<Vec<_>>());
+        assert_eq!(customers("1, 2 ,,3"), some(&["1", "2", "3"]));
+        assert_eq!(customers(r#""1, 2" ,  "a\"b\\c""#), some(&["1, 2", r#"a"b\c"#]));
+        for invalid in [r#"""#, r#""a" "b""#, r#""a","#, r#""a";q=1"#, r#""a\x""#, r#""a", b"#] {
+            assert_eq!(customers(invalid), None, "{invalid}");
+        }
     }
 
     #[test]

@@ -55,7 +55,7 @@ impl Writes {
         info: RequestInfo,
     ) -> Result<Reply, GatewayError> {
         let write = Write { writes: &self, job: &job, settings: &settings, info: &info, has_ended: false };
-        let outcome = self.fetcher.fetch(&job, None, || {}, std::future::pending::<()>).await;
+        let outcome = self.fetcher.fetch(&job, None, |_| {}, std::future::pending::<()>).await;
         let customers = write.end(&outcome);
         let result = match outcome {
             Outcome::Answered(answered) => Ok(Reply { answer: answered.answer, cache_status: CacheStatus::Bypass }),

@@ -8,6 +8,7 @@ use super::rate::CallerLimit;
 use super::reader::Table;
 use super::routes::covers;
 use super::tenants::is_name;
+use super::value::Choice;
 use super::{RouteSettings, TenantSettings};
 
 /// Everything of a kind.
@@ -28,6 +29,22 @@ pub struct CallerSettings {
     pub limit: Option<CallerLimit>,
     /// Whether it may call `/v1/invalidate`.
     pub invalidate: bool,
+    /// Whether its requests may bypass the cache.
+    pub no_cache: NoCache,
+}
+
+/// `callers.NAME.no_cache`
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NoCache {
+    /// Its `no-cache`, `no-store` and `max-age` are respected.
+    Allow,
+    /// They are ignored: one HTTP library could defeat the cache.
+    Ignore,
+}
+
+impl Choice for NoCache {
+    const EXPECTED: &'static str = "\"allow\" or \"ignore\"";
+    const ALL: &'static [(&'static str, Self)] = &[("allow", Self::Allow), ("ignore", Self::Ignore)];
 }
 
 /// What a caller may use.
@@ -106,6 +123,7 @@ fn read_one(name: &str, table: &mut Table<'_>, limit: Option<CallerLimit>) -> Op
     let routes: Option<Vec<String>> = table.optional("routes");
     let own_limit = CallerLimit::read(table.table("limit"));
     let invalidate = table.with_default("invalidate", false);
+    let no_cache = table.with_default("no_cache", NoCache::Allow);
     Some(CallerSettings {
         name: name.to_owned(),
         keys: keys?,
@@ -113,5 +131,6 @@ fn read_one(name: &str, table: &mut Table<'_>, limit: Option<CallerLimit>) -> Op
         routes: Permitted::of(routes?),
         limit: own_limit.or(limit),
         invalidate,
+        no_cache,
     })
 }

@@ -197,11 +197,22 @@ fn are_pointers(pointers: &Vec<String>) -> Result<(), &'static str> {
     }
 }
 
+/// Paths that the gateway serves itself.
+const OWN_PATHS: [&str; 3] = ["/v1", "/v1/**", "/openapi.json"];
+
+/// Whether a path, or all that a pattern covers, is the gateway's own.
+pub fn is_own(path: &str) -> bool {
+    OWN_PATHS.iter().any(|own| covers(own, path))
+}
+
 fn check_path(path: &str) -> Result<(), &'static str> {
     let exact = path.strip_suffix("/**").unwrap_or(path);
     let plain = exact.starts_with('/')
         && !exact.split('/').skip(1).any(|part| part.is_empty() || part == "." || part == "..")
         && exact.bytes().all(|b| b.is_ascii_alphanumeric() || b"/-_.~".contains(&b));
+    if is_own(path) {
+        return Err("a path that is not one of the gateway's own (/v1/… and /openapi.json)");
+    }
     if plain { Ok(()) } else { Err("a path such as \"/v3/crm/coupon/status\", optionally ending in /**") }
 }
 

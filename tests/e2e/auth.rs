@@ -5,7 +5,7 @@ use http_body_util::Full;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
-use crate::support::{Platform, READ, Reply, TestGateway, WRITE, raw, send};
+use crate::support::{MERCHANTS, Platform, READ, Reply, TestGateway, WRITE, raw, send};
 
 const BODY: &str = r#"{"params":{"customerId":"1"}}"#;
 
@@ -71,10 +71,11 @@ async fn authorization_is_checked_even_for_a_request_seen_before() {
     };
     for _ in 0..3 {
         assert_eq!(ask("old", &[]).await.status, 200);
-        ask("few", &[]).await.assert_error(403, "forbidden");
+        ask("few", &[("x-zvgate-tenant", "one")]).await.assert_error(403, "forbidden");
+        assert_eq!(ask("few", &[]).await.status, 200, "its only tenant");
     }
     assert!(ask("old", &[]).await.is_hit());
-    assert!(!ask("old", &[("x-zvgate-tenant", "two")]).await.is_hit());
+    assert!(ask("old", &[("x-zvgate-tenant", "two")]).await.is_hit());
     assert!(ask("old", &[]).await.is_hit() && ask("few", &[("x-zvgate-tenant", "two")]).await.is_hit());
     assert_eq!(ask("old", &[("cache-control", "no-cache")]).await.header("cache-status"), "zvgate; fwd=request");
     assert_eq!(platform.requests(READ).await, 3);
@@ -234,7 +235,7 @@ async fn admin_pages_that_are_not_public_require_the_admin_key() {
         }
         let config = ask(Method::GET, "/config", "admin").await.text();
         assert!(config.contains("server.admin_key_sha256 = \"***\""), "{config}");
-        assert!(!config.contains(&hash("admin")) && !config.contains(crate::support::MERCHANTS[0].2));
+        assert!(!config.contains(&hash("admin")) && !config.contains(MERCHANTS[0].2));
     }
     let gateway = TestGateway::start(&platform, &[]).await;
     for (name, value, status) in
@@ -244,5 +245,43 @@ async fn admin_pages_that_are_not_public_require_the_admin_key() {
         let request = Request::get("/config").header("host", host);
         let request = if name == "host" { request } else { request.header(name, value) };
         assert_eq!(send(gateway.admin, request.body(Full::default()).unwrap()).await.status, status, "{name}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_caller_with_one_tenant_has_it_as_its_default() {
+    let platform = Platform::unlimited().await;
+    let key = hash;
+    let (both, second) = (key("both"), key("second"));
+    let overrides = [
+        ("callers.both.key_sha256", both.as_str()),
+        ("callers.both.tenants", "*"),
+        ("callers.both.routes", "*"),
+        ("callers.second.key_sha256", &second),
+        ("callers.second.tenants", "two"),
+        ("callers.second.routes", "*"),
+        ("callers.second.no_cache", "ignore"),
+    ];
+    let gateway = TestGateway::start(&platform, &overrides).await;
+    let body = r#"{"params":{"customerId":"1"}}"#;
+    for _ in 0..3 {
+        for (caller, open_id) in [("second", MERCHANTS[1].0), ("both", MERCHANTS[0].0)] {
+            let key = format!("Bearer {caller}");
+            let reply = gateway.post(READ, &[("authorization", &key), ("x-zvgate-tenant", "")], body).await;
+            reply.assert_error(400, "unknown_tenant");
+            let reply = gateway.post(READ, &[("authorization", &key)], body).await;
+            assert_eq!(reply.status, 200, "{reply:?}");
+            if !reply.is_hit() {
+                let last = platform.last().await["request"].as_str().unwrap().to_owned();
+                assert!(last.contains(open_id), "{last}");
+            }
+        }
+    }
+    // It may have been configured by a library for all requests.
+    for directive in ["no-cache", "no-store", "max-age=0"] {
+        let headers = [("authorization", "Bearer second"), ("cache-control", directive)];
+        assert!(gateway.post(READ, &headers, body).await.is_hit(), "{directive}");
+        let headers = [("authorization", "Bearer both"), ("cache-control", directive)];
+        assert!(!gateway.post(READ, &headers, body).await.is_hit(), "{directive}");
     }
 }

@@ -288,3 +288,61 @@ async fn the_cache_stays_within_max_bytes_and_drops_expired_entries() {
     }
     assert!(gateway.metric("zvgate_cache_evictions_total{cause=\"expired\"}").await > 10.0);
 }
+
+/// A byte order mark, an encoding of nothing, an empty list of parameters: what several HTTP clients send.
+#[tokio::test(flavor = "multi_thread")]
+async fn requests_in_the_ways_of_other_clients_ask_the_same_question() {
+    let platform = Platform::unlimited().await;
+    let file = "[[routes]]\npath = \"/v3/list\"\nkind = \"cached\"\ncustomer = []\n";
+    let gateway = TestGateway::with_file(&platform, &[], file).await;
+    let body = format!(r#"{{"params":{{"customerId":"{CUSTOMER}"}}}}"#);
+    assert!(gateway.post(READ, &[], &format!("\u{feff}{body}")).await.is_stored_miss());
+    assert!(gateway.post(READ, &[("content-encoding", "identity")], &body).await.is_hit());
+    assert!(gateway.post(READ, &[], &format!("\u{feff}{body}")).await.is_hit());
+    let empty = gateway.post("/v3/list", &[], r#"{"params":[]}"#).await;
+    let same = gateway.post("/v3/list", &[], r#"{"params":{}}"#).await;
+    assert_eq!((empty.status, &empty.body), (same.status, &same.body));
+    let last = platform.last().await["request"].as_str().unwrap().to_owned();
+    assert!(last.contains(r#""params":{}"#), "{last}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_no_store_answer_is_new_and_neither_stored_nor_drops_anything() {
+    let platform = Platform::unlimited().await;
+    let gateway = TestGateway::start(&platform, &[]).await;
+    let used = format!(r#"{{"params":{{"customerId":"{CUSTOMER}","useStatus":1}}}}"#);
+    gateway.read(CUSTOMER).await;
+    gateway.post(READ, &[], &used).await;
+    platform.change(CUSTOMER, "use", json!({})).await;
+    let body = format!(r#"{{"params":{{"customerId":"{CUSTOMER}"}}}}"#);
+    let renewed = gateway.post(READ, &[("cache-control", "no-store")], &body).await;
+    assert_eq!(renewed.header("cache-status"), "zvgate; fwd=request");
+    assert!(renewed.text().contains("version=1"));
+    let hit = gateway.read(CUSTOMER).await;
+    assert!(hit.is_hit() && !hit.text().contains("version=1"), "the stored answer stays");
+    assert!(gateway.post(READ, &[], &used).await.is_hit());
+    let unknown = r#"{"params":{"customerId":"7"}}"#;
+    gateway.post(READ, &[("cache-control", "no-store")], unknown).await;
+    assert!(gateway.read("7").await.is_stored_miss());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_no_cache_reads_at_once_cost_two_calls() {
+    let platform = Platform::unlimited().await;
+    platform.faults(json!({ "latency_ms": 100 })).await;
+    for directive in ["no-cache", "no-store"] {
+        let gateway = std::sync::Arc::new(TestGateway::start(&platform, &[]).await);
+        let before = platform.requests(READ).await;
+        let mut reads = tokio::task::JoinSet::new();
+        for _ in 0..40 {
+            let gateway = std::sync::Arc::clone(&gateway);
+            let body = format!(r#"{{"params":{{"customerId":"{CUSTOMER}"}}}}"#);
+            reads.spawn(async move { gateway.post(READ, &[("cache-control", directive)], &body).await });
+        }
+        for reply in reads.join_all().await {
+            assert_eq!((reply.status, reply.header("cache-status")), (200, "zvgate; fwd=request"));
+        }
+        let calls = platform.requests(READ).await - before;
+        assert!((1..=2).contains(&calls), "{directive}: {calls}");
+    }
+}

@@ -38,6 +38,13 @@ async fn every_rejection_has_its_status_and_error_and_sends_nothing_upstream() {
     gateway.post("/v3/other", &[], BODY).await.assert_error(404, "unknown_route");
     gateway.post("/v1/customers", &[], "{}").await.assert_error(404, "unknown_route");
     gateway.post(READ, &[("content-type", "text/plain")], BODY).await.assert_error(415, "unsupported_media_type");
+    for encoding in ["gzip", "br", "identity, gzip"] {
+        let reply = gateway.post(READ, &[("content-encoding", encoding)], BODY).await;
+        reply.assert_error(415, "unsupported_media_type");
+    }
+    for path in ["?useStatus=1", "?"].map(|query| format!("{READ}{query}")) {
+        gateway.post(&path, &[], BODY).await.assert_error(400, "bad_request");
+    }
     gateway.post(READ, &[], &long).await.assert_error(413, "body_too_large");
     let chunked = format!(
         "POST {READ} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n7d0\r\n{}\r\n0\r\n\r\n",

@@ -182,7 +182,7 @@ fn request_lines() -> Vec<Case> {
         ("a target with dot segments", target(&format!("/x/..{READ}")), &[404]),
         ("a percent-encoded target", target(&READ.replace('/', "%2f")), &[400]),
         ("a target with two slashes", target(&format!("/{READ}")), &[404]),
-        ("a target with a query", target(&format!("{READ}?a=b")), &[200]),
+        ("a target with a query", target(&format!("{READ}?a=b")), &[400]),
         ("a long target", target(&"/x".repeat(35_000)), &[431]),
         ("an absolute target", target(&format!("http://localhost{READ}")), &[200]),
         ("an absolute target with another host", target(&format!("http://shop.example{READ}")), &[421]),

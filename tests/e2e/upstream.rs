@@ -137,5 +137,5 @@ async fn https_upstreams_need_a_certificate_that_the_system_trusts() {
     assert!(text.contains("live a: signed call accepted"), "{text}");
     let (code, text) = tokio::task::block_in_place(|| check(None));
     assert_eq!(code, Some(1), "{text}");
-    assert!(text.contains("live a: no TLS connection"), "{text}");
+    assert!(text.contains("live a: certificate_unknown_ca: no TLS connection"), "{text}");
 }
