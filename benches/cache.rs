@@ -59,7 +59,7 @@ fn store(cache: &Arc<Cache<()>>, reader: &Reader, clock: &Clock, customer: u64) 
     let cache_control = RequestCacheControl { no_cache: true, ..RequestCacheControl::default() };
     if let Join::Started(guard, _waiter) = cache.join(&question, cache.generation(0, 0), &cache_control, now) {
         let answer = answer(1 + usize::try_from(customer % 40).unwrap_or_default());
-        let decision = StoreDecision::of(&reader.read(200, &answer.body), &LIFETIMES, now, now);
+        let decision = StoreDecision::of(&reader.read(&answer), &LIFETIMES, now.wall, now, now);
         guard.complete(Arc::new(answer), decision, now.boot, now);
     }
 }

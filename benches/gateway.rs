@@ -15,9 +15,10 @@ use zvgate::cache::{
 };
 use zvgate::clock::Clock;
 use zvgate::envelope::Envelope;
+use zvgate::limit::Slots;
 use zvgate::reply::{self, CacheStatus, GatewayError, Reply};
 use zvgate::secret::Secret;
-use zvgate::settings::{KeySource, TenantSettings};
+use zvgate::settings::{KeySource, PaceSettings, TenantSettings};
 use zvgate::signer::{Call, Nonces, SignedRequest};
 use zvgate::tenant::{Identities, TenantKeys, Tenants};
 
@@ -71,8 +72,8 @@ fn filled(clock: &Clock) -> Arc<Cache<GatewayError>> {
         let now = clock.now();
         let started = cache.join(&question(customer), cache.generation(0, 0), &RequestCacheControl::default(), now);
         let Join::Started(guard, _waiter) = started else { continue };
-        let verdict = reader().read(200, &answer.body);
-        guard.complete(Arc::clone(&answer), StoreDecision::of(&verdict, &lifetimes, now, now), now.boot, now);
+        let verdict = reader().read(&answer);
+        guard.complete(Arc::clone(&answer), StoreDecision::of(&verdict, &lifetimes, now.wall, now, now), now.boot, now);
     }
     cache
 }
@@ -96,9 +97,10 @@ fn hit(criterion: &mut Criterion) {
     let answer = Arc::new(answer());
     criterion.bench_function("reply: head of a hit", |bencher| {
         bencher.iter(|| {
-            let result = Ok(Reply { answer: Arc::clone(&answer), cache_status });
+            let result = Ok(Reply { answer: Arc::clone(&answer), cache_status, effect: None });
             reply::response(
                 black_box(result),
+                false,
                 http::HeaderValue::from_static("0123456789abcdef0123456789abcdef"),
                 http::HeaderMap::new(),
             )
@@ -130,9 +132,31 @@ fn miss(criterion: &mut Criterion) {
     });
     let (answer, reader) = (answer(), reader());
     criterion.bench_function("answer: read five coupons", |bencher| {
-        bencher.iter(|| reader.read(200, black_box(&answer.body)));
+        bencher.iter(|| reader.read(black_box(&answer)));
     });
 }
 
-criterion_group!(benches, hit, miss);
+/// A call under a limit, while as many as it allows are in cooldown: the cost does not grow with the rate.
+fn slots(c: &mut Criterion) {
+    let mut group = c.benchmark_group("slots");
+    for rate in [10, 10_000, 100_000] {
+        let pace = PaceSettings { rate, per: Duration::from_secs(1), transit: Duration::ZERO };
+        let mut slots = Slots::new(&pace, None);
+        let allowed = usize::try_from(rate).unwrap_or(usize::MAX);
+        let mut now = Clock::system().boot();
+        let between = Duration::from_secs(1) / rate;
+        group.bench_function(format!("{rate} a second"), |b| {
+            b.iter(|| {
+                now = now + between;
+                if let Some(claim) = slots.take(allowed, now) {
+                    slots.sent(claim, now);
+                    slots.answered(claim, now);
+                }
+            });
+        });
+    }
+    group.finish();
+}
+
+criterion_group!(benches, hit, miss, slots);
 criterion_main!(benches);

@@ -6,6 +6,7 @@
 mod datetime;
 
 use std::borrow::Cow;
+use std::time::{Duration, SystemTime};
 
 use http::HeaderValue;
 use time::UtcOffset;
@@ -85,6 +86,22 @@ pub struct ExtraHeaders {
 }
 
 impl Answer {
+    /// How long `Retry-After` says to wait (RFC 9110, section 10.2.3).
+    pub fn retry_after(&self, now: Wall) -> Option<Duration> {
+        let text = self.extra_headers.as_ref()?.retry_after.as_ref()?.to_str().ok()?.trim();
+        if let Ok(seconds) = text.parse() {
+            return Some(Duration::from_secs(seconds));
+        }
+        let at = httpdate::parse_http_date(text).ok()?.duration_since(SystemTime::UNIX_EPOCH).ok()?;
+        Wall::from_unix_seconds(i64::try_from(at.as_secs()).ok()?).after(now)
+    }
+
+    /// Whether its body is compressed, although that was not asked for.
+    fn is_compressed(&self) -> bool {
+        let encoding = self.extra_headers.as_ref().and_then(|extra| extra.content_encoding.as_ref());
+        encoding.is_some_and(|encoding| !encoding.as_bytes().eq_ignore_ascii_case(b"identity"))
+    }
+
     /// Bytes on the heap.
     pub fn size(&self) -> usize {
         let other_type = match &self.content_type {
@@ -121,8 +138,10 @@ pub enum Verdict {
     Error,
     /// A retry code, or HTTP 429.
     Throttled,
-    /// HTTP 200 with what is not JSON.
+    /// HTTP 2xx with what is not JSON, or is compressed.
     Garbage,
+    /// `status`, `code` or `data` is there twice: nobody knows which counts.
+    Ambiguous,
     /// HTTP 5xx.
     Http5xx,
     /// Any other status than 200.
@@ -143,16 +162,20 @@ pub struct Contents {
 
 impl Reader {
     /// Reads an answer.
-    pub fn read(&self, status: u16, body: &[u8]) -> Verdict {
-        match status {
-            200 => {}
+    pub fn read(&self, answer: &Answer) -> Verdict {
+        match answer.status {
+            200..=299 if answer.is_compressed() => return Verdict::Garbage,
+            200..=299 => {}
             429 => return Verdict::Throttled,
             500..=599 => return Verdict::Http5xx,
             _ => return Verdict::HttpOther,
         }
-        let text = std::str::from_utf8(body).ok();
+        let text = std::str::from_utf8(&answer.body).ok();
         let root = text.and_then(|text| Scanner::read(text, MAX_DEPTH, |scanner, next| self.root(scanner, &next)).ok());
-        let Some(Root { success, code, contents }) = root.flatten() else { return Verdict::Garbage };
+        let Some(Root { success, code, contents, is_ambiguous }) = root.flatten() else { return Verdict::Garbage };
+        if is_ambiguous {
+            return Verdict::Ambiguous;
+        }
         let code = code.as_deref().map(str::trim);
         if code.is_some_and(|code| self.retry_codes.iter().any(|retry| retry == code)) {
             return Verdict::Throttled;
@@ -164,18 +187,18 @@ impl Reader {
         }
     }
 
-    /// Reads the root, if it is an object. Of a repeated member, the first counts.
+    /// Reads the root, if it is an object.
     fn root<'a>(&self, scanner: &mut Scanner<'a>, next: &Next<'a>) -> Result<Option<Root<'a>>, JsonError> {
         if *next != Next::Object {
             return scanner.pass(next).map(|()| None);
         }
-        let (mut success, mut code, mut contents) = (None, None, None);
+        let (mut success, mut code, mut contents, mut is_ambiguous) = (None, None, None, false);
         scanner.object(|scanner, name, next| {
             match &*name {
-                "status" if success.is_none() => success = Some(is_true(&next)),
-                "code" if code.is_none() => code = Some(next.clone()),
-                "data" if contents.is_none() => {
-                    contents = Some(self.data(scanner, next)?);
+                "status" => is_ambiguous |= success.replace(is_true(&next)).is_some(),
+                "code" => is_ambiguous |= code.replace(next.clone()).is_some(),
+                "data" => {
+                    is_ambiguous |= contents.replace(self.data(scanner, next)?).is_some();
                     return Ok(());
                 }
                 _ => {}
@@ -184,7 +207,7 @@ impl Reader {
         })?;
         let nothing = || Contents { empty: true, ..Contents::default() };
         let (success, code) = (success.unwrap_or(false), code.and_then(Next::into_text));
-        Ok(Some(Root { success, code, contents: contents.unwrap_or_else(nothing) }))
+        Ok(Some(Root { success, code, contents: contents.unwrap_or_else(nothing), is_ambiguous }))
     }
 
     /// Reads `data`.
@@ -279,6 +302,7 @@ struct Root<'a> {
     success: bool,
     code: Option<Cow<'a, str>>,
     contents: Contents,
+    is_ambiguous: bool,
 }
 
 /// What `data` is.

@@ -219,7 +219,11 @@ impl Gateway {
         let mut guard = RequestGuard::begin(self, &fields, self.time.boot());
         let step = match &capacity {
             Capacity::Available | Capacity::Shared(_) => self.process(&mut guard, head, &fields, body, &capacity).await,
-            Capacity::Exhausted => Err(GatewayError::OverCapacity(OverCapacity::Connections)),
+            Capacity::Exhausted => {
+                let (policy, info) = guard.parts();
+                info.route = policy.routes.find(head.uri.path()).map(|route| route.index);
+                Err(GatewayError::OverCapacity(OverCapacity::Connections))
+            }
         };
         let mut headers = std::mem::take(&mut head.headers);
         let result = match step {
@@ -310,7 +314,8 @@ impl Gateway {
             if !caller.may_use_tenant(&parsed.tenant) {
                 return Err(GatewayError::Forbidden(Denied::Tenant));
             }
-            if let Some(reply) = self.reads.fresh(policy, route, &parsed.question, &cache_control, now) {
+            if let Some(reply) = self.reads.fresh(policy, route, &parsed.tenant, &parsed.question, &cache_control, now)
+            {
                 return Ok(Step::Done(reply));
             }
         }

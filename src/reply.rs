@@ -15,8 +15,10 @@ pub use self::error::{Denied, GatewayError, OverCapacity};
 use crate::answer::Answer;
 use crate::envelope::push_text;
 use crate::limit::Limited;
+use crate::upstream::Effect;
 
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+const X_ZVGATE_OUTCOME: HeaderName = HeaderName::from_static("x-zvgate-outcome");
 const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
 const PROXY_STATUS: HeaderName = HeaderName::from_static("proxy-status");
 const RATELIMIT: HeaderName = HeaderName::from_static("ratelimit");
@@ -32,6 +34,29 @@ pub struct Reply {
     pub answer: Arc<Answer>,
     /// How it was obtained.
     pub cache_status: CacheStatus,
+    /// What a write did; `None` for other requests.
+    pub effect: Option<Effect>,
+}
+
+impl Effect {
+    /// Its name in `X-Zvgate-Outcome` and the log.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Executed => "executed",
+            Self::Refused | Self::Throttled => "refused",
+            Self::NotSent => "not-sent",
+            Self::Unknown => "unknown",
+        }
+    }
+}
+
+/// What a write did, by its result.
+pub fn effect(result: &Result<Reply, GatewayError>) -> Effect {
+    match result {
+        Ok(reply) => reply.effect.unwrap_or(Effect::Unknown),
+        Err(GatewayError::OutcomeUnknown(_)) => Effect::Unknown,
+        Err(_) => Effect::NotSent,
+    }
 }
 
 /// How an answer was obtained, for `Cache-Status` (RFC 9211).
@@ -83,13 +108,18 @@ pub fn status(result: &Result<Reply, GatewayError>) -> u16 {
     result.as_ref().map_or_else(|error| error.kind().0.as_u16(), |reply| reply.answer.status)
 }
 
-/// The response to a request. Its headers use the memory of `headers`, which are those of the request.
+/// The response to a request, which was for a write or not. Its headers use the memory of `headers`, which are those of the
+/// request.
 pub fn response(
     result: Result<Reply, GatewayError>,
+    is_write: bool,
     request_id: HeaderValue,
     mut headers: HeaderMap,
 ) -> Response<Bytes> {
     headers.clear();
+    if is_write {
+        headers.insert(X_ZVGATE_OUTCOME, HeaderValue::from_static(effect(&result).name()));
+    }
     let (status, body) = match result {
         Ok(reply) => write_answer(reply, &mut headers),
         Err(error) => write_error(&error, request_id.to_str().unwrap_or_default(), &mut headers),
@@ -110,7 +140,7 @@ impl AsRef<[u8]> for Owner {
     }
 }
 
-fn write_answer(Reply { answer, cache_status }: Reply, headers: &mut HeaderMap) -> (StatusCode, Bytes) {
+fn write_answer(Reply { answer, cache_status, .. }: Reply, headers: &mut HeaderMap) -> (StatusCode, Bytes) {
     if let Some(content_type) = &answer.content_type {
         headers.insert(CONTENT_TYPE, content_type.value().clone());
     }

@@ -3,14 +3,14 @@
 //! It is remembered relative to the clock since boot, which never steps: if our own wall clock is corrected, by NTP or by hand,
 //! nothing has to be learned again.
 
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
 
 use crate::clock::{Boot, Now, Wall};
 
-/// Readings that are remembered; their median counts, so that one outlier does not.
+/// Readings that are remembered; their median counts, so that one outlier does not. Nothing is signed by fewer.
 const READINGS: usize = 3;
 /// Differences up to this are noise: `Date` has whole seconds, and the two halves of a round trip differ.
 const NOISE: i64 = 2_000;
@@ -30,6 +30,8 @@ const UNKNOWN: i64 = i64::MIN;
 pub struct Skew {
     /// The platform's wall clock minus our clock since boot.
     base: AtomicI64,
+    /// Whether there were enough readings to sign by.
+    is_certain: AtomicBool,
     readings: Mutex<Readings>,
     /// Whether calls are signed by it.
     follow: bool,
@@ -57,7 +59,12 @@ impl Skew {
     /// Nothing is known yet. `follow`: whether calls are signed by the platform's clock.
     pub const fn new(follow: bool) -> Self {
         let readings = Readings { last: Vec::new(), reported: None, notable: false };
-        Self { base: AtomicI64::new(UNKNOWN), readings: Mutex::new(readings), follow }
+        Self {
+            base: AtomicI64::new(UNKNOWN),
+            is_certain: AtomicBool::new(false),
+            readings: Mutex::new(readings),
+            follow,
+        }
     }
 
     /// Learns from the `Date` of an answer to a request that was sent at `sent` and answered at `answered`.
@@ -74,6 +81,10 @@ impl Skew {
         sorted.sort_unstable();
         let base = sorted.get((sorted.len() - 1) / 2).copied().unwrap_or(reading);
         self.base.store(base, Ordering::Relaxed);
+        if readings.last.len() < READINGS {
+            return ClockChange::default();
+        }
+        self.is_certain.store(true, Ordering::Relaxed);
 
         let own = answered.wall - answered.boot;
         let (reported, when) = readings.reported.unwrap_or((own, Boot::from_duration(Duration::ZERO)));
@@ -107,7 +118,16 @@ impl Skew {
         Now { wall: now.wall.plus(ahead.max(0)), ..now }
     }
 
+    /// The earlier of our wall clock and the platform's, in the same way.
+    pub fn earlier(&self, now: Now) -> Wall {
+        let ahead = self.ahead(now).unwrap_or_default().saturating_sub(HALF_A_SECOND);
+        now.wall.plus(ahead.min(0))
+    }
+
     fn difference(&self, now: Now) -> i64 {
+        if !self.is_certain.load(Ordering::Relaxed) {
+            return 0;
+        }
         let ahead = self.ahead(now).unwrap_or_default();
         if ahead.abs() > NOISE { ahead.clamp(-MAX_CORRECTION, MAX_CORRECTION) } else { 0 }
     }
@@ -129,6 +149,25 @@ mod tests {
         let now = ours(seconds);
         let date = Wall::from_unix_seconds(now.wall.unix_seconds() + ahead);
         skew.learn(date, now.boot - Duration::from_millis(100), now)
+    }
+
+    /// The same from as many answers as are needed to sign by.
+    fn learn_surely(skew: &Skew, seconds: u64, ahead: i64) -> ClockChange {
+        let changes: Vec<_> = (0..READINGS).map(|_| learn(skew, seconds, ahead)).collect();
+        assert_eq!(changes[..READINGS - 1], [ClockChange::default(); READINGS - 1]);
+        changes[READINGS - 1]
+    }
+
+    #[test]
+    fn nothing_is_signed_by_fewer_than_three_readings_and_coupons_end_by_the_first() {
+        let skew = Skew::new(true);
+        for _ in 0..READINGS - 1 {
+            assert_eq!(learn(&skew, 1, 100), ClockChange::default());
+            assert_eq!(skew.signing_time(ours(1)), ours(1).wall);
+            assert_eq!(skew.later(ours(1)).wall, ours(1).wall.plus(100_050));
+        }
+        assert!(learn(&skew, 1, 100).signing_time_changed);
+        assert_eq!(skew.signing_time(ours(1)), ours(1).wall.plus(100_550));
     }
 
     #[test]
@@ -163,8 +202,9 @@ mod tests {
     #[test]
     fn coupons_end_by_the_later_clock_and_corrections_are_limited() {
         let (ahead, behind) = (Skew::new(true), Skew::new(true));
-        learn(&ahead, 1, 400);
-        learn(&behind, 1, -400);
+        learn_surely(&ahead, 1, 400);
+        learn_surely(&behind, 1, -400);
+        assert_eq!((ahead.earlier(ours(1)), behind.earlier(ours(1))), (ours(1).wall, ours(1).wall.plus(-399_950)));
         assert_eq!(ahead.signing_time(ours(1)), ours(1).wall.plus(300_000));
         assert_eq!(
             ahead.later(ours(1)).wall,
@@ -178,7 +218,7 @@ mod tests {
     #[test]
     fn a_step_of_our_clock_needs_no_new_reading() {
         let skew = Skew::new(true);
-        learn(&skew, 1, 0);
+        learn_surely(&skew, 1, 0);
         let stepped = Now { wall: ours(2).wall.plus(-100_000), ..ours(2) };
         assert_eq!(skew.signing_time(stepped), stepped.wall.plus(100_550));
         assert_eq!(skew.later(stepped).wall, stepped.wall.plus(100_050));
@@ -187,14 +227,17 @@ mod tests {
     #[test]
     fn without_following_calls_are_signed_by_our_clock_and_coupons_end_by_the_later() {
         let skew = Skew::new(false);
-        assert_eq!(learn(&skew, 1, 100), ClockChange { signing_time_changed: false, notable_skew: Some(100_550) });
+        assert_eq!(
+            learn_surely(&skew, 1, 100),
+            ClockChange { signing_time_changed: false, notable_skew: Some(100_550) }
+        );
         assert_eq!((skew.signing_time(ours(1)), skew.later(ours(1)).wall), (ours(1).wall, ours(1).wall.plus(100_050)));
     }
 
     #[test]
     fn changes_and_notable_differences_are_reported_once() {
         let skew = Skew::new(true);
-        assert_eq!(learn(&skew, 1, 10), ClockChange { signing_time_changed: true, notable_skew: None });
+        assert_eq!(learn_surely(&skew, 1, 10), ClockChange { signing_time_changed: true, notable_skew: None });
         assert_eq!(learn(&skew, 2, 11), ClockChange::default());
         learn(&skew, 3, 40);
         assert_eq!(

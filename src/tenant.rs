@@ -19,6 +19,11 @@ use crate::settings::{KeySource, PaceSettings, TenantSettings};
 pub struct Tenant {
     /// The number of its identity: the index into whatever exists for each.
     pub index: usize,
+    /// The number of its `open_id`, by which the platform counts calls and knows customers: the index into whatever exists
+    /// for each, under whichever grant.
+    pub merchant: usize,
+    /// Its number among the identities of that `open_id`.
+    pub grant: usize,
     /// Its name in the configuration.
     pub name: String,
     /// Its identity on the platform.
@@ -72,24 +77,40 @@ impl TenantKeys {
     }
 }
 
-/// Numbers for identities. An identity keeps its number for as long as the process runs, under whatever name, and no other
-/// identity ever gets it: what exists for a merchant stays that merchant's when the configuration changes.
+/// Numbers for identities. An identity keeps its numbers for as long as the process runs, under whatever name, and no other
+/// identity ever gets them: what exists for a merchant stays that merchant's when the configuration changes.
 #[derive(Debug, Default)]
-pub struct Identities(Vec<(String, String)>);
+pub struct Identities {
+    all: Vec<Identity>,
+    merchants: usize,
+}
+
+#[derive(Debug)]
+struct Identity {
+    open_id: String,
+    grant_code: String,
+    merchant: usize,
+    grant: usize,
+}
 
 impl Identities {
-    /// The number of an identity; a new number if it is new.
-    fn number(&mut self, open_id: &str, grant_code: &str) -> usize {
-        let known = self.0.iter().position(|(id, grant)| id == open_id && grant == grant_code);
-        known.unwrap_or_else(|| {
-            self.0.push((open_id.to_owned(), grant_code.to_owned()));
-            self.0.len() - 1
-        })
+    /// The number of an identity, of its `open_id`, and of its grant under that; new numbers for what is new.
+    fn numbers(&mut self, open_id: &str, grant_code: &str) -> (usize, usize, usize) {
+        let is_same = |one: &&Identity| one.open_id == open_id;
+        if let Some(index) = self.all.iter().position(|one| is_same(&one) && one.grant_code == grant_code) {
+            let known = self.all.get(index);
+            return known.map_or((index, 0, 0), |one| (index, one.merchant, one.grant));
+        }
+        let merchant = self.all.iter().find(is_same).map_or(self.merchants, |one| one.merchant);
+        let grant = self.all.iter().filter(is_same).count();
+        self.merchants = self.merchants.max(merchant + 1);
+        self.all.push(Identity { open_id: open_id.to_owned(), grant_code: grant_code.to_owned(), merchant, grant });
+        (self.all.len() - 1, merchant, grant)
     }
 
-    /// How many identities have a number.
-    pub fn count(&self) -> usize {
-        self.0.len()
+    /// How many merchants have a number.
+    pub const fn merchants(&self) -> usize {
+        self.merchants
     }
 }
 
@@ -107,8 +128,11 @@ impl Tenants {
         let all = settings
             .iter()
             .map(|one| {
+                let (index, merchant, grant) = identities.numbers(&one.open_id, &one.grant_code);
                 Arc::new(Tenant {
-                    index: identities.number(&one.open_id, &one.grant_code),
+                    index,
+                    merchant,
+                    grant,
                     name: one.name.clone(),
                     open_id: one.open_id.clone(),
                     grant_code: one.grant_code.clone(),
@@ -233,7 +257,12 @@ mod tests {
         };
         assert_eq!(numbers(&[one("a", "1"), one("b", "2")]), [0, 1]);
         assert_eq!(numbers(&[one("b", "2"), one("a", "3"), one("c", "1")]), [1, 2, 0]);
-        assert_eq!(identities.count(), 3);
+        let other_grant = TenantSettings { grant_code: "h".to_owned(), ..one("d", "3") };
+        assert_eq!(numbers(std::slice::from_ref(&other_grant)), [3]);
+        let tenants = of(&[other_grant, one("a", "3")], &mut identities);
+        let numbers: Vec<_> = tenants.all().iter().map(|one| (one.index, one.merchant, one.grant)).collect();
+        assert_eq!(numbers, [(3, 2, 1), (2, 2, 0)], "what belongs to a merchant is shared by its grants");
+        assert_eq!(identities.merchants(), 3);
     }
 
     #[test]

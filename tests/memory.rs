@@ -37,7 +37,7 @@ fn store(cache: &Arc<Cache<()>>, clock: &Clock, customer: u64) {
     let Join::Started(guard, _waiter) = started else { panic!("a fetch begins") };
     let body = vec![b' '; 330 * (1 + usize::try_from(customer % 40).unwrap())].into();
     let answer = Answer { status: 200, content_type: None, extra_headers: None, body };
-    let decision = StoreDecision::of(&Verdict::Success(Contents::default()), &lifetimes, now, now);
+    let decision = StoreDecision::of(&Verdict::Success(Contents::default()), &lifetimes, now.wall, now, now);
     assert!(guard.complete(Arc::new(answer), decision, now.boot, now).freshness.is_some());
 }
 

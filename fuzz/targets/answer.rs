@@ -4,7 +4,7 @@
 use libfuzzer_sys::fuzz_target;
 use oracle::Tree;
 use time::UtcOffset;
-use zvgate::answer::{End, Reader, Verdict, customers};
+use zvgate::answer::{Answer, End, Reader, Verdict, customers};
 use zvgate::clock::Wall;
 
 const EXPIRES: [&str; 3] = ["endAt", "endTime", "validEndDate"];
@@ -38,14 +38,18 @@ fuzz_target!(|input: &[u8]| {
     };
     let pointers = ["/data/userInfo/customer_id".to_owned()];
     customers(body, &pointers);
-    let verdict = reader.read(status, body);
-    if status != 200 {
+    let answer = Answer { status, content_type: None, extra_headers: None, body: body.into() };
+    let verdict = reader.read(&answer);
+    if !(200..300).contains(&status) {
         assert!(matches!(verdict, Verdict::HttpOther | Verdict::Throttled | Verdict::Http5xx));
         return;
     }
     let tree = std::str::from_utf8(body).ok().and_then(Tree::parse);
     let valid = tree.filter(|tree| tree.members().is_some() && tree.depth() <= 128);
     assert_eq!(verdict == Verdict::Garbage, valid.is_none(), "which bodies are JSON");
+    let members = valid.as_ref().and_then(Tree::members).unwrap_or_default();
+    let is_repeated = |name: &&str| members.iter().filter(|(other, _)| other == name).count() > 1;
+    assert_eq!(verdict == Verdict::Ambiguous, ["status", "code", "data"].iter().any(is_repeated), "which repeat");
     if let (Verdict::Success(contents), Some(tree)) = (verdict, valid) {
         let mut expected = Vec::new();
         tree.member("data").iter().for_each(|data| ends(data, &mut expected));

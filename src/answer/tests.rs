@@ -8,8 +8,16 @@ fn reader() -> Reader {
     }
 }
 
+fn answer(status: u16, body: &[u8]) -> Answer {
+    Answer { status, content_type: None, extra_headers: None, body: body.into() }
+}
+
+fn read_status(status: u16, body: &[u8]) -> Verdict {
+    reader().read(&answer(status, body))
+}
+
 fn read(body: &str) -> Verdict {
-    reader().read(200, body.as_bytes())
+    read_status(200, body.as_bytes())
 }
 
 fn contents(data: &str) -> Contents {
@@ -59,12 +67,14 @@ fn status_and_code_are_parsed_in_all_their_spellings() {
     for garbage in ["", "<html>", "[]", "\"ok\"", "{", "null"] {
         assert_eq!(read(garbage), Verdict::Garbage, "{garbage}");
     }
-    assert_eq!(reader().read(200, b"\xff"), Verdict::Garbage);
-    assert_eq!(reader().read(200, "[".repeat(1000).as_bytes()), Verdict::Garbage);
-    assert_eq!(reader().read(503, b"{\"status\":true,\"code\":0}"), Verdict::Http5xx);
-    assert_eq!(reader().read(404, b"{\"status\":true,\"code\":0}"), Verdict::HttpOther);
-    assert_eq!(reader().read(204, b""), Verdict::HttpOther);
-    assert_eq!(reader().read(429, b""), Verdict::Throttled);
+    assert_eq!(read_status(200, b"\xff"), Verdict::Garbage);
+    assert_eq!(read_status(200, "[".repeat(1000).as_bytes()), Verdict::Garbage);
+    assert_eq!(read_status(503, b"{\"status\":true,\"code\":0}"), Verdict::Http5xx);
+    assert_eq!(read_status(404, b"{\"status\":true,\"code\":0}"), Verdict::HttpOther);
+    assert_eq!(read_status(204, b""), Verdict::Garbage);
+    assert_eq!(read_status(201, b"{\"status\":true,\"code\":1}"), Verdict::Exception);
+    assert_eq!(read_status(304, b""), Verdict::HttpOther);
+    assert_eq!(read_status(429, b""), Verdict::Throttled);
 }
 
 #[test]
@@ -133,7 +143,7 @@ fn a_coupon_is_open_unless_its_status_is_final() {
 #[test]
 fn without_expires_no_ends_are_collected() {
     let reader = Reader { expires: Vec::new(), ..reader() };
-    let verdict = reader.read(200, br#"{"status":true,"code":0,"data":{"endAt":"2000-01-01"}}"#);
+    let verdict = reader.read(&answer(200, br#"{"status":true,"code":0,"data":{"endAt":"2000-01-01"}}"#));
     assert_eq!(verdict, Verdict::Success(Contents::default()));
 }
 
@@ -144,4 +154,33 @@ fn a_writes_answer_names_its_customer() {
     assert_eq!(customers(body, &pointers), ["383933091455959041"]);
     assert!(customers(b"{}", &pointers).is_empty());
     assert!(customers(b"no json", &pointers).is_empty());
+}
+
+#[test]
+fn an_answer_that_repeats_what_counts_or_is_compressed_is_no_success() {
+    for repeated in [r#""status":true"#, r#""code":0"#, r#""data":[]"#, r#""\u0064ata":null"#] {
+        let body = format!(r#"{{"status":true,"code":0,"data":[],{repeated}}}"#);
+        assert_eq!(read(&body), Verdict::Ambiguous, "{body}");
+    }
+    assert!(matches!(read(r#"{"status":true,"code":0,"message":"","message":""}"#), Verdict::Success(_)));
+    for (encoding, is_success) in [("identity", true), ("Identity", true), ("gzip", false), ("br", false)] {
+        let extra = ExtraHeaders { content_encoding: Some(HeaderValue::from_static(encoding)), retry_after: None };
+        let answer = answer(200, br#"{"status":true,"code":0}"#);
+        let answer = Answer { extra_headers: Some(Box::new(extra)), ..answer };
+        assert_eq!(matches!(reader().read(&answer), Verdict::Success(_)), is_success, "{encoding}");
+    }
+}
+
+#[test]
+fn retry_after_is_read_in_both_forms() {
+    let now = Wall::from_unix_seconds(784_111_777);
+    let pause = |value: &'static str| {
+        let extra = ExtraHeaders { content_encoding: None, retry_after: Some(HeaderValue::from_static(value)) };
+        Answer { extra_headers: Some(Box::new(extra)), ..answer(503, b"") }.retry_after(now)
+    };
+    assert_eq!(pause("7"), Some(Duration::from_secs(7)));
+    assert_eq!(pause("Sun, 06 Nov 1994 08:49:47 GMT"), Some(Duration::from_secs(10)));
+    for none in ["", "soon", "-1", "Sun, 06 Nov 1994 08:49:37 GMT"] {
+        assert_eq!(pause(none), None, "{none}");
+    }
 }

@@ -24,7 +24,7 @@ const ANSWER_OVERHEAD: usize = 340;
 /// Whom an answer is about: the unit of invalidation. The platform's ids are short enough to be stored inline.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Subject {
-    /// The tenant's index.
+    /// The number of the tenant's `open_id`: the platform's customers are the same under each grant.
     pub tenant: usize,
     text: SmolStr,
 }

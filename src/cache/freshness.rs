@@ -96,16 +96,19 @@ pub enum StoreDecision {
 }
 
 impl StoreDecision {
-    /// The decision on an answer whose request was sent at `sent` and that was received at `received`.
-    pub fn of(verdict: &Verdict, lifetimes: &Lifetimes, sent: Now, received: Now) -> Self {
+    /// The decision on an answer whose request was sent at `sent` and that was received at `received`. `earliest` is the earliest
+    /// that any clock may have been when the request was sent: an end that lay ahead by that one counts.
+    pub fn of(verdict: &Verdict, lifetimes: &Lifetimes, earliest: Wall, sent: Now, received: Now) -> Self {
         let nothing = Contents::default();
         let (contents, negative) = match verdict {
             Verdict::Success(contents) => (contents, contents.empty),
             Verdict::Exception => (&nothing, true),
-            Verdict::Error | Verdict::Throttled | Verdict::Garbage | Verdict::Http5xx => return Self::Failure,
+            Verdict::Error | Verdict::Throttled | Verdict::Garbage | Verdict::Ambiguous | Verdict::Http5xx => {
+                return Self::Failure;
+            }
             Verdict::HttpOther => return Self::Ignore,
         };
-        let end = first_end(&contents.ends, lifetimes.expiry_margin, sent, received);
+        let end = first_end(&contents.ends, lifetimes.expiry_margin, earliest, sent, received);
         let Some(remaining) = end.remaining(received) else { return Self::Supersede };
         let fresh_for = |ttl: Duration, limited_by| {
             let fresh_until = received.boot + ttl.min(remaining);
@@ -195,10 +198,10 @@ fn may_change(end: Option<End>, now: Wall) -> bool {
     }
 }
 
-/// The two deadlines of the earliest end that lay ahead when the request was sent. If the wall clock stepped in between, the
-/// earlier reading counts.
-fn first_end(ends: &[Wall], margin: Duration, sent: Now, received: Now) -> Deadline {
-    let earlier = sent.wall.min(received.wall);
+/// The two deadlines of the earliest end that lay ahead when the request was sent, by the earliest clock. If the wall clock
+/// stepped in between, the earlier reading counts.
+fn first_end(ends: &[Wall], margin: Duration, earliest: Wall, sent: Now, received: Now) -> Deadline {
+    let earlier = earliest.min(sent.wall).min(received.wall);
     let Some(end) = ends.iter().copied().filter(|end| *end > earlier).min() else { return Deadline::NEVER };
     let reached = |seen: Now| seen.boot + end.after(seen.wall).unwrap_or_default();
     Deadline { wall: end - margin, boot: reached(sent).min(reached(received)) - margin }

@@ -45,6 +45,19 @@ impl<F, E> Stripes<F, E> {
         self.all.get(index).expect("a remainder by their number is the index of a stripe").lock()
     }
 
+    /// Whether two subjects are taken for one another by the settle table.
+    #[cfg(test)]
+    pub(super) fn share_settle_slot(&self, one: &Subject, other: &Subject) -> bool
+    where
+        E: Invalidate,
+    {
+        let place = |subject: &Subject| {
+            let stripe = self.of(subject);
+            (std::ptr::from_ref(&*stripe), stripe.settle_slot(subject))
+        };
+        place(one) == place(other)
+    }
+
     #[cfg(test)]
     pub(super) fn entries(&self) -> usize {
         self.all.iter().map(|stripe| stripe.lock().entries.len()).sum()

@@ -60,7 +60,7 @@ fn answer(body: &'static str) -> Arc<Answer> {
 
 /// Completes a fetch with a success; returns whether it was stored.
 fn complete(guard: FetchGuard<()>, body: &'static str) -> bool {
-    let decision = StoreDecision::of(&Verdict::Success(Contents::default()), &LIFETIMES, now(), now());
+    let decision = StoreDecision::of(&Verdict::Success(Contents::default()), &LIFETIMES, now().wall, now(), now());
     guard.complete(answer(body), decision, now().boot, now()).freshness.is_some()
 }
 
@@ -224,7 +224,7 @@ fn a_slow_fetch_begun_within_the_settle_time_has_a_short_lifetime() {
     let late = Now { boot: sent.boot + Duration::from_secs(600), ..sent };
     cache.invalidate(&Subject::customer(0, "2"), late.boot, late);
     cache.run_maintenance();
-    let decision = StoreDecision::of(&Verdict::Success(Contents::default()), &LIFETIMES, sent, late);
+    let decision = StoreDecision::of(&Verdict::Success(Contents::default()), &LIFETIMES, sent.wall, sent, late);
     let freshness = guard.complete(answer(""), decision, sent.boot, late).freshness.unwrap();
     assert_eq!(freshness.lifetime(), Duration::from_secs(5));
 }
@@ -241,7 +241,7 @@ fn answers_fetched_within_the_settle_time_have_a_short_lifetime() {
             let sent = now();
             invalidation(&cache, sent.boot + Duration::from_secs(settle));
             let (guard, _waiter) = begin(&cache, &question("1", "a"));
-            let decision = StoreDecision::of(&Verdict::Success(Contents::default()), &LIFETIMES, sent, sent);
+            let decision = StoreDecision::of(&Verdict::Success(Contents::default()), &LIFETIMES, sent.wall, sent, sent);
             let freshness = guard.complete(answer(""), decision, sent.boot, sent).freshness.unwrap();
             assert_eq!(freshness.lifetime(), Duration::from_secs(lifetime));
             let later = Now { boot: sent.boot + Duration::from_secs(lifetime + 1), ..sent };
@@ -255,7 +255,7 @@ fn a_refetch_reports_whether_the_answer_changed() {
     let cache = cache();
     let refetch = |body: &'static str| {
         let (guard, _waiter) = begin_with(&cache, &question("1", "a"), &NO_CACHE);
-        let decision = StoreDecision::of(&Verdict::Success(Contents::default()), &LIFETIMES, now(), now());
+        let decision = StoreDecision::of(&Verdict::Success(Contents::default()), &LIFETIMES, now().wall, now(), now());
         guard.complete(answer(body), decision, now().boot, now()).changed
     };
     assert_eq!([refetch("a"), refetch("a"), refetch("b")], [None, Some(false), Some(true)]);

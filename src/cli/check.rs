@@ -79,7 +79,7 @@ async fn call(
     let answer = exchanged.map_err(|failure| explained(&failure.error))?.answer;
     let reader =
         Reader { expires: Vec::new(), retry_codes: settings.retry_codes.clone(), utc_offset: settings.utc_offset };
-    match reader.read(answer.status, &answer.body) {
+    match reader.read(&answer) {
         Verdict::Success(_) | Verdict::Exception => Ok("signed call accepted".to_owned()),
         Verdict::Error | Verdict::Throttled => {
             let code = code_of(&answer.body).unwrap_or_else(|| "none".to_owned());
@@ -87,7 +87,9 @@ async fn call(
                 "rejected with code {code}: check the identity, the key, this machine's clock, and the rate limit"
             ))
         }
-        Verdict::Garbage => Err("the answer is not JSON: check upstream.base_url".to_owned()),
+        Verdict::Garbage | Verdict::Ambiguous => {
+            Err("the answer is not valid JSON: check upstream.base_url".to_owned())
+        }
         Verdict::Http5xx | Verdict::HttpOther => Err(format!("HTTP status {}", answer.status)),
     }
 }

@@ -13,7 +13,7 @@ use crate::clock::Boot;
 use crate::metrics::{CacheUse, Label, Limit};
 use crate::pseudonym::Pseudonyms;
 use crate::reply::{self, CacheStatus, GatewayError, OverCapacity, Reply};
-use crate::settings::AccessLog;
+use crate::settings::{AccessLog, KindSettings};
 use crate::upstream::NotSent;
 
 /// Customers that are shown in one line; of further ones, only their number.
@@ -89,7 +89,7 @@ impl<'a> RequestGuard<'a> {
         }
         self.record(reply::status(&result), cache_use(&result), error.map(GatewayError::name));
         let id = std::mem::replace(&mut self.info.id, HeaderValue::from_static(""));
-        reply::response(result, id, headers)
+        reply::response(result, self.policy.is_write(&self.info), id, headers)
     }
 
     fn record(&self, status: u16, cache: CacheUse, error: Option<&'static str>) {
@@ -135,6 +135,12 @@ impl Drop for RequestGuard<'_> {
 impl Policy {
     fn route_name(&self, info: &RequestInfo) -> Option<&str> {
         self.routes.all().get(info.route?).map(|route| route.label.as_str())
+    }
+
+    /// Whether a request is for a write, as far as its route is known.
+    fn is_write(&self, info: &RequestInfo) -> bool {
+        let route = info.route.and_then(|index| self.routes.all().get(index));
+        route.is_some_and(|route| matches!(route.kind, KindSettings::Write(_)))
     }
 
     fn caller_name(&self, info: &RequestInfo) -> Option<&str> {

@@ -46,6 +46,12 @@ impl<'a> CallLog<'a> {
         tracing::warn!(tenant = self.tenant(), route, outcome, reason, cause, "upstream attempts failing");
     }
 
+    /// The platform asked for a pause (`Retry-After`).
+    pub(super) fn asked_to_pause(&self, pause: Duration) {
+        let (route, pause_ms) = (shown(&self.job.call.path), millis(pause));
+        tracing::warn!(tenant = self.tenant(), route, pause_ms, "upstream sent Retry-After, route paused");
+    }
+
     /// The platform throttled a call.
     pub(super) fn throttled(&self, throttled: &Throttled) {
         let Throttled { pause, allowed, rate } = throttled;
@@ -111,6 +117,7 @@ fn cause(outcome: &Outcome) -> String {
         Verdict::Throttled => "throttled".to_owned(),
         Verdict::Error => "system error".to_owned(),
         Verdict::Garbage => "the answer is not JSON".to_owned(),
+        Verdict::Ambiguous => "the answer has status, code or data twice".to_owned(),
         Verdict::Success(_) | Verdict::Exception => String::new(),
     }
 }

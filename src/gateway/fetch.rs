@@ -20,6 +20,8 @@ use crate::upstream::{
 /// broken by the request.
 const IDLE_CLOSE_WITHIN: Duration = Duration::from_millis(250);
 
+const SERVICE_UNAVAILABLE: u16 = 503;
+
 /// Makes calls to the platform.
 pub(super) struct Fetcher {
     pub(super) time: Arc<Time>,
@@ -135,6 +137,10 @@ impl Fetcher {
         metrics.duration.observe(self.time.boot().since(started).as_secs_f64());
         let is_idle_close = exchanged.as_ref().is_err_and(ExchangeError::is_idle_close);
         let outcome = match exchanged {
+            // Only its bytes are passed on, and nobody knows what they mean.
+            Ok(answered) if answered.verdict == Verdict::Garbage && job.needs_json() => {
+                Outcome::Unknown(Arc::new(AttemptError::NotJson(answered.answer.status)))
+            }
             Ok(answered) => Outcome::Answered(answered),
             Err(failed) => Outcome::failed(failed.error, failed.sent),
         };
@@ -164,8 +170,13 @@ impl Fetcher {
                 }
             }
         }
-        if let (AttemptResult::Throttled, Outcome::Answered(answered)) = (result, outcome) {
+        let Outcome::Answered(answered) = outcome else { return };
+        if result == AttemptResult::Throttled {
             permit.throttled(answered.sent.boot).iter().for_each(|throttled| call_log.throttled(throttled));
+        }
+        if result == AttemptResult::Throttled || answered.answer.status == SERVICE_UNAVAILABLE {
+            let pause = answered.answer.retry_after(answered.received.wall);
+            pause.filter(|pause| permit.pause(*pause)).iter().for_each(|pause| call_log.asked_to_pause(*pause));
         }
     }
 
@@ -224,6 +235,7 @@ impl Fetcher {
                     return Err(ExchangeError { reused: failed.reused && is_soon, ..failed });
                 }
                 Ok(Exchanged { answer, date }) => {
+                    let earliest = self.time.earliest(sent, date, answered_at.get());
                     let sent = self.time.skew.later(sent);
                     if let Some((date, answered)) = date.zip(answered_at.into_inner())
                         && self.time.learn(date, sent.boot, answered)
@@ -231,8 +243,14 @@ impl Fetcher {
                         let tenants = job.policy.tenants.all();
                         tenants.iter().for_each(|tenant| self.paces.credentials_changed(tenant));
                     }
-                    let verdict = job.policy.reader(&job.route).read(answer.status, &answer.body);
-                    return Ok(Answered { answer: Arc::new(answer), verdict, sent, received: self.time.now() });
+                    let verdict = job.policy.reader(&job.route).read(&answer);
+                    return Ok(Answered {
+                        answer: Arc::new(answer),
+                        verdict,
+                        sent,
+                        earliest,
+                        received: self.time.now(),
+                    });
                 }
             }
         }
@@ -247,7 +265,7 @@ fn result_of(outcome: &Outcome) -> AttemptResult {
             Verdict::Exception => AttemptResult::Exception,
             Verdict::Error => AttemptResult::Error,
             Verdict::Throttled => AttemptResult::Throttled,
-            Verdict::Garbage => AttemptResult::Garbage,
+            Verdict::Garbage | Verdict::Ambiguous => AttemptResult::Garbage,
             Verdict::Http5xx => AttemptResult::Http5xx,
             Verdict::HttpOther => AttemptResult::HttpOther,
         },
@@ -274,7 +292,7 @@ fn result_of(outcome: &Outcome) -> AttemptResult {
             ) => AttemptResult::Tls,
             Some(Failure::Timeout) => AttemptResult::Timeout,
             Some(Failure::Redirect) => AttemptResult::HttpOther,
-            Some(Failure::Oversized | Failure::NotHttp) => AttemptResult::Garbage,
+            Some(Failure::Oversized | Failure::NotHttp | Failure::NotJson) => AttemptResult::Garbage,
             Some(Failure::Reset) | None => AttemptResult::Reset,
         },
     }

@@ -76,7 +76,7 @@ impl Gateway {
             return Err(GatewayError::Forbidden(Denied::Tenant));
         }
         let settle = policy.settings.cache.settle;
-        let invalidate = |id: &&str| self.invalidator.customer(tenant.index, id, settle, Invalidation::Invalidate);
+        let invalidate = |id: &&str| self.invalidator.customer(tenant.merchant, id, settle, Invalidation::Invalidate);
         let dropped: usize = customers.iter().map(invalidate).sum();
         let answer = Answer {
             status: 200,
@@ -84,7 +84,7 @@ impl Gateway {
             extra_headers: None,
             body: format!("{{\"dropped\":{dropped}}}").into_bytes().into(),
         };
-        Ok(Reply { answer: Arc::new(answer), cache_status: CacheStatus::None })
+        Ok(Reply { answer: Arc::new(answer), cache_status: CacheStatus::None, effect: None })
     }
 
     /// The tenant of this name; without a name, the default one.
@@ -97,15 +97,15 @@ impl Gateway {
     /// Purges the entries of a customer; returns how many answers were dropped.
     pub fn purge_customer(&self, tenant: &Tenant, customer: &str) -> usize {
         let settle = self.policy.load().settings.cache.settle;
-        self.invalidator.customer(tenant.index, customer, settle, Invalidation::Purge)
+        self.invalidator.customer(tenant.merchant, customer, settle, Invalidation::Purge)
     }
 
     /// Purges the entries of a tenant, or of all, those included that left the configuration; returns how many answers were
     /// dropped.
     pub fn purge(&self, tenant: Option<&Tenant>) -> usize {
-        let all = 0..self.identities.lock().count();
+        let all = 0..self.identities.lock().merchants();
         let settle = self.policy.load().settings.cache.settle;
-        let purged = tenant.map_or(all, |tenant| tenant.index..tenant.index + 1);
+        let purged = tenant.map_or(all, |tenant| tenant.merchant..tenant.merchant + 1);
         purged.map(|index| self.invalidator.purge_tenant(index, settle)).sum()
     }
 
@@ -118,7 +118,7 @@ impl Gateway {
             remaining: freshness.remaining(now),
             servable_for: freshness.servable_for(now),
         };
-        let cached = self.cache.inspect(&Subject::customer(tenant.index, customer), now);
+        let cached = self.cache.inspect(&Subject::customer(tenant.merchant, customer), now);
         cached.into_iter().map(shown).collect()
     }
 

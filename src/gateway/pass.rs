@@ -27,7 +27,9 @@ impl Passes {
         let connected = disconnected.clone().drop_guard();
         let task = self.tasks.spawn(async move {
             match fetcher.fetch(&job, None, |_| {}, || disconnected.cancelled()).await {
-                Outcome::Answered(answered) => Ok(Reply { answer: answered.answer, cache_status: CacheStatus::Bypass }),
+                Outcome::Answered(answered) => {
+                    Ok(Reply { answer: answered.answer, cache_status: CacheStatus::Bypass, effect: None })
+                }
                 Outcome::NotSent(not_sent) => Err(GatewayError::NotSent(not_sent)),
                 Outcome::Unknown(error) => Err(GatewayError::NoAnswer(error)),
             }

@@ -128,7 +128,7 @@ impl Policy {
         cache::Options {
             max_bytes: self.cache_max_bytes.0.saturating_sub(self.parse_memo.max_bytes()),
             max_waiters: usize::try_from(self.settings.limits.max_waiters).unwrap_or(usize::MAX),
-            tenants: identities.count(),
+            tenants: identities.merchants(),
             rules: self.rules,
             unsettled_ttl: self.settings.cache.unsettled_ttl,
         }

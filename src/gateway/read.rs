@@ -19,6 +19,7 @@ use crate::metrics::{Changed, LookupResult, Per};
 use crate::reply::{CacheStatus, GatewayError, OverCapacity, Reply, StaleReason};
 use crate::route::Route;
 use crate::settings::{CacheMode, CachedSettings};
+use crate::tenant::Tenant;
 use crate::upstream::{AttemptError, NotSent, Outcome};
 
 /// Answers reads.
@@ -54,13 +55,14 @@ impl Reads {
         &self,
         policy: &Policy,
         route: &Route,
+        tenant: &Tenant,
         question: &Question,
         cache_control: &RequestCacheControl,
         now: Now,
     ) -> Option<Reply> {
-        let tenant = question.subject.tenant;
-        let hit = self.cache.fresh(question, self.cache.generation(tenant, policy.rules), cache_control, now)?;
-        Some(served(policy, route, tenant, hit, now))
+        let generation = self.cache.generation(tenant.merchant, policy.rules);
+        let hit = self.cache.fresh(question, generation, cache_control, now)?;
+        Some(served(policy, route, tenant.index, hit, now))
     }
 
     pub(super) fn read(self: &Arc<Self>, request: &Request<'_>, cached: &CachedSettings) -> Result<Step, GatewayError> {
@@ -73,7 +75,7 @@ impl Reads {
             };
         }
         let question = request.question(cached);
-        let generation = self.cache.generation(request.tenant.index, policy.rules);
+        let generation = self.cache.generation(request.tenant.merchant, policy.rules);
         let lookups = &request.route_metrics().lookups;
         match self.cache.lookup(&question, generation, cache_control, *now) {
             Lookup::Fresh(hit) => {
@@ -127,7 +129,7 @@ impl Reads {
     fn refresh(self: &Arc<Self>, request: &Request<'_>, question: &Question) -> bool {
         let job = request.fetch_job(self.time.boot());
         let Some(permit) = self.fetcher.pace(&job).try_acquire() else { return false };
-        let generation = self.cache.generation(request.tenant.index, request.policy.rules);
+        let generation = self.cache.generation(request.tenant.merchant, request.policy.rules);
         let default = RequestCacheControl::default();
         if let Join::Started(guard, _nobody_waits) = self.cache.join(question, generation, &default, request.now) {
             request.route_metrics().lookups.of(LookupResult::Refresh).inc();
@@ -151,7 +153,13 @@ impl Reads {
         let outcome = self.fetcher.fetch(&job, permit, on_progress, || guard.no_waiters()).await;
         match outcome {
             Outcome::Answered(answered) => {
-                let decision = StoreDecision::of(&answered.verdict, &job.lifetimes(), answered.sent, answered.received);
+                let decision = StoreDecision::of(
+                    &answered.verdict,
+                    &job.lifetimes(),
+                    answered.earliest,
+                    answered.sent,
+                    answered.received,
+                );
                 let stored = guard.complete(answered.answer, decision, answered.sent.boot, answered.received);
                 self.count(&job, stored);
             }
@@ -179,7 +187,7 @@ impl Reads {
         let result = match waited {
             Ok(FetchOutcome::Answered { answer, stored, is_failure }) => {
                 let miss = || CacheStatus::Miss(stored.map(|freshness| freshness.lifetime()));
-                let reply = Reply { answer, cache_status: cache_status.unwrap_or_else(miss) };
+                let reply = Reply { answer, cache_status: cache_status.unwrap_or_else(miss), effect: None };
                 if is_failure { Err(Failed::Answered(reply)) } else { Ok(reply) }
             }
             Ok(FetchOutcome::Failed(error)) => Err(Failed::Error(error)),
@@ -200,7 +208,7 @@ impl Reads {
         };
         let (now, reason) = (self.time.now(), failed.stale_reason());
         let Some(question) = question else { return failed.into() };
-        let generation = self.cache.generation(tenant, policy.rules);
+        let generation = self.cache.generation(question.subject.tenant, policy.rules);
         // A newer fetch may have stored its answer: this one's flight may have been removed by a write.
         let default = RequestCacheControl::default();
         if let Some(hit) = self.cache.fresh(&question, generation, &default, now) {
@@ -227,7 +235,9 @@ impl Failed {
     fn stale_reason(&self) -> StaleReason {
         match self {
             Self::Answered(reply) => StaleReason::Answered(reply.answer.status),
-            Self::Error(GatewayError::NoAnswer(_)) => StaleReason::NoAnswer,
+            Self::Error(GatewayError::NoAnswer(error)) => {
+                error.status().map_or(StaleReason::NoAnswer, StaleReason::Answered)
+            }
             Self::Error(_) => StaleReason::NothingSent,
         }
     }
@@ -253,11 +263,11 @@ fn served(policy: &Policy, route: &Route, tenant: usize, hit: Hit, now: Now) -> 
 /// A fresh answer from the cache, not counted as a lookup.
 fn fresh(hit: Hit, now: Now) -> Reply {
     let cache_status = CacheStatus::Hit { age: hit.freshness.age(now), remaining: hit.remaining };
-    Reply { answer: hit.answer, cache_status }
+    Reply { answer: hit.answer, cache_status, effect: None }
 }
 
 /// A stale answer from the cache.
 fn stale(hit: &StaleHit, reason: StaleReason, now: Now) -> Reply {
     let cache_status = CacheStatus::Stale { age: hit.freshness.age(now), past: hit.stale.past, reason };
-    Reply { answer: Arc::clone(&hit.answer), cache_status }
+    Reply { answer: Arc::clone(&hit.answer), cache_status, effect: None }
 }

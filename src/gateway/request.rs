@@ -36,11 +36,15 @@ pub(super) struct Request<'a> {
 impl Request<'_> {
     /// What the request asks of the cache.
     pub(super) fn question(&self, cached: &CachedSettings) -> Question {
-        let tenant = self.tenant.index;
-        let key = self.envelope.question(self.unparsed.path, &cached.optional);
+        let merchant = self.tenant.merchant;
+        let mut key = self.envelope.question(self.unparsed.path, &cached.optional);
+        // A merchant's grants share its customers, so that a write under one is seen under all, and no answers.
+        if self.tenant.grant > 0 {
+            key.push_str(&format!(" {}", self.tenant.grant));
+        }
         let subject = match self.info.customers.first() {
-            Some(customer) => Subject::customer(tenant, customer),
-            None => Subject::question(tenant, &key),
+            Some(customer) => Subject::customer(merchant, customer),
+            None => Subject::question(merchant, &key),
         };
         Question { subject, key: key.into() }
     }
@@ -135,6 +139,11 @@ impl Job {
     /// The metrics of its tenant's calls to its route.
     pub(super) fn metrics(&self) -> &CallMetrics {
         self.policy.handles.call(self.call.tenant.index, self.route.index)
+    }
+
+    /// Whether its answer must be JSON: what is neither cached nor a write is passed on as it is.
+    pub(super) fn needs_json(&self) -> bool {
+        matches!(self.route.kind, KindSettings::Cached(_) | KindSettings::Write(_))
     }
 
     /// The lifetimes of its answer: the route's own, if it has some.

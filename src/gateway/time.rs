@@ -1,5 +1,7 @@
 //! The time by which answers expire and calls are signed: our clock and the platform's.
 
+use std::time::Duration;
+
 use crate::clock::{Boot, Clock, Now, Wall};
 use crate::skew::{ClockChange, Skew};
 
@@ -14,6 +16,14 @@ impl Time {
     /// Both clocks. The wall clock is the later of ours and the platform's: by that one coupons end.
     pub(super) fn now(&self) -> Now {
         self.skew.later(self.clock.now())
+    }
+
+    /// The earliest that any clock may have been at `sent`: ours, then and now, and the platform's, as it was learned before and as
+    /// `date` says in an answer that was received at `answered`.
+    pub(super) fn earliest(&self, sent: Now, date: Option<Wall>, answered: Option<&Now>) -> Wall {
+        let known = self.skew.earlier(sent).min(sent.wall).min(self.clock.now().wall);
+        let round_trip = answered.map_or(Duration::ZERO, |answered| answered.boot.since(sent.boot));
+        date.map_or(known, |date| known.min(date - round_trip))
     }
 
     /// The time since boot.

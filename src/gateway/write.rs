@@ -13,7 +13,7 @@ use crate::answer;
 use crate::metrics::Invalidation;
 use crate::reply::{CacheStatus, GatewayError, Reply};
 use crate::settings::{UnknownCustomer, WriteSettings};
-use crate::upstream::{AttemptError, Effect, Outcome};
+use crate::upstream::{Answered, AttemptError, Effect, Outcome};
 
 /// Carries out writes.
 pub(super) struct Writes {
@@ -57,8 +57,16 @@ impl Writes {
         let write = Write { writes: &self, job: &job, settings: &settings, info: &info, has_ended: false };
         let outcome = self.fetcher.fetch(&job, None, |_| {}, std::future::pending::<()>).await;
         let customers = write.end(&outcome);
+        let effect = outcome.effect();
         let result = match outcome {
-            Outcome::Answered(answered) => Ok(Reply { answer: answered.answer, cache_status: CacheStatus::Bypass }),
+            Outcome::Answered(Answered { mut answer, .. }) => {
+                // Nobody shall repeat what may have been executed.
+                let extra = Some(&mut answer).filter(|_| effect == Effect::Unknown).map(Arc::make_mut);
+                if let Some(extra) = extra.and_then(|answer| answer.extra_headers.as_mut()) {
+                    extra.retry_after = None;
+                }
+                Ok(Reply { answer, cache_status: CacheStatus::Bypass, effect: Some(effect) })
+            }
             Outcome::NotSent(not_sent) => Err(GatewayError::NotSent(not_sent)),
             Outcome::Unknown(error) => Err(GatewayError::OutcomeUnknown(error)),
         };
@@ -87,20 +95,20 @@ impl Write<'_> {
         let (policy, tenant) = (&self.job.policy, &self.job.call.tenant);
         let settings = &policy.settings.cache;
         let settle = match effect {
-            Effect::None => return,
+            Effect::NotSent | Effect::Throttled => return,
             Effect::Executed | Effect::Refused => settings.settle,
             Effect::Unknown => settings.settle_unknown,
         };
         let invalidator = &self.writes.invalidator;
         if (1..=MAX_CUSTOMERS).contains(&customers.len()) {
             for customer in customers {
-                invalidator.customer(tenant.index, customer, settle, Invalidation::Write);
+                invalidator.customer(tenant.merchant, customer, settle, Invalidation::Write);
             }
             return;
         }
         let may_concern_anybody = effect != Effect::Refused && self.settings.unknown_customer != UnknownCustomer::Ttl;
         if !customers.is_empty() || may_concern_anybody {
-            invalidator.tenant(tenant.index, settle, Invalidation::UnknownCustomer);
+            invalidator.tenant(tenant.merchant, settle, Invalidation::UnknownCustomer);
             tracing::warn!(
                 tenant = tenant.name,
                 route = self.job.route.label,

@@ -1,6 +1,7 @@
 //! The rate limit of one tenant and path towards the platform: requests wait for a permit, for a bounded time.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -25,6 +26,8 @@ struct Queue {
     slots: Slots,
     throttle: ThrottleState,
     waiting: FairQueue<Ticket>,
+    /// Calls in progress that began without a limit, and so have no slot.
+    unlimited: usize,
 }
 
 /// Wakes a request that waits.
@@ -53,9 +56,10 @@ impl Queue {
         }
         let rate = self.rate();
         if rate == 0 {
+            self.unlimited += 1;
             return Ok(None);
         }
-        let allowed = self.throttle.allowed(rate, now);
+        let allowed = self.throttle.allowed(rate, now).saturating_sub(self.unlimited);
         let claim = self.slots.take(allowed, now).ok_or_else(|| {
             let next = self.slots.next_free(allowed);
             // When throttling has ended, more slots are allowed at once.
@@ -90,7 +94,7 @@ impl Pace {
     /// A limit; `counted` is when the platform may last have counted a call that is not known here.
     pub(super) fn new(settings: PaceSettings, counted: Option<Boot>, clock: &Clock) -> Arc<Self> {
         let (slots, throttle) = (Slots::new(&settings, counted), ThrottleState::new(settings.per));
-        let queue = Queue { settings, slots, throttle, waiting: FairQueue::default() };
+        let queue = Queue { settings, slots, throttle, waiting: FairQueue::default(), unlimited: 0 };
         Arc::new(Self { queue: Mutex::new(queue), clock: clock.clone() })
     }
 
@@ -116,16 +120,19 @@ impl Pace {
     pub async fn acquire(self: &Arc<Self>, key: QueueKey, max_wait: Duration) -> Result<Permit, Limited> {
         let arrived = self.clock.boot();
         let position = QueuePosition::join(self, key);
-        let limited = position.limited(arrived);
-        if limited.retry_after > max_wait {
-            return Err(limited);
-        }
+        let mut has_waited = false;
         loop {
             let now = self.clock.boot();
             let next = match position.try_take(now) {
-                Ok(claim) => return Ok(Permit { pace: Arc::clone(self), claim }),
+                Ok(claim) => return Ok(Permit::new(self, claim)),
                 Err(next) => next,
             };
+            if !std::mem::replace(&mut has_waited, true) {
+                let limited = position.limited(arrived);
+                if limited.retry_after > max_wait {
+                    return Err(limited);
+                }
+            }
             let remaining = (arrived + max_wait).since(now);
             if remaining.is_zero() {
                 return Err(position.limited(now));
@@ -143,7 +150,7 @@ impl Pace {
             return None;
         }
         let claim = queue.take(self.clock.boot()).ok()?;
-        Some(Permit { pace: Arc::clone(self), claim })
+        Some(Permit::new(self, claim))
     }
 
     /// Credentials or the signing clock changed.
@@ -166,7 +173,10 @@ impl Pace {
     /// Whether a new limit would behave the same.
     pub(super) fn is_idle(&self, now: Boot) -> bool {
         let queue = self.queue.lock();
-        queue.waiting.is_empty() && queue.slots.are_all_free(now) && queue.throttle.has_ended(now)
+        queue.waiting.is_empty()
+            && queue.unlimited == 0
+            && queue.slots.are_all_free(now)
+            && queue.throttle.has_ended(now)
     }
 }
 
@@ -225,13 +235,19 @@ pub struct Throttled {
 #[derive(Debug)]
 pub struct Permit {
     pace: Arc<Pace>,
-    /// `None`: there is no limit.
+    /// `None`: there was no limit.
     claim: Option<Claim>,
+    was_sent: AtomicBool,
 }
 
 impl Permit {
+    fn new(pace: &Arc<Pace>, claim: Option<Claim>) -> Self {
+        Self { pace: Arc::clone(pace), claim, was_sent: AtomicBool::new(false) }
+    }
+
     /// The call's last byte was sent just now.
     pub fn sent(&self) {
+        self.was_sent.store(true, Ordering::Relaxed);
         self.update(Slots::sent);
     }
 
@@ -249,6 +265,14 @@ impl Permit {
         Some(Throttled { pause: pause?, allowed: queue.throttle.allowed(queue.rate(), now), rate: queue.rate() })
     }
 
+    /// The platform asked for a pause; returns whether one begins that is news.
+    pub fn pause(&self, pause: Duration) -> bool {
+        let mut queue = self.pace.queue.lock();
+        let begins = queue.throttle.pause(pause, self.pace.clock.boot());
+        queue.wake_next();
+        begins
+    }
+
     fn update(&self, change: impl FnOnce(&mut Slots, Claim, Boot)) {
         if let Some(claim) = self.claim {
             let mut queue = self.pace.queue.lock();
@@ -260,133 +284,20 @@ impl Permit {
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        self.update(|slots, claim, _| slots.abandoned(claim));
+        if self.claim.is_some() {
+            self.update(|slots, claim, _| slots.abandoned(claim));
+            return;
+        }
+        let mut queue = self.pace.queue.lock();
+        queue.unlimited -= 1;
+        // There may be a limit by now.
+        if queue.rate() > 0 && *self.was_sent.get_mut() {
+            let counted = self.pace.clock.boot();
+            queue.slots.count(counted);
+        }
+        queue.wake_next();
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const PACE: PaceSettings = PaceSettings { rate: 1, per: Duration::from_millis(40), transit: Duration::ZERO };
-    const LONG: Duration = Duration::from_secs(60);
-
-    const fn key(caller: usize, write: bool) -> QueueKey {
-        QueueKey { caller, write }
-    }
-
-    /// On one thread, requests join the queue in the order in which they are spawned.
-    #[tokio::test]
-    async fn requests_are_woken_in_the_order_of_the_queue() {
-        let clock = Clock::system();
-        let pace = Pace::new(PACE, None, &clock);
-        let first = pace.acquire(key(0, false), LONG).await.unwrap();
-        let served = Arc::new(Mutex::new(Vec::new()));
-        let mut waiting = tokio::task::JoinSet::new();
-        for (name, key) in
-            [(1, key(1, false)), (2, key(1, false)), (3, key(2, false)), (4, key(1, true)), (5, key(1, true))]
-        {
-            let (pace, served) = (Arc::clone(&pace), Arc::clone(&served));
-            waiting.spawn(async move {
-                let permit = pace.acquire(key, LONG).await.unwrap();
-                served.lock().push(name);
-                permit.sent();
-                permit.answered();
-            });
-        }
-        tokio::task::yield_now().await;
-        assert!(pace.try_acquire().is_none(), "a refresh has the lowest priority");
-        first.sent();
-        first.answered();
-        drop(first);
-        waiting.join_all().await;
-        assert_eq!(*served.lock(), [4, 1, 5, 3, 2]);
-    }
-
-    #[tokio::test]
-    async fn a_request_that_cannot_get_a_permit_in_time_is_rejected_immediately() {
-        let clock = Clock::system();
-        let hour = PaceSettings { per: Duration::from_secs(3600), ..PACE };
-        let pace = Pace::new(hour, None, &clock);
-        let first = pace.acquire(key(0, false), LONG).await.unwrap();
-        first.sent();
-        let limited = pace.acquire(key(0, false), LONG).await.unwrap_err();
-        assert!(limited.retry_after > Duration::from_secs(3590), "{limited:?}");
-        assert!(pace.queue.lock().waiting.is_empty());
-    }
-
-    #[tokio::test]
-    async fn requests_waiting_for_a_pause_continue_when_credentials_change() {
-        let clock = Clock::system();
-        let pace = Pace::new(PaceSettings { rate: 2, per: Duration::from_secs(30), ..PACE }, None, &clock);
-        let permit = pace.acquire(key(0, false), LONG).await.unwrap();
-        permit.throttled(clock.boot());
-        let other = Arc::clone(&pace);
-        let waiting = tokio::spawn(async move { other.acquire(key(0, false), LONG).await.is_ok() });
-        tokio::task::yield_now().await;
-        pace.credentials_changed();
-        assert!(waiting.await.unwrap());
-    }
-
-    /// Half of the slots are held back for a minute; then one that has long been free becomes available.
-    #[tokio::test]
-    async fn throttling_may_end_before_the_next_slot_is_free() {
-        let (clock, hands) = Clock::shifted();
-        let pace = Pace::new(PaceSettings { rate: 4, per: Duration::from_secs(40), ..PACE }, None, &clock);
-        pace.acquire(key(0, false), LONG).await.unwrap().throttled(clock.boot());
-        hands.advance(Duration::from_secs(41));
-        for _ in 0..2 {
-            let permit = pace.acquire(key(0, false), Duration::ZERO).await.unwrap();
-            permit.sent();
-            permit.answered();
-        }
-        assert!(pace.try_acquire().is_none(), "half of the slots are held back");
-        let limited = pace.acquire(key(0, false), Duration::ZERO).await.unwrap_err();
-        assert!((18..=19).contains(&limited.retry_after.as_secs()), "{limited:?}");
-        hands.advance(Duration::from_secs(19));
-        assert!(pace.acquire(key(0, false), Duration::ZERO).await.is_ok());
-    }
-
-    #[tokio::test]
-    async fn a_changed_limit_applies_to_waiting_requests() {
-        let clock = Clock::system();
-        let pace = Pace::new(PaceSettings { per: Duration::from_secs(3600), ..PACE }, None, &clock);
-        let first = pace.acquire(key(0, false), LONG).await.unwrap();
-        let other = Arc::clone(&pace);
-        let waiting = tokio::spawn(async move { other.acquire(key(0, false), LONG).await.is_ok() });
-        tokio::task::yield_now().await;
-        pace.reconfigure(PaceSettings { rate: 2, ..PACE });
-        assert!(waiting.await.unwrap());
-        first.sent();
-        pace.reconfigure(PaceSettings { rate: 0, ..PACE });
-        assert!(pace.try_acquire().is_some());
-    }
-
-    #[tokio::test]
-    async fn calls_without_a_limit_count_once_a_limit_is_set() {
-        let (clock, hands) = Clock::shifted();
-        let limited = PaceSettings { rate: 2, per: Duration::from_secs(10), transit: Duration::from_secs(1) };
-        let pace = Pace::new(PaceSettings { rate: 0, ..limited }, None, &clock);
-        for _ in 0..9 {
-            pace.acquire(key(0, false), Duration::ZERO).await.unwrap().sent();
-        }
-        pace.reconfigure(limited);
-        hands.advance(Duration::from_millis(10_900));
-        assert!(pace.try_acquire().is_none(), "the platform may have counted nine calls less than 10 s ago");
-        hands.advance(Duration::from_millis(200));
-        assert!(pace.try_acquire().is_some());
-    }
-
-    #[tokio::test]
-    async fn a_pause_applies_without_a_limit_too() {
-        let (clock, hands) = Clock::shifted();
-        let pace = Pace::new(PaceSettings { rate: 0, ..PACE }, None, &clock);
-        let permit = pace.acquire(key(0, false), Duration::ZERO).await.unwrap();
-        assert_eq!(pace.allowed(clock.boot()), f64::INFINITY);
-        permit.throttled(clock.boot());
-        assert_eq!(pace.allowed(clock.boot()), 0.0);
-        assert!(pace.acquire(key(0, false), Duration::ZERO).await.is_err() && pace.try_acquire().is_none());
-        hands.advance(PACE.per);
-        assert!(pace.acquire(key(0, false), Duration::ZERO).await.is_ok());
-    }
-}
+mod tests;

@@ -39,7 +39,7 @@ impl Rules {
     pub fn new(all: PaceSettings, tenants: &[Arc<Tenant>], routes: &[Arc<Route>]) -> Self {
         Self {
             all,
-            tenants: tenants.iter().filter_map(|tenant| Some((tenant.index, tenant.pace?))).collect(),
+            tenants: tenants.iter().filter_map(|tenant| Some((tenant.merchant, tenant.pace?))).collect(),
             routes: routes.iter().filter_map(|route| Some((Arc::clone(&route.pattern), route.pace?))).collect(),
         }
     }
@@ -92,8 +92,8 @@ impl Paces {
     pub fn of(&self, tenant: &Tenant, route: &Route, path: &str) -> Arc<Pace> {
         let mut state = self.state.lock();
         let State { rules, all } = &mut *state;
-        let settings = rules.of(tenant.index, &route.pattern);
-        let paths = all.entry(tenant.index).or_default();
+        let settings = rules.of(tenant.merchant, &route.pattern);
+        let paths = all.entry(tenant.merchant).or_default();
         if let Some(known) = paths.get(path) {
             return Arc::clone(&known.pace);
         }
@@ -148,7 +148,7 @@ impl Paces {
         let state = self.state.lock();
         state
             .all
-            .get(&tenant.index)
+            .get(&tenant.merchant)
             .into_iter()
             .flat_map(HashMap::values)
             .for_each(|entry| entry.pace.credentials_changed());
@@ -159,9 +159,9 @@ impl Paces {
     pub fn allowed(&self, tenant: &Tenant, route: &Route) -> f64 {
         let now = self.clock.boot();
         let state = self.state.lock();
-        let rate = state.rules.of(tenant.index, &route.pattern).rate;
+        let rate = state.rules.of(tenant.merchant, &route.pattern).rate;
         let normal = if rate == 0 { f64::INFINITY } else { f64::from(rate) };
-        let paths = state.all.get(&tenant.index).into_iter().flat_map(HashMap::values);
+        let paths = state.all.get(&tenant.merchant).into_iter().flat_map(HashMap::values);
         paths
             .filter(|entry| entry.pattern == route.pattern)
             .fold(normal, |least, entry| least.min(entry.pace.allowed(now)))

@@ -3,166 +3,177 @@
 //! In any window of `per`, the platform may count `rate` calls. A token bucket does not guarantee that: its burst and its refill
 //! add up in one window. So there are `rate` slots, and each carries one call at a time. The platform counts a call no later
 //! than its answer, and no later than `transit` after its last byte was sent; from the earlier of the two on, the slot stays
-//! taken for `per`. Two calls of one slot are then counted at least `per` apart, and `rate` slots make `rate` calls.
+//! taken for `per`. Whenever a call is made, all calls that may be counted in the same window then have a slot, and there are
+//! at most `rate`.
 
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::time::Duration;
 
 use crate::clock::Boot;
 use crate::settings::PaceSettings;
 
-/// The state of a slot.
+/// A call that has a slot and was not answered yet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
-    /// Without a call; its last one, if it had one, was counted no later than this.
-    Idle(Option<Boot>),
-    /// Its call was not sent yet.
+    /// It was not sent yet.
     Held,
-    /// Its call was sent, and is counted no later than this.
+    /// It was sent, and is counted no later than this.
     Sent(Boot),
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Slot {
-    state: State,
-    /// The call that has it, or had it last.
-    call: u64,
 }
 
 /// A call's claim to its slot. The slot of a call that was never answered is reused in time; the claim is void then.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Claim {
-    index: usize,
-    call: u64,
-}
+pub struct Claim(u64);
 
-/// The slots of one tenant and path.
+/// The slots of one tenant and path: each is held by a call that was not sent yet, or in cooldown after one that was.
 #[derive(Debug)]
 pub struct Slots {
-    /// At least as many as may be in use at once.
-    slots: Vec<Slot>,
-    calls: u64,
+    rate: usize,
     per: Duration,
     transit: Duration,
+    calls: u64,
+    open: HashMap<u64, State>,
+    /// How many of those are held.
+    held: usize,
+    /// When calls were counted at the latest whose slots are in cooldown, with the calls' numbers.
+    cooling: BTreeSet<(Boot, u64)>,
+    /// When the last calls before those were counted: a longer `per` puts them back into cooldown.
+    earlier: VecDeque<Boot>,
 }
 
 impl Slots {
-    /// All slots; `counted` is when the platform may last have counted a call that is not known here.
+    /// All slots; `counted` is when the platform may last have counted calls that are not known here.
     pub fn new(pace: &PaceSettings, counted: Option<Boot>) -> Self {
-        let mut slots = Self { slots: Vec::new(), calls: 0, per: pace.per, transit: pace.transit };
-        slots.grow(pace.rate, counted);
+        let mut slots = Self {
+            rate: 0,
+            per: pace.per,
+            transit: pace.transit,
+            calls: 0,
+            open: HashMap::new(),
+            held: 0,
+            cooling: BTreeSet::new(),
+            earlier: VecDeque::new(),
+        };
+        slots.set(pace);
+        counted.into_iter().for_each(|counted| slots.cool_all(counted));
         slots
     }
 
-    /// Changes the limit. What was counted is remembered, and surplus slots are never in use at the same time.
+    /// Changes the limit. What was counted is remembered.
     pub fn reconfigure(&mut self, pace: &PaceSettings) {
-        (self.per, self.transit) = (pace.per, pace.transit);
-        self.grow(pace.rate, None);
+        let is_longer = pace.per > self.per;
+        self.set(pace);
+        if is_longer {
+            let earlier = std::mem::take(&mut self.earlier);
+            earlier.into_iter().for_each(|counted| self.cool(counted));
+        }
     }
 
     /// Limits calls after a time without a limit: all slots are in cooldown, since the platform may have counted calls that had
     /// no slot until `counted`.
     pub fn limit_again(&mut self, pace: &PaceSettings, counted: Boot) {
-        self.slots.clear();
+        self.set(pace);
+        self.cool_all(counted);
+    }
+
+    /// A call without a slot was counted at the latest now.
+    pub fn count(&mut self, now: Boot) {
+        self.cool(now);
+    }
+
+    fn set(&mut self, pace: &PaceSettings) {
+        self.rate = usize::try_from(pace.rate).unwrap_or(usize::MAX);
         (self.per, self.transit) = (pace.per, pace.transit);
-        self.grow(pace.rate, Some(counted));
     }
 
-    fn grow(&mut self, rate: u32, counted: Option<Boot>) {
-        let count = usize::try_from(rate).unwrap_or(usize::MAX).max(self.slots.len());
-        self.slots.resize(count, Slot { state: State::Idle(counted), call: 0 });
+    fn cool(&mut self, counted: Boot) {
+        self.calls += 1;
+        self.cooling.insert((counted, self.calls));
     }
 
-    /// Takes a slot for a call, if one is free and fewer than `allowed` are in use.
+    fn cool_all(&mut self, counted: Boot) {
+        (0..self.rate).for_each(|_| self.cool(counted));
+    }
+
+    /// Takes a slot for a call, if fewer than `allowed` are taken.
     pub fn take(&mut self, allowed: usize, now: Boot) -> Option<Claim> {
-        if self.next_free(allowed).is_none_or(|at| at > now) {
+        while let Some((counted, call)) =
+            self.cooling.first().copied().filter(|(counted, _)| *counted + self.per <= now)
+        {
+            self.cooling.remove(&(counted, call));
+            self.earlier.push_back(counted);
+        }
+        let excess = self.earlier.len().saturating_sub(self.rate);
+        self.earlier.drain(..excess);
+        if self.held + self.cooling.len() >= allowed {
             return None;
         }
-        let index = self.slots.iter().position(|slot| slot.free_at(self.per).is_some_and(|at| at <= now))?;
         self.calls += 1;
-        *self.slots.get_mut(index)? = Slot { state: State::Held, call: self.calls };
-        Some(Claim { index, call: self.calls })
+        self.held += 1;
+        self.open.insert(self.calls, State::Held);
+        Some(Claim(self.calls))
     }
 
     /// The call's last byte was sent.
     pub fn sent(&mut self, claim: Claim, now: Boot) {
         let counted = now + self.transit;
-        if let Some(slot) = self.claimed(claim) {
-            slot.state = State::Sent(counted);
+        let Some(state) = self.open.get_mut(&claim.0) else { return };
+        match std::mem::replace(state, State::Sent(counted)) {
+            State::Held => self.held -= 1,
+            State::Sent(before) => drop(self.cooling.remove(&(before, claim.0))),
         }
+        self.cooling.insert((counted, claim.0));
     }
 
     /// The call was answered.
     pub fn answered(&mut self, claim: Claim, now: Boot) {
-        if let Some(slot) = self.claimed(claim) {
-            slot.state = State::Idle(Some(slot.counted().map_or(now, |counted| counted.min(now))));
+        match self.open.remove(&claim.0) {
+            Some(State::Held) => {
+                self.held -= 1;
+                self.cooling.insert((now, claim.0));
+            }
+            // Unless another call has its slot by now.
+            Some(State::Sent(counted)) if self.cooling.remove(&(counted, claim.0)) => {
+                self.cooling.insert((counted.min(now), claim.0));
+            }
+            Some(State::Sent(_)) | None => {}
         }
     }
 
     /// The call was abandoned. If it was never sent, the slot is free at once.
     pub fn abandoned(&mut self, claim: Claim) {
-        if let Some(slot) = self.claimed(claim) {
-            slot.state = State::Idle(slot.counted());
+        if self.open.remove(&claim.0) == Some(State::Held) {
+            self.held -= 1;
         }
     }
 
     /// Whether no call is remembered, so that new slots would behave the same.
     pub fn are_all_free(&self, now: Boot) -> bool {
-        let is_free = |slot: &Slot| slot.free_at(self.per).is_some_and(|at| at <= now);
-        self.slots.iter().all(|slot| !matches!(slot.state, State::Sent(_)) && is_free(slot))
+        self.open.is_empty() && self.cooling.last().is_none_or(|(counted, _)| *counted + self.per <= now)
     }
 
-    /// When a slot will be free and fewer than `allowed` in use, as far as is known; `None` while that depends on calls
-    /// that were not sent yet.
+    /// When fewer than `allowed` slots will be taken, as far as is known; `None` if that depends on calls that were not
+    /// sent yet.
     pub fn next_free(&self, allowed: usize) -> Option<Boot> {
-        if allowed >= self.slots.len() {
-            return self.slots.iter().filter_map(|slot| slot.free_at(self.per)).min();
-        }
-        let mut free: Vec<Option<Boot>> = self.slots.iter().map(|slot| slot.free_at(self.per)).collect();
-        free.sort_unstable_by_key(|at| (at.is_none(), *at));
-        free.get(free.len() - allowed).copied()?
+        let taken = self.held + self.cooling.len();
+        let Some(excess) = taken.checked_sub(allowed) else { return Some(Boot::from_duration(Duration::ZERO)) };
+        self.cooling.iter().nth(excess).map(|(counted, _)| *counted + self.per)
     }
 
     /// The earliest moment at which a request behind `ahead` others can get one of `allowed` slots, whatever
     /// becomes of the calls in flight, if no slot is given before `from`.
     pub fn earliest(&self, ahead: usize, allowed: usize, now: Boot, from: Boot) -> Boot {
-        let soonest = |slot: &Slot| match slot.state {
-            // It may be answered just now.
-            State::Sent(counted) => counted.min(now) + self.per,
-            // It may never be sent.
-            State::Held => now,
-            State::Idle(_) => slot.free_at(self.per).unwrap_or(now).max(now),
+        // A call that is held may never be sent, and one that was sent may be answered just now.
+        let soonest = |(counted, _): &(Boot, u64)| (*counted).min(now) + self.per;
+        let excess = self.cooling.len().saturating_sub(allowed);
+        let free = allowed.saturating_sub(self.cooling.len());
+        let slots = allowed.max(1);
+        let rounds = u32::try_from(ahead / slots).unwrap_or(u32::MAX);
+        let first = match (ahead % slots).checked_sub(free) {
+            None => now,
+            Some(index) => self.cooling.iter().nth(excess + index).map_or(now, soonest),
         };
-        let mut free: Vec<Boot> = self.slots.iter().map(|slot| soonest(slot).max(from)).collect();
-        free.sort_unstable();
-        free.drain(..free.len().saturating_sub(allowed));
-        let rounds = u32::try_from(ahead / free.len().max(1)).unwrap_or(u32::MAX);
-        let first = free.get(ahead % free.len().max(1)).copied().unwrap_or(now);
-        first + self.per.saturating_mul(rounds)
-    }
-
-    fn claimed(&mut self, claim: Claim) -> Option<&mut Slot> {
-        self.slots.get_mut(claim.index).filter(|slot| slot.call == claim.call)
-    }
-}
-
-impl Slot {
-    /// When its last call was counted at the latest; `None` if there was none, or it was not sent yet.
-    fn counted(&self) -> Option<Boot> {
-        match self.state {
-            State::Idle(counted) => counted,
-            State::Held => None,
-            State::Sent(counted) => Some(counted),
-        }
-    }
-
-    /// When the slot can carry its next call; `None` while its call was not sent yet. It need not wait for the answer to a call
-    /// that was sent.
-    fn free_at(&self, per: Duration) -> Option<Boot> {
-        match self.state {
-            State::Held => None,
-            State::Idle(None) => Some(Boot::from_duration(Duration::ZERO)),
-            State::Idle(Some(counted)) | State::Sent(counted) => Some(counted + per),
-        }
+        first.max(from).max(now) + self.per.saturating_mul(rounds)
     }
 }
 
@@ -266,11 +277,11 @@ mod tests {
             slots.answered(claim, at(1500));
         }
         slots.reconfigure(&PaceSettings { per: Duration::from_secs(9), ..pace(2) });
-        assert_eq!((slots.take(2, at(10_499)), slots.next_free(2)), (None, Some(at(10_500))), "both calls still count");
+        assert_eq!((slots.take(2, at(1600)), slots.next_free(2)), (None, Some(at(10_500))), "both calls still count");
         slots.reconfigure(&PaceSettings { per: Duration::from_secs(9), ..pace(4) });
-        assert!(slots.take(4, at(1600)).is_some(), "one more call is allowed");
-        assert_eq!(slots.take(4, at(9499)), None, "an unknown call may have been counted");
-        assert!(slots.take(4, at(9500)).is_some());
+        assert_eq!(slots.take(4, at(9499)), None, "so do those of which nothing is known");
+        assert!(slots.take(4, at(9500)).is_some() && slots.take(4, at(9500)).is_some());
+        assert_eq!(slots.take(4, at(9500)), None);
     }
 
     proptest! {

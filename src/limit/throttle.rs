@@ -8,6 +8,8 @@ use crate::clock::Boot;
 
 /// The longest pause, unless one window is longer.
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+/// The longest pause that the platform may ask for by `Retry-After`.
+const LONGEST_ASKED: Duration = Duration::from_secs(60);
 /// After so long without throttling everything is as before.
 const QUIET: Duration = Duration::from_secs(60);
 /// The platform has one code for too many calls and for a refused signature: for so long after credentials or the signing clock
@@ -50,6 +52,13 @@ impl ThrottleState {
         let pause = Backoff::new(self.per, LONGEST_PAUSE.max(self.per)).pause(consecutive);
         self.paused_until = now + pause;
         Some(pause)
+    }
+
+    /// The platform asked for a pause; returns whether one begins.
+    pub(super) fn pause(&mut self, pause: Duration, now: Boot) -> bool {
+        let (begins, until) = (self.paused_until <= now, now + pause.min(LONGEST_ASKED));
+        self.paused_until = self.paused_until.max(until);
+        begins && until > now
     }
 
     /// Changes the length of a window.
@@ -138,6 +147,17 @@ mod tests {
         assert!(throttle.has_ended(at(62)));
         throttle.throttled(at(70), at(70));
         assert_eq!(pause_after(&throttle, at(70)), 1, "the next pause is short again");
+    }
+
+    #[test]
+    fn a_pause_that_the_platform_asks_for_is_kept_up_to_a_minute() {
+        let mut throttle = ThrottleState::new(Duration::from_secs(1));
+        assert!(!throttle.pause(Duration::ZERO, at(0)));
+        assert!(throttle.pause(Duration::from_secs(7), at(0)));
+        assert!(!throttle.pause(Duration::from_secs(3), at(1)), "it lasts already");
+        assert_eq!((pause_after(&throttle, at(1)), throttle.allowed(10, at(7))), (6, 10));
+        assert!(throttle.pause(Duration::from_secs(3600), at(7)));
+        assert_eq!(pause_after(&throttle, at(7)), 60);
     }
 
     #[test]

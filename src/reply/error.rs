@@ -222,6 +222,6 @@ fn error_type(error: &AttemptError) -> &'static str {
         Failure::Timeout => "http_response_timeout",
         Failure::Reset => "connection_terminated",
         Failure::Oversized => "http_response_body_size",
-        Failure::Redirect | Failure::NotHttp => "http_protocol_error",
+        Failure::Redirect | Failure::NotHttp | Failure::NotJson => "http_protocol_error",
     }
 }

@@ -57,6 +57,18 @@ pub(super) fn read(tables: Vec<(String, Table<'_>)>, pace: PaceSettings) -> Opti
                     format!("has the identity of tenants.{other}; expected each pair of open_id and grant_code once"),
                 );
             }
+            let effective = |one: &TenantSettings| one.pace.unwrap_or(pace);
+            let differs =
+                |other: &&TenantSettings| other.open_id == tenant.open_id && effective(other) != effective(&tenant);
+            if let Some(other) = tenants.iter().find(differs) {
+                table.error(
+                    "pace",
+                    format!(
+                        "differs from that of tenants.{}, which has the same open_id, so that the platform counts their calls together; expected the same pace",
+                        other.name
+                    ),
+                );
+            }
             if tenant.default {
                 if let Some(other) = &default {
                     table.error("default", format!("tenants.{other} is already the default; expected at most one"));

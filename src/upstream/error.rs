@@ -38,6 +38,9 @@ pub enum AttemptError {
     /// The answer is not HTTP.
     #[error("the open platform's answer is not HTTP")]
     NotHttp(#[source] Option<hyper::Error>),
+    /// The answer has status 2xx and is not JSON, or is compressed.
+    #[error("the open platform's answer is not JSON")]
+    NotJson(u16),
 }
 
 /// Why there is no tunnel through a forward proxy.
@@ -133,6 +136,8 @@ pub enum Failure {
     Redirect,
     /// The answer is not HTTP.
     NotHttp,
+    /// The answer is not JSON.
+    NotJson,
 }
 
 impl Failure {
@@ -162,6 +167,7 @@ impl Failure {
             Self::Oversized => "oversized",
             Self::Redirect => "redirect",
             Self::NotHttp => "not_http",
+            Self::NotJson => "not_json",
         }
     }
 
@@ -220,6 +226,15 @@ impl AttemptError {
             Self::Oversized => Failure::Oversized,
             Self::Redirect => Failure::Redirect,
             Self::NotHttp(_) => Failure::NotHttp,
+            Self::NotJson(_) => Failure::NotJson,
+        }
+    }
+
+    /// The HTTP status of the answer, if there was a complete one.
+    pub const fn status(&self) -> Option<u16> {
+        match self {
+            Self::NotJson(status) => Some(*status),
+            _ => None,
         }
     }
 

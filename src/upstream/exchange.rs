@@ -8,8 +8,8 @@ use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use http::header::{
-    ACCEPT, AGE, CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, DATE, HOST, HeaderName, RETRY_AFTER,
-    USER_AGENT,
+    ACCEPT, ACCEPT_ENCODING, AGE, CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, DATE, HOST, HeaderName,
+    RETRY_AFTER, USER_AGENT,
 };
 use http::{HeaderMap, HeaderValue, Method, Request, Response, Uri};
 use http_body_util::Full;
@@ -24,6 +24,7 @@ use crate::settings::BaseUrl;
 use crate::signer::SignedRequest;
 
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
+const IDENTITY: HeaderValue = HeaderValue::from_static("identity");
 const AGENT: HeaderValue = HeaderValue::from_static(concat!("zvgate/", env!("CARGO_PKG_VERSION")));
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 
@@ -63,6 +64,7 @@ impl Target {
             (CONTENT_TYPE, JSON),
             (CONTENT_LENGTH, length),
             (ACCEPT, JSON),
+            (ACCEPT_ENCODING, IDENTITY),
             (USER_AGENT, AGENT),
         ]);
         Some(request)

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::circuit::{Health, Rejected};
 use super::error::AttemptError;
 use crate::answer::{Answer, Verdict};
-use crate::clock::Now;
+use crate::clock::{Now, Wall};
 use crate::limit::Limited;
 
 /// What became of a call.
@@ -28,6 +28,8 @@ pub struct Answered {
     pub verdict: Verdict,
     /// Just before the request's bytes were sent.
     pub sent: Now,
+    /// The earliest that any clock may have been then.
+    pub earliest: Wall,
     /// When the answer was complete.
     pub received: Now,
 }
@@ -54,10 +56,12 @@ pub enum NotSent {
 pub enum Effect {
     /// It was executed.
     Executed,
-    /// The platform refused it. What it says of the customer may still be news; nobody else is concerned.
+    /// The platform refused it, or was too busy. What it says of the customer may still be news; nobody else is concerned.
     Refused,
-    /// Certainly none: it was not sent, or throttled.
-    None,
+    /// Certainly none: it was throttled.
+    Throttled,
+    /// Certainly none: it was not sent.
+    NotSent,
     /// Nobody knows.
     Unknown,
 }
@@ -97,7 +101,10 @@ impl Outcome {
                 | AttemptError::ConnectTimeout(_)
                 | AttemptError::Timeout
                 | AttemptError::Reset(_) => true,
-                AttemptError::Oversized | AttemptError::Redirect | AttemptError::NotHttp(_) => false,
+                AttemptError::Oversized
+                | AttemptError::Redirect
+                | AttemptError::NotHttp(_)
+                | AttemptError::NotJson(_) => false,
             },
             Self::NotSent(_) => false,
         }
@@ -109,7 +116,7 @@ impl Outcome {
             Self::Answered(answered) if answered.verdict == Verdict::Http5xx => Health::Failed,
             Self::Answered(_) => Health::Answered,
             Self::NotSent(NotSent::Failed(error)) | Self::Unknown(error) => match **error {
-                AttemptError::Oversized | AttemptError::Redirect => Health::Answered,
+                AttemptError::Oversized | AttemptError::Redirect | AttemptError::NotJson(_) => Health::Answered,
                 AttemptError::Dns(_)
                 | AttemptError::Connect(_)
                 | AttemptError::Proxy(_)
@@ -124,16 +131,16 @@ impl Outcome {
     /// What it did to the platform's data, if it was a write.
     pub fn effect(&self) -> Effect {
         let answered = match self {
-            Self::NotSent(_) => return Effect::None,
+            Self::NotSent(_) => return Effect::NotSent,
             Self::Unknown(_) => return Effect::Unknown,
             Self::Answered(answered) => answered,
         };
         match answered.verdict {
             Verdict::Success(_) => Effect::Executed,
             Verdict::Exception | Verdict::Error => Effect::Refused,
-            Verdict::Throttled => Effect::None,
+            Verdict::Throttled => Effect::Throttled,
             Verdict::HttpOther if (400..500).contains(&answered.answer.status) => Effect::Refused,
-            Verdict::Http5xx | Verdict::HttpOther | Verdict::Garbage => Effect::Unknown,
+            Verdict::Http5xx | Verdict::HttpOther | Verdict::Garbage | Verdict::Ambiguous => Effect::Unknown,
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Gateway errors, each with its status and headers, and the order of the checks.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use http::{Method, Request};
 use http_body_util::Full;
@@ -117,7 +118,7 @@ async fn a_panic_is_counted_as_a_500() {
             let handled = Arc::clone(&inner).handle(request, zvgate::gateway::Capacity::Available);
             async move {
                 let mut handled = std::pin::pin!(handled);
-                let waited = tokio::time::timeout(std::time::Duration::from_millis(200), handled.as_mut()).await;
+                let waited = tokio::time::timeout(Duration::from_millis(200), handled.as_mut()).await;
                 assert!(waited.is_ok(), "the expected panic");
                 Ok::<_, std::convert::Infallible>(waited.unwrap().0.map(Full::new))
             }
@@ -192,7 +193,7 @@ async fn a_connection_may_be_idle_for_longer_than_the_header_timeout() {
         TestGateway::start(&platform, &[("server.header_timeout", "100ms"), ("server.idle_timeout", "60s")]).await;
     let mut caller = Caller::connect(gateway.address).await;
     assert!(caller.read("1").await.is_stored_miss());
-    tokio::time::sleep(std::time::Duration::from_millis(400)).await;
+    tokio::time::sleep(Duration::from_millis(400)).await;
     assert!(caller.read("1").await.is_hit());
 }
 
@@ -206,10 +207,10 @@ async fn a_connection_whose_caller_does_not_read_is_closed() {
         "POST {READ} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 29\r\n\r\n{BODY}"
     );
     let (mut stream, many) = (std::net::TcpStream::connect(gateway.address).unwrap(), request.repeat(100));
-    stream.set_write_timeout(Some(std::time::Duration::from_millis(100))).unwrap();
+    stream.set_write_timeout(Some(Duration::from_millis(100))).unwrap();
     while std::io::Write::write_all(&mut stream, many.as_bytes()).is_ok() {}
     while gateway.metric("zvgate_connections").await > 0.0 {
-        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }
 
@@ -266,7 +267,8 @@ async fn requests_beyond_max_connections_get_a_503() {
         tokio::task::yield_now().await;
     }
     assert!(gateway.metric("zvgate_limited_total{caller=\"anonymous\",limit=\"connections\"}").await >= 1.0);
-    assert!(gateway.metric("zvgate_requests_total{caller=\"anonymous\",route=\"none\",status=\"503\"}").await >= 1.0);
+    let rejected = format!("zvgate_requests_total{{caller=\"anonymous\",route=\"{READ}\",status=\"503\"}}");
+    assert!(gateway.metric(&rejected).await >= 1.0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -307,7 +309,7 @@ async fn an_upstream_that_hangs_is_a_504_in_time() {
     gateway.post(READ, &[("x-request-timeout-ms", "200")], BODY).await.assert_error(504, "upstream_timeout");
     let attempts = format!("zvgate_upstream_attempts_total{{outcome=\"timeout\",route=\"{READ}\",tenant=\"one\"}}");
     while gateway.metric(&attempts).await < 1.0 {
-        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }
 
@@ -324,7 +326,7 @@ async fn an_upstream_that_trickles_is_a_504_in_time() {
                 let mut sent = tokio::io::AsyncWriteExt::write_all(&mut stream, head).await;
                 while sent.is_ok() {
                     sent = tokio::io::AsyncWriteExt::write_all(&mut stream, b" ").await;
-                    tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+                    tokio::time::sleep(Duration::from_millis(10)).await;
                 }
             });
         }
@@ -365,12 +367,15 @@ async fn upstream_responses_pass_through_with_their_status() {
         Action::Respond(http_text(["503 Busy", "404 Not Found", "200 OK"][number % 3], headers, "upstream's own words"))
     })
     .await;
-    let gateway = TestGateway::start(&upstream, &[("upstream.retries", "0")]).await;
-    for status in [503, 404, 200] {
-        let reply = gateway.read("1").await;
+    let file = "[[routes]]\npath = \"/v3/pass\"\nkind = \"pass\"\n";
+    let gateway = TestGateway::with_file(&upstream, &[("upstream.retries", "0")], file).await;
+    for (status, path) in [(503, READ), (404, READ), (200, "/v3/pass")] {
+        let reply = gateway.post(path, &[], BODY).await;
+        gateway.clock.advance(Duration::from_secs(8));
         assert_eq!((reply.status, reply.text().as_str()), (status, "upstream's own words"));
         assert_eq!((reply.header("retry-after"), reply.header("content-encoding")), ("7", "identity"));
-        assert_eq!((reply.header("content-type"), reply.header("cache-status")), ("text/plain", "zvgate; fwd=miss"));
+        let cache_status = if path == READ { "zvgate; fwd=miss" } else { "zvgate; fwd=bypass" };
+        assert_eq!((reply.header("content-type"), reply.header("cache-status")), ("text/plain", cache_status));
         assert_eq!((reply.header("x-secret"), reply.header("set-cookie"), reply.header("proxy-status")), ("", "", ""));
     }
 }

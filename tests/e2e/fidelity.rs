@@ -74,8 +74,9 @@ async fn only_the_documented_headers_are_sent_upstream() {
     let last = platform.last().await;
     let sent = last["headers"].as_object().unwrap();
     let names: Vec<_> = sent.keys().map(String::as_str).collect();
-    assert_eq!(names, ["accept", "content-length", "content-type", "host", "user-agent"]);
+    assert_eq!(names, ["accept", "accept-encoding", "content-length", "content-type", "host", "user-agent"]);
     assert_eq!(sent["user-agent"], format!("zvgate/{}", env!("CARGO_PKG_VERSION")));
+    assert_eq!(sent["accept-encoding"], "identity");
     assert_eq!(sent["host"], platform.address.to_string());
     assert_eq!((&sent["accept"], &sent["content-type"]), (&"application/json".into(), &"application/json".into()));
 }

@@ -4,8 +4,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::json;
+use zvgate::configuration::Configuration;
+use zvgate::settings::Sources;
 
-use crate::support::{Caller, Platform, READ, Reply, TestGateway, WRITE};
+use crate::scripted::{Action, Scripted};
+use crate::support::{Caller, MERCHANTS, Platform, READ, Reply, TestGateway, Upstream, WRITE};
 
 /// Sends `rate` requests a second, each for another customer, for `seconds`.
 async fn flood(gateway: &Arc<TestGateway>, rate: u32, seconds: u32) -> Vec<Reply> {
@@ -241,4 +244,61 @@ async fn every_signature_is_valid_and_unique() {
     }
     let stats = platform.stats().await;
     assert_eq!((&stats["requests"][READ], &stats["refused"]), (&json!(32 * 94), &json!({})));
+}
+
+/// The platform counts by `openId`, under whatever grant.
+#[tokio::test(flavor = "multi_thread")]
+async fn tenants_with_one_open_id_share_its_rate() {
+    let upstream = Scripted::start(|_, _| Action::success("[]")).await;
+    let file =
+        format!("[tenants.three]\nopen_id = \"{}\"\ngrant_code = \"another\"\nopen_key = \"key\"\n", MERCHANTS[0].0);
+    let gateway = TestGateway::with_file(&upstream, &[("limits.max_wait", "0s")], &file).await;
+    let mut statuses = Vec::new();
+    for number in 0..15 {
+        for tenant in ["one", "three"] {
+            let body = format!(r#"{{"params":{{"customerId":"{number}"}}}}"#);
+            statuses.push(gateway.post(READ, &[("x-zvgate-tenant", tenant)], &body).await.status);
+        }
+    }
+    assert_eq!(statuses.iter().filter(|status| **status == 200).count(), 10, "{statuses:?}");
+    assert_eq!(upstream.seen().len(), 10);
+}
+
+/// A grant that changes by a reload takes neither the rate nor the fence along.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_changed_grant_gets_no_second_rate_and_sees_writes_of_the_old_one() {
+    let upstream = Scripted::start(|_, request| {
+        if request.contains(WRITE) {
+            std::thread::sleep(Duration::from_millis(500));
+        }
+        Action::success(r#"[{"useStatus":1}]"#)
+    })
+    .await;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("zvgate.toml");
+    let load = |grant: &str| {
+        let tenant = format!("[tenants.a]\nopen_id = \"i\"\ngrant_code = \"{grant}\"\nopen_key = \"k\"\n");
+        let text = format!("[upstream]\nbase_url = \"{}\"\n[limits]\nmax_wait = \"0s\"\n{tenant}", upstream.url());
+        std::fs::write(&path, text).unwrap();
+        Configuration::load(&Sources { file: Some(path.clone()), ..Sources::default() })
+    };
+    let gateway = Arc::new(TestGateway::of(load("old").unwrap()).await);
+    for customer in 0..6 {
+        assert_eq!(gateway.read(&customer.to_string()).await.status, 200);
+    }
+    let other = Arc::clone(&gateway);
+    let write = tokio::spawn(async move { other.post(WRITE, &[], r#"{"params":{"customerId":"0"}}"#).await });
+    while upstream.seen().len() < 7 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert!(gateway.inner.reload(load("new")));
+    assert!(!gateway.read("0").await.is_hit(), "another grant may see other coupons");
+    assert!(gateway.read("0").await.is_hit());
+    assert_eq!(write.await.unwrap().status, 200);
+    assert!(!gateway.read("0").await.is_hit(), "the write has ended");
+    let mut answered = 0;
+    for customer in 10..20 {
+        answered += u32::from(gateway.read(&customer.to_string()).await.status == 200);
+    }
+    assert_eq!(answered, 2, "eight of ten slots are taken");
 }

@@ -115,7 +115,10 @@ async fn a_large_clock_skew_is_logged() {
     let folder = tempfile::tempdir().unwrap();
     let (_gateway, mut log, record) = serve(&write_config(folder.path(), &platform.url(), ""));
     let address = record["listen"].as_str().unwrap().parse().unwrap();
-    assert_eq!(post(address, READ, &[], r#"{"params":{"customerId":"1"}}"#).await.status, 200);
+    for customer in ["1", "2", "3"] {
+        let body = format!(r#"{{"params":{{"customerId":"{customer}"}}}}"#);
+        assert_eq!(post(address, READ, &[], &body).await.status, 200);
+    }
     let mut line = String::new();
     log.read_line(&mut line).unwrap();
     let line: Value = serde_json::from_str(&line).unwrap();

@@ -17,7 +17,7 @@ fn is_success(reply: &Reply) -> bool {
 /// Every second call fails: each read that fails is retried once, as long as the budget allows it.
 #[tokio::test(flavor = "multi_thread")]
 async fn reads_are_retried_within_the_retry_budget() {
-    for fault in ["http500", "http503", "reset", "truncate", "hang", "throttle"] {
+    for fault in ["http500", "reset", "truncate", "hang", "throttle"] {
         let platform = Platform::unlimited().await;
         let overrides = [("upstream.attempt_timeout", "300ms"), ("limits.upstream.per", "50ms")];
         let gateway = TestGateway::start(&platform, &overrides).await;
@@ -169,4 +169,31 @@ async fn a_call_that_no_caller_waits_for_leaves_the_queue() {
         assert!(sent.iter().all(|params| params.contains("first") || params.contains("last")), "{sent:?}");
     }
     assert_eq!(upstream.seen().len(), 4);
+}
+
+/// By seconds or a date, with any status or code that says to wait, and for a minute at most.
+#[tokio::test(flavor = "multi_thread")]
+async fn retry_after_of_the_platform_pauses_its_route() {
+    for (status, body, retry_after, pause) in [
+        ("503 Service Unavailable", "{}", "7", 7),
+        ("429 Too Many Requests", "{}", "7", 7),
+        ("200 OK", r#"{"status":false,"code":110007}"#, "7", 7),
+        ("503 Service Unavailable", "{}", "86400", 60),
+    ] {
+        let upstream = Scripted::start(move |number, _| {
+            let headers = format!("Retry-After: {retry_after}\r\n");
+            if number == 0 { Action::Respond(http_text(status, &headers, body)) } else { Action::success("[]") }
+        })
+        .await;
+        let gateway = TestGateway::start(&upstream, &[("upstream.retries", "0"), ("limits.max_wait", "0s")]).await;
+        gateway.read("1").await;
+        let limited = gateway.read("2").await;
+        limited.assert_error(429, "upstream_limited");
+        let seconds: u64 = limited.header("retry-after").parse().unwrap();
+        assert!((pause - 1..=pause).contains(&seconds), "{status} {seconds}");
+        gateway.clock.advance(Duration::from_secs(pause - 1));
+        gateway.read("2").await.assert_error(429, "upstream_limited");
+        gateway.clock.advance(Duration::from_secs(2));
+        assert_eq!(gateway.read("2").await.status, 200, "{status}");
+    }
 }

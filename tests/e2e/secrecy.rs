@@ -161,7 +161,9 @@ async fn no_output_has_a_secret_and_no_log_or_metric_has_a_customer() {
         for (url, more) in [(&read, &post[..]), (&read, &no_cache), (&write, &post), (&write, &named)] {
             process.ask(&authority, url, CALLER_KEY, more);
         }
-        assert_eq!(platform.requests(WRITE).await, before + 2, "{fault} was encountered");
+        // A 503 of the sandbox has Retry-After, which pauses the route.
+        let sent = if fault == "http503" { 1 } else { 2 };
+        assert_eq!(platform.requests(WRITE).await, before + sent, "{fault} was encountered");
         let (log, replies) = process.end();
         logs += &log;
         responses += &replies;

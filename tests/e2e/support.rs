@@ -176,6 +176,11 @@ impl TestGateway {
         Self::run(configuration(upstream, overrides, Some(file)), EarlierCalls::None).await
     }
 
+    /// With a configuration of its own.
+    pub(crate) async fn of(configuration: Configuration) -> Self {
+        Self::run(configuration, EarlierCalls::None).await
+    }
+
     async fn run(configuration: Configuration, earlier: EarlierCalls) -> Self {
         let (clock, control) = Clock::shifted();
         let app = App::bind(configuration, clock, earlier, Inherited::default()).await.unwrap();

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use serde_json::json;
 
 use crate::scripted::{Action, Scripted, http_text};
-use crate::support::{Platform, READ, REVERSE, TestGateway, WRITE};
+use crate::support::{Platform, READ, REVERSE, TestGateway, Upstream, WRITE, envelope};
 
 /// A write route whose successful answers in the sandbox name no customer.
 const UNKNOWN: &str = "[[routes]]\npath = \"/v3/write\"\nkind = \"write\"\n";
@@ -337,4 +337,96 @@ async fn a_read_whose_fetch_fails_is_served_from_a_newer_fetch() {
     };
     let (early, ()) = tokio::join!(early(), later());
     assert!(early.is_hit() && early.status == 200, "{early:?}");
+}
+
+/// What a write did, by everything that the platform may answer: repeat only what was not sent.
+#[tokio::test(flavor = "multi_thread")]
+async fn every_response_to_a_write_has_its_outcome() {
+    let upstream = Scripted::start(|_, request| {
+        let case = envelope(request)["params"]["case"].as_str().unwrap().to_owned();
+        let json = |status: &str, body: &str| {
+            Action::Respond(http_text(status, "Content-Type: application/json\r\nRetry-After: 7\r\n", body))
+        };
+        match case.as_str() {
+            "success" => json("200 OK", r#"{"status":true,"code":0}"#),
+            "created" => json("201 Created", r#"{"status":true,"code":0}"#),
+            "exception" => json("200 OK", r#"{"status":true,"code":7}"#),
+            "error" => json("200 OK", r#"{"status":false,"code":7}"#),
+            "busy" => json("200 OK", r#"{"status":false,"code":110007}"#),
+            "bad request" => json("400 Bad Request", "{}"),
+            "server error" => json("503 Service Unavailable", r#"{"status":false}"#),
+            "twice" => json("200 OK", r#"{"status":true,"code":0,"code":1}"#),
+            "page" => json("200 OK", "<html>Welcome</html>"),
+            "compressed" => {
+                Action::Respond(http_text("200 OK", "Content-Encoding: gzip\r\n", r#"{"status":true,"code":0}"#))
+            }
+            "redirect" => Action::Respond(http_text("302 Found", "Location: /\r\n", "")),
+            "reset" => Action::Close,
+            _ => panic!("{case}"),
+        }
+    })
+    .await;
+    let overrides = [("limits.upstream.rate", "0"), ("server.max_body", "1KiB")];
+    let gateway = TestGateway::start(&upstream, &overrides).await;
+    for (case, status, outcome) in [
+        ("success", 200, "executed"),
+        ("created", 201, "executed"),
+        ("exception", 200, "refused"),
+        ("error", 200, "refused"),
+        ("busy", 200, "refused"),
+        ("bad request", 400, "refused"),
+        ("server error", 503, "unknown"),
+        ("twice", 200, "unknown"),
+        ("page", 502, "unknown"),
+        ("compressed", 502, "unknown"),
+        ("redirect", 502, "unknown"),
+        ("reset", 502, "unknown"),
+    ] {
+        let body = format!(r#"{{"params":{{"customerId":"{case}","case":"{case}"}}}}"#);
+        let reply = gateway.post(WRITE, &[], &body).await;
+        assert_eq!((reply.status, reply.header("x-zvgate-outcome")), (status, outcome), "{case}: {reply:?}");
+        let is_error = reply.headers.contains_key("proxy-status");
+        assert_eq!(is_error, status == 502, "{case}: {reply:?}");
+        if is_error {
+            reply.assert_error(502, "outcome_unknown");
+        }
+        if outcome == "unknown" {
+            assert!(!reply.headers.contains_key("retry-after"), "{case}: nobody shall repeat it");
+        }
+        // The pauses that the platform asked for are another test's.
+        gateway.clock.advance(std::time::Duration::from_secs(61));
+    }
+    let sent = upstream.seen().len();
+    let long = format!(r#"{{"params":{{"case":"{}"}}}}"#, "x".repeat(2000));
+    for (headers, body, status) in [
+        (&[("x-zvgate-tenant", "nobody")][..], "{}", 400),
+        (&[("content-type", "text/plain")], "{}", 415),
+        (&[], "{}", 400),
+        (&[], &long, 413),
+    ] {
+        let reply = gateway.post(WRITE, headers, body).await;
+        assert_eq!((reply.status, reply.header("x-zvgate-outcome")), (status, "not-sent"), "{reply:?}");
+    }
+    let read = gateway.post(READ, &[], r#"{"params":{"customerId":"1","case":"success"}}"#).await;
+    assert!(!read.headers.contains_key("x-zvgate-outcome"), "{read:?}");
+    assert_eq!(upstream.seen().len(), sent + 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_write_that_reaches_no_platform_or_finds_no_slot_is_not_sent() {
+    struct Nowhere;
+    impl Upstream for Nowhere {
+        fn url(&self) -> String {
+            "http://127.0.0.1:1".to_owned()
+        }
+    }
+    let gateway = TestGateway::start(&Nowhere, &[]).await;
+    let reply = gateway.post(WRITE, &[], r#"{"params":{"customerId":"1"}}"#).await;
+    reply.assert_error(502, "upstream_failed");
+    assert_eq!(reply.header("x-zvgate-outcome"), "not-sent");
+    let slots = [("limits.upstream.per", "1h"), ("limits.max_wait_write", "0s")];
+    let gateway = TestGateway::cold(&Nowhere, &slots).await;
+    let reply = gateway.post(WRITE, &[], r#"{"params":{"customerId":"1"}}"#).await;
+    reply.assert_error(429, "upstream_limited");
+    assert_eq!(reply.header("x-zvgate-outcome"), "not-sent");
 }

@@ -24,7 +24,7 @@ fn list(ends: &[i64], open: Vec<Option<End>>) -> Verdict {
 }
 
 fn decision(verdict: &Verdict) -> StoreDecision {
-    StoreDecision::of(verdict, &LIFETIMES, at(0), at(0))
+    StoreDecision::of(verdict, &LIFETIMES, at(0).wall, at(0), at(0))
 }
 
 fn lifetime(verdict: &Verdict) -> (u64, LimitedBy) {
@@ -87,8 +87,8 @@ fn an_end_that_had_passed_when_the_request_was_sent_limits_nothing() {
 #[test]
 fn an_answer_whose_first_end_passed_in_transit_is_not_stored() {
     let verdict = list(&[2], vec![]);
-    assert_eq!(StoreDecision::of(&verdict, &LIFETIMES, at(0), at(1)), StoreDecision::Supersede);
-    assert_eq!(StoreDecision::of(&verdict, &LIFETIMES, at(0), at(3)), StoreDecision::Supersede);
+    assert_eq!(StoreDecision::of(&verdict, &LIFETIMES, at(0).wall, at(0), at(1)), StoreDecision::Supersede);
+    assert_eq!(StoreDecision::of(&verdict, &LIFETIMES, at(0).wall, at(0), at(3)), StoreDecision::Supersede);
     assert_eq!(decision(&list(&[1], vec![])), StoreDecision::Supersede, "it ends within the margin");
 }
 
@@ -116,7 +116,7 @@ proptest! {
         let sent = at(0);
         let received = Now { wall: wall(rtt + step), boot: at(rtt).boot };
         let verdict = list(&ends, vec![]);
-        if let StoreDecision::Store(freshness) = StoreDecision::of(&verdict, &LIFETIMES, sent, received) {
+        if let StoreDecision::Store(freshness) = StoreDecision::of(&verdict, &LIFETIMES, sent.wall, sent, received) {
             let now = Now { wall: wall(rtt + asked + step + later_step), boot: at(rtt + asked).boot };
             let fresh = freshness.remaining(now).is_some();
             let served = fresh || freshness.stale(now).is_some();

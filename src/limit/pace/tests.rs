@@ -1,0 +1,143 @@
+use super::*;
+
+const PACE: PaceSettings = PaceSettings { rate: 1, per: Duration::from_millis(40), transit: Duration::ZERO };
+const LONG: Duration = Duration::from_secs(60);
+
+const fn key(caller: usize, write: bool) -> QueueKey {
+    QueueKey { caller, write }
+}
+
+/// On one thread, requests join the queue in the order in which they are spawned.
+#[tokio::test]
+async fn requests_are_woken_in_the_order_of_the_queue() {
+    let clock = Clock::system();
+    let pace = Pace::new(PACE, None, &clock);
+    let first = pace.acquire(key(0, false), LONG).await.unwrap();
+    let served = Arc::new(Mutex::new(Vec::new()));
+    let mut waiting = tokio::task::JoinSet::new();
+    for (name, key) in
+        [(1, key(1, false)), (2, key(1, false)), (3, key(2, false)), (4, key(1, true)), (5, key(1, true))]
+    {
+        let (pace, served) = (Arc::clone(&pace), Arc::clone(&served));
+        waiting.spawn(async move {
+            let permit = pace.acquire(key, LONG).await.unwrap();
+            served.lock().push(name);
+            permit.sent();
+            permit.answered();
+        });
+    }
+    tokio::task::yield_now().await;
+    assert!(pace.try_acquire().is_none(), "a refresh has the lowest priority");
+    first.sent();
+    first.answered();
+    drop(first);
+    waiting.join_all().await;
+    assert_eq!(*served.lock(), [4, 1, 5, 3, 2]);
+}
+
+#[tokio::test]
+async fn a_request_that_cannot_get_a_permit_in_time_is_rejected_immediately() {
+    let clock = Clock::system();
+    let hour = PaceSettings { per: Duration::from_secs(3600), ..PACE };
+    let pace = Pace::new(hour, None, &clock);
+    let first = pace.acquire(key(0, false), LONG).await.unwrap();
+    first.sent();
+    let limited = pace.acquire(key(0, false), LONG).await.unwrap_err();
+    assert!(limited.retry_after > Duration::from_secs(3590), "{limited:?}");
+    assert!(pace.queue.lock().waiting.is_empty());
+}
+
+#[tokio::test]
+async fn requests_waiting_for_a_pause_continue_when_credentials_change() {
+    let clock = Clock::system();
+    let pace = Pace::new(PaceSettings { rate: 2, per: Duration::from_secs(30), ..PACE }, None, &clock);
+    let permit = pace.acquire(key(0, false), LONG).await.unwrap();
+    permit.throttled(clock.boot());
+    let other = Arc::clone(&pace);
+    let waiting = tokio::spawn(async move { other.acquire(key(0, false), LONG).await.is_ok() });
+    tokio::task::yield_now().await;
+    pace.credentials_changed();
+    assert!(waiting.await.unwrap());
+}
+
+/// Half of the slots are held back for a minute; then one that has long been free becomes available.
+#[tokio::test]
+async fn throttling_may_end_before_the_next_slot_is_free() {
+    let (clock, hands) = Clock::shifted();
+    let pace = Pace::new(PaceSettings { rate: 4, per: Duration::from_secs(40), ..PACE }, None, &clock);
+    pace.acquire(key(0, false), LONG).await.unwrap().throttled(clock.boot());
+    hands.advance(Duration::from_secs(41));
+    for _ in 0..2 {
+        let permit = pace.acquire(key(0, false), Duration::ZERO).await.unwrap();
+        permit.sent();
+        permit.answered();
+    }
+    assert!(pace.try_acquire().is_none(), "half of the slots are held back");
+    let limited = pace.acquire(key(0, false), Duration::ZERO).await.unwrap_err();
+    assert!((18..=19).contains(&limited.retry_after.as_secs()), "{limited:?}");
+    hands.advance(Duration::from_secs(19));
+    assert!(pace.acquire(key(0, false), Duration::ZERO).await.is_ok());
+}
+
+#[tokio::test]
+async fn a_changed_limit_applies_to_waiting_requests() {
+    let clock = Clock::system();
+    let pace = Pace::new(PaceSettings { per: Duration::from_secs(3600), ..PACE }, None, &clock);
+    let first = pace.acquire(key(0, false), LONG).await.unwrap();
+    let other = Arc::clone(&pace);
+    let waiting = tokio::spawn(async move { other.acquire(key(0, false), LONG).await.is_ok() });
+    tokio::task::yield_now().await;
+    pace.reconfigure(PaceSettings { rate: 2, ..PACE });
+    assert!(waiting.await.unwrap());
+    first.sent();
+    pace.reconfigure(PaceSettings { rate: 0, ..PACE });
+    assert!(pace.try_acquire().is_some());
+}
+
+#[tokio::test]
+async fn calls_without_a_limit_count_once_a_limit_is_set() {
+    let (clock, hands) = Clock::shifted();
+    let limited = PaceSettings { rate: 2, per: Duration::from_secs(10), transit: Duration::from_secs(1) };
+    let pace = Pace::new(PaceSettings { rate: 0, ..limited }, None, &clock);
+    for _ in 0..9 {
+        pace.acquire(key(0, false), Duration::ZERO).await.unwrap().sent();
+    }
+    pace.reconfigure(limited);
+    hands.advance(Duration::from_millis(10_900));
+    assert!(pace.try_acquire().is_none(), "the platform may have counted nine calls less than 10 s ago");
+    hands.advance(Duration::from_millis(200));
+    assert!(pace.try_acquire().is_some());
+}
+
+#[tokio::test]
+async fn a_pause_applies_without_a_limit_too() {
+    let (clock, hands) = Clock::shifted();
+    let pace = Pace::new(PaceSettings { rate: 0, ..PACE }, None, &clock);
+    let permit = pace.acquire(key(0, false), Duration::ZERO).await.unwrap();
+    assert_eq!(pace.allowed(clock.boot()), f64::INFINITY);
+    permit.throttled(clock.boot());
+    assert_eq!(pace.allowed(clock.boot()), 0.0);
+    assert!(pace.acquire(key(0, false), Duration::ZERO).await.is_err() && pace.try_acquire().is_none());
+    hands.advance(PACE.per);
+    assert!(pace.acquire(key(0, false), Duration::ZERO).await.is_ok());
+}
+
+/// Those in progress when the limit begins, too.
+#[tokio::test]
+async fn calls_that_began_without_a_limit_take_slots_until_they_are_counted() {
+    let (clock, hands) = Clock::shifted();
+    let limited = PaceSettings { rate: 3, per: Duration::from_secs(10), transit: Duration::from_secs(1) };
+    let pace = Pace::new(PaceSettings { rate: 0, ..limited }, None, &clock);
+    let mut unsent = Vec::new();
+    for _ in 0..2 {
+        unsent.push(pace.acquire(key(0, false), Duration::ZERO).await.unwrap());
+    }
+    pace.reconfigure(limited);
+    hands.advance(Duration::from_secs(12));
+    let own = pace.try_acquire().expect("two of three calls may still be sent");
+    assert!(pace.try_acquire().is_none());
+    unsent[0].sent();
+    drop((own, unsent));
+    let (first, second) = (pace.try_acquire(), pace.try_acquire());
+    assert!(first.is_some() && second.is_some() && pace.try_acquire().is_none(), "one was sent");
+}
