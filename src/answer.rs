@@ -127,7 +127,7 @@ pub struct Reader {
     pub utc_offset: UtcOffset,
 }
 
-/// What an answer amounts to.
+/// The classification of an answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
     /// `status` true and `code` 0.

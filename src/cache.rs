@@ -3,7 +3,7 @@
 //! A hit finds its entry by moka and reads two clocks; it takes no lock. Everything else goes through the stripe of its
 //! subject: under its lock a flight is joined or begun, an answer is stored, and a write invalidates both. A flight may store
 //! its answer only while it is in its stripe, and an entry may be served only until it is marked as invalid: that is the
-//! whole fence.
+//! whole fence. It gives read-your-writes: a read that starts after a write was answered never sees data fetched before it.
 //!
 //! What a stripe holds is the truth, and moka follows it (`Cache::publish`). No call to moka is made under a stripe's lock,
 //! since any of them may run moka's maintenance.

@@ -1,4 +1,4 @@
-//! What is cached, and for whom: one entry for each customer, with the answers to all questions about it.
+//! What is cached: one entry for each subject, with the answers to all questions about it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -46,7 +46,7 @@ impl Subject {
     }
 }
 
-/// What is asked: equal questions have equal answers.
+/// What is asked, the cache key: equal questions share one cached answer.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Question {
     /// Whom it is about.

@@ -1,4 +1,4 @@
-//! One fetch for each question (singleflight): callers that ask while it is being fetched wait for the same answer.
+//! One fetch for each question (singleflight, request coalescing): callers that ask while it is being fetched wait for the same answer.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};

@@ -1,4 +1,4 @@
-//! How long an answer may be served from the cache (RFC 9111, section 4.2): pure functions of the answer, the settings and the time.
+//! Freshness and expiry: how long an answer may be served from the cache (RFC 9111, section 4.2), as pure functions of the answer, the settings and the time.
 
 use std::time::Duration;
 

@@ -1,7 +1,7 @@
 //! A model of the write fence, run in every order of its steps: the real [`Stripe`] and [`Flight`], used by a refresh, a
 //! reader and a writer, with a mutex in place of moka.
 //!
-//! The guarantee: a read that starts after a write was answered sees that write. Each step of the fence is left out in turn,
+//! The guarantee (read-your-writes): a read that starts after a write was answered sees that write. Each step of the fence is left out in turn,
 //! and the model must then find an order that violates the guarantee.
 
 use std::collections::HashMap;

@@ -18,7 +18,7 @@ pub(super) struct RefreshState {
 }
 
 impl RefreshState {
-    /// Whether the caller is the one that refreshes; true for one caller at a time.
+    /// Whether the caller should refresh: true for at most one caller per backoff interval.
     pub(super) fn claim(&self, now: Boot) -> bool {
         let not_before = self.not_before.load(Ordering::Relaxed);
         if now.millis() < not_before {

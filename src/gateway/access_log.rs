@@ -75,7 +75,7 @@ impl<'a> RequestGuard<'a> {
         (&self.policy, &mut self.info)
     }
 
-    /// Holds the policy in a way that suits a request that waits: a thread can lend only a few guards.
+    /// Turns the borrowed guard of the policy into an owned one: a thread has few fast guard slots.
     pub(super) fn prepare_to_wait(&mut self) {
         self.policy = Guard::from_inner(Arc::clone(&self.policy));
     }

@@ -66,7 +66,7 @@ fn check_single_host(version: Version, fields: &RequestHead<'_>) -> Result<(), G
     }
 }
 
-/// Whether a host is this machine's: an address, `localhost`, or one of the configured names.
+/// Whether a host is allowed: an address, `localhost`, or one of the configured names.
 fn is_own(host: &[u8], names: &[String]) -> bool {
     // The forms that nearly all callers use need no parsing.
     let digits = host.iter().rev().take(5).take_while(|b| b.is_ascii_digit()).count();

@@ -15,7 +15,7 @@ use crate::envelope::Envelope;
 use crate::reply::GatewayError;
 use crate::settings::{KindSettings, UnknownCustomer};
 
-/// Customers of one write at most; more than a page of anything that the platform redeems at once.
+/// Most customers of one write; the platform redeems fewer at once.
 pub(super) const MAX_CUSTOMERS: usize = 1000;
 
 /// The customers that a request is about: one for a cached route, unless it is about none; all that are named for a write.

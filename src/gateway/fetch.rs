@@ -153,7 +153,7 @@ impl Fetcher {
     fn record(&self, job: &Job, circuit: &Circuit, attempt: Attempt, permit: &Permit, attempted: &Attempted) {
         let Attempted { outcome, is_idle_close } = attempted;
         let call_log = CallLog::new(job, outcome);
-        // An attempt that was cut off by its caller's deadline, before its own timeout, is no sign of a failure.
+        // An attempt that was cut off by the job's deadline, before its own timeout, is no sign of a failure.
         let is_answered = matches!(outcome, Outcome::Answered(_));
         let says_something = !is_idle_close && (is_answered || self.time.boot() < job.deadline);
         if let Some(health) = outcome.health().filter(|_| says_something) {

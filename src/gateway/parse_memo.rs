@@ -22,7 +22,8 @@ const MAX_TEXT: usize = MAX_BYTES - size_of::<ArcSwapOption<Parsed>>() - size_of
 const ALLOCATIONS: usize = 4;
 const ALLOCATION: usize = 32;
 
-/// The questions of the bodies that led to hits. Each body has one place, where it replaces another.
+/// The questions of the bodies that led to hits, as a direct-mapped table: each body hashes to one slot, and replaces its previous
+/// occupant.
 pub(super) struct ParseMemo {
     places: Box<[ArcSwapOption<Parsed>]>,
     /// Fast rather than strong: whoever finds bodies that share a place only causes them to be parsed.

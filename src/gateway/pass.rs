@@ -1,4 +1,4 @@
-//! Routes that are neither cached nor written to, and cached routes while the cache is off.
+//! Routes of kind `pass`, and cached routes while the cache is off.
 
 use std::sync::Arc;
 

@@ -1,4 +1,4 @@
-//! Tasks that outlive their callers: fetches and writes.
+//! Tasks of fetches, writes and passes: they are not dropped with their callers.
 
 use std::future::Future;
 

@@ -11,8 +11,8 @@ use crate::route::Route;
 use crate::settings::PaceSettings;
 use crate::tenant::Tenant;
 
-/// Paths under one wildcard that have a limit of their own, as long as they need one; further ones share one, which is
-/// never too high.
+/// Paths under one wildcard that have a limit of their own, as long as they need one; further ones share one limit, which is
+/// stricter than needed and so safe.
 const MAX_PATHS: usize = 256;
 
 /// What the platform may have counted before a process started.

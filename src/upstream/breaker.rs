@@ -2,7 +2,7 @@
 //!
 //! It opens after `consecutive` failures in a row, or when at least `ratio` of at least `min_calls` attempts within `window`
 //! failed. While it is open nothing is sent. After a pause with jitter it is half-open: one attempt at a time probes. A
-//! success closes it, a failure opens it for longer. How long an attempt took is no failure.
+//! success closes it, a failure opens it for longer. A slow answer is not a failure.
 
 use std::time::Duration;
 

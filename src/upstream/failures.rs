@@ -1,4 +1,4 @@
-//! When failures of a kind begin and end, so that each is logged twice instead of once per attempt.
+//! When failures of a kind begin and end, so that one line is logged when a kind begins and one when it ends, not one per attempt.
 
 use std::time::Duration;
 

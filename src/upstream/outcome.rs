@@ -24,7 +24,7 @@ pub enum Outcome {
 pub struct Answered {
     /// The answer.
     pub answer: Arc<Answer>,
-    /// What it amounts to.
+    /// Its classification.
     pub verdict: Verdict,
     /// Just before the request's bytes were sent.
     pub sent: Now,

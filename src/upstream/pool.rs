@@ -1,4 +1,4 @@
-//! Idle connections to the platform.
+//! The connection pool: idle connections to the platform.
 
 use std::net::SocketAddr;
 use std::time::Duration;
