@@ -1,16 +1,18 @@
 //! The admin listener: metrics, health, inspection and purges for operators.
 
 use std::net::SocketAddr;
+use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use bytes::Bytes;
+use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
 use http::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, WWW_AUTHENTICATE};
 use http::{HeaderValue, Method, Request, Response, StatusCode};
 use hyper::body::Incoming;
 use percent_encoding::percent_decode_str;
 
-use crate::gateway::{CachedQuestion, CrossSite, Gateway, RequestHead};
+use crate::gateway::{AUDIT, CachedQuestion, CrossSite, Gateway, RequestHead};
 use crate::metrics::Metrics;
 use crate::reply::BEARER;
 use crate::secret::KeyHash;
@@ -60,22 +62,36 @@ pub struct Access {
     keys: Vec<KeyHash>,
     /// Whether only this machine can connect.
     is_loopback: bool,
+    /// Lines about refused keys.
+    refusals: DefaultDirectRateLimiter,
 }
 
 impl Access {
     /// As configured. `is_loopback`: whether only this machine can connect.
     pub fn new(settings: &ListenerSettings, is_loopback: bool) -> Self {
-        Self { keys: settings.admin_keys.clone(), is_loopback }
+        Self {
+            keys: settings.admin_keys.clone(),
+            is_loopback,
+            refusals: RateLimiter::direct(Quota::per_second(NonZeroU32::MIN)),
+        }
+    }
+
+    /// Logs a refused key, at most once a second: whoever guesses must not fill the log.
+    fn log_refusal(&self, peer: SocketAddr, path: &str) {
+        if self.refusals.check().is_ok() {
+            tracing::warn!(target: AUDIT, %peer, path = path.get(..64).unwrap_or(path), "admin key refused");
+        }
     }
 
     /// Checks that a request may use a page that is not public.
-    fn check(&self, request: &Request<Incoming>, gateway: &Gateway) -> Result<(), Page> {
+    fn check(&self, request: &Request<Incoming>, gateway: &Gateway, peer: SocketAddr) -> Result<(), Page> {
         if !self.keys.is_empty() {
             let known =
                 RequestHead::of(request.headers()).bearer().is_some_and(|key| KeyHash::of(key).is_one_of(&self.keys));
             return if known {
                 Ok(())
             } else {
+                self.log_refusal(peer, request.uri().path());
                 Err(text(StatusCode::UNAUTHORIZED, "an admin key is required: expected Authorization: Bearer KEY"))
             };
         }
@@ -146,7 +162,7 @@ impl Admin {
             "/metrics" | "/healthz" | "/readyz" => text(StatusCode::METHOD_NOT_ALLOWED, "only GET is allowed here"),
             _ => self
                 .access
-                .check(request, &self.gateway)
+                .check(request, &self.gateway, peer)
                 .map_or_else(|page| page, |()| self.protected_page(request, peer)),
         }
     }
@@ -195,6 +211,8 @@ impl Admin {
             return text(StatusCode::BAD_REQUEST, "the customer id must be UTF-8");
         };
         if get {
+            let customers = self.gateway.pseudonym(&id);
+            tracing::info!(target: AUDIT, %peer, tenant = tenant.name, customers, "inspect");
             let entries: Vec<String> = self.gateway.inspect(&tenant, &id).iter().map(CachedQuestion::to_json).collect();
             return (
                 StatusCode::OK,
@@ -203,7 +221,7 @@ impl Admin {
             );
         }
         let dropped = self.gateway.purge_customer(&tenant, &id);
-        tracing::info!(%peer, tenant = tenant.name, customers = self.gateway.pseudonym(&id), dropped, "purge");
+        tracing::info!(target: AUDIT, %peer, tenant = tenant.name, customers = self.gateway.pseudonym(&id), dropped, "purge");
         (StatusCode::OK, JSON, format!("{{\"dropped\":{dropped}}}\n"))
     }
 
@@ -219,7 +237,7 @@ impl Admin {
             Err(page) => return page,
         };
         let dropped = self.gateway.purge(tenant.as_deref());
-        tracing::info!(%peer, tenant = tenant.as_ref().map_or("all", |tenant| tenant.name.as_str()), dropped, "purge");
+        tracing::info!(target: AUDIT, %peer, tenant = tenant.as_ref().map_or("all", |tenant| tenant.name.as_str()), dropped, "purge");
         (StatusCode::OK, JSON, format!("{{\"dropped\":{dropped}}}\n"))
     }
 }

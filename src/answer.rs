@@ -86,6 +86,12 @@ pub struct ExtraHeaders {
 }
 
 impl Answer {
+    /// The platform's `code`, if the body has one.
+    pub fn code(&self) -> Option<String> {
+        let root = Node::parse(std::str::from_utf8(&self.body).ok()?, MAX_DEPTH).ok()?;
+        root.member("code")?.text().map(str::to_owned)
+    }
+
     /// How long `Retry-After` says to wait (RFC 9110, section 10.2.3).
     pub fn retry_after(&self, now: Wall) -> Option<Duration> {
         let text = self.extra_headers.as_ref()?.retry_after.as_ref()?.to_str().ok()?.trim();

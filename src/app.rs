@@ -15,14 +15,15 @@ use self::sockets::Sockets;
 use crate::admin::{Access, Admin, Readiness};
 use crate::clock::Clock;
 use crate::configuration::{Configuration, ConnectKeys};
-use crate::gateway::{Dependencies, Gateway};
+use crate::gateway::{Dependencies, DroppedLogLines, Gateway};
 use crate::limit::EarlierCalls;
 pub use crate::listener::Workers;
-use crate::listener::{Bounds, Listener, ListenerMetrics, PeerInfo};
+use crate::listener::{Bounds, Listener, ListenerMetrics, PeerInfo, Rejections};
 use crate::pseudonym::Pseudonyms;
 use crate::settings::{ListenerSettings, Settings};
 use crate::signer::Nonces;
 use crate::tenant::{KeyFile, KeyReload};
+use crate::tls::{CertReload, Tls};
 use crate::upstream::{ConnectorError, Upstream};
 
 /// How often expired memory and connections are freed.
@@ -60,6 +61,28 @@ impl StartError {
     }
 }
 
+/// A task that must run as long as the process ended.
+#[derive(Clone, Copy, Debug, thiserror::Error)]
+#[error("{0} ended unexpectedly")]
+pub struct TaskEnded(&'static str);
+
+/// What a gateway finds in its process and machine.
+pub struct Surroundings {
+    /// What the platform may have counted before.
+    pub earlier_calls: EarlierCalls,
+    /// Listening sockets.
+    pub inherited: Inherited,
+    /// How many log lines were dropped.
+    pub dropped_log_lines: DroppedLogLines,
+}
+
+impl Surroundings {
+    /// Without sockets and without a log.
+    pub fn new(earlier_calls: EarlierCalls) -> Self {
+        Self { earlier_calls, inherited: Inherited::default(), dropped_log_lines: Arc::new(|| 0) }
+    }
+}
+
 /// A gateway that listens and does not serve yet.
 pub struct App {
     gateway: Arc<Gateway>,
@@ -70,22 +93,22 @@ pub struct App {
 }
 
 impl App {
-    /// Builds the gateway and binds its listeners, except for those that are `inherited`. `earlier_calls`: what the platform may
-    /// have counted before.
+    /// Builds the gateway and binds its listeners, except for those that are inherited.
     ///
     /// # Errors
     /// If the configuration is not enough to serve, or an address cannot be bound.
     pub async fn bind(
         configuration: Configuration,
         clock: Clock,
-        earlier_calls: EarlierCalls,
-        inherited: Inherited,
+        surroundings: Surroundings,
     ) -> Result<Self, StartError> {
+        let Surroundings { earlier_calls, inherited, dropped_log_lines } = surroundings;
         // What can fail without listening fails first. It reads files, which may block.
         let (settings, connect, now) = (configuration.settings.clone(), configuration.connect.clone(), clock.clone());
         let dependencies = move || dependencies(&settings, connect, &now, earlier_calls);
         let dependencies = tokio::task::spawn_blocking(dependencies).await;
         let dependencies = dependencies.unwrap_or_else(|lost| Err(StartError::Unusable(lost.to_string())))?;
+        let dependencies = Dependencies { dropped_log_lines, ..dependencies };
         let sockets = Sockets::open(&configuration.settings, inherited).await?;
         let listeners = configuration.settings.fixed.listeners.clone();
         let gateway = Arc::new(Gateway::new(configuration, sockets.is_loopback(), dependencies));
@@ -115,7 +138,11 @@ impl App {
 
     /// Serves callers on `workers` until `stop`; then keeps accepting for `server.drain_delay`, and finishes requests in progress
     /// within `server.drain_timeout`. Operators are served on this runtime, however busy the workers are, and until the end.
-    pub async fn run(self, workers: Workers, stop: CancellationToken) {
+    ///
+    /// # Errors
+    /// If a task that must run as long as the process has ended: a gateway that does not accept, resolve or reload any more shall
+    /// be restarted.
+    pub async fn run(self, workers: Workers, stop: CancellationToken) -> Result<(), TaskEnded> {
         let Self { gateway, sockets, listeners, readiness, clock } = self;
         let (stop_data, stop_admin) = (CancellationToken::new(), CancellationToken::new());
 
@@ -124,7 +151,7 @@ impl App {
         let operators = move |request, peer: PeerInfo| pages.clone().handle(request, peer.address);
         let (admin_bounds, admin_socket, admin_stop) =
             (Bounds::for_operators(&listeners), sockets.admin, stop_admin.clone());
-        let admin = tokio::spawn(async move {
+        let mut admin = tokio::spawn(async move {
             let listener = Listener {
                 socket: admin_socket.open().await,
                 bounds: admin_bounds,
@@ -136,7 +163,7 @@ impl App {
         });
 
         let handler = Arc::clone(&gateway);
-        let callers = move |request, peer: PeerInfo| Arc::clone(&handler).handle(request, peer.capacity);
+        let callers = move |request, peer: PeerInfo| Arc::clone(&handler).handle(request, peer.capacity, peer.address);
         let metrics = gateway.metrics();
         let tls = Arc::clone(&gateway);
         let listener = Listener {
@@ -145,19 +172,29 @@ impl App {
             metrics: Some(ListenerMetrics {
                 open: metrics.connections.clone(),
                 dropped: metrics.connections_dropped.clone(),
+                rejections: Arc::new(Rejections::new(metrics.handshake_failures.clone(), metrics.unparsed.clone())),
             }),
             tls: Arc::new(move || tls.tls().map(|tls| tls.config())),
             workers,
         };
-        let data = tokio::spawn(listener.serve(stop_data.clone(), callers));
+        let mut data = tokio::spawn(listener.serve(stop_data.clone(), callers));
         readiness.ready();
 
-        let mut housekeeping = JoinSet::new();
-        housekeeping.spawn(maintain(Arc::clone(&gateway)));
-        housekeeping.spawn(resolve(Arc::clone(&gateway)));
-        housekeeping.spawn(read_files(Arc::clone(&gateway)));
+        let mut maintaining = tokio::spawn(maintain(Arc::clone(&gateway)));
+        let mut resolving = tokio::spawn(resolve(Arc::clone(&gateway)));
+        let mut reading = tokio::spawn(read_files(Arc::clone(&gateway)));
 
-        stop.cancelled().await;
+        let ended = tokio::select! {
+            () = stop.cancelled() => None,
+            _ = &mut data => Some("accepting connections"),
+            _ = &mut admin => Some("serving operators"),
+            _ = &mut maintaining => Some("maintenance"),
+            _ = &mut resolving => Some("resolving the platform's name"),
+            _ = &mut reading => Some("reading key and certificate files"),
+        };
+        if let Some(task) = ended {
+            return Err(TaskEnded(task));
+        }
         readiness.draining();
         tracing::info!("draining");
         tokio::time::sleep(listeners.drain_delay).await;
@@ -168,9 +205,10 @@ impl App {
         if !(is_drained && has_finished) {
             tracing::warn!("drain timed out: requests in progress are abandoned");
         }
-        housekeeping.abort_all();
+        [maintaining, resolving, reading].iter().for_each(tokio::task::JoinHandle::abort);
         stop_admin.cancel();
         admin.abort();
+        Ok(())
     }
 }
 
@@ -189,27 +227,48 @@ async fn resolve(gateway: Arc<Gateway>) {
     }
 }
 
+/// Reads the files of keys and certificates again, each in a task of its own: a file system that blocks its readers stops
+/// only what is read from it.
 async fn read_files(gateway: Arc<Gateway>) {
-    let mut reloads = gateway.reloads();
-    let mut files = (gateway.key_files(), gateway.tls());
     loop {
-        if gateway.reloads() != reloads {
-            reloads = gateway.reloads();
-            files = (gateway.key_files(), gateway.tls());
+        let mut readers = JoinSet::new();
+        for file in gateway.key_files() {
+            let gateway = Arc::clone(&gateway);
+            let report = move |file: &KeyFile, reload: KeyReload| gateway.key_reloaded(file.tenant(), &reload);
+            readers.spawn(read_again(file, KeyFile::is_pending, KeyFile::reload, report));
         }
-        let (mut keys, tls) = files;
-        let is_pending = keys.iter().any(KeyFile::is_pending) || tls.iter().any(|tls| tls.is_pending());
-        tokio::time::sleep(if is_pending { CONFIRM_FILES_AFTER } else { FILES_INTERVAL }).await;
-        // A file system may block its readers.
+        if let Some(tls) = gateway.tls() {
+            let gateway = Arc::clone(&gateway);
+            let report = move |_: &Arc<Tls>, reload: CertReload| gateway.certificates_reloaded(&reload);
+            readers.spawn(read_again(tls, |tls| tls.is_pending(), |tls| tls.reload(), report));
+        }
+        let reloads = gateway.reloads();
+        while gateway.reloads() == reloads {
+            tokio::select! {
+                // A reader ends only if it panicked.
+                Some(_) = readers.join_next() => return,
+                () = tokio::time::sleep(FILES_INTERVAL) => {}
+            }
+        }
+    }
+}
+
+/// Reads one file, or a few that belong together, again and again.
+async fn read_again<F: Send + 'static, R: Send + 'static>(
+    mut file: F,
+    is_pending: fn(&F) -> bool,
+    reload: fn(&mut F) -> R,
+    report: impl Fn(&F, R) + Send,
+) {
+    loop {
+        tokio::time::sleep(if is_pending(&file) { CONFIRM_FILES_AFTER } else { FILES_INTERVAL }).await;
         let read = tokio::task::spawn_blocking(move || {
-            let key_reloads: Vec<KeyReload> = keys.iter_mut().map(KeyFile::reload).collect();
-            let cert_reload = tls.as_ref().map(|tls| tls.reload());
-            ((keys, tls), key_reloads, cert_reload)
+            let reloaded = reload(&mut file);
+            (file, reloaded)
         });
-        let Ok((read, key_reloads, cert_reload)) = read.await else { return };
-        files = read;
-        files.0.iter().zip(&key_reloads).for_each(|(file, reload)| gateway.key_reloaded(file.tenant(), reload));
-        cert_reload.iter().for_each(|reload| gateway.certificates_reloaded(reload));
+        let Ok((read, reloaded)) = read.await else { return };
+        file = read;
+        report(&file, reloaded);
     }
 }
 
@@ -239,5 +298,6 @@ fn dependencies(
         Some(file) => StartError::Unusable(format!("log.hash_key_file: {}: {error}", file.display())),
         None => no_randomness(error),
     })?;
-    Ok(Dependencies { clock: clock.clone(), upstream, nonces, pseudonyms, earlier_calls })
+    let dropped_log_lines: DroppedLogLines = Arc::new(|| 0);
+    Ok(Dependencies { clock: clock.clone(), upstream, nonces, pseudonyms, earlier_calls, dropped_log_lines })
 }

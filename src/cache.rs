@@ -204,6 +204,16 @@ impl<F: Clone> Cache<F> {
             .map_or(Lookup::Miss, |entry| entry.lookup(question, generation, cache_control, now))
     }
 
+    /// The question as its answer is stored by: comparing it with that needs no look at its text.
+    pub fn stored(&self, question: Question, generation: Generation) -> Question {
+        let entry = self.valid_entry(&question.subject);
+        let key = entry.as_ref().and_then(|entry| entry.find(&question.key, generation)).map(|cached| &cached.key);
+        match key {
+            Some(key) => Question { key: Arc::clone(key), ..question },
+            None => question,
+        }
+    }
+
     /// The fresh answer to a question, if there is one; a stale one is left to [`Cache::lookup`].
     pub fn fresh(
         &self,

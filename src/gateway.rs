@@ -12,6 +12,7 @@ mod invalidate;
 mod operations;
 mod parse_memo;
 mod pass;
+mod path;
 mod policy;
 mod read;
 mod request;
@@ -21,6 +22,7 @@ mod time;
 mod write;
 
 use std::future::Future;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::{Arc, OnceLock};
 
@@ -56,7 +58,7 @@ use crate::metrics::Metrics;
 use crate::pseudonym::Pseudonyms;
 use crate::reply::{Denied, GatewayError, OverCapacity, Reply};
 use crate::route::Route;
-use crate::settings::{CachedSettings, KindSettings};
+use crate::settings::{AccessLog, CachedSettings, KindSettings};
 use crate::signer::Nonces;
 use crate::skew::Skew;
 use crate::tenant::Identities;
@@ -64,6 +66,9 @@ use crate::upstream::Upstream;
 
 /// Where callers report changes that were made elsewhere.
 const INVALIDATE: &str = "/v1/invalidate";
+
+/// The target of log lines that are an audit trail: what was changed, and by whom.
+pub const AUDIT: &str = "zvgate::audit";
 
 /// What some programs write before UTF-8 text.
 const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
@@ -85,6 +90,7 @@ pub struct Gateway {
     pseudonyms: Arc<Pseudonyms>,
     metrics: Metrics,
     tasks: Tasks,
+    dropped_log_lines: DroppedLogLines,
 }
 
 /// What a gateway needs beside its configuration.
@@ -99,7 +105,12 @@ pub struct Dependencies {
     pub pseudonyms: Pseudonyms,
     /// What the platform may have counted before.
     pub earlier_calls: EarlierCalls,
+    /// How many log lines were dropped.
+    pub dropped_log_lines: DroppedLogLines,
 }
+
+/// How many log lines were dropped, whenever it is asked.
+pub type DroppedLogLines = Arc<dyn Fn() -> u64 + Send + Sync>;
 
 /// Capacity for a request.
 #[derive(Clone, Debug)]
@@ -149,7 +160,7 @@ enum Step {
 impl Gateway {
     /// A gateway with an empty cache. `is_loopback`: whether only this machine can connect.
     pub fn new(configuration: Configuration, is_loopback: bool, dependencies: Dependencies) -> Self {
-        let Dependencies { clock, upstream, nonces, pseudonyms, earlier_calls } = dependencies;
+        let Dependencies { clock, upstream, nonces, pseudonyms, earlier_calls, dropped_log_lines } = dependencies;
         let fixed = configuration.settings.fixed.clone();
         let (metrics, mut identities) = (Metrics::new(), Identities::default());
         let policy = Policy::new(configuration, None, is_loopback, &mut identities, &metrics, &clock);
@@ -199,6 +210,7 @@ impl Gateway {
             pseudonyms,
             metrics,
             tasks,
+            dropped_log_lines,
         }
     }
 
@@ -208,15 +220,22 @@ impl Gateway {
         self: Arc<Self>,
         request: http::Request<Incoming>,
         capacity: Capacity,
+        peer: SocketAddr,
     ) -> impl Future<Output = (Response<Bytes>, Incoming)> + Send {
         let (mut head, mut body) = request.into_parts();
         // A block holds its captures once; an `async fn` would hold its arguments twice.
-        async move { (self.answer(&mut head, &mut body, capacity).await, body) }
+        async move { (self.answer(&mut head, &mut body, capacity, peer).await, body) }
     }
 
-    async fn answer(&self, head: &mut Parts, body: &mut Incoming, capacity: Capacity) -> Response<Bytes> {
+    async fn answer(
+        &self,
+        head: &mut Parts,
+        body: &mut Incoming,
+        capacity: Capacity,
+        peer: SocketAddr,
+    ) -> Response<Bytes> {
         let fields = RequestHead::of(&head.headers);
-        let mut guard = RequestGuard::begin(self, &fields, self.time.boot());
+        let mut guard = RequestGuard::begin(self, &fields, peer, self.time.boot());
         let step = match &capacity {
             Capacity::Available | Capacity::Shared(_) => self.process(&mut guard, head, &fields, body, &capacity).await,
             Capacity::Exhausted => {
@@ -230,13 +249,13 @@ impl Gateway {
             Ok(Step::Done(reply)) => Ok(reply),
             Ok(Step::Wait(answered)) => {
                 // What the caller sent is not held for as long as the platform takes.
+                guard.prepare_to_wait(head.uri.path());
                 (headers, head.uri) = (HeaderMap::new(), Uri::default());
-                guard.prepare_to_wait();
                 answered.await
             }
             Err(error) => Err(error),
         };
-        guard.end(result, headers)
+        guard.end(result, head, headers)
     }
 
     /// The stages up to the body, in the order in which errors are reported.
@@ -305,17 +324,28 @@ impl Gateway {
             cache_control = cache_control.without_bypass();
         }
         let sole_tenant = caller.sole_tenant();
-        let unparsed =
-            |tenant| Unparsed { route: route.index, path, tenant, sole_tenant: sole_tenant.map(|one| one.index), body };
+        let unparsed = |tenant| Unparsed {
+            route: route.index,
+            is_wildcard: route.wildcard,
+            path,
+            tenant,
+            sole_tenant: sole_tenant.map(|one| one.index),
+            body,
+        };
         let known = head.tenant().ok().and_then(|tenant| policy.parse_memo.find(&unparsed(tenant)));
-        if let Some(parsed) = known.as_deref().and_then(Option::as_ref) {
-            info.customers = Arc::clone(&parsed.customers);
-            info.tenant = Some(parsed.tenant.index);
+        let known = known.as_deref().and_then(Option::as_ref);
+        if let Some(parsed) = known {
+            info.tenant = Some(parsed.tenant_index);
             if !caller.may_use_tenant(&parsed.tenant) {
+                info.customers = Arc::clone(&parsed.customers);
                 return Err(GatewayError::Forbidden(Denied::Tenant));
             }
-            if let Some(reply) = self.reads.fresh(policy, route, &parsed.tenant, &parsed.question, &cache_control, now)
-            {
+            let fresh = self.reads.fresh(policy, route, parsed.tenant_index, &parsed.question, &cache_control, now);
+            if let Some(reply) = fresh {
+                // Counting a reference is a write to memory that all cores share: only if it is logged.
+                if policy.settings.access_log.access == AccessLog::All {
+                    info.customers = Arc::clone(&parsed.customers);
+                }
                 return Ok(Step::Done(reply));
             }
         }
@@ -336,6 +366,7 @@ impl Gateway {
             caller,
             route,
             unparsed: unparsed(tenant_header),
+            known: known.map(|parsed| &parsed.question),
             envelope: &envelope,
             tenant,
             cache_control,

@@ -4,6 +4,7 @@ mod connection;
 mod connection_state;
 mod drain_body;
 mod io_timeouts;
+mod rejections;
 mod streams;
 mod workers;
 
@@ -24,6 +25,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use self::connection::Connection;
+pub use self::rejections::Rejections;
 pub use self::workers::Workers;
 use crate::gateway::Capacity;
 use crate::settings::ListenerSettings;
@@ -91,6 +93,8 @@ pub struct ListenerMetrics {
     pub open: IntGauge,
     /// Connections that were closed at once, since too many others were waiting for their rejection.
     pub dropped: IntCounter,
+    /// What is no request.
+    pub rejections: Arc<Rejections>,
 }
 
 /// Counts a connection while it is open.
@@ -198,6 +202,7 @@ impl ListenerState {
             peer: PeerInfo { address, capacity },
             bounds: self.bounds,
             streams: Arc::clone(&self.streams),
+            rejections: self.metrics.as_ref().map(|metrics| Arc::clone(&metrics.rejections)),
             tls: (self.tls)(),
             stop: self.stop.child_token(),
             answer: answer.clone(),

@@ -2,6 +2,7 @@
 
 mod handles;
 mod labels;
+mod names;
 
 use prometheus::core::Collector;
 use prometheus::process_collector::ProcessCollector;
@@ -11,7 +12,9 @@ use prometheus::{
 };
 
 pub use self::handles::{ANONYMOUS, CallMetrics, CallerMetrics, Handles, Per, RouteMetrics, TenantMetrics};
-pub use self::labels::{AttemptResult, BreakerState, CacheUse, Changed, Invalidation, Label, Limit, LookupResult};
+pub use self::labels::{
+    AttemptResult, BreakerState, CacheUse, Changed, Invalidation, Label, Limit, LookupResult, Unparsed,
+};
 use crate::cache::{CacheMetrics, LimitedBy};
 
 /// From a hit in memory to the longest wait that is configured by default.
@@ -37,6 +40,12 @@ pub struct Metrics {
     pub connections_dropped: IntCounter,
     /// Open connections of callers.
     pub connections: IntGauge,
+    /// TLS handshakes of callers that failed.
+    pub handshake_failures: IntCounter,
+    /// Requests that were rejected before they were parsed.
+    pub unparsed: Per<Unparsed, IntCounter>,
+    /// Log lines that were dropped.
+    pub log_lines_dropped: IntCounter,
     /// How far the platform's clock is ahead of ours, in seconds.
     pub clock_skew: Gauge,
     /// Whether the last reload succeeded.
@@ -51,11 +60,14 @@ struct Vecs {
     lookups: IntCounterVec,
     refetches: IntCounterVec,
     attempts: IntCounterVec,
+    retries: IntCounterVec,
+    outcome_unknown: IntCounterVec,
     upstream_duration: HistogramVec,
     saved: IntCounterVec,
     wait: HistogramVec,
     rate: GaugeVec,
     inflight: IntGaugeVec,
+    key_suspect: IntGaugeVec,
     breaker_open: IntGaugeVec,
     breaker_transitions: IntCounterVec,
     limited: IntCounterVec,
@@ -81,6 +93,10 @@ impl Maker {
 
     fn gauges(&self, name: &str, help: &str, labels: &[&str]) -> IntGaugeVec {
         self.add(IntGaugeVec::new(Opts::new(name, help), labels))
+    }
+
+    fn counter(&self, name: &str, help: &str) -> IntCounter {
+        self.add(IntCounter::new(name, help))
     }
 
     fn gauge(&self, name: &str, help: &str) -> IntGauge {
@@ -116,6 +132,11 @@ impl Metrics {
             "Invalidations of customers or tenants by cause",
             &["cause"],
         );
+        let unparsed = make.counters(
+            "zvgate_rejected_requests_total",
+            "Requests rejected before they were parsed, by reason",
+            &["reason"],
+        );
         Self {
             cache: CacheMetrics {
                 entries: make.gauge("zvgate_cache_entries", "Cached answers"),
@@ -127,6 +148,9 @@ impl Metrics {
             invalidations: Per::new(|cause| invalidations.with_label_values(&[cause])),
             connections_dropped: vecs.limited.with_label_values(&[Limit::Connections.name(), ANONYMOUS]),
             connections: make.gauge("zvgate_connections", "Open connections of callers"),
+            handshake_failures: make.counter("zvgate_tls_handshake_failures_total", "TLS handshakes of callers that failed"),
+            unparsed: Per::new(|reason| unparsed.with_label_values(&[reason])),
+            log_lines_dropped: make.counter("zvgate_log_lines_dropped_total", "Log lines dropped because they were read too slowly"),
             clock_skew: make.add(Gauge::new(
                 "zvgate_clock_skew_seconds",
                 "How far the platform's clock is ahead of this machine's in seconds, negative if it is behind; 0 before its first answer",
@@ -187,6 +211,12 @@ impl Vecs {
                 "Attempts at the platform by outcome",
                 &["tenant", "route", "outcome"],
             ),
+            retries: make.counters("zvgate_upstream_retries_total", "Attempts beyond the first of a call", PAIR),
+            outcome_unknown: make.counters(
+                "zvgate_write_outcome_unknown_total",
+                "Writes that were sent and whose outcome is unknown",
+                PAIR,
+            ),
             upstream_duration: make.histograms(
                 "zvgate_upstream_duration_seconds",
                 "Durations of attempts in seconds",
@@ -206,6 +236,11 @@ impl Vecs {
             ),
             rate: make.add(GaugeVec::new(Opts::new("zvgate_upstream_rate", "Calls that a window allows now"), PAIR)),
             inflight: make.gauges("zvgate_upstream_inflight", "Attempts in flight", &["tenant"]),
+            key_suspect: make.gauges(
+                "zvgate_key_suspect",
+                "Whether the platform throttles although the rate limit is kept, since its last success: 0 or 1",
+                &["tenant"],
+            ),
             breaker_open: make.gauges(
                 "zvgate_breaker_open",
                 "Whether the circuit breaker is open or half-open: 0 or 1",

@@ -15,7 +15,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Runtime;
 use tokio_util::sync::CancellationToken;
-use zvgate::app::{App, Inherited, Workers};
+use zvgate::app::{App, Surroundings, Workers};
 use zvgate::clock::Clock;
 use zvgate::configuration::Configuration;
 use zvgate::limit::EarlierCalls;
@@ -102,7 +102,7 @@ async fn gateway() -> SocketAddr {
     let variables = variables.map(|(name, value)| (format!("ZVGATE__{name}"), value));
     let sources = Sources { variables: BTreeMap::from(variables), ..Sources::default() };
     let configuration = Configuration::load(&sources).unwrap();
-    let app = App::bind(configuration, Clock::system(), EarlierCalls::None, Inherited::default()).await.unwrap();
+    let app = App::bind(configuration, Clock::system(), Surroundings::new(EarlierCalls::None)).await.unwrap();
     let address = app.address().unwrap();
     tokio::spawn(sandbox.run(CancellationToken::new()));
     tokio::spawn(app.run(Workers::new(Vec::new()), CancellationToken::new()));

@@ -161,8 +161,9 @@ impl CustomerEntry {
     }
 
     /// The answer to a question, if it is of this generation.
-    pub(super) fn find(&self, key: &str, generation: Generation) -> Option<&CachedAnswer> {
-        self.iter().find(|cached| *cached.key == *key && cached.generation == generation)
+    pub(super) fn find(&self, key: &Arc<str>, generation: Generation) -> Option<&CachedAnswer> {
+        let is_same = |cached: &CachedAnswer| Arc::ptr_eq(&cached.key, key) || *cached.key == **key;
+        self.iter().find(|cached| is_same(cached) && cached.generation == generation)
     }
 
     /// The fresh answer to a question.

@@ -7,8 +7,6 @@ use crate::answer::{Reader, Verdict};
 use crate::app;
 use crate::clock::Clock;
 use crate::configuration::Configuration;
-use crate::envelope::MAX_DEPTH;
-use crate::json::Node;
 use crate::settings::AttemptSettings;
 use crate::signer::{Call, Nonces, SignedRequest};
 use crate::tenant::{Identities, Tenant, Tenants};
@@ -53,12 +51,6 @@ async fn live(configuration: &Configuration) -> Result<(), u8> {
     if all_accepted { Ok(()) } else { Err(FAILED) }
 }
 
-/// The platform's code in an answer.
-fn code_of(body: &[u8]) -> Option<String> {
-    let root = Node::parse(std::str::from_utf8(body).ok()?, MAX_DEPTH).ok()?;
-    root.member("code")?.text().map(str::to_owned)
-}
-
 /// What failed, by the name that the log has for it, and why.
 fn explained(error: &AttemptError) -> String {
     format!("{}: {}", error.failure().name(), with_sources(error))
@@ -82,7 +74,7 @@ async fn call(
     match reader.read(&answer) {
         Verdict::Success(_) | Verdict::Exception => Ok("signed call accepted".to_owned()),
         Verdict::Error | Verdict::Throttled => {
-            let code = code_of(&answer.body).unwrap_or_else(|| "none".to_owned());
+            let code = answer.code().unwrap_or_else(|| "none".to_owned());
             Err(format!(
                 "rejected with code {code}: check the identity, the key, this machine's clock, and the rate limit"
             ))

@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 use super::sandbox::{DEFAULT_ADDRESS, EXAMPLE_GRANT_CODE, EXAMPLE_OPEN_ID, EXAMPLE_OPEN_KEY, example};
 use super::stop::Stops;
 use super::{fail, logging, print, runtime};
-use crate::app::{App, Inherited, StartError, Workers};
+use crate::app::{App, StartError, Surroundings, Workers};
 use crate::clock::Clock;
 use crate::configuration::Configuration;
 use crate::limit::EarlierCalls;
@@ -42,7 +42,7 @@ async fn demo() -> Result<(), u8> {
         stops.next().await;
     };
     tokio::select! {
-        () = gateway => {}
+        ran = gateway => ran.map_err(fail)?,
         () = stopping => {}
     }
     stop_sandbox.cancel();
@@ -62,7 +62,7 @@ async fn bind_sandbox() -> io::Result<Sandbox> {
 
 /// The default ports, or any free ones if one of them is taken.
 async fn bind_gateway(configuration: Configuration, platform: SocketAddr) -> Result<App, u8> {
-    let bind = |configuration| App::bind(configuration, Clock::system(), EarlierCalls::None, Inherited::default());
+    let bind = |configuration| App::bind(configuration, Clock::system(), Surroundings::new(EarlierCalls::None));
     match bind(configuration).await {
         Err(StartError::Listen(..)) => bind(self::configuration(platform, ANY_PORTS)?).await.map_err(fail),
         bound => bound.map_err(fail),

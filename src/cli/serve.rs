@@ -3,6 +3,7 @@
 use std::future::pending;
 use std::io;
 use std::num::NonZero;
+use std::sync::Arc;
 use std::thread;
 
 use listenfd::ListenFd;
@@ -13,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::stop::Stops;
 use super::{ConfigArguments, UNUSABLE, eprint, fail, logging, runtime};
-use crate::app::{App, Inherited, Workers};
+use crate::app::{App, Inherited, Surroundings, Workers};
 use crate::clock::Clock;
 use crate::configuration::Configuration;
 use crate::limit::EarlierCalls;
@@ -38,7 +39,7 @@ async fn start(configuration: &ConfigArguments) -> Result<(), u8> {
         () = signals.stops.next() => return Ok(()),
     };
     let fixed = &loaded.settings.fixed;
-    let _log = logging::begin(&fixed.log);
+    let log = logging::begin(&fixed.log);
     loaded.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
     raise_descriptor_limit(&fixed.listeners);
     let inherited = inherited().map_err(|error| {
@@ -48,8 +49,13 @@ async fn start(configuration: &ConfigArguments) -> Result<(), u8> {
         UNUSABLE
     })?;
     let workers = start_workers(fixed.listeners.workers)?;
+    let surroundings = Surroundings {
+        earlier_calls: EarlierCalls::Unknown,
+        inherited,
+        dropped_log_lines: Arc::new(log.dropped_lines()),
+    };
     let app = tokio::select! {
-        app = App::bind(loaded, Clock::system(), EarlierCalls::Unknown, inherited) => app,
+        app = App::bind(loaded, Clock::system(), surroundings) => app,
         () = signals.stops.next() => return Ok(()),
     };
     let app = app.map_err(|error| configuration.report(&error))?;
@@ -140,9 +146,11 @@ async fn serve(configuration: &ConfigArguments, app: App, signals: Signals, work
         tracing::warn!("stopped immediately by a second signal");
     };
     tokio::select! {
-        () = running => {}
-        () = stopping => {}
-        () = reloading => {}
+        ran = running => ran.map_err(|ended| {
+            tracing::error!("{ended}; the process exits");
+            fail(ended)
+        }),
+        () = stopping => Ok(()),
+        () = reloading => Ok(()),
     }
-    Ok(())
 }

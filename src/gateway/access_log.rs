@@ -1,21 +1,29 @@
 //! The access log: counts, durations, and a line for each request and each write.
 
+use std::borrow::Cow;
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use arc_swap::Guard;
 use bytes::Bytes;
+use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Response};
 
-use super::Gateway;
+use super::path::shown_path;
 use super::policy::Policy;
 use super::request_head::RequestHead;
+use super::{AUDIT, Gateway};
 use crate::clock::Boot;
+use crate::envelope::Envelope;
+use crate::json::Node;
 use crate::metrics::{CacheUse, Label, Limit};
 use crate::pseudonym::Pseudonyms;
 use crate::reply::{self, CacheStatus, GatewayError, OverCapacity, Reply};
 use crate::settings::{AccessLog, KindSettings};
 use crate::upstream::NotSent;
 
+/// Longest `bizId` that is logged.
+const MAX_BIZ_ID: usize = 64;
 /// Customers that are shown in one line; of further ones, only their number.
 const MAX_SHOWN_CUSTOMERS: usize = 10;
 
@@ -34,6 +42,10 @@ pub(super) struct RequestInfo {
     pub(super) caller: usize,
     pub(super) tenant: Option<usize>,
     pub(super) customers: Arc<[String]>,
+    /// The peer's address.
+    pub(super) peer: SocketAddr,
+    /// Whether it is a write, which has a line of its own.
+    has_own_line: bool,
 }
 
 impl RequestInfo {
@@ -49,7 +61,25 @@ pub(super) struct RequestGuard<'a> {
     policy: Guard<Arc<Policy>>,
     pub(super) info: RequestInfo,
     started: Boot,
+    /// Whether it waited, so that its head is gone.
+    has_waited: bool,
+    /// The path then, unless it is its route's pattern.
+    path: Option<Box<str>>,
     has_ended: bool,
+}
+
+/// How a request ended.
+struct Ended<'a> {
+    status: u16,
+    cache: CacheUse,
+    /// The name of the error, if it was one of the gateway's.
+    error: Option<&'static str>,
+    /// What failed towards the platform.
+    reason: Option<&'static str>,
+    method: Option<&'a str>,
+    path: Option<&'a str>,
+    /// Length of the body.
+    bytes: usize,
 }
 
 impl<'a> RequestGuard<'a> {
@@ -58,7 +88,7 @@ impl<'a> RequestGuard<'a> {
         self.started
     }
 
-    pub(super) fn begin(gateway: &'a Gateway, head: &RequestHead<'_>, started: Boot) -> Self {
+    pub(super) fn begin(gateway: &'a Gateway, head: &RequestHead<'_>, peer: SocketAddr, started: Boot) -> Self {
         let info = RequestInfo {
             id: head.request_id(),
             trace: head.trace_id().map(str::to_owned),
@@ -66,8 +96,10 @@ impl<'a> RequestGuard<'a> {
             caller: 0,
             tenant: None,
             customers: Arc::default(),
+            peer,
+            has_own_line: false,
         };
-        Self { gateway, policy: gateway.policy.load(), info, started, has_ended: false }
+        Self { gateway, policy: gateway.policy.load(), info, started, has_waited: false, path: None, has_ended: false }
     }
 
     /// The policy of the request, and what is learned about it.
@@ -76,24 +108,44 @@ impl<'a> RequestGuard<'a> {
     }
 
     /// Turns the borrowed guard of the policy into an owned one: a thread has few fast guard slots.
-    pub(super) fn prepare_to_wait(&mut self) {
+    pub(super) fn prepare_to_wait(&mut self, path: &str) {
+        self.has_waited = true;
+        let route = self.info.route.and_then(|index| self.policy.routes.all().get(index));
+        self.path = route.is_none_or(|route| route.wildcard).then(|| shown_path(path).into());
+        let settings = &self.policy.settings.access_log;
+        self.info.has_own_line =
+            settings.writes && settings.access == AccessLog::Errors && self.policy.is_write(&self.info);
         self.policy = Guard::from_inner(Arc::clone(&self.policy));
     }
 
     /// Counts and logs the request, and returns its response, which uses the memory of `headers`.
-    pub(super) fn end(mut self, result: Result<Reply, GatewayError>, headers: HeaderMap) -> Response<Bytes> {
+    pub(super) fn end(
+        mut self,
+        result: Result<Reply, GatewayError>,
+        head: &Parts,
+        headers: HeaderMap,
+    ) -> Response<Bytes> {
         self.has_ended = true;
         let error = result.as_ref().err();
         if let Some(limit) = error.and_then(limit_of) {
             self.policy.handles.caller(self.info.caller).limited.of(limit).inc();
         }
-        self.record(reply::status(&result), cache_use(&result), error.map(GatewayError::name));
+        self.record(&Ended {
+            status: reply::status(&result),
+            cache: cache_use(&result),
+            error: error.map(GatewayError::name),
+            reason: error.and_then(GatewayError::reason),
+            method: Some(head.method.as_str()),
+            path: Some(head.uri.path()),
+            bytes: result.as_ref().map_or(0, |reply| reply.answer.body.len()),
+        });
         let id = std::mem::replace(&mut self.info.id, HeaderValue::from_static(""));
         reply::response(result, self.policy.is_write(&self.info), id, headers)
     }
 
-    fn record(&self, status: u16, cache: CacheUse, error: Option<&'static str>) {
+    fn record(&self, ended: &Ended<'_>) {
         let Self { gateway, policy, info, .. } = self;
+        let Ended { status, cache, error, reason, method, path, bytes } = *ended;
         let took = gateway.time.boot().since(self.started);
         policy.handles.request(info.route, info.caller, status, cache, took);
         let is_logged = match policy.settings.access_log.access {
@@ -101,14 +153,21 @@ impl<'a> RequestGuard<'a> {
             AccessLog::Errors => status >= 400,
             AccessLog::None => false,
         };
-        if is_logged {
+        if is_logged && !info.has_own_line {
+            let of_route = || self.path.as_deref().or_else(|| policy.route_name(info)).map(Cow::Borrowed);
+            let path = if self.has_waited { of_route() } else { path.map(shown_path) };
             tracing::info!(
+                peer = %info.peer,
+                method,
+                path = path.as_deref(),
                 route = policy.route_name(info).unwrap_or("none"),
                 caller = policy.caller_name(info),
                 tenant = policy.tenant_name(info),
                 customers = shown(&gateway.pseudonyms, &info.customers),
                 status,
                 error,
+                reason,
+                bytes,
                 cache = cache.name(),
                 ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
                 request_id = info.shown_id(),
@@ -126,7 +185,8 @@ impl Drop for RequestGuard<'_> {
                 true => (PANICKED, "panic"),
                 false => (CLIENT_CLOSED_REQUEST, "caller_left"),
             };
-            self.record(status, CacheUse::None, Some(error));
+            let (error, cache) = (Some(error), CacheUse::None);
+            self.record(&Ended { status, cache, error, reason: None, method: None, path: None, bytes: 0 });
         }
     }
 }
@@ -153,33 +213,85 @@ impl Policy {
     }
 }
 
+impl Gateway {
+    /// One line for an invalidation by a caller.
+    pub(super) fn audit_invalidation(&self, policy: &Policy, info: &RequestInfo, dropped: usize) {
+        tracing::info!(
+            target: AUDIT,
+            peer = %info.peer,
+            caller = policy.caller_name(info),
+            tenant = policy.tenant_name(info),
+            customers = shown(&self.pseudonyms, &info.customers),
+            dropped,
+            request_id = info.shown_id(),
+            trace_id = info.trace,
+            "invalidate"
+        );
+    }
+}
+
 /// Logs writes.
 pub(super) struct WriteLog {
     pub(super) pseudonyms: Arc<Pseudonyms>,
 }
 
 impl WriteLog {
-    /// One line for a write, whatever became of it.
+    /// One line for a write, whatever became of it: the audit trail.
     pub(super) fn write(
         &self,
         policy: &Policy,
         result: &Result<Reply, GatewayError>,
+        written: &Written,
         info: &RequestInfo,
         customers: &[String],
     ) {
         if policy.settings.access_log.writes {
+            let error = result.as_ref().err();
             tracing::info!(
+                target: AUDIT,
+                peer = %info.peer,
+                outcome = reply::effect(result).name(),
+                code = result.as_ref().ok().and_then(|reply| reply.answer.code()),
+                biz_id = written.biz_id,
+                cards = written.cards,
+                attempts = written.attempts,
                 route = policy.route_name(info),
                 caller = policy.caller_name(info),
                 tenant = policy.tenant_name(info),
                 customers = shown(&self.pseudonyms, customers),
                 status = reply::status(result),
-                error = result.as_ref().err().map(GatewayError::name),
+                error = error.map(GatewayError::name),
+                reason = error.and_then(GatewayError::reason),
                 request_id = info.shown_id(),
                 trace_id = info.trace,
                 "write"
             );
         }
+    }
+}
+
+/// What a write was about.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Written {
+    /// `bizId`, by which the platform knows it.
+    biz_id: Option<String>,
+    /// How many cards it names.
+    cards: Option<usize>,
+    /// How often it was tried: once, or not at all.
+    pub(super) attempts: u32,
+}
+
+impl Written {
+    /// As its request says.
+    pub(super) fn of(envelope: &Envelope<'_>) -> Self {
+        let params = envelope.root().member("params");
+        let biz_id =
+            params.and_then(|params| params.member("bizId")?.text().map(|id| id.chars().take(MAX_BIZ_ID).collect()));
+        let cards = params.and_then(|params| match params.member("couponsCardList")? {
+            Node::Array(cards) => Some(cards.len()),
+            _ => None,
+        });
+        Self { biz_id, cards, attempts: 0 }
     }
 }
 
@@ -208,7 +320,7 @@ fn cache_use(result: &Result<Reply, GatewayError>) -> CacheUse {
 const fn limit_of(error: &GatewayError) -> Option<Limit> {
     match error {
         GatewayError::CallerLimited(_) => Some(Limit::Caller),
-        GatewayError::NotSent(NotSent::Limited(_)) => Some(Limit::Upstream),
+        GatewayError::NotSent(NotSent::Limited { .. }) => Some(Limit::Upstream),
         GatewayError::OverCapacity(OverCapacity::Connections) => Some(Limit::Connections),
         GatewayError::OverCapacity(OverCapacity::Waiters) => Some(Limit::Waiters),
         _ => None,

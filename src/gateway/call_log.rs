@@ -1,17 +1,16 @@
 //! Log lines about calls to the platform: one when something begins, changes or ends, never one per call.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use super::path::shown_path;
 use super::request::Job;
-use crate::answer::Verdict;
+use crate::answer::{Answer, Verdict};
 use crate::limit::Throttled;
 use crate::metrics::BreakerState;
 use crate::tenant::Tenant;
 use crate::upstream::{Episode, Observer, Outcome, Scope, Transition, with_sources};
-
-/// Longest path that is logged; those of the platform are less than half as long.
-const MAX_SHOWN_PATH: usize = 128;
 
 /// Logs and counts what happens to a call.
 pub(super) struct CallLog<'a> {
@@ -41,21 +40,37 @@ impl<'a> CallLog<'a> {
 
     /// Attempts began to fail in a way that they did not before.
     pub(super) fn failures_began(&self, outcome: &str, reason: &str) {
-        let route = shown(&self.job.call.path);
+        let route = &*shown_path(&self.job.call.path);
         let cause = self.cause();
         tracing::warn!(tenant = self.tenant(), route, outcome, reason, cause, "upstream attempts failing");
     }
 
+    /// The platform throttles although the rate limit was kept, and nothing has succeeded since.
+    pub(super) fn key_suspect(&self, answer: &Answer) {
+        let code = answer.code();
+        tracing::warn!(
+            tenant = self.tenant(),
+            route = &*shown_path(&self.job.call.path),
+            code,
+            "signing key may be refused: the platform has the same code for throttling, but the rate limit was kept"
+        );
+    }
+
+    /// A call succeeded after the key was suspect.
+    pub(super) fn key_accepted(&self) {
+        tracing::info!(tenant = self.tenant(), "signing key accepted again");
+    }
+
     /// The platform asked for a pause (`Retry-After`).
     pub(super) fn asked_to_pause(&self, pause: Duration) {
-        let (route, pause_ms) = (shown(&self.job.call.path), millis(pause));
+        let (route, pause_ms) = (&*shown_path(&self.job.call.path), millis(pause));
         tracing::warn!(tenant = self.tenant(), route, pause_ms, "upstream sent Retry-After, route paused");
     }
 
     /// The platform throttled a call.
     pub(super) fn throttled(&self, throttled: &Throttled) {
         let Throttled { pause, allowed, rate } = throttled;
-        let route = shown(&self.job.call.path);
+        let route = &*shown_path(&self.job.call.path);
         let pause_ms = millis(*pause);
         tracing::warn!(tenant = self.tenant(), route, pause_ms, allowed, rate, "upstream throttled, route paused");
     }
@@ -65,10 +80,10 @@ impl Observer for CallLog<'_> {
     fn breaker_changed(&self, scope: Scope, transition: Transition) {
         let Job { policy, call, .. } = self.job;
         let route = match scope {
-            Scope::Path => shown(&call.path),
-            Scope::Tenant => "all",
+            Scope::Path => shown_path(&call.path),
+            Scope::Tenant => Cow::Borrowed("all"),
         };
-        let tenant = self.tenant();
+        let (tenant, route) = (self.tenant(), &*route);
         let state = match transition {
             Transition::Opened(pause) => {
                 tracing::warn!(tenant, route, cause = self.cause(), open_ms = millis(pause), "breaker opened");
@@ -96,7 +111,7 @@ impl Observer for CallLog<'_> {
 pub(super) fn failures_ended(tenant: &Tenant, path: &str, episode: &Episode) {
     tracing::info!(
         tenant = tenant.name,
-        route = shown(path),
+        route = &*shown_path(path),
         reason = episode.kind,
         count = episode.count,
         lasted_ms = millis(episode.last.since(episode.began)),
@@ -120,11 +135,6 @@ fn cause(outcome: &Outcome) -> String {
         Verdict::Ambiguous => "the answer has status, code or data twice".to_owned(),
         Verdict::Success(_) | Verdict::Exception => String::new(),
     }
-}
-
-/// A path as it is logged: under a wildcard callers choose it.
-fn shown(path: &str) -> &str {
-    path.get(..MAX_SHOWN_PATH).unwrap_or(path)
 }
 
 fn millis(span: Duration) -> u64 {

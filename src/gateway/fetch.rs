@@ -4,6 +4,8 @@ use std::future::Future;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use prometheus::IntGauge;
+
 use super::call_log::CallLog;
 use super::request::Job;
 use super::time::Time;
@@ -18,9 +20,11 @@ use crate::upstream::{
 
 /// An idle connection that the platform closes just when it is used breaks within a round trip; one that breaks later was
 /// broken by the request.
-const IDLE_CLOSE_WITHIN: Duration = Duration::from_millis(250);
+const IDLE_CLOSE_WITHIN: Duration = Duration::from_secs(1);
 
 const SERVICE_UNAVAILABLE: u16 = 503;
+const TOO_MANY_REQUESTS: u16 = 429;
+const REQUEST_TIMEOUT: u16 = 408;
 
 /// Makes calls to the platform.
 pub(super) struct Fetcher {
@@ -37,6 +41,22 @@ pub(super) enum Progress {
     Begun,
     /// Bytes of it were sent.
     Sent,
+}
+
+/// Counts an attempt while it is in flight, however it ends.
+struct InFlight<'a>(&'a IntGauge);
+
+impl<'a> InFlight<'a> {
+    fn new(gauge: &'a IntGauge) -> Self {
+        gauge.inc();
+        Self(gauge)
+    }
+}
+
+impl Drop for InFlight<'_> {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
 }
 
 /// An attempt that ended.
@@ -66,7 +86,7 @@ impl Fetcher {
         let circuit = self.circuit(job);
         let mut reuse = job.reuse;
         let mut attempted = self.attempt(job, &circuit, reuse, permit, &on_progress, cancelled()).await;
-        if job.retries > 0 && was_made(&attempted.outcome) {
+        if job.retries > 0 && attempted.outcome.was_tried() {
             circuit.count_first();
         }
         let mut retries = 0;
@@ -85,12 +105,13 @@ impl Fetcher {
                     () = cancelled() => return outcome,
                 }
                 retries += 1;
+                job.metrics().retries.inc();
             } else {
                 return outcome;
             }
             attempted = self.attempt(job, &circuit, reuse, None, &on_progress, cancelled()).await;
             // Whatever became of the retry, the call was sent if an earlier attempt was.
-            if !was_made(&attempted.outcome) || (outcome.was_sent() && !attempted.outcome.was_sent()) {
+            if !attempted.outcome.was_tried() || (outcome.was_sent() && !attempted.outcome.was_sent()) {
                 return outcome;
             }
         }
@@ -129,11 +150,11 @@ impl Fetcher {
             Ok(begun) => begun,
             Err(not_sent) => return not_sent.into(),
         };
-        let (metrics, inflight) = (job.metrics(), &job.policy.handles.tenant(job.call.tenant.index).inflight);
-        inflight.inc();
+        let (metrics, tenant) = (job.metrics(), job.policy.handles.tenant(job.call.tenant.index));
+        let in_flight = InFlight::new(&tenant.inflight);
         let started = self.time.boot();
         let exchanged = self.exchange(job, reuse, &permit, on_progress).await;
-        inflight.dec();
+        drop(in_flight);
         metrics.duration.observe(self.time.boot().since(started).as_secs_f64());
         let is_idle_close = exchanged.as_ref().is_err_and(ExchangeError::is_idle_close);
         let outcome = match exchanged {
@@ -161,8 +182,14 @@ impl Fetcher {
         }
         let result = result_of(outcome);
         job.metrics().attempts.of(result).inc();
-        match (result, outcome) {
-            (AttemptResult::Ok | AttemptResult::Exception, _) => circuit.succeeded(),
+        let key_suspect = &job.policy.handles.tenant(job.call.tenant.index).key_suspect;
+        match result {
+            AttemptResult::Ok | AttemptResult::Exception => {
+                if circuit.succeeded() {
+                    key_suspect.set(0);
+                    call_log.key_accepted();
+                }
+            }
             _ => {
                 let reason = outcome.error().map_or_else(|| result.name(), |error| error.failure().name());
                 if circuit.failed(reason) {
@@ -171,6 +198,11 @@ impl Fetcher {
             }
         }
         let Outcome::Answered(answered) = outcome else { return };
+        // HTTP 429 is no answer to a signature.
+        if result == AttemptResult::Throttled && answered.answer.status != TOO_MANY_REQUESTS && circuit.throttled() {
+            key_suspect.set(1);
+            call_log.key_suspect(&answered.answer);
+        }
         if result == AttemptResult::Throttled {
             permit.throttled(answered.sent.boot).iter().for_each(|throttled| call_log.throttled(throttled));
         }
@@ -190,8 +222,10 @@ impl Fetcher {
         let waited = self.time.boot().since(queued);
         job.metrics().wait.observe(waited.as_secs_f64());
         let is_late = remaining < job.max_wait;
-        let permit =
-            permit.map_err(|limited| if is_late { NotSent::DeadlineExceeded } else { NotSent::Limited(limited) })?;
+        let permit = permit.map_err(|limited| match is_late {
+            true => NotSent::DeadlineExceeded,
+            false => NotSent::Limited { limited, is_key_suspect: circuit.is_key_suspect() },
+        })?;
         let attempt = self.begin(job, circuit, max_wait.saturating_sub(waited)).await?;
         Ok((permit, attempt))
     }
@@ -228,11 +262,21 @@ impl Fetcher {
                 permit.answered();
                 answered_at.get_or_init(|| self.time.clock.now());
             };
+            let reused = connection.is_reused();
             match connection.exchange(&request, within, bytes_sent, answer_began).await {
                 Err(failed) if failed.is_idle_close() && !failed.sent => reuse = Reuse::New,
                 Err(failed) => {
                     let is_soon = self.time.boot().since(sent.boot) < IDLE_CLOSE_WITHIN;
                     return Err(ExchangeError { reused: failed.reused && is_soon, ..failed });
+                }
+                // What a server says to an idle connection before it closes it (RFC 9110, section 15.5.9), just when it is used.
+                Ok(Exchanged { answer, .. }) if reused && answer.status == REQUEST_TIMEOUT => {
+                    return Err(ExchangeError {
+                        error: AttemptError::Reset(None),
+                        sent: true,
+                        reused: true,
+                        answering: false,
+                    });
                 }
                 Ok(Exchanged { answer, date }) => {
                     let earliest = self.time.earliest(sent, date, answered_at.get());
@@ -296,9 +340,4 @@ fn result_of(outcome: &Outcome) -> AttemptResult {
             Some(Failure::Reset) | None => AttemptResult::Reset,
         },
     }
-}
-
-/// Whether an attempt was made, with or without success.
-const fn was_made(outcome: &Outcome) -> bool {
-    matches!(outcome, Outcome::Answered(_) | Outcome::Unknown(_) | Outcome::NotSent(NotSent::Failed(_)))
 }

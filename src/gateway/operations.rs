@@ -78,6 +78,7 @@ impl Gateway {
         let settle = policy.settings.cache.settle;
         let invalidate = |id: &&str| self.invalidator.customer(tenant.merchant, id, settle, Invalidation::Invalidate);
         let dropped: usize = customers.iter().map(invalidate).sum();
+        self.audit_invalidation(policy, info, dropped);
         let answer = Answer {
             status: 200,
             content_type: Some(ContentType::json()),
@@ -157,6 +158,9 @@ impl Gateway {
         let skew = self.time.skew.ahead(self.time.clock.now()).unwrap_or_default();
         #[expect(clippy::cast_precision_loss, reason = "a gauge in seconds")]
         self.metrics.clock_skew.set(skew as f64 / 1000.0);
+        let dropped = (self.dropped_log_lines)();
+        let counted = &self.metrics.log_lines_dropped;
+        counted.inc_by(dropped.saturating_sub(counted.get()));
         self.metrics.page()
     }
 

@@ -35,6 +35,8 @@ pub(super) struct ParseMemo {
 pub(super) struct Unparsed<'a> {
     /// The route's index.
     pub(super) route: usize,
+    /// Whether the route is for several paths.
+    pub(super) is_wildcard: bool,
     pub(super) path: &'a str,
     /// `X-Zvgate-Tenant`.
     pub(super) tenant: Option<&'a [u8]>,
@@ -50,6 +52,8 @@ pub(super) struct Parsed {
     sole_tenant: Option<usize>,
     body: Box<[u8]>,
     pub(super) tenant: Arc<Tenant>,
+    /// Its number, at hand.
+    pub(super) tenant_index: usize,
     pub(super) customers: Arc<[String]>,
     pub(super) question: Question,
 }
@@ -60,7 +64,7 @@ impl Parsed {
             && *self.body == *unparsed.body
             && self.tenant_header.as_deref() == unparsed.tenant
             && self.sole_tenant == unparsed.sole_tenant
-            && self.question.is_at(unparsed.path)
+            && (!unparsed.is_wildcard || self.question.is_at(unparsed.path))
     }
 }
 
@@ -108,6 +112,7 @@ impl ParseMemo {
                 sole_tenant: unparsed.sole_tenant,
                 body: unparsed.body.into(),
                 tenant: Arc::clone(tenant),
+                tenant_index: tenant.index,
                 customers: Arc::clone(customers),
                 question,
             })));
@@ -151,7 +156,7 @@ mod tests {
     }
 
     const fn unparsed((route, path, tenant, sole_tenant, body): Sent) -> Unparsed<'static> {
-        Unparsed { route, path, tenant, sole_tenant, body }
+        Unparsed { route, is_wildcard: true, path, tenant, sole_tenant, body }
     }
 
     proptest! {
@@ -186,7 +191,8 @@ mod tests {
         let (memo, tenant) = (ParseMemo::new(1 << 20), tenant());
         for (length, is_found) in [(8, true), (MAX_TEXT, false)] {
             let body = vec![b' '; length];
-            let unparsed = Unparsed { route: 0, path: "/a", tenant: None, sole_tenant: None, body: &body };
+            let unparsed =
+                Unparsed { route: 0, is_wildcard: true, path: "/a", tenant: None, sole_tenant: None, body: &body };
             let question = Question { subject: Subject::customer(0, "c"), key: "/a {}".into() };
             memo.remember(&unparsed, &tenant, &Arc::from([]), question);
             assert_eq!(memo.find(&unparsed).is_some(), is_found, "{length}");

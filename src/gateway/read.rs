@@ -19,7 +19,6 @@ use crate::metrics::{Changed, LookupResult, Per};
 use crate::reply::{CacheStatus, GatewayError, OverCapacity, Reply, StaleReason};
 use crate::route::Route;
 use crate::settings::{CacheMode, CachedSettings};
-use crate::tenant::Tenant;
 use crate::upstream::{AttemptError, NotSent, Outcome};
 
 /// Answers reads.
@@ -55,14 +54,14 @@ impl Reads {
         &self,
         policy: &Policy,
         route: &Route,
-        tenant: &Tenant,
+        tenant: usize,
         question: &Question,
         cache_control: &RequestCacheControl,
         now: Now,
     ) -> Option<Reply> {
-        let generation = self.cache.generation(tenant.merchant, policy.rules);
+        let generation = self.cache.generation(question.subject.tenant, policy.rules);
         let hit = self.cache.fresh(question, generation, cache_control, now)?;
-        Some(served(policy, route, tenant.index, hit, now))
+        Some(served(policy, route, tenant, hit, now))
     }
 
     pub(super) fn read(self: &Arc<Self>, request: &Request<'_>, cached: &CachedSettings) -> Result<Step, GatewayError> {
@@ -80,7 +79,7 @@ impl Reads {
         match self.cache.lookup(&question, generation, cache_control, *now) {
             Lookup::Fresh(hit) => {
                 let reply = served(policy, request.route, request.tenant.index, hit, *now);
-                request.remember(question);
+                request.remember(self.cache.stored(question, generation));
                 return Ok(Step::Done(reply));
             }
             Lookup::Stale(hit, is_refresher) => {

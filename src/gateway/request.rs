@@ -25,6 +25,8 @@ pub(super) struct Request<'a> {
     pub(super) caller: &'a Caller,
     pub(super) route: &'a Arc<Route>,
     pub(super) unparsed: Unparsed<'a>,
+    /// The question that the same body asked before, if that is remembered.
+    pub(super) known: Option<&'a Question>,
     pub(super) envelope: &'a Envelope<'a>,
     pub(super) tenant: &'a Arc<Tenant>,
     pub(super) cache_control: RequestCacheControl,
@@ -36,6 +38,10 @@ pub(super) struct Request<'a> {
 impl Request<'_> {
     /// What the request asks of the cache.
     pub(super) fn question(&self, cached: &CachedSettings) -> Question {
+        // The same text in the same memory, by which it is compared.
+        if let Some(known) = self.known {
+            return known.clone();
+        }
         let merchant = self.tenant.merchant;
         let mut key = self.envelope.question(self.unparsed.path, &cached.optional);
         // A merchant's grants share its customers, so that a write under one is seen under all, and no answers.

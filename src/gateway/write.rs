@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::Step;
-use super::access_log::{RequestInfo, WriteLog};
+use super::access_log::{RequestInfo, WriteLog, Written};
 use super::body::MAX_CUSTOMERS;
 use super::fetch::Fetcher;
 use super::invalidate::Invalidator;
@@ -42,7 +42,8 @@ impl Writes {
         self.tasks.check_capacity()?;
         let job = request.write_job(self.fetcher.time.boot());
         let (settings, info) = (settings.clone(), request.info.clone());
-        let task = self.tasks.spawn(Arc::clone(self).execute(job, settings, info));
+        let written = Written::of(request.envelope);
+        let task = self.tasks.spawn(Arc::clone(self).execute(job, settings, info, written));
         Ok(Step::Wait(Box::pin(async move {
             task.await.unwrap_or_else(|_| Err(GatewayError::OutcomeUnknown(Arc::new(AttemptError::Reset(None)))))
         })))
@@ -53,11 +54,16 @@ impl Writes {
         job: Job,
         settings: WriteSettings,
         info: RequestInfo,
+        mut written: Written,
     ) -> Result<Reply, GatewayError> {
         let write = Write { writes: &self, job: &job, settings: &settings, info: &info, has_ended: false };
         let outcome = self.fetcher.fetch(&job, None, |_| {}, std::future::pending::<()>).await;
         let customers = write.end(&outcome);
+        written.attempts = u32::from(outcome.was_tried());
         let effect = outcome.effect();
+        if effect == Effect::Unknown {
+            job.metrics().outcome_unknown.inc();
+        }
         let result = match outcome {
             Outcome::Answered(Answered { mut answer, .. }) => {
                 // Nobody shall repeat what may have been executed.
@@ -70,7 +76,7 @@ impl Writes {
             Outcome::NotSent(not_sent) => Err(GatewayError::NotSent(not_sent)),
             Outcome::Unknown(error) => Err(GatewayError::OutcomeUnknown(error)),
         };
-        self.log.write(&job.policy, &result, &info, &customers);
+        self.log.write(&job.policy, &result, &written, &info, &customers);
         result
     }
 }

@@ -23,7 +23,7 @@ use super::connection_state::ConnectionState;
 use super::drain_body::drain_body;
 use super::io_timeouts::IoTimeouts;
 use super::streams::{SendProgress, StreamExecutor};
-use super::{Bounds, PeerInfo};
+use super::{Bounds, PeerInfo, Rejections};
 use crate::gateway::{Capacity, SharedCapacity};
 
 /// How long an idle connection stays open while the process stops, for a request that has already been sent: closing it
@@ -46,6 +46,8 @@ pub(super) struct Connection<A> {
     pub(super) bounds: Bounds,
     /// Concurrent requests on all HTTP/2 connections.
     pub(super) streams: Arc<Semaphore>,
+    /// What is counted of what is no request; `None`: nothing.
+    pub(super) rejections: Option<Arc<Rejections>>,
     pub(super) tls: Option<Arc<ServerConfig>>,
     pub(super) stop: CancellationToken,
     pub(super) answer: A,
@@ -80,12 +82,15 @@ where
         match acceptor.accept(stream).await {
             Ok(stream) if stream.get_ref().1.alpn_protocol() == Some(b"h2") => self.http2(stream, state).await,
             Ok(stream) => self.http1(stream, state).await,
-            Err(error) => tracing::debug!(peer = %self.peer.address, %error, "TLS handshake failed"),
+            Err(error) => {
+                self.rejections.iter().for_each(|rejections| rejections.handshake(self.peer.address, &error));
+            }
         }
     }
 
     async fn http1(self, stream: impl AsyncRead + AsyncWrite + Unpin + Send, state: Arc<ConnectionState>) {
-        let Self { peer, bounds, stop, answer, .. } = self;
+        let Self { peer, bounds, rejections, stop, answer, .. } = self;
+        let address = peer.address;
         let mut server = http1::Builder::new();
         // The stream itself has timeouts for heads and idle connections.
         server.header_read_timeout(None).keep_alive(!matches!(peer.capacity, Capacity::Exhausted));
@@ -105,7 +110,12 @@ where
             // First, so that a response that is made now says that it is the last.
             biased;
             () = stop.cancelled() => {}
-            _ = connection.as_mut() => return,
+            ended = connection.as_mut() => {
+                if let (Err(error), Some(rejections)) = (ended, rejections) {
+                    rejections.connection(address, &error, state.begun() == 0, state.is_idle());
+                }
+                return;
+            }
         }
         state.close_after_response();
         let linger = LINGER.min(bounds.drain_timeout / 2);
@@ -116,7 +126,7 @@ where
     }
 
     async fn http2(self, stream: impl AsyncRead + AsyncWrite + Unpin + Send, state: Arc<ConnectionState>) {
-        let Self { peer, bounds, streams, stop, answer, .. } = self;
+        let Self { peer, bounds, streams, rejections, stop, answer, .. } = self;
         state.multiplex();
         let mut server = http2::Builder::new(StreamExecutor { send_timeout: bounds.idle_timeout });
         server.max_concurrent_streams(bounds.max_streams);
@@ -135,6 +145,7 @@ where
             }
             // hyper limits the size of a head, and not the number of its fields.
             let is_too_long = request.headers().len() > bounds.max_headers;
+            rejections.iter().filter(|_| is_too_long).for_each(|rejections| rejections.too_many_fields());
             let answer = match is_too_long {
                 true => Err(request.into_body()),
                 false => Ok(answer(request, PeerInfo { capacity, ..peer })),

@@ -8,9 +8,12 @@ use prometheus::{Gauge, Histogram, IntCounter, IntCounterVec, IntGauge};
 
 use super::Vecs;
 use super::labels::{AttemptResult, BreakerState, CacheUse, Changed, Label, Limit, LookupResult};
+use super::names::Names;
 
 /// The name of callers without one.
 pub const ANONYMOUS: &str = "anonymous";
+/// The route of requests without one.
+const UNROUTED: &str = "none";
 /// Statuses that are counted under their own number.
 const STATUSES: std::ops::Range<u16> = 100..600;
 
@@ -72,6 +75,8 @@ pub struct CallerMetrics {
 pub struct TenantMetrics {
     /// Attempts in flight.
     pub inflight: IntGauge,
+    /// Whether the platform throttles although the rate limit is kept, since its last success: the key may be refused.
+    pub key_suspect: IntGauge,
     /// By route.
     calls: Vec<CallMetrics>,
 }
@@ -83,6 +88,10 @@ pub struct CallMetrics {
     pub attempts: Per<AttemptResult, IntCounter>,
     /// Durations of attempts, in seconds, from signing to the end of the answer.
     pub duration: Histogram,
+    /// Attempts beyond the first.
+    pub retries: IntCounter,
+    /// Writes whose outcome is unknown.
+    pub outcome_unknown: IntCounter,
     /// Requests that were answered without a call of their own.
     pub saved: IntCounter,
     /// How long calls waited for a slot, in seconds.
@@ -109,10 +118,10 @@ pub struct Handles {
 impl Handles {
     /// Handles for routes and callers in order, the anonymous caller first, and for tenants by number.
     pub(super) fn new(vecs: &Vecs, routes: &[&str], callers: &[&str], tenants: &[(usize, &str)]) -> Self {
-        // Gauges of what is no longer configured are removed.
-        vecs.rate.reset();
-        vecs.breaker_open.reset();
         let callers: Vec<&str> = std::iter::once(ANONYMOUS).chain(callers.iter().copied()).collect();
+        let all_routes: Vec<&str> = std::iter::once(UNROUTED).chain(routes.iter().copied()).collect();
+        let all_tenants: Vec<&str> = tenants.iter().map(|(_, tenant)| *tenant).collect();
+        vecs.retain(&Names { tenants: &all_tenants, routes: &all_routes, callers: &callers });
         let route = |route: &str| RouteMetrics {
             route: route.to_owned(),
             requests_by: vecs.requests.clone(),
@@ -124,6 +133,8 @@ impl Handles {
         let call = |tenant: &str, route: &str| CallMetrics {
             attempts: Per::new(|outcome| vecs.attempts.with_label_values(&[tenant, route, outcome])),
             duration: vecs.upstream_duration.with_label_values(&[tenant, route]),
+            retries: vecs.retries.with_label_values(&[tenant, route]),
+            outcome_unknown: vecs.outcome_unknown.with_label_values(&[tenant, route]),
             saved: vecs.saved.with_label_values(&[tenant, route]),
             wait: vecs.wait.with_label_values(&[tenant, route]),
             rate: vecs.rate.with_label_values(&[tenant, route]),
@@ -140,13 +151,14 @@ impl Handles {
             if let Some(place) = by_number.get_mut(*number) {
                 *place = Some(TenantMetrics {
                     inflight: vecs.inflight.with_label_values(&[*tenant]),
+                    key_suspect: vecs.key_suspect.with_label_values(&[*tenant]),
                     calls: routes.iter().map(|route| call(tenant, route)).collect(),
                 });
             }
         }
         Self {
             routes: routes.iter().map(|name| route(name)).collect(),
-            unrouted: route("none"),
+            unrouted: route(UNROUTED),
             callers: callers.iter().map(caller).collect(),
             tenants: by_number,
         }

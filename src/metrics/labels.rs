@@ -150,6 +150,20 @@ label! {
 }
 
 label! {
+    /// Why a request was rejected before there was one.
+    Unparsed {
+        /// Its head or its framing is invalid.
+        Framing = "framing",
+        /// Its head is too long.
+        HeadSize = "head_size",
+        /// Its head was not received in time.
+        HeadTimeout = "head_timeout",
+        /// It is not HTTP.
+        NotHttp = "not_http",
+    }
+}
+
+label! {
     /// Which limit rejected a request.
     Limit {
         /// The rate limit of a caller.

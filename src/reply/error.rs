@@ -95,7 +95,7 @@ impl GatewayError {
             Self::OverCapacity(OverCapacity::Connections) => (UNAVAILABLE, "unavailable", "connection_limit_reached"),
             Self::OverCapacity(OverCapacity::Waiters) => (UNAVAILABLE, "unavailable", "destination_unavailable"),
             Self::NotCached => (StatusCode::GATEWAY_TIMEOUT, "not_cached", "http_request_denied"),
-            Self::NotSent(NotSent::Limited(_)) => {
+            Self::NotSent(NotSent::Limited { .. }) => {
                 (StatusCode::TOO_MANY_REQUESTS, "upstream_limited", "http_request_denied")
             }
             Self::NotSent(NotSent::Rejected(_) | NotSent::Abandoned) => {
@@ -118,6 +118,17 @@ impl GatewayError {
     /// Its name: `error` in responses and logs.
     pub fn name(&self) -> &'static str {
         self.kind().1
+    }
+
+    /// What failed towards the platform, as the log names it.
+    pub fn reason(&self) -> Option<&'static str> {
+        match self {
+            Self::NotSent(NotSent::Failed(error)) | Self::NoAnswer(error) | Self::OutcomeUnknown(error) => {
+                Some(error.failure().name())
+            }
+            Self::NotSent(not_sent) => Some(not_sent.name()),
+            _ => None,
+        }
     }
 
     /// The message for callers.
@@ -147,7 +158,10 @@ impl GatewayError {
             Self::OverCapacity(OverCapacity::Connections) => "too many connections or concurrent requests".to_owned(),
             Self::OverCapacity(OverCapacity::Waiters) => "too many callers wait for the same answer".to_owned(),
             Self::NotCached => "the answer is not cached".to_owned(),
-            Self::NotSent(NotSent::Limited(_)) => {
+            Self::NotSent(NotSent::Limited { is_key_suspect: true, .. }) => {
+                "over the rate limit of the open platform, which throttles although the limit is kept: this tenant's signing key may be refused; nothing was sent".to_owned()
+            }
+            Self::NotSent(NotSent::Limited { .. }) => {
                 "over the rate limit of the open platform; nothing was sent".to_owned()
             }
             Self::NotSent(NotSent::Rejected(Rejected::TooManyInFlight)) => {
@@ -169,7 +183,7 @@ impl GatewayError {
     pub(super) const fn retry_after(&self) -> RetryAfter<'_> {
         match self {
             Self::CallerLimited(limited) => RetryAfter::Limit("caller", limited),
-            Self::NotSent(NotSent::Limited(limited)) => RetryAfter::Limit("upstream", limited),
+            Self::NotSent(NotSent::Limited { limited, .. }) => RetryAfter::Limit("upstream", limited),
             Self::NotSent(NotSent::Rejected(Rejected::BreakerOpen(wait))) => RetryAfter::In(*wait),
             Self::OverCapacity(_)
             | Self::NotSent(NotSent::Rejected(Rejected::TooManyInFlight) | NotSent::Abandoned) => RetryAfter::In(SOON),

@@ -5,6 +5,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -19,6 +20,9 @@ use crate::settings::BreakerSettings;
 
 /// Paths of one wildcard that have a circuit of their own; further ones share one.
 const MAX_PATHS: usize = 256;
+
+/// The platform has one code for too many calls and for a refused signature: after so many in a row it may be the latter.
+const SUSPECT_AFTER: u32 = 3;
 
 /// Why an attempt is rejected before anything is sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,6 +68,8 @@ pub(super) struct TenantCircuits {
     /// Notified when a breaker opens.
     opened: Notify,
     retries: RetryBudget,
+    /// Calls that were throttled in a row since the last success.
+    throttled: AtomicU32,
     paths: Mutex<HashMap<Arc<str>, Arc<PathCircuit>>>,
     clock: Clock,
 }
@@ -94,6 +100,7 @@ impl TenantCircuits {
             connect: Mutex::new(Breaker::new()),
             opened: Notify::new(),
             retries: RetryBudget::new(),
+            throttled: AtomicU32::new(0),
             paths: Mutex::default(),
             clock: clock.clone(),
         }
@@ -212,9 +219,23 @@ impl Circuit {
         self.path.failures.failed(kind, self.tenant.clock.boot())
     }
 
-    /// Records a success.
-    pub fn succeeded(&self) {
+    /// Records a success; returns whether the tenant's key was suspect until now.
+    pub fn succeeded(&self) -> bool {
         self.path.failures.succeeded();
+        let throttled = &self.tenant.throttled;
+        // Most often there is nothing to change.
+        throttled.load(Ordering::Relaxed) > 0 && throttled.swap(0, Ordering::Relaxed) >= SUSPECT_AFTER
+    }
+
+    /// Records that the platform throttled a call although the rate limit was kept; returns whether that makes the tenant's key
+    /// suspect.
+    pub fn throttled(&self) -> bool {
+        self.tenant.throttled.fetch_add(1, Ordering::Relaxed) + 1 == SUSPECT_AFTER
+    }
+
+    /// Whether the tenant's key may be refused.
+    pub fn is_key_suspect(&self) -> bool {
+        self.tenant.throttled.load(Ordering::Relaxed) >= SUSPECT_AFTER
     }
 }
 

@@ -86,6 +86,11 @@ impl Connection {
         Self { http1, pool, reused, target: Arc::clone(target) }
     }
 
+    /// Whether it was idle before.
+    pub const fn is_reused(&self) -> bool {
+        self.reused
+    }
+
     /// Sends a signed request and reads its complete answer `within` a time. Calls `on_sent` each time that bytes of it were
     /// sent, and `on_answer` when the answer begins.
     ///

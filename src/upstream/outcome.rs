@@ -38,7 +38,12 @@ pub struct Answered {
 #[derive(Clone, Debug)]
 pub enum NotSent {
     /// No slot of the platform's rate came in time.
-    Limited(Limited),
+    Limited {
+        /// When to try again.
+        limited: Limited,
+        /// Whether the platform throttles although the rate limit is kept, so that the signing key may be refused.
+        is_key_suspect: bool,
+    },
     /// The circuit breaker is open, or too many attempts are in flight.
     Rejected(Rejected),
     /// The caller's time was over.
@@ -49,6 +54,21 @@ pub enum NotSent {
     Failed(Arc<AttemptError>),
     /// Its task ended early.
     Abandoned,
+}
+
+impl NotSent {
+    /// Its name in the log.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Limited { .. } => "no_slot",
+            Self::Rejected(Rejected::BreakerOpen(_)) => "breaker_open",
+            Self::Rejected(Rejected::TooManyInFlight) => "too_many_in_flight",
+            Self::DeadlineExceeded => "deadline_exceeded",
+            Self::Cancelled => "cancelled",
+            Self::Failed(error) => error.failure().name(),
+            Self::Abandoned => "abandoned",
+        }
+    }
 }
 
 /// What a write did to the platform's data.
@@ -79,6 +99,11 @@ impl Outcome {
             Self::Answered(_) | Self::Unknown(_) => true,
             Self::NotSent(_) => false,
         }
+    }
+
+    /// Whether an attempt was made, with or without success.
+    pub const fn was_tried(&self) -> bool {
+        matches!(self, Self::Answered(_) | Self::Unknown(_) | Self::NotSent(NotSent::Failed(_)))
     }
 
     /// The error, if there was one.

@@ -115,7 +115,7 @@ async fn a_panic_is_counted_as_a_500() {
     let served = tokio::spawn(async move {
         let (stream, _) = listener.accept().await.unwrap();
         let service = hyper::service::service_fn(move |request| {
-            let handled = Arc::clone(&inner).handle(request, zvgate::gateway::Capacity::Available);
+            let handled = Arc::clone(&inner).handle(request, zvgate::gateway::Capacity::Available, loopback());
             async move {
                 let mut handled = std::pin::pin!(handled);
                 let waited = tokio::time::timeout(Duration::from_millis(200), handled.as_mut()).await;

@@ -132,7 +132,7 @@ async fn a_drain_closes_idle_connections_and_announces_it_on_used_ones() {
     }
     let last = kept.read("1").await;
     assert_eq!((last.status, last.header("connection")), (200, "close"));
-    gateway.done.await.unwrap();
+    gateway.done.await.unwrap().unwrap();
     assert!(idle.wait_until_closed().await, "an unused connection does not delay the stop");
 }
 

@@ -17,6 +17,7 @@ mod fidelity;
 mod framing;
 mod http2;
 mod idle;
+mod log;
 mod pacing;
 mod process;
 mod reload;

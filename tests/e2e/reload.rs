@@ -298,3 +298,41 @@ fn next_line(log: &mut impl BufRead, message: &str, folder: &Path) {
     assert!(line.contains(message), "{line}");
     assert!(!line.contains("ERROR") || line.contains(folder.to_str().unwrap()), "the file is named: {line}");
 }
+
+/// Series of names that left go, those that stay continue, and those that come begin at zero.
+#[tokio::test(flavor = "multi_thread")]
+async fn metrics_follow_the_names_of_the_configuration() {
+    let platform = Platform::unlimited().await;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("zvgate.toml");
+    let load = |name: &str| {
+        let tenant = |name: &str, id: &str| {
+            format!("[tenants.{name}]\nopen_id = \"{id}\"\ngrant_code = \"g\"\nopen_key = \"k\"\n")
+        };
+        let text = format!(
+            "[upstream]\nbase_url = \"{}\"\n[[routes]]\npath = \"/v3/{name}\"\nkind = \"pass\"\n{}{}",
+            platform.url(),
+            tenant(name, name),
+            tenant("stays", "s")
+        );
+        std::fs::write(&path, text).unwrap();
+        Configuration::load(&Sources { file: Some(path.clone()), ..Sources::default() })
+    };
+    let gateway = TestGateway::of(load("first").unwrap()).await;
+    gateway.post(READ, &[("x-zvgate-tenant", "stays")], r#"{"params":{"customerId":"1"}}"#).await;
+    gateway.post("/v3/first", &[("x-zvgate-tenant", "first")], r#"{"params":{"customerId":"1"}}"#).await;
+    let before = gateway.page("/metrics").await.text();
+    assert!(before.contains("tenant=\"first\"") && before.contains("route=\"/v3/first\""));
+    for number in 0..20 {
+        assert!(gateway.inner.reload(load(&format!("n{number}"))));
+    }
+    let after = gateway.page("/metrics").await.text();
+    for gone in ["\"first\"", "\"/v3/first\"", "\"n0\"", "\"/v3/n18\""] {
+        assert!(!after.contains(gone), "{gone}");
+    }
+    assert_eq!(before.lines().count(), after.lines().count() + 1, "one status was counted for the first route");
+    let attempts = format!("zvgate_upstream_attempts_total{{outcome=\"throttled\",route=\"{READ}\",tenant=\"stays\"}}");
+    let error = attempts.replace("throttled", "error");
+    assert!(gateway.metric(&attempts).await + gateway.metric(&error).await >= 1.0, "its counters continue");
+    assert_eq!(gateway.metric(&attempts.replace("stays", "n19")).await, 0.0);
+}

@@ -207,7 +207,7 @@ async fn a_drain_sends_connection_close_on_kept_connections() {
     }
     let last = kept.read("1").await;
     assert_eq!((last.status, last.header("connection")), (200, "close"));
-    gateway.done.await.unwrap();
+    gateway.done.await.unwrap().unwrap();
     assert!(idle.wait_until_closed().await, "an unused connection does not delay the stop");
 }
 

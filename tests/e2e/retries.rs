@@ -197,3 +197,19 @@ async fn retry_after_of_the_platform_pauses_its_route() {
         assert_eq!(gateway.read("2").await.status, 200, "{status}");
     }
 }
+
+/// The upstream says that an idle connection took too long, and closes it, just when it is used.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_408_on_an_idle_connection_costs_no_read() {
+    let upstream = Scripted::start(|number, _| match number % 2 {
+        0 => Action::Respond(http_text("200 OK", "", EMPTY)),
+        _ => Action::RespondAndClose(http_text("408 Request Timeout", "Connection: close\r\n", "")),
+    })
+    .await;
+    let gateway = TestGateway::start(&upstream, &[("limits.upstream.rate", "0"), ("upstream.retries", "0")]).await;
+    for customer in 0..20 {
+        let reply = gateway.read(&customer.to_string()).await;
+        assert!(is_success(&reply), "{customer}: {reply:?}");
+    }
+    assert_eq!(upstream.seen().len(), 39);
+}

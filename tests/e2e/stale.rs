@@ -331,3 +331,21 @@ async fn callers_can_invalidate_customers() {
         .await
         .assert_error(403, "forbidden");
 }
+
+/// The wall clock is an hour fast when a list is fetched that ends in half an hour, and is put right then: by the later clock the
+/// end had passed, and by the platform's it had not.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_end_that_lies_ahead_by_either_clock_counts() {
+    let platform = Platform::unlimited().await;
+    let gateway = TestGateway::start(&platform, &[("cache.ttl", "2h")]).await;
+    for customer in ["1", "2", "3"] {
+        gateway.read(customer).await;
+    }
+    gateway.clock.step_wall(3_600_000);
+    platform.change("9", "issue", json!({ "seconds": 1800 })).await;
+    let fetched = gateway.read("9").await;
+    assert_eq!((fetched.status, fetched.header("cache-status")), (200, "zvgate; fwd=miss"), "its end may have passed");
+    gateway.clock.step_wall(-3_600_000);
+    gateway.clock.advance(Duration::from_secs(1801));
+    assert!(!gateway.read("9").await.is_hit(), "its end has passed");
+}

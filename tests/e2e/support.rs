@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_util::sync::{CancellationToken, DropGuard};
-use zvgate::app::{App, Inherited, Workers};
+use zvgate::app::{App, Surroundings, TaskEnded, Workers};
 use zvgate::clock::{Clock, Hands};
 use zvgate::configuration::Configuration;
 use zvgate::gateway::Gateway;
@@ -158,7 +158,7 @@ pub(crate) struct TestGateway {
     pub(crate) clock: Arc<Hands>,
     pub(crate) inner: Arc<Gateway>,
     pub(crate) stop: CancellationToken,
-    pub(crate) done: tokio::task::JoinHandle<()>,
+    pub(crate) done: tokio::task::JoinHandle<Result<(), TaskEnded>>,
     _stop: DropGuard,
 }
 
@@ -183,7 +183,7 @@ impl TestGateway {
 
     async fn run(configuration: Configuration, earlier: EarlierCalls) -> Self {
         let (clock, control) = Clock::shifted();
-        let app = App::bind(configuration, clock, earlier, Inherited::default()).await.unwrap();
+        let app = App::bind(configuration, clock, Surroundings::new(earlier)).await.unwrap();
         let (address, admin) = (app.address().unwrap(), app.admin_address().unwrap());
         let inner = app.gateway();
         let stop = CancellationToken::new();

@@ -314,7 +314,7 @@ async fn a_drain_completes_http2_requests_in_flight_and_closes_the_connection() 
     assert_eq!(answered.unwrap().status, 200);
     // Long before the idle timeout.
     tokio::time::timeout(Duration::from_secs(20), caller.connection).await.unwrap().unwrap();
-    gateway.done.await.unwrap();
+    gateway.done.await.unwrap().unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -484,7 +484,7 @@ async fn a_drain_does_not_wait_for_a_silent_connection() {
     let mut first = [0; 9];
     silent.read_exact(&mut first).await.unwrap();
     gateway.stop.cancel();
-    tokio::time::timeout(Duration::from_secs(15), gateway.done).await.unwrap().unwrap();
+    tokio::time::timeout(Duration::from_secs(15), gateway.done).await.unwrap().unwrap().unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
