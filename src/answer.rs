@@ -4,6 +4,7 @@
 //! in several spellings.
 
 mod datetime;
+mod pointers;
 
 use std::borrow::Cow;
 use std::time::{Duration, SystemTime};
@@ -13,7 +14,7 @@ use time::UtcOffset;
 
 pub use self::datetime::End;
 use crate::clock::Wall;
-use crate::json::{JsonError, Next, Node, Scanner};
+use crate::json::{JsonError, Next, Scanner};
 
 /// Deepest nesting that is read; a deeper answer counts as garbage.
 const MAX_DEPTH: usize = 128;
@@ -88,8 +89,8 @@ pub struct ExtraHeaders {
 impl Answer {
     /// The platform's `code`, if the body has one.
     pub fn code(&self) -> Option<String> {
-        let root = Node::parse(std::str::from_utf8(&self.body).ok()?, MAX_DEPTH).ok()?;
-        root.member("code")?.text().map(str::to_owned)
+        let text = std::str::from_utf8(&self.body).ok()?;
+        pointers::texts(text, MAX_DEPTH, &["/code".to_owned()]).into_iter().next()
     }
 
     /// How long `Retry-After` says to wait (RFC 9110, section 10.2.3).
@@ -355,9 +356,7 @@ fn is_final_status(status: &str) -> bool {
 
 /// Every customer that the pointers name in an answer; none if it is not JSON.
 pub fn customers(body: &[u8], pointers: &[String]) -> Vec<String> {
-    let text = std::str::from_utf8(body).ok();
-    let root = text.and_then(|text| Node::parse(text, MAX_DEPTH).ok());
-    root.map(|root| root.texts(pointers)).unwrap_or_default()
+    std::str::from_utf8(body).map(|text| pointers::texts(text, MAX_DEPTH, pointers)).unwrap_or_default()
 }
 
 #[cfg(test)]

@@ -90,7 +90,7 @@ pub struct StaleHit {
 pub enum Lookup {
     /// A fresh answer.
     Fresh(Hit),
-    /// A stale answer, to be served at once, and whether this caller is the one that refreshes it.
+    /// A stale answer, to be served at once, and whether a refresh is due ([`Cache::claim_refresh`]).
     Stale(StaleHit, bool),
     /// Nothing that may be served.
     Miss,
@@ -223,6 +223,11 @@ impl<F: Clone> Cache<F> {
         now: Now,
     ) -> Option<Hit> {
         self.valid_entry(&question.subject)?.fresh(question, generation, cache_control, now)
+    }
+
+    /// Whether the caller is the one that refreshes a stale answer.
+    pub fn claim_refresh(&self, question: &Question, generation: Generation, now: Now) -> bool {
+        self.valid_entry(&question.subject).is_some_and(|entry| entry.claim_refresh(question, generation, now.boot))
     }
 
     /// The stale answer that may be served in place of a failure.

@@ -194,7 +194,12 @@ impl CustomerEntry {
             return Lookup::Miss;
         };
         let hit = StaleHit { answer: Arc::clone(&cached.answer), freshness, stale };
-        Lookup::Stale(hit, cached.refresh.claim(now.boot))
+        Lookup::Stale(hit, cached.refresh.is_due(now.boot))
+    }
+
+    /// Whether the caller is the one that refreshes the answer to a question.
+    pub(super) fn claim_refresh(&self, question: &Question, generation: Generation, now: Boot) -> bool {
+        self.find(&question.key, generation).is_some_and(|cached| cached.refresh.claim(now))
     }
 
     pub(super) fn len(&self) -> usize {

@@ -18,6 +18,11 @@ pub(super) struct RefreshState {
 }
 
 impl RefreshState {
+    /// Whether a refresh is due: one that cannot begin takes no turn.
+    pub(super) fn is_due(&self, now: Boot) -> bool {
+        now.millis() >= self.not_before.load(Ordering::Relaxed)
+    }
+
     /// Whether the caller should refresh: true for at most one caller per backoff interval.
     pub(super) fn claim(&self, now: Boot) -> bool {
         let not_before = self.not_before.load(Ordering::Relaxed);

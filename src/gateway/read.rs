@@ -82,8 +82,8 @@ impl Reads {
                 request.remember(self.cache.stored(question, generation));
                 return Ok(Step::Done(reply));
             }
-            Lookup::Stale(hit, is_refresher) => {
-                if !(is_refresher && self.refresh(request, &question)) {
+            Lookup::Stale(hit, is_due) => {
+                if !(is_due && self.refresh(request, &question)) {
                     request.call_metrics().saved.inc();
                 }
                 lookups.of(LookupResult::Stale).inc();
@@ -129,6 +129,9 @@ impl Reads {
         let job = request.fetch_job(self.time.boot());
         let Some(permit) = self.fetcher.pace(&job).try_acquire() else { return false };
         let generation = self.cache.generation(request.tenant.merchant, request.policy.rules);
+        if !self.cache.claim_refresh(question, generation, request.now) {
+            return false;
+        }
         let default = RequestCacheControl::default();
         if let Join::Started(guard, _nobody_waits) = self.cache.join(question, generation, &default, request.now) {
             request.route_metrics().lookups.of(LookupResult::Refresh).inc();

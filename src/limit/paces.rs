@@ -18,7 +18,7 @@ const MAX_PATHS: usize = 256;
 /// What the platform may have counted before a process started.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EarlierCalls {
-    /// Calls of an earlier process: all slots are taken for one `per` first.
+    /// Calls of an earlier process: all slots are taken for one `per` and `transit` first.
     Unknown,
     /// None: the platform starts at the same time.
     None,
@@ -53,7 +53,7 @@ impl Rules {
 #[derive(Debug)]
 pub struct Paces {
     state: Mutex<State>,
-    /// When a call may last have been counted that is not known here.
+    /// When a call may last have been sent that is not known here.
     counted: Option<Boot>,
     clock: Clock,
 }
@@ -120,8 +120,9 @@ impl Paces {
         route: &Route,
         settings: PaceSettings,
     ) -> Arc<Pace> {
-        let new =
-            || Entry { pace: Pace::new(settings, self.counted, &self.clock), pattern: Arc::clone(&route.pattern) };
+        // A call of an earlier process may have been sent just before its end.
+        let counted = self.counted.map(|counted| counted + settings.transit);
+        let new = || Entry { pace: Pace::new(settings, counted, &self.clock), pattern: Arc::clone(&route.pattern) };
         Arc::clone(&paths.entry(path).or_insert_with(new).pace)
     }
 
