@@ -44,6 +44,8 @@ pub struct Metrics {
     pub handshake_failures: IntCounter,
     /// Requests that were rejected before they were parsed.
     pub unparsed: Per<Unparsed, IntCounter>,
+    /// When the certificate for callers expires, in seconds since the Unix epoch; without a series if there is none.
+    certificate_expiry: IntGaugeVec,
     /// Log lines that were dropped.
     pub log_lines_dropped: IntCounter,
     /// How far the platform's clock is ahead of ours, in seconds.
@@ -150,6 +152,11 @@ impl Metrics {
             connections: make.gauge("zvgate_connections", "Open connections of callers"),
             handshake_failures: make.counter("zvgate_tls_handshake_failures_total", "TLS handshakes of callers that failed"),
             unparsed: Per::new(|reason| unparsed.with_label_values(&[reason])),
+            certificate_expiry: make.gauges(
+                "zvgate_tls_certificate_expiry_timestamp_seconds",
+                "When the certificate for callers expires, in seconds since the Unix epoch",
+                &[],
+            ),
             log_lines_dropped: make.counter("zvgate_log_lines_dropped_total", "Log lines dropped because they were read too slowly"),
             clock_skew: make.add(Gauge::new(
                 "zvgate_clock_skew_seconds",
@@ -165,6 +172,18 @@ impl Metrics {
     /// that existed before continue.
     pub fn handles(&self, routes: &[&str], callers: &[&str], tenants: &[(usize, &str)]) -> Handles {
         Handles::new(&self.vecs, routes, callers, tenants)
+    }
+
+    /// Sets when the certificate for callers expires.
+    pub fn set_certificate_expiry(&self, expires: Option<u64>) {
+        match expires {
+            Some(expires) => {
+                let none: [&str; 0] = [];
+                let gauge = self.certificate_expiry.with_label_values(&none);
+                gauge.set(i64::try_from(expires).unwrap_or(i64::MAX));
+            }
+            None => self.certificate_expiry.reset(),
+        }
     }
 
     /// All metrics in Prometheus' text format, version 0.0.4.

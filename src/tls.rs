@@ -6,6 +6,7 @@ mod platform;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
@@ -14,6 +15,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
 use rustls::{RootCertStore, ServerConfig};
 use sha2::{Digest, Sha256};
+use x509_cert::der::Decode;
 use zeroize::Zeroizing;
 
 pub use self::platform::{PlatformTls, platform_tls, read_certificates};
@@ -49,6 +51,8 @@ type Fingerprint = [u8; 32];
 pub struct Tls {
     files: TlsFiles,
     current: ArcSwap<ServerConfig>,
+    /// When the certificate in use expires, in seconds since the Unix epoch; 0: it does not say so readably.
+    expires: AtomicU64,
     seen: Mutex<Seen>,
 }
 
@@ -80,13 +84,19 @@ impl Tls {
     /// Which file cannot be used, and why.
     pub fn load(files: TlsFiles) -> Result<Self, TlsError> {
         let (contents, used) = Contents::read(&files);
-        let current = ArcSwap::from_pointee(contents?.config()?);
-        Ok(Self { files, current, seen: Mutex::new(Seen { used, candidate: None, rejected: None }) })
+        let (config, expires) = contents?.config()?;
+        let (current, expires) = (ArcSwap::from_pointee(config), AtomicU64::new(expires));
+        Ok(Self { files, current, expires, seen: Mutex::new(Seen { used, candidate: None, rejected: None }) })
     }
 
     /// The configuration for new connections.
     pub fn config(&self) -> Arc<ServerConfig> {
         self.current.load_full()
+    }
+
+    /// When the certificate in use expires, in seconds since the Unix epoch, if it says so.
+    pub fn expires(&self) -> Option<u64> {
+        Some(self.expires.load(Ordering::Relaxed)).filter(|expires| *expires > 0)
     }
 
     /// Whether something new was read that has to be confirmed.
@@ -109,8 +119,9 @@ impl Tls {
         }
         seen.candidate = None;
         match contents.and_then(|contents| contents.config()) {
-            Ok(config) => {
+            Ok((config, expires)) => {
                 self.current.store(Arc::new(config));
+                self.expires.store(expires, Ordering::Relaxed);
                 *seen = Seen { used: fingerprint, candidate: None, rejected: None };
                 CertReload::Changed
             }
@@ -157,9 +168,11 @@ impl Contents {
         (contents, fingerprint.finalize().into())
     }
 
-    fn config(&self) -> Result<ServerConfig, TlsError> {
+    /// What they configure, and when the certificate expires.
+    fn config(&self) -> Result<(ServerConfig, u64), TlsError> {
         let invalid = |key, problem: String| TlsError { key, problem };
         let chain = certificates("cert", &self.cert)?;
+        let expires = chain.first().map(expiry).unwrap_or_default();
         let key = PrivateKeyDer::from_pem_slice(&self.key)
             .map_err(|_| invalid("key", "names a file without a private key in PEM".to_owned()))?;
         let provider = Arc::new(rustls::crypto::ring::default_provider());
@@ -187,8 +200,14 @@ impl Contents {
         // Sessions resume without a table of them, and never under other certificates than those they began with.
         config.ticketer = rustls::crypto::ring::Ticketer::new()
             .map_err(|error| invalid("cert", format!("cannot be used: TLS cannot be configured ({error})")))?;
-        Ok(config)
+        Ok((config, expires))
     }
+}
+
+/// When a certificate expires (RFC 5280, section 4.1.2.5), in seconds since the Unix epoch; 0 if that cannot be read.
+fn expiry(certificate: &CertificateDer<'_>) -> u64 {
+    let certificate = x509_cert::Certificate::from_der(certificate);
+    certificate.map_or(0, |one| one.tbs_certificate().validity().not_after.to_unix_duration().as_secs())
 }
 
 fn read_file(key: &'static str, file: &Path) -> Result<Vec<u8>, TlsError> {

@@ -158,6 +158,7 @@ impl Gateway {
         let skew = self.time.skew.ahead(self.time.clock.now()).unwrap_or_default();
         #[expect(clippy::cast_precision_loss, reason = "a gauge in seconds")]
         self.metrics.clock_skew.set(skew as f64 / 1000.0);
+        self.metrics.set_certificate_expiry(policy.tls.as_ref().and_then(|tls| tls.expires()));
         let dropped = (self.dropped_log_lines)();
         let counted = &self.metrics.log_lines_dropped;
         counted.inc_by(dropped.saturating_sub(counted.get()));

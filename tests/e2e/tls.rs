@@ -545,3 +545,21 @@ async fn an_http2_connection_serves_a_bounded_number_of_requests() {
     assert!(count >= 10_000, "{count}");
     assert_eq!(authority.caller(gateway.address).await.read("1").await.unwrap().status, 200);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_metric_has_when_the_certificate_expires() {
+    let platform = Platform::unlimited().await;
+    let authority = Authority::new();
+    let name = "zvgate_tls_certificate_expiry_timestamp_seconds";
+    let plain = TestGateway::start(&platform, &[]).await;
+    assert!(!plain.page("/metrics").await.text().contains(&format!("\n{name} ")));
+    let secured = authority.gateway(&platform, &[]).await;
+    let shown = secured.metric(name).await;
+    let mut command = Command::new("openssl");
+    command.args(["x509", "-noout", "-enddate", "-in", &authority.path("cert")]);
+    let (_, end, _) = tokio::task::block_in_place(|| run(&mut command));
+    let mut date = Command::new("date");
+    date.args(["-u", "+%s", "-d", end.trim().trim_start_matches("notAfter=")]);
+    let (_, expected, _) = tokio::task::block_in_place(|| run(&mut date));
+    assert_eq!(shown, expected.trim().parse::<f64>().unwrap(), "{end}");
+}
