@@ -1,6 +1,8 @@
 //! A configuration, loaded: its settings, and the keys and certificates in the files that they name.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use base64::Engine;
@@ -50,7 +52,7 @@ impl Configuration {
     /// # Errors
     /// All errors, not only the first.
     pub fn load(sources: &Sources) -> Result<Self, ConfigErrors> {
-        let Parsed { settings, mut errors, mut warnings, files, tls_files } = sources.parse();
+        let Parsed { settings, mut errors, mut warnings, secret_files, files, tls_files } = sources.parse();
         let mut contents = Contents::default();
         for file in files {
             if let Err(problem) = contents.read(&file) {
@@ -92,6 +94,9 @@ impl Configuration {
                 }
             }
         }
+        if let Some(settings) = &settings {
+            warnings.extend(exposures(settings, secret_files, tls.is_some()));
+        }
         let Some(settings) = settings.filter(|_| errors.is_empty()) else { return Err(ConfigErrors(errors)) };
         let inline = settings.dynamic.tenants.iter().filter_map(|tenant| match &tenant.key {
             KeySource::Inline(key) => Some((tenant.name.clone(), key.clone())),
@@ -100,6 +105,31 @@ impl Configuration {
         contents.keys.extend(inline);
         Ok(Self { settings, keys: TenantKeys::new(contents.keys), tls: tls.map(Arc::new), connect, warnings })
     }
+}
+
+/// Secrets that any user of the machine can see, in these files and in those that they name.
+fn exposures(settings: &Settings, secret_files: BTreeSet<PathBuf>, has_tls: bool) -> Vec<String> {
+    let keys = settings.dynamic.tenants.iter().filter_map(|tenant| match &tenant.key {
+        KeySource::File(path) => Some(path),
+        KeySource::Inline(_) => None,
+    });
+    let others = settings.fixed.client.proxy_auth_file.iter().chain(&settings.fixed.log.hash_key_file);
+    let files = secret_files.into_iter().chain(keys.chain(others).cloned());
+    let is_exposed = |file: &PathBuf| std::fs::metadata(file).is_ok_and(|metadata| metadata.mode() & 0o006 != 0);
+    let warning = |file: PathBuf| {
+        format!(
+            "{} holds a secret, and any user of this machine can read or write it; expected mode 0600 or 0640",
+            file.display()
+        )
+    };
+    let mut warnings: Vec<String> = files.filter(is_exposed).map(warning).collect();
+    let listen = settings.fixed.listeners.listen;
+    if !settings.dynamic.callers.is_empty() && !listen.ip().is_loopback() && !has_tls {
+        warnings.push(format!(
+            "server.listen: callers' keys and coupons cross the network to {listen} in plain text; expected server.tls, or a proxy on this machine that terminates TLS"
+        ));
+    }
+    warnings
 }
 
 impl Contents {

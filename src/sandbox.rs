@@ -20,10 +20,10 @@ use std::task::{Context, Poll};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
-use http::header::{CONTENT_TYPE, DATE, RETRY_AFTER};
+use http::header::{CONTENT_TYPE, DATE, ORIGIN, RETRY_AFTER};
 use http::{HeaderValue, Request, Response, StatusCode};
 use http_body_util::combinators::BoxBody;
-use http_body_util::{BodyExt, Full};
+use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::{Frame, Incoming, SizeHint};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -37,6 +37,9 @@ pub use self::faults::{Fault, Faults};
 use self::gatekeeper::Gatekeeper;
 pub use self::gatekeeper::Merchant;
 use crate::clock::{Clock, Now, Wall};
+
+/// Longest body of a request.
+const MAX_BODY: usize = 1 << 20;
 
 /// How the sandbox is made.
 #[derive(Clone, Debug)]
@@ -58,6 +61,8 @@ pub struct Sandbox {
 /// The platform's state.
 struct Platform {
     clock: Clock,
+    /// How it was made, to be reset to.
+    options: Options,
     gatekeeper: Mutex<Gatekeeper>,
     coupons: Mutex<Coupons>,
     faults: Mutex<Faults>,
@@ -74,10 +79,11 @@ impl Sandbox {
     pub async fn bind(listen: SocketAddr, options: Options, clock: Clock) -> io::Result<Self> {
         let listener = TcpListener::bind(listen).await?;
         let platform = Platform {
-            gatekeeper: Mutex::new(Gatekeeper::new(options.merchants, options.rate)),
+            gatekeeper: Mutex::new(Gatekeeper::new(options.merchants.clone(), options.rate)),
             coupons: Mutex::new(Coupons::new(clock.wall())),
-            faults: Mutex::new(options.faults),
+            faults: Mutex::new(options.faults.clone()),
             seen: Mutex::default(),
+            options,
             clock,
         };
         Ok(Self { listener, platform: Arc::new(platform) })
@@ -141,8 +147,20 @@ impl Platform {
         connection: Arc<OwnedFd>,
     ) -> Result<Response<Body>, Infallible> {
         let (head, body) = request.into_parts();
-        let body = body.collect().await.map(http_body_util::Collected::to_bytes).unwrap_or_default();
+        let Ok(body) = Limited::new(body, MAX_BODY).collect().await.map(http_body_util::Collected::to_bytes) else {
+            return Ok(json(
+                StatusCode::PAYLOAD_TOO_LARGE,
+                format!("{{\"error\":\"expected a body of at most {MAX_BODY} bytes\"}}"),
+            ));
+        };
         if let Some(page) = head.uri.path().strip_prefix("/_sandbox/") {
+            // A web page in a browser on this machine must not change anything.
+            if head.headers.contains_key(ORIGIN) {
+                return Ok(json(
+                    StatusCode::FORBIDDEN,
+                    "{\"error\":\"requests of web pages are rejected\"}".to_owned(),
+                ));
+            }
             return Ok(self.control(&head.method, page, &body));
         }
         let (latency, jitter) = {

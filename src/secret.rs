@@ -6,6 +6,27 @@ use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 use zeroize::Zeroizing;
 
+/// Whether a text can be a key or an identity as it is: what was copied with something invisible would only be refused by the
+/// platform.
+///
+/// # Errors
+/// What is wrong with it, without showing it.
+pub fn check_plain(text: &str) -> Result<(), &'static str> {
+    let is_invisible = |c: char| matches!(c, '\u{a0}' | '\u{ad}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202f}' | '\u{2060}'..='\u{2064}' | '\u{feff}');
+    let is_quoted = |quote: char| text.len() > 1 && text.starts_with(quote) && text.ends_with(quote);
+    if text.is_empty() {
+        Err("is empty")
+    } else if text.contains(char::is_control) {
+        Err("contains line breaks or other control characters")
+    } else if text.contains(is_invisible) {
+        Err("contains invisible characters, such as a byte order mark or a zero-width space")
+    } else if is_quoted('"') || is_quoted('\'') {
+        Err("has quotes around it")
+    } else {
+        Ok(())
+    }
+}
+
 /// A signing key. It has no `Display`, its `Debug` shows nothing of it, and its memory is wiped when it is dropped.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret(Zeroizing<String>);
@@ -26,13 +47,7 @@ impl Secret {
     /// # Errors
     /// What is wrong with it, without showing it.
     pub fn check(&self) -> Result<(), &'static str> {
-        if self.0.is_empty() {
-            return Err("is empty");
-        }
-        if self.0.contains(char::is_control) {
-            return Err("contains line breaks or other control characters");
-        }
-        Ok(())
+        check_plain(&self.0)
     }
 }
 

@@ -493,3 +493,40 @@ fn the_first_safe_default_file_is_read_and_an_error_lists_where_it_was_looked_fo
         "{err}"
     );
 }
+
+#[test]
+fn keys_and_identities_with_invisible_characters_are_rejected_without_showing_them() {
+    for bad in ["\u{feff}canary", "canary\u{200b}", "can\u{a0}ary", "'canary'"] {
+        for key in ["open_id", "grant_code", "open_key"] {
+            let values = [("open_id", "i"), ("grant_code", "g"), ("open_key", "k")];
+            let line =
+                |(name, value): (&str, &str)| format!("{name} = \"{}\"\n", if name == key { bad } else { value });
+            let text = format!("[tenants.a]\n{}", values.map(line).concat());
+            let errors = load(&text, &[]).err().unwrap_or_else(|| panic!("{text}"));
+            assert!(errors.contains(&format!("tenants.a.{key}")) && !errors.contains("canary"), "{errors}");
+        }
+    }
+    let quoted = "[tenants.a]\nopen_id = '\"i\"'\ngrant_code = \"g\"\nopen_key = \"k\"\n";
+    assert!(load(quoted, &[]).is_err());
+}
+
+#[test]
+fn secrets_that_others_can_see_are_warned_of() {
+    use std::os::unix::fs::PermissionsExt;
+    let folder = tempfile::tempdir().unwrap();
+    let place = |name: &str| folder.path().join(name);
+    std::fs::write(place("key"), "canary-key").unwrap();
+    let base = "[upstream]\nbase_url = \"http://127.0.0.1:1\"\n";
+    let tenant = "[tenants.a]\nopen_id = \"i\"\ngrant_code = \"g\"\n";
+    let check_with = |text: &str, mode: u32| {
+        std::fs::write(place("zvgate.toml"), format!("{text}{base}{tenant}open_key_file = \"key\"\n")).unwrap();
+        std::fs::set_permissions(place("key"), PermissionsExt::from_mode(mode)).unwrap();
+        check(folder.path(), &["--config", "zvgate.toml"], &BTreeMap::new())
+    };
+    assert_eq!(check_with("", 0o640).2, "");
+    let (code, _, err) = check_with("", 0o644);
+    assert!(code == 0 && err.contains("key holds a secret") && !err.contains("canary"), "{err}");
+    let listen = format!("[server]\nlisten = \"0.0.0.0:1\"\n{}", caller("a", ""));
+    let (code, _, err) = check_with(&listen, 0o600);
+    assert!(code == 0 && err.contains("in plain text"), "{err}");
+}

@@ -1,20 +1,23 @@
 //! The sandbox's own pages, under `/_sandbox/`: what it saw, its faults, and changes to coupons that
 //! the gateway does not see.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderMap, Method, Response, StatusCode};
 use serde_json::{Value, json};
 
-use super::coupons::Change;
-use super::gatekeeper::Refused;
+use super::coupons::{Change, Coupons};
+use super::gatekeeper::{Gatekeeper, Refused};
 use super::{Body, Faults, Platform};
 use crate::secret::Secret;
 
 /// How long a coupon lasts that is issued without a word about it.
 const USUAL_LIFE: u64 = 30 * 24 * 3600;
+
+/// Requests that the journal holds.
+const MAX_JOURNAL: usize = 1000;
 
 /// What the sandbox saw.
 #[derive(Debug, Default)]
@@ -22,6 +25,8 @@ pub(super) struct Seen {
     pub(super) connections: u64,
     requests: BTreeMap<String, u64>,
     refused: BTreeMap<&'static str, u64>,
+    /// Path, body and answer of the last requests.
+    journal: VecDeque<[String; 3]>,
     last_request: Bytes,
     last_headers: BTreeMap<String, String>,
     last_answer: String,
@@ -33,6 +38,11 @@ impl Seen {
         let header = |(name, value): (&http::HeaderName, &http::HeaderValue)| {
             (name.to_string(), String::from_utf8_lossy(value.as_bytes()).into_owned())
         };
+        if self.journal.len() == MAX_JOURNAL {
+            self.journal.pop_front();
+        }
+        let text = String::from_utf8_lossy(body).into_owned();
+        self.journal.push_back([path.to_owned(), text, answer.to_owned()]);
         self.last_request = body.clone();
         self.last_headers = headers.iter().map(header).collect();
         answer.clone_into(&mut self.last_answer);
@@ -72,6 +82,15 @@ impl Platform {
                     "answer": seen.last_answer,
                 }))
             }
+            (&Method::GET, ["requests"]) => {
+                let seen = self.seen.lock();
+                let line = |[path, request, answer]: &[String; 3]| json!({ "path": path, "request": request, "answer": answer });
+                Ok(seen.journal.iter().map(line).collect())
+            }
+            (&Method::POST, ["reset"]) => {
+                self.reset();
+                Ok(json!({}))
+            }
             (&Method::GET, ["faults"]) => Ok(self.faults.lock().shown()),
             (&Method::POST, ["faults"]) => self.misbehave(&wanted),
             (&Method::DELETE, ["faults"]) => {
@@ -86,6 +105,15 @@ impl Platform {
             Ok(value) => super::json(StatusCode::OK, value.to_string()),
             Err((status, error)) => super::json(status, json!({ "error": error }).to_string()),
         }
+    }
+
+    /// Everything as it was at the start.
+    fn reset(&self) {
+        let options = self.options.clone();
+        *self.gatekeeper.lock() = Gatekeeper::new(options.merchants, options.rate);
+        *self.coupons.lock() = Coupons::new(self.clock.wall());
+        *self.faults.lock() = options.faults;
+        *self.seen.lock() = Seen::default();
     }
 
     fn misbehave(&self, wanted: &Value) -> Result<Value, (StatusCode, String)> {
@@ -114,6 +142,11 @@ impl Platform {
             "give" => Change::Give,
             _ => return Err((StatusCode::NOT_FOUND, PAGES.to_owned())),
         };
+        let names = wanted.as_object().ok_or((StatusCode::BAD_REQUEST, "expected a JSON object".to_owned()))?.keys();
+        if let Some(unknown) = names.into_iter().find(|name| !["seconds", "cardId"].contains(&name.as_str())) {
+            let error = format!("unknown member {unknown:?}; expected seconds or cardId");
+            return Err((StatusCode::BAD_REQUEST, error));
+        }
         let lasts = Duration::from_secs(wanted.get("seconds").and_then(Value::as_u64).unwrap_or(USUAL_LIFE));
         let card = wanted.get("cardId").and_then(Value::as_str);
         let changed = self.coupons.lock().change(customer, change, card, lasts, self.now().wall);
@@ -121,5 +154,4 @@ impl Platform {
     }
 }
 
-const PAGES: &str =
-    "wanted GET stats, GET last, GET|POST|DELETE faults, POST keys, or POST customers/{id}/{issue|use|freeze|give}";
+const PAGES: &str = "expected GET stats, GET last, GET requests, POST reset, GET|POST|DELETE faults, POST keys, or POST customers/{id}/{issue|use|freeze|give}";

@@ -1,6 +1,6 @@
 //! Merges the layers of a configuration: built-in defaults, then the file, then the environment.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -77,6 +77,7 @@ impl Sources {
             errors,
             warnings: self.warnings.clone(),
             files: notes.files.into_inner(),
+            secret_files: notes.secret_files.into_inner(),
             tls_files: notes.tls_files.into_inner(),
         }
     }
@@ -116,6 +117,8 @@ pub struct Parsed {
     pub errors: Vec<ConfigError>,
     /// What an operator should know although it is valid.
     pub warnings: Vec<String>,
+    /// The configuration file, if it has secrets itself.
+    pub secret_files: BTreeSet<PathBuf>,
     /// Files whose contents are needed.
     pub files: Vec<FileReference>,
     /// The files of `server.tls`, and where they were given.

@@ -59,6 +59,8 @@ pub(super) struct Notes {
     pub(super) errors: RefCell<Vec<ConfigError>>,
     pub(super) effective: RefCell<Effective>,
     pub(super) files: RefCell<Vec<FileReference>>,
+    /// The files that secrets themselves were given in.
+    pub(super) secret_files: RefCell<BTreeSet<PathBuf>>,
     pub(super) tls_files: RefCell<Option<(Option<String>, TlsFiles)>>,
 }
 
@@ -223,6 +225,8 @@ impl<'a> Table<'a> {
     /// The value of a secret key, which is never shown.
     pub(super) fn secret(&mut self, key: &'static str) -> Option<String> {
         let value = self.read(key, |_| Ok(()))?;
+        let origin = self.known.get(key).cloned().flatten().filter(|origin| !origin.starts_with(VARIABLE));
+        self.notes.secret_files.borrow_mut().extend(origin.map(PathBuf::from));
         self.record(key, "\"***\"".to_owned());
         Some(value)
     }

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use super::load::Holds;
 use super::rate::PaceSettings;
 use super::reader::Table;
-use crate::secret::Secret;
+use crate::secret::{Secret, check_plain};
 
 /// One merchant.
 #[derive(Clone, Debug)]
@@ -88,8 +88,12 @@ fn read_one(name: &str, table: &mut Table<'_>, pace: PaceSettings) -> Option<Ten
             table.error(key, "is missing; expected the identity that the platform gave this merchant");
         }
     }
-    let open_id = table.optional("open_id");
-    let grant_code = table.optional("grant_code");
+    let is_plain = |text: &String| {
+        check_plain(text)
+            .map_err(|_| "an identity without control characters, invisible characters or quotes around it")
+    };
+    let open_id = table.optional_checked("open_id", is_plain);
+    let grant_code = table.optional_checked("grant_code", is_plain);
     let given = (table.has("open_key"), table.has("open_key_file"));
     let key = table.secret("open_key").map(Secret::new);
     let file = table.file("open_key_file", Holds::SigningKey(name.to_owned()));

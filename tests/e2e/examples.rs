@@ -1,5 +1,6 @@
 //! The example configurations: each serves the calls that it describes.
 
+use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 
 use sha2::{Digest, Sha256};
@@ -21,7 +22,9 @@ impl Example {
         let path = format!("{}/examples/{name}.toml", env!("CARGO_MANIFEST_DIR"));
         let mut example = Self { folder: tempfile::tempdir().unwrap(), text: std::fs::read_to_string(path).unwrap() };
         for (name, (_, _, key)) in ["shop", "outlet"].into_iter().zip(MERCHANTS) {
-            std::fs::write(example.folder.path().join(name), key).unwrap();
+            let file = example.folder.path().join(name);
+            std::fs::write(&file, key).unwrap();
+            std::fs::set_permissions(&file, PermissionsExt::from_mode(0o600)).unwrap();
         }
         let folder = example.folder.path().display().to_string();
         example.replace("https://openapi.zvcms.com", &platform.url());
@@ -50,7 +53,9 @@ impl Example {
         let path = self.folder.path().join("zvgate.toml");
         std::fs::write(&path, &self.text).unwrap();
         let (code, _, err) = run(zvgate().args(["check", "--config"]).arg(&path));
-        assert_eq!((code, err.as_str()), (0, ""));
+        // The listener of that example is behind a proxy that terminates TLS.
+        let warned = err.lines().filter(|line| !line.contains("in plain text")).count();
+        assert_eq!((code, warned), (0, 0), "{err}");
         path
     }
 }

@@ -48,6 +48,8 @@ pub(crate) fn write_config(folder: &Path, upstream: &str, more: &str) -> PathBuf
         "[server]\nlisten = \"127.0.0.1:0\"\nadmin_listen = \"127.0.0.1:0\"\n[upstream]\nbase_url = \"{upstream}\"\n[tenants.a]\nopen_id = \"{open_id}\"\ngrant_code = \"{grant_code}\"\nopen_key = \"{open_key}\"\n{more}"
     );
     std::fs::write(&path, text).unwrap();
+    // It holds a key, and the log would warn.
+    std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
     path
 }
 

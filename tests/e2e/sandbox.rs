@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use http::Request;
 use http_body_util::Full;
 use serde_json::{Value, json};
@@ -11,7 +12,7 @@ use zvgate::settings::{KeySource, TenantSettings};
 use zvgate::signer::{Call, Nonces, SignedRequest};
 use zvgate::tenant::{Identities, TenantKeys, Tenants};
 
-use crate::support::{MERCHANTS, Platform, READ, Reply, raw, send};
+use crate::support::{MERCHANTS, Platform, READ, Reply, TestGateway, raw, send};
 
 /// A body that the platform accepts.
 fn signed(customer: &str) -> String {
@@ -127,4 +128,40 @@ async fn a_customers_coupons_are_stable_until_they_are_changed() {
     let issued = now.as_array().unwrap().last().unwrap();
     assert_eq!(issued["useStatus"], "6", "it has expired");
     assert_eq!(now.as_array().unwrap().len(), first.as_array().unwrap().len() + 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn control_pages_have_a_journal_and_a_reset_and_reject_web_pages_and_unknown_members() {
+    let platform = Platform::rate_limited().await;
+    let gateway = TestGateway::start(&platform, &[]).await;
+    let control = async |method: http::Method, page: &str, headers: &[(&str, &str)], body: &str| {
+        let mut request = Request::builder().method(method).uri(format!("/_sandbox/{page}")).header("host", "a");
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        send(platform.address, request.body(Full::new(Bytes::from(body.to_owned()))).unwrap()).await
+    };
+    let (get, post) = (http::Method::GET, http::Method::POST);
+    gateway.read("1").await;
+    gateway.read("2").await;
+    let journal = control(get.clone(), "requests", &[], "").await.json();
+    let customers = journal.as_array().unwrap().iter().map(|line| line["request"].as_str().unwrap().to_owned());
+    let customers: Vec<_> = customers.collect();
+    assert!(customers.len() == 2 && customers[1].contains("\"customerId\":\"2\""), "{customers:?}");
+    assert_eq!(journal[0]["path"], READ);
+
+    let page = [("origin", "http://shop.example")];
+    let fault = r#"{"fault":"http500"}"#;
+    assert_eq!(control(post.clone(), "faults", &page, fault).await.status, 403);
+    assert_eq!(control(get.clone(), "faults", &[], "").await.json()["fault"], "none");
+    let unknown = control(post.clone(), "customers/1/issue", &[], r#"{"second":1}"#).await;
+    assert!(unknown.status == 400 && unknown.text().contains("second"), "{unknown:?}");
+    let long = format!("{{\"a\":\"{}\"}}", "x".repeat(2 << 20));
+    assert_eq!(control(post.clone(), "faults", &[], &long).await.status, 413);
+
+    control(post.clone(), "faults", &[], fault).await;
+    assert_eq!(control(post, "reset", &[], "").await.status, 200);
+    assert_eq!(control(get.clone(), "faults", &[], "").await.json()["fault"], "none");
+    assert_eq!(control(get, "requests", &[], "").await.text(), "[]");
+    assert_eq!(gateway.read("3").await.status, 200);
 }
