@@ -213,3 +213,19 @@ async fn a_408_on_an_idle_connection_costs_no_read() {
     }
     assert_eq!(upstream.seen().len(), 39);
 }
+
+/// The first attempt was sent and broke, and nothing listens there any more for the second.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_retry_that_cannot_be_sent_leaves_the_outcome_of_what_was() {
+    let upstream = Scripted::start(|_, _| Action::Hang).await;
+    let gateway = std::sync::Arc::new(TestGateway::start(&upstream, &[]).await);
+    let other = std::sync::Arc::clone(&gateway);
+    let read = tokio::spawn(async move { other.read("1").await });
+    while upstream.seen().is_empty() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    drop(upstream);
+    let reply = read.await.unwrap();
+    reply.assert_error(502, "upstream_failed");
+    assert_eq!(reply.header("proxy-status"), "zvgate; error=connection_terminated", "it may have been executed");
+}
