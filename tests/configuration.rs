@@ -316,6 +316,11 @@ fn no_error_contains_a_secret() {
         let shown = errors(&format!("[tenants.a]\nopen_key = {number}\n"));
         assert!(!shown.contains("9999") && !shown.contains("7fff") && !shown.contains("9.9"), "{number}\n{shown}");
     }
+    let hash = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+    for mistyped in ["admin_sha256", "admin_kye_sha", "adminn"] {
+        let shown = errors(&format!("[server]\n{mistyped} = \"{hash}\"\n"));
+        assert!(!shown.contains("ba7816") && shown.contains(mistyped), "{shown}");
+    }
     let shown = load("", &[("ZVGATE__TENANTS__A", "canary"), ("ZVGATE__TENANTS__B__OPEN_KEYS", "canary")]).unwrap_err();
     assert!(!shown.contains("canary"), "{shown}");
 }

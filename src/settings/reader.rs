@@ -282,6 +282,10 @@ impl<'a> Table<'a> {
                 let items: Vec<_> = items.iter().map(|item| self.found(key, &item.kind)).collect();
                 format!("found a list: [{}]", items.join(", "))
             }
+            // A hash of a key under a mistyped name.
+            ValueKind::String(text) if KeyHash::parse(text.trim()).is_some() => {
+                "found a value that is not shown".to_owned()
+            }
             // As in http://user:password@host.
             ValueKind::String(text) if text.contains('@') => "found a value that is not shown".to_owned(),
             ValueKind::String(text) => format!("found {text:?}"),
@@ -315,7 +319,7 @@ impl<'a> Table<'a> {
 /// Whether a key, known or not, sounds as if its value were a secret: a misplaced secret is still one.
 fn may_be_secret(key: &str) -> bool {
     let key = key.to_ascii_lowercase();
-    ["key", "secret", "token", "pass", "grant"].iter().any(|word| key.contains(word))
+    ["key", "secret", "token", "pass", "grant", "hash", "sha256", "auth"].iter().any(|word| key.contains(word))
 }
 
 /// Where a value was given; for a table that was given in several places, one of them.
