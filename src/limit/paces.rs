@@ -8,7 +8,7 @@ use parking_lot::Mutex;
 use super::Pace;
 use crate::clock::{Boot, Clock};
 use crate::route::Route;
-use crate::settings::PaceSettings;
+use crate::settings::{PaceSettings, covers};
 use crate::tenant::Tenant;
 
 /// Paths under one wildcard that have a limit of their own, as long as they need one; further ones share one limit, which is
@@ -97,14 +97,14 @@ impl Paces {
         if let Some(known) = paths.get(path) {
             return Arc::clone(&known.pace);
         }
-        // The common limit may still remember calls to this path.
-        let common = paths.get(&route.pattern).filter(|common| route.wildcard && !common.is_idle(self.clock.boot()));
-        if let Some(common) = common {
+        // The common limit of a wildcard, which may have served this path until a reload, may still remember calls to it.
+        let now = self.clock.boot();
+        let common = paths.iter().find(|(pattern, common)| covers(pattern, path) && !common.is_idle(now));
+        if let Some((_, common)) = common {
             return Arc::clone(&common.pace);
         }
         let of_route = |entry: &Entry| entry.pattern == route.pattern;
         if route.wildcard && paths.values().filter(|entry| of_route(entry)).count() >= MAX_PATHS {
-            let now = self.clock.boot();
             paths.retain(|_, entry| !of_route(entry) || !entry.is_idle(now));
             if paths.values().filter(|entry| of_route(entry)).count() >= MAX_PATHS {
                 return self.added(paths, Arc::clone(&route.pattern), route, settings);

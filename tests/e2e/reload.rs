@@ -336,3 +336,26 @@ async fn metrics_follow_the_names_of_the_configuration() {
     assert!(gateway.metric(&attempts).await + gateway.metric(&error).await >= 1.0, "its counters continue");
     assert_eq!(gateway.metric(&attempts.replace("stays", "n19")).await, 0.0);
 }
+
+/// Paths beyond the first 256 of a wildcard share one limit, and one that gets a route of its own takes no other along.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_path_that_gets_its_own_route_keeps_the_limit_that_it_shared() {
+    let upstream = Scripted::start(|_, _| Action::success("[]")).await;
+    let overrides = [("limits.upstream.per", "1h"), ("limits.max_wait", "0s"), ("limits.upstream.rate", "4")];
+    let wildcard = "[[routes]]\npath = \"/v3/**\"\nkind = \"pass\"\n";
+    let gateway = TestGateway::with_file(&upstream, &overrides, wildcard).await;
+    let body = r#"{"params":{}}"#;
+    for number in 0..257 {
+        assert_eq!(gateway.post(&format!("/v3/p{number}"), &[], body).await.status, 200);
+    }
+    let mut statuses = Vec::new();
+    for _ in 0..2 {
+        statuses.push(gateway.post("/v3/own", &[], body).await.status);
+    }
+    let own = format!("{wildcard}[[routes]]\npath = \"/v3/own\"\nkind = \"pass\"\n");
+    assert!(gateway.inner.reload(Ok(configuration(&upstream, &overrides, Some(&own)))));
+    for _ in 0..4 {
+        statuses.push(gateway.post("/v3/own", &[], body).await.status);
+    }
+    assert_eq!(statuses, [200, 200, 200, 429, 429, 429], "four calls of the shared limit, one of them to another path");
+}
