@@ -332,20 +332,25 @@ async fn callers_can_invalidate_customers() {
         .assert_error(403, "forbidden");
 }
 
-/// The wall clock is an hour fast when a list is fetched that ends in half an hour, and is put right then: by the later clock the
-/// end had passed, and by the platform's it had not.
+/// The wall clock is an hour fast when a list is fetched whose redeemed coupon ends in half an hour, and is put right then: by the
+/// later clock that end had passed, and by the platform's it had not.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_end_that_lies_ahead_by_either_clock_counts() {
-    let platform = Platform::unlimited().await;
-    let gateway = TestGateway::start(&platform, &[("cache.ttl", "2h")]).await;
-    for customer in ["1", "2", "3"] {
-        gateway.read(customer).await;
-    }
+    let end = std::process::Command::new("date").env("TZ", "UTC-8").args(["-d", "+30 min", "+%F %T"]).output().unwrap();
+    let end = String::from_utf8(end.stdout).unwrap().trim().to_owned();
+    let upstream = Scripted::start(move |_, _| {
+        let body = format!(r#"{{"status":true,"code":0,"data":[{{"useStatus":1,"endAt":"{end}"}}]}}"#);
+        let date = std::process::Command::new("date").args(["-u", "+%a, %d %b %Y %T GMT"]).env("LC_ALL", "C").output();
+        let date = String::from_utf8(date.unwrap().stdout).unwrap();
+        Action::Respond(http_text("200 OK", &format!("Date: {}\r\n", date.trim()), &body))
+    })
+    .await;
+    let gateway = TestGateway::start(&upstream, &[("cache.ttl", "2h")]).await;
     gateway.clock.step_wall(3_600_000);
-    platform.change("9", "issue", json!({ "seconds": 1800 })).await;
     let fetched = gateway.read("9").await;
     assert_eq!((fetched.status, fetched.header("cache-status")), (200, "zvgate; fwd=miss"), "its end may have passed");
     gateway.clock.step_wall(-3_600_000);
+    assert!(gateway.read("9").await.is_stored_miss());
     gateway.clock.advance(Duration::from_secs(1801));
     assert!(!gateway.read("9").await.is_hit(), "its end has passed");
 }
