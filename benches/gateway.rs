@@ -136,7 +136,7 @@ fn miss(criterion: &mut Criterion) {
     });
 }
 
-/// A call under a limit, while as many as it allows are in cooldown: the cost does not grow with the rate.
+/// A call under a limit, while as many as it allows are in cooldown: the cost grows with the logarithm of the rate.
 fn slots(c: &mut Criterion) {
     let mut group = c.benchmark_group("slots");
     for rate in [10, 10_000, 100_000] {
