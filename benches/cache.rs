@@ -12,10 +12,9 @@ use std::time::{Duration, Instant};
 use prometheus::{IntCounter, IntGauge};
 use time::UtcOffset;
 use zvgate::answer::{Answer, ContentType, Reader};
-use zvgate::cache::{
-    Cache, CacheMetrics, Join, Lifetimes, Options, Question, RequestCacheControl, StoreDecision, Subject,
-};
+use zvgate::cache::{Cache, CacheMetrics, Join, Options, Question, RequestCacheControl, StoreDecision, Subject};
 use zvgate::clock::Clock;
+use zvgate::settings::Lifetimes;
 
 /// The allocator of the program.
 #[global_allocator]

@@ -11,14 +11,14 @@ use prometheus::{IntCounter, IntGauge};
 use time::UtcOffset;
 use zvgate::answer::{Answer, Reader};
 use zvgate::cache::{
-    Cache, CacheMetrics, Join, Lifetimes, Lookup, Options, Question, RequestCacheControl, StoreDecision, Subject,
+    Cache, CacheMetrics, Join, Lookup, Options, Question, RequestCacheControl, StoreDecision, Subject,
 };
 use zvgate::clock::Clock;
 use zvgate::envelope::Envelope;
 use zvgate::limit::Slots;
 use zvgate::reply::{self, CacheStatus, GatewayError, Reply};
 use zvgate::secret::Secret;
-use zvgate::settings::{KeySource, PaceSettings, TenantSettings};
+use zvgate::settings::{KeySource, Lifetimes, PaceSettings, TenantSettings};
 use zvgate::signer::{Call, Nonces, SignedRequest};
 use zvgate::tenant::{Identities, TenantKeys, Tenants};
 

@@ -7,7 +7,7 @@ mod datetime;
 mod pointers;
 
 use std::borrow::Cow;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use http::HeaderValue;
 use time::UtcOffset;
@@ -99,8 +99,7 @@ impl Answer {
         if let Ok(seconds) = text.parse() {
             return Some(Duration::from_secs(seconds));
         }
-        let at = httpdate::parse_http_date(text).ok()?.duration_since(SystemTime::UNIX_EPOCH).ok()?;
-        Wall::from_unix_seconds(i64::try_from(at.as_secs()).ok()?).after(now)
+        Wall::from_http_date(text)?.after(now)
     }
 
     /// Whether its body is compressed, although that was not asked for.

@@ -31,7 +31,7 @@ pub use self::entry::{Generation, Question, Subject};
 pub use self::fetch_guard::{FetchGuard, Stored};
 use self::flight::Flight;
 pub use self::flight::{FetchOutcome, Waiter};
-pub use self::freshness::{Freshness, Lifetimes, LimitedBy, Staleness, StoreDecision};
+pub use self::freshness::{Freshness, LimitedBy, Staleness, StoreDecision};
 pub use self::request_control::RequestCacheControl;
 use self::stripe::{Stripe, Stripes};
 use crate::answer::Answer;

@@ -5,7 +5,7 @@
 use std::ops::{Add, Sub};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use rustix::time::{ClockId, clock_gettime};
 
@@ -17,6 +17,12 @@ impl Wall {
     /// The moment `seconds` after the Unix epoch.
     pub const fn from_unix_seconds(seconds: i64) -> Self {
         Self(seconds.saturating_mul(1000))
+    }
+
+    /// The moment that an HTTP date names (RFC 9110, section 5.6.7).
+    pub fn from_http_date(text: &str) -> Option<Self> {
+        let since = httpdate::parse_http_date(text).ok()?.duration_since(SystemTime::UNIX_EPOCH).ok()?;
+        Some(Self::from_unix_seconds(i64::try_from(since.as_secs()).ok()?))
     }
 
     /// Whole seconds since the Unix epoch, rounded down.

@@ -4,6 +4,8 @@ mod handles;
 mod labels;
 mod names;
 
+use std::cell::RefCell;
+
 use prometheus::core::Collector;
 use prometheus::process_collector::ProcessCollector;
 use prometheus::{
@@ -11,10 +13,12 @@ use prometheus::{
     Opts, Registry, TextEncoder,
 };
 
+use self::handles::UNROUTED;
 pub use self::handles::{ANONYMOUS, CallMetrics, CallerMetrics, Handles, Per, RouteMetrics, TenantMetrics};
 pub use self::labels::{
     AttemptResult, BreakerState, CacheUse, Changed, Invalidation, Label, Limit, LookupResult, Unparsed,
 };
+use self::names::{Names, Retain};
 use crate::cache::{CacheMetrics, LimitedBy};
 
 /// From a hit in memory to the longest wait that is configured by default.
@@ -27,6 +31,8 @@ const LIFETIMES: &[f64] = &[0.5, 1.0, 3.0, 10.0, 30.0, 60.0, 300.0, 1800.0, 3600
 #[derive(Debug)]
 pub struct Metrics {
     registry: Registry,
+    /// Those with labels, which may be names.
+    labelled: Vec<Box<dyn Retain>>,
     vecs: Vecs,
     /// Those of the cache.
     pub cache: CacheMetrics,
@@ -76,25 +82,35 @@ struct Vecs {
 }
 
 /// Creates and registers metrics. Names are constants, so that the only possible error is a duplicate in this file.
-struct Maker(Registry);
+struct Maker {
+    registry: Registry,
+    /// The metrics with labels.
+    labelled: RefCell<Vec<Box<dyn Retain>>>,
+}
 
 impl Maker {
     fn add<C: Collector + Clone + 'static>(&self, made: prometheus::Result<C>) -> C {
         let collector = made.expect("metric names and labels in this file are well formed");
-        self.0.register(Box::new(collector.clone())).expect("each metric in this file has its own name");
+        self.registry.register(Box::new(collector.clone())).expect("each metric in this file has its own name");
+        collector
+    }
+
+    fn labelled<C: Collector + Clone + Retain + 'static>(&self, made: prometheus::Result<C>) -> C {
+        let collector = self.add(made);
+        self.labelled.borrow_mut().push(Box::new(collector.clone()));
         collector
     }
 
     fn counters(&self, name: &str, help: &str, labels: &[&str]) -> IntCounterVec {
-        self.add(IntCounterVec::new(Opts::new(name, help), labels))
+        self.labelled(IntCounterVec::new(Opts::new(name, help), labels))
     }
 
     fn histograms(&self, name: &str, help: &str, labels: &[&str], buckets: &[f64]) -> HistogramVec {
-        self.add(HistogramVec::new(HistogramOpts::new(name, help).buckets(buckets.to_vec()), labels))
+        self.labelled(HistogramVec::new(HistogramOpts::new(name, help).buckets(buckets.to_vec()), labels))
     }
 
     fn gauges(&self, name: &str, help: &str, labels: &[&str]) -> IntGaugeVec {
-        self.add(IntGaugeVec::new(Opts::new(name, help), labels))
+        self.labelled(IntGaugeVec::new(Opts::new(name, help), labels))
     }
 
     fn counter(&self, name: &str, help: &str) -> IntCounter {
@@ -109,8 +125,10 @@ impl Maker {
 impl Metrics {
     /// All metrics, at zero.
     pub fn new() -> Self {
-        let make = Maker(Registry::new());
-        make.0.register(Box::new(ProcessCollector::for_self())).expect("the process collector has its own names");
+        let make = Maker { registry: Registry::new(), labelled: RefCell::default() };
+        make.registry
+            .register(Box::new(ProcessCollector::for_self()))
+            .expect("the process collector has its own names");
         let build: GaugeVec = make.add(GaugeVec::new(
             Opts::new("zvgate_build_info", "Version and revision of the gateway; always 1"),
             &["version", "revision"],
@@ -164,14 +182,20 @@ impl Metrics {
             )),
             reload_success,
             vecs,
-            registry: make.0,
+            labelled: make.labelled.into_inner(),
+            registry: make.registry,
         }
     }
 
     /// Handles for the names of a configuration: routes and callers in order, tenants with their numbers. Counters of names
-    /// that existed before continue.
+    /// that existed before continue, and series of other names are removed.
     pub fn handles(&self, routes: &[&str], callers: &[&str], tenants: &[(usize, &str)]) -> Handles {
-        Handles::new(&self.vecs, routes, callers, tenants)
+        let callers: Vec<&str> = std::iter::once(ANONYMOUS).chain(callers.iter().copied()).collect();
+        let all_routes: Vec<&str> = std::iter::once(UNROUTED).chain(routes.iter().copied()).collect();
+        let all_tenants: Vec<&str> = tenants.iter().map(|(_, tenant)| *tenant).collect();
+        let names = Names { tenants: &all_tenants, routes: &all_routes, callers: &callers };
+        self.labelled.iter().for_each(|metrics| metrics.retain(&names));
+        Handles::new(&self.vecs, routes, &callers, tenants)
     }
 
     /// Sets when the certificate for callers expires.
@@ -253,7 +277,8 @@ impl Vecs {
                 PAIR,
                 DURATIONS,
             ),
-            rate: make.add(GaugeVec::new(Opts::new("zvgate_upstream_rate", "Calls that a window allows now"), PAIR)),
+            rate: make
+                .labelled(GaugeVec::new(Opts::new("zvgate_upstream_rate", "Calls that a window allows now"), PAIR)),
             inflight: make.gauges("zvgate_upstream_inflight", "Attempts in flight", &["tenant"]),
             key_suspect: make.gauges(
                 "zvgate_key_suspect",

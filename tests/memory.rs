@@ -6,10 +6,9 @@ use std::time::Duration;
 
 use prometheus::{IntCounter, IntGauge};
 use zvgate::answer::{Answer, Contents, Verdict};
-use zvgate::cache::{
-    Cache, CacheMetrics, Join, Lifetimes, Options, Question, RequestCacheControl, StoreDecision, Subject,
-};
+use zvgate::cache::{Cache, CacheMetrics, Join, Options, Question, RequestCacheControl, StoreDecision, Subject};
 use zvgate::clock::Clock;
+use zvgate::settings::Lifetimes;
 
 const MIB: u64 = 1 << 20;
 

@@ -4,23 +4,7 @@ use std::time::Duration;
 
 use crate::answer::{Contents, End, Verdict};
 use crate::clock::{Boot, Now, Wall};
-
-/// The settings that the freshness of an answer depends on.
-#[derive(Clone, Copy, Debug)]
-pub struct Lifetimes {
-    /// Of a settled success.
-    pub ttl: Duration,
-    /// Of a business exception or an empty list.
-    pub negative_ttl: Duration,
-    /// Of a list whose coupons may change by themselves at any moment.
-    pub unsettled_ttl: Duration,
-    /// How long after its freshness a settled success is served while it is refreshed.
-    pub stale_while_revalidate: Duration,
-    /// How long after its freshness a settled success is served in place of a failure.
-    pub stale_if_error: Duration,
-    /// Subtracted from every end.
-    pub expiry_margin: Duration,
-}
+use crate::settings::Lifetimes;
 
 /// What limits the freshness of an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -11,6 +11,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::answer::{Contents, End, Verdict};
 use crate::clock::Wall;
+use crate::settings::Lifetimes;
 
 const TTL: i64 = 30;
 const NEGATIVE: i64 = 4;

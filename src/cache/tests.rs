@@ -4,6 +4,7 @@ use std::time::Duration;
 use super::*;
 use crate::answer::{Contents, Verdict};
 use crate::clock::Clock;
+use crate::settings::Lifetimes;
 
 const LIFETIMES: Lifetimes = Lifetimes {
     ttl: Duration::from_secs(3600),

@@ -130,7 +130,7 @@ impl Policy {
             max_waiters: usize::try_from(self.settings.limits.max_waiters).unwrap_or(usize::MAX),
             tenants: identities.merchants(),
             rules: self.rules,
-            unsettled_ttl: self.settings.cache.unsettled_ttl,
+            unsettled_ttl: self.settings.cache.lifetimes.unsettled_ttl,
         }
     }
 
@@ -161,5 +161,5 @@ fn rules_of(routes: &Routes, settings: &DynamicSettings) -> impl PartialEq + use
         KindSettings::Write(_) | KindSettings::Pass | KindSettings::Off => None,
     };
     let rules: BTreeSet<_> = routes.all().iter().filter_map(rule).collect();
-    (rules, settings.cache.expiry_margin, settings.attempts.utc_offset, settings.attempts.retry_codes.clone())
+    (rules, settings.cache.lifetimes.expiry_margin, settings.attempts.utc_offset, settings.attempts.retry_codes.clone())
 }

@@ -6,14 +6,14 @@ use std::time::Duration;
 use super::access_log::RequestInfo;
 use super::parse_memo::Unparsed;
 use super::policy::Policy;
-use crate::cache::{Lifetimes, Question, RequestCacheControl, Subject};
+use crate::cache::{Question, RequestCacheControl, Subject};
 use crate::caller::Caller;
 use crate::clock::{Boot, Now};
 use crate::envelope::Envelope;
 use crate::limit::QueueKey;
 use crate::metrics::{CallMetrics, RouteMetrics};
 use crate::route::Route;
-use crate::settings::{CachedSettings, KindSettings};
+use crate::settings::{CachedSettings, KindSettings, Lifetimes};
 use crate::signer::Call;
 use crate::tenant::Tenant;
 use crate::upstream::Reuse;
@@ -154,20 +154,18 @@ impl Job {
 
     /// The lifetimes of its answer: the route's own, if it has some.
     pub(super) fn lifetimes(&self) -> Lifetimes {
-        let common = &self.policy.settings.cache;
+        let common = self.policy.settings.cache.lifetimes;
         let own = match &self.route.kind {
             KindSettings::Cached(own) => Some(own),
             KindSettings::Write(_) | KindSettings::Pass | KindSettings::Off => None,
         };
         Lifetimes {
             ttl: own.and_then(|own| own.ttl).unwrap_or(common.ttl),
-            negative_ttl: common.negative_ttl,
-            unsettled_ttl: common.unsettled_ttl,
             stale_while_revalidate: own
                 .and_then(|own| own.stale_while_revalidate)
                 .unwrap_or(common.stale_while_revalidate),
             stale_if_error: own.and_then(|own| own.stale_if_error).unwrap_or(common.stale_if_error),
-            expiry_margin: common.expiry_margin,
+            ..common
         }
     }
 }

@@ -8,12 +8,11 @@ use prometheus::{Gauge, Histogram, IntCounter, IntCounterVec, IntGauge};
 
 use super::Vecs;
 use super::labels::{AttemptResult, BreakerState, CacheUse, Changed, Label, Limit, LookupResult};
-use super::names::Names;
 
 /// The name of callers without one.
 pub const ANONYMOUS: &str = "anonymous";
 /// The route of requests without one.
-const UNROUTED: &str = "none";
+pub(super) const UNROUTED: &str = "none";
 /// Statuses that are counted under their own number.
 const STATUSES: std::ops::Range<u16> = 100..600;
 
@@ -118,10 +117,6 @@ pub struct Handles {
 impl Handles {
     /// Handles for routes and callers in order, the anonymous caller first, and for tenants by number.
     pub(super) fn new(vecs: &Vecs, routes: &[&str], callers: &[&str], tenants: &[(usize, &str)]) -> Self {
-        let callers: Vec<&str> = std::iter::once(ANONYMOUS).chain(callers.iter().copied()).collect();
-        let all_routes: Vec<&str> = std::iter::once(UNROUTED).chain(routes.iter().copied()).collect();
-        let all_tenants: Vec<&str> = tenants.iter().map(|(_, tenant)| *tenant).collect();
-        vecs.retain(&Names { tenants: &all_tenants, routes: &all_routes, callers: &callers });
         let route = |route: &str| RouteMetrics {
             route: route.to_owned(),
             requests_by: vecs.requests.clone(),

@@ -238,11 +238,6 @@ impl AttemptError {
         }
     }
 
-    /// Whether it happened before there was a connection.
-    pub const fn is_connect(&self) -> bool {
-        matches!(self, Self::Dns(_) | Self::Connect(_) | Self::Proxy(_) | Self::Tls(_) | Self::ConnectTimeout(_))
-    }
-
     /// How far opening a connection got.
     pub(super) const fn stage(&self) -> Stage {
         match self {

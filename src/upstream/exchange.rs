@@ -4,7 +4,7 @@ use std::future::poll_fn;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{
@@ -214,9 +214,7 @@ impl Connection {
 
 /// `Date`, unless `Age` says that a cache answered.
 fn date(headers: &HeaderMap) -> Option<Wall> {
-    let date = headers.get(DATE).filter(|_| !headers.contains_key(AGE))?.to_str().ok()?;
-    let since = httpdate::parse_http_date(date).ok()?.duration_since(SystemTime::UNIX_EPOCH).ok()?;
-    Some(Wall::from_unix_seconds(i64::try_from(since.as_secs()).ok()?))
+    Wall::from_http_date(headers.get(DATE).filter(|_| !headers.contains_key(AGE))?.to_str().ok()?)
 }
 
 fn classify(error: hyper::Error) -> AttemptError {

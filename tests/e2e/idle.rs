@@ -118,24 +118,6 @@ async fn a_head_that_stalls_after_a_pause_times_out() {
     assert_eq!(answer(&mut stream), "", "the connection is closed");
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_drain_closes_idle_connections_and_announces_it_on_used_ones() {
-    let platform = Platform::unlimited().await;
-    let gateway = TestGateway::start(&platform, &[IDLE]).await;
-    let (mut kept, mut idle) = (Caller::connect(gateway.address).await, Caller::connect(gateway.address).await);
-    kept.read("1").await;
-    idle.read("1").await;
-    tokio::time::sleep(PAUSE).await;
-    gateway.stop.cancel();
-    while TcpStream::connect(gateway.address).is_ok() {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
-    let last = kept.read("1").await;
-    assert_eq!((last.status, last.header("connection")), (200, "close"));
-    gateway.done.await.unwrap().unwrap();
-    assert!(idle.wait_until_closed().await, "an unused connection does not delay the stop");
-}
-
 /// Even if another timer expired while the response was pending.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_connection_is_closed_at_the_idle_timeout_after_a_slow_response() {

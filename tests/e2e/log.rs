@@ -6,23 +6,12 @@ use std::net::{SocketAddr, TcpStream};
 use serde_json::Value;
 
 use crate::program::{log_record, serve, write_config};
-use crate::support::{Platform, READ, Reply, TestGateway, Upstream, WRITE, post, raw, send};
+use crate::support::{Platform, READ, TestGateway, Upstream, WRITE, admin_page, metric, post, raw};
 use crate::tls::Authority;
-
-async fn page(admin: SocketAddr, path: &str) -> Reply {
-    let request = http::Request::get(path).header("host", "localhost").body(http_body_util::Full::default());
-    send(admin, request.unwrap()).await
-}
-
-/// The value of a series on the page of metrics.
-fn series(page: &str, name: &str) -> f64 {
-    let line = page.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
-    line.unwrap_or_else(|| panic!("no series {name}")).parse().unwrap()
-}
 
 /// Waits until a series has this value: a connection is counted when it has ended.
 async fn wait_for(admin: SocketAddr, name: &str, value: f64) {
-    while series(&page(admin, "/metrics").await.text(), name) != value {
+    while metric(admin, name).await.unwrap() != value {
         tokio::time::sleep(std::time::Duration::from_millis(10)).await;
     }
 }
@@ -72,7 +61,7 @@ async fn requests_writes_and_operators_leave_lines_that_explain_them() {
     post(address, "/v1/invalidate", &[], r#"{"customerIds":["1"]}"#).await;
     let invalidated = line("invalidate");
     assert_eq!((&invalidated["dropped"], &invalidated["tenant"]), (&0.into(), &"a".into()));
-    page(admin, "/cache/customers/1").await;
+    admin_page(admin, "/cache/customers/1").await;
     let inspected = line("inspect");
     assert!(inspected["customers"].is_string() && loopback(&inspected), "{inspected}");
 }
@@ -158,7 +147,7 @@ async fn a_flood_of_other_lines_drops_no_line_of_a_write() {
     for number in 0..WRITES {
         post(address, WRITE, &[], &format!(r#"{{"params":{{"customerId":"{number}"}}}}"#)).await;
     }
-    assert!(series(&page(admin, "/metrics").await.text(), "zvgate_log_lines_dropped_total") > 1000.0);
+    assert!(metric(admin, "zvgate_log_lines_dropped_total").await.unwrap() > 1000.0);
     let reading = tokio::task::spawn_blocking(move || log.lines().map_while(Result::ok).collect::<Vec<_>>());
     gateway.signal("TERM");
     tokio::task::block_in_place(|| gateway.code());

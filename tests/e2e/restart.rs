@@ -14,7 +14,7 @@ use http_body_util::Full;
 use serde_json::Value;
 
 use crate::program::{Running, log_record, run, write_config};
-use crate::support::{Caller, Platform, READ, TestGateway, Upstream, WRITE, post, send};
+use crate::support::{Caller, Overrides, Platform, READ, TestGateway, Upstream, WRITE, post, send};
 
 const BODY: &str = r#"{"params":{"customerId":"1"}}"#;
 const ZVGATE: &str = env!("CARGO_BIN_EXE_zvgate");
@@ -197,18 +197,23 @@ async fn systemd_socket_activation_is_supported() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_drain_sends_connection_close_on_kept_connections() {
     let platform = Platform::unlimited().await;
-    let gateway = TestGateway::start(&platform, &[]).await;
-    let (mut kept, mut idle) = (Caller::connect(gateway.address).await, Caller::connect(gateway.address).await);
-    assert_eq!(kept.read("1").await.header("connection"), "");
-    idle.read("1").await;
-    gateway.stop.cancel();
-    while std::net::TcpStream::connect(gateway.address).is_ok() {
-        tokio::time::sleep(Duration::from_millis(5)).await;
+    // Just used, and idle for a while.
+    let idle_for_a_while: Overrides<'_> = &[("server.idle_timeout", "2s")];
+    for (overrides, pause) in [(&[][..], Duration::ZERO), (idle_for_a_while, Duration::from_millis(1200))] {
+        let gateway = TestGateway::start(&platform, overrides).await;
+        let (mut kept, mut idle) = (Caller::connect(gateway.address).await, Caller::connect(gateway.address).await);
+        assert_eq!(kept.read("1").await.header("connection"), "");
+        idle.read("1").await;
+        tokio::time::sleep(pause).await;
+        gateway.stop.cancel();
+        while std::net::TcpStream::connect(gateway.address).is_ok() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        let last = kept.read("1").await;
+        assert_eq!((last.status, last.header("connection")), (200, "close"));
+        gateway.done.await.unwrap().unwrap();
+        assert!(idle.wait_until_closed().await, "an unused connection does not delay the stop");
     }
-    let last = kept.read("1").await;
-    assert_eq!((last.status, last.header("connection")), (200, "close"));
-    gateway.done.await.unwrap().unwrap();
-    assert!(idle.wait_until_closed().await, "an unused connection does not delay the stop");
 }
 
 /// Every connection made before the stop is served, even if it was not accepted yet.

@@ -6,11 +6,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use http::Request;
-use http_body_util::Full;
-
 use crate::program::{Running, serve, write_config};
-use crate::support::{Caller, Platform, READ, Upstream, post, send, unix_now};
+use crate::support::{Caller, Platform, READ, Upstream, metric, post, unix_now};
 
 /// How long each attack lasts, and on how many connections.
 const SECONDS: u64 = 30;
@@ -50,12 +47,6 @@ fn attack(mode: &[&str], url: &str) -> Child {
     command.args(mode).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
 }
 
-async fn metric(admin: SocketAddr, name: &str) -> f64 {
-    let page = Request::get("/metrics").header("host", "localhost").body(Full::default()).unwrap();
-    let page = send(admin, page).await.text();
-    page.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok()).unwrap()
-}
-
 /// All four attacks at the same time, on the data and on the admin listener. What they cost other callers is printed.
 #[tokio::test(flavor = "multi_thread")]
 async fn slow_callers_do_not_block_others() {
@@ -81,7 +72,7 @@ async fn slow_callers_do_not_block_others() {
     let early = async {
         let mut ticks_at_most = 0;
         for _ in 0..200 {
-            let now = metric(admin, "zvgate_connections ").await;
+            let now = metric(admin, "zvgate_connections").await.unwrap();
             ticks_at_most = if now > most { 0 } else { ticks_at_most + 1 };
             most = f64::max(most, now);
             if ticks_at_most == 80 {
@@ -89,10 +80,10 @@ async fn slow_callers_do_not_block_others() {
             }
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
-        metric(admin, "process_resident_memory_bytes ").await
+        metric(admin, "process_resident_memory_bytes").await.unwrap()
     };
     let (attacked, early) = tokio::join!(p99_of_others(data, Duration::from_secs(SECONDS)), early);
-    let late = metric(admin, "process_resident_memory_bytes ").await;
+    let late = metric(admin, "process_resident_memory_bytes").await.unwrap();
     println!(
         "others' p99 {quiet:.1} ms alone, {attacked:.1} ms under attack; resident {:.1} MiB once all are connected, {:.1} MiB after {SECONDS} s; at most {most} connections",
         early / f64::from(1 << 20),

@@ -201,16 +201,25 @@ impl TestGateway {
     }
 
     pub(crate) async fn page(&self, path: &str) -> Reply {
-        let request = Request::get(path).header("host", "localhost").body(Full::default()).unwrap();
-        send(self.admin, request).await
+        admin_page(self.admin, path).await
     }
 
     /// The value of a metric, named with its labels as on the metrics page; 0 if it is absent.
     pub(crate) async fn metric(&self, name: &str) -> f64 {
-        let page = self.page("/metrics").await.text();
-        let line = page.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
-        line.map_or(0.0, |value| value.parse().unwrap())
+        metric(self.admin, name).await.unwrap_or(0.0)
     }
+}
+
+/// A page of an admin listener.
+pub(crate) async fn admin_page(admin: SocketAddr, path: &str) -> Reply {
+    let request = Request::get(path).header("host", "localhost").body(Full::default()).unwrap();
+    send(admin, request).await
+}
+
+/// The value of a metric, named with its labels as on the metrics page, if it is there.
+pub(crate) async fn metric(admin: SocketAddr, name: &str) -> Option<f64> {
+    let page = admin_page(admin, "/metrics").await.text();
+    page.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')).map(|value| value.parse().unwrap())
 }
 
 /// A response to a caller.
