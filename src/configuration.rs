@@ -11,9 +11,9 @@ use http::HeaderValue;
 use rustls::ClientConfig;
 
 use crate::secret::Secret;
-use crate::settings::{BaseUrl, ConfigError, ConfigErrors, FileReference, Holds, KeySource, Parsed, Settings, Sources};
+use crate::settings::{ConfigError, ConfigErrors, FileReference, Holds, KeySource, Parsed, Settings, Sources};
 use crate::tenant::{TenantKeys, read_key};
-use crate::tls::{Tls, platform_tls, read_certificates};
+use crate::tls::{PlatformTls, Tls, platform_tls, read_certificates};
 
 /// A configuration that can be used.
 pub struct Configuration {
@@ -70,30 +70,18 @@ impl Configuration {
             errors.push(error);
             None
         });
-        let is_tls =
-            settings.as_ref().and_then(|settings| settings.fixed.client.base_url.as_ref()).is_some_and(BaseUrl::is_tls);
-        let mut connect = ConnectKeys { tls: None, proxy_authorization: contents.proxy_authorization };
-        if is_tls {
-            match platform_tls(contents.trusted.as_deref(), &sources.named_roots) {
-                Ok(platform) => {
-                    connect.tls = Some(platform.config);
-                    if platform.uses_bundled {
-                        warnings.push(
-                            "the system has no trusted CA certificates; those included in this program are used"
-                                .to_owned(),
-                        );
-                    }
-                }
-                Err(text) => {
-                    let named = sources.named_roots.join(", ");
-                    let (origin, key) = match named.is_empty() {
-                        true => (None, "upstream.ca".to_owned()),
-                        false => (Some("environment".to_owned()), named),
-                    };
-                    errors.push(ConfigError { origin, key, text });
-                }
-            }
+        let base_url = settings.as_ref().and_then(|settings| settings.fixed.client.base_url.as_ref());
+        let client_tls = base_url.filter(|url| url.is_tls()).map(|_| contents.client_tls(&sources.named_roots));
+        let client_tls = client_tls.transpose().unwrap_or_else(|error| {
+            errors.push(error);
+            None
+        });
+        if client_tls.as_ref().is_some_and(|tls| tls.uses_bundled) {
+            let warning = "the system has no trusted CA certificates; those included in this program are used";
+            warnings.push(warning.to_owned());
         }
+        let tls_config = client_tls.map(|tls| tls.config);
+        let connect = ConnectKeys { tls: tls_config, proxy_authorization: contents.proxy_authorization.take() };
         if let Some(settings) = &settings {
             warnings.extend(exposures(settings, secret_files, tls.is_some()));
         }
@@ -133,6 +121,14 @@ fn exposures(settings: &Settings, secret_files: BTreeSet<PathBuf>, has_tls: bool
 }
 
 impl Contents {
+    /// TLS towards the platform; `named_roots` are the variables that name the system's CAs.
+    fn client_tls(&self, named_roots: &[&str]) -> Result<PlatformTls, ConfigError> {
+        platform_tls(self.trusted.as_deref(), named_roots).map_err(|text| match named_roots {
+            [] => ConfigError { origin: None, key: "upstream.ca".to_owned(), text },
+            named => ConfigError { origin: Some("environment".to_owned()), key: named.join(", "), text },
+        })
+    }
+
     /// Reads a file.
     fn read(&mut self, file: &FileReference) -> Result<(), String> {
         match &file.holds {

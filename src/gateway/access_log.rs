@@ -19,6 +19,7 @@ use crate::json::Node;
 use crate::metrics::{CacheUse, Label, Limit};
 use crate::pseudonym::Pseudonyms;
 use crate::reply::{self, CacheStatus, GatewayError, OverCapacity, Reply};
+use crate::route::Route;
 use crate::settings::{AccessLog, KindSettings};
 use crate::upstream::NotSent;
 
@@ -110,8 +111,7 @@ impl<'a> RequestGuard<'a> {
     /// Turns the borrowed guard of the policy into an owned one: a thread has few fast guard slots.
     pub(super) fn prepare_to_wait(&mut self, path: &str) {
         self.has_waited = true;
-        let route = self.info.route.and_then(|index| self.policy.routes.all().get(index));
-        self.path = route.is_none_or(|route| route.wildcard).then(|| shown_path(path).into());
+        self.path = self.policy.route(&self.info).is_none_or(|route| route.wildcard).then(|| shown_path(path).into());
         let settings = &self.policy.settings.access_log;
         self.info.has_own_line =
             settings.writes && settings.access == AccessLog::Errors && self.policy.is_write(&self.info);
@@ -194,13 +194,16 @@ impl Drop for RequestGuard<'_> {
 /// The names of a request's route, caller and tenant.
 impl Policy {
     fn route_name(&self, info: &RequestInfo) -> Option<&str> {
-        self.routes.all().get(info.route?).map(|route| route.label.as_str())
+        self.route(info).map(|route| route.label.as_str())
+    }
+
+    fn route(&self, info: &RequestInfo) -> Option<&Route> {
+        self.routes.all().get(info.route?).map(Arc::as_ref)
     }
 
     /// Whether a request is for a write, as far as its route is known.
     fn is_write(&self, info: &RequestInfo) -> bool {
-        let route = info.route.and_then(|index| self.routes.all().get(index));
-        route.is_some_and(|route| matches!(route.kind, KindSettings::Write(_)))
+        self.route(info).is_some_and(|route| matches!(route.kind, KindSettings::Write(_)))
     }
 
     fn caller_name(&self, info: &RequestInfo) -> Option<&str> {
