@@ -2,7 +2,7 @@
 //!
 //! A hit finds its entry by moka and reads two clocks; it takes no lock. Everything else goes through the stripe of its
 //! subject: under its lock a flight is joined or begun, an answer is stored, and a write invalidates both. A flight may store
-//! its answer only while it is in its stripe, and an entry may be served only until it is marked as invalid: that is the
+//! its answer only while it is in its stripe, and an answer may be served only until it is marked as invalid: that is the
 //! whole fence. It gives read-your-writes: a read that starts after a write was answered never sees data fetched before it.
 //!
 //! What a stripe holds is the truth, and moka follows it (`Cache::publish`). No call to moka is made under a stripe's lock,
@@ -26,8 +26,8 @@ use moka::policy::EvictionPolicy;
 use parking_lot::MutexGuard;
 use prometheus::{IntCounter, IntGauge};
 
-use self::entry::CustomerEntry;
-pub use self::entry::{Generation, Question, Subject};
+pub use self::entry::{AnswerRef, Generation, Question, Subject};
+use self::entry::{CachedAnswer, CustomerEntry, TenantState};
 pub use self::fetch_guard::{FetchGuard, Stored};
 use self::flight::Flight;
 pub use self::flight::{FetchOutcome, Waiter};
@@ -66,23 +66,41 @@ pub struct CacheMetrics {
 /// A fresh answer from the cache.
 #[derive(Clone, Debug)]
 pub struct Hit {
-    /// The answer.
-    pub answer: Arc<Answer>,
-    /// Its freshness.
-    pub freshness: Freshness,
+    cached: Arc<CachedAnswer>,
     /// How long it is still fresh.
     pub remaining: Duration,
+}
+
+impl Hit {
+    /// The answer.
+    pub fn answer(&self) -> &Arc<Answer> {
+        &self.cached.answer
+    }
+
+    /// Its freshness.
+    pub fn freshness(&self) -> &Freshness {
+        &self.cached.freshness
+    }
 }
 
 /// A stale answer from the cache.
 #[derive(Clone, Debug)]
 pub struct StaleHit {
-    /// The answer.
-    pub answer: Arc<Answer>,
-    /// Its freshness.
-    pub freshness: Freshness,
+    cached: Arc<CachedAnswer>,
     /// How it may be served.
     pub stale: Staleness,
+}
+
+impl StaleHit {
+    /// The answer.
+    pub fn answer(&self) -> &Arc<Answer> {
+        &self.cached.answer
+    }
+
+    /// Its freshness.
+    pub fn freshness(&self) -> &Freshness {
+        &self.cached.freshness
+    }
 }
 
 /// What a lookup found.
@@ -114,7 +132,7 @@ pub enum Join<F: Clone> {
 pub struct Cache<F> {
     entries: moka::sync::Cache<Subject, Arc<CustomerEntry>, RandomState>,
     stripes: Arc<Stripes<F, CustomerEntry>>,
-    tenants: boxcar::Vec<TenantState>,
+    tenants: boxcar::Vec<Arc<TenantState>>,
     /// Those in force.
     rules: AtomicU64,
     max_waiters: AtomicUsize,
@@ -168,7 +186,7 @@ impl<F: Clone> Cache<F> {
         let unsettled_ttl = u64::try_from(options.unsettled_ttl.as_millis()).unwrap_or(u64::MAX);
         self.unsettled_ttl.store(unsettled_ttl, Ordering::Relaxed);
         while self.tenants.count() < options.tenants {
-            self.tenants.push(TenantState::default());
+            self.tenants.push(Arc::default());
         }
     }
 
@@ -187,11 +205,6 @@ impl<F: Clone> Cache<F> {
         Generation { tenant, rules }
     }
 
-    /// What is cached for a subject, found without a lock.
-    fn valid_entry(&self, subject: &Subject) -> Option<Arc<CustomerEntry>> {
-        self.entries.get(subject).filter(|entry| entry.is_valid())
-    }
-
     /// Looks a question up.
     pub fn lookup(
         &self,
@@ -200,18 +213,15 @@ impl<F: Clone> Cache<F> {
         cache_control: &RequestCacheControl,
         now: Now,
     ) -> Lookup {
-        self.valid_entry(&question.subject)
+        self.entries
+            .get(&question.subject)
             .map_or(Lookup::Miss, |entry| entry.lookup(question, generation, cache_control, now))
     }
 
-    /// The question as its answer is stored by: comparing it with that needs no look at its text.
-    pub fn stored(&self, question: Question, generation: Generation) -> Question {
-        let entry = self.valid_entry(&question.subject);
-        let key = entry.as_ref().and_then(|entry| entry.find(&question.key, generation)).map(|cached| &cached.key);
-        match key {
-            Some(key) => Question { key: Arc::clone(key), ..question },
-            None => question,
-        }
+    /// A reference to the answer of a hit for a question: the next hit needs no lookup. `None` if its tenant is not known here.
+    pub fn reference(&self, question: &Question, hit: &Hit) -> Option<AnswerRef> {
+        let tenant = Arc::clone(self.tenants.get(question.subject.tenant)?);
+        Some(AnswerRef { subject: question.subject.clone(), cached: Arc::downgrade(&hit.cached), tenant })
     }
 
     /// The fresh answer to a question, if there is one; a stale one is left to [`Cache::lookup`].
@@ -222,12 +232,12 @@ impl<F: Clone> Cache<F> {
         cache_control: &RequestCacheControl,
         now: Now,
     ) -> Option<Hit> {
-        self.valid_entry(&question.subject)?.fresh(question, generation, cache_control, now)
+        self.entries.get(&question.subject)?.fresh(question, generation, cache_control, now)
     }
 
     /// Whether the caller is the one that refreshes a stale answer.
     pub fn claim_refresh(&self, question: &Question, generation: Generation, now: Now) -> bool {
-        self.valid_entry(&question.subject).is_some_and(|entry| entry.claim_refresh(question, generation, now.boot))
+        self.entries.get(&question.subject).is_some_and(|entry| entry.claim_refresh(question, generation, now.boot))
     }
 
     /// The stale answer that may be served in place of a failure.
@@ -235,7 +245,7 @@ impl<F: Clone> Cache<F> {
         let entry = self.stripe(&question.subject).entry(&question.subject).cloned()?;
         let cached = entry.find(&question.key, generation)?;
         let stale = cached.freshness.stale(now).filter(|stale| stale.if_error)?;
-        Some(StaleHit { answer: Arc::clone(&cached.answer), freshness: cached.freshness, stale })
+        Some(StaleHit { cached: Arc::clone(cached), stale })
     }
 
     /// Joins the flight of a question, or begins one. A caller that wants a new fetch joins only one that was not sent yet; if
@@ -349,15 +359,6 @@ impl<F: Clone> Cache<F> {
     fn stripe(&self, subject: &Subject) -> MutexGuard<'_, Stripe<F, CustomerEntry>> {
         self.stripes.of(subject)
     }
-}
-
-/// What is known of a tenant beyond its subjects.
-#[derive(Debug, Default)]
-struct TenantState {
-    /// How often everything of the tenant was invalidated.
-    invalidations: AtomicU64,
-    /// Until when the platform may lag behind a write without a known customer, in milliseconds since boot.
-    settle_until: AtomicU64,
 }
 
 /// When an entry's memory may be freed. Freshness is not judged by it: moka's clock is not ours.

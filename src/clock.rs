@@ -84,6 +84,11 @@ impl Boot {
         Duration::from_nanos(self.0)
     }
 
+    /// Nanoseconds since boot.
+    pub const fn nanos(self) -> u64 {
+        self.0
+    }
+
     /// Whole seconds since boot.
     pub const fn seconds(self) -> u64 {
         self.0 / NANOS_PER_SECOND

@@ -8,9 +8,9 @@ mod auth;
 mod body;
 mod call_log;
 mod fetch;
+mod hit_memo;
 mod invalidate;
 mod operations;
-mod parse_memo;
 mod pass;
 mod path;
 mod policy;
@@ -37,9 +37,9 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use self::access_log::{RequestGuard, RequestInfo, WriteLog};
 pub use self::auth::CrossSite;
 use self::fetch::Fetcher;
+use self::hit_memo::Repeat;
 use self::invalidate::Invalidator;
 pub use self::operations::CachedQuestion;
-use self::parse_memo::Unparsed;
 use self::pass::Passes;
 use self::policy::Policy;
 use self::read::Reads;
@@ -323,40 +323,27 @@ impl Gateway {
         if caller.ignores_no_cache {
             cache_control = cache_control.without_bypass();
         }
-        let sole_tenant = caller.sole_tenant();
-        let unparsed = |tenant| Unparsed {
-            route: route.index,
-            is_wildcard: route.wildcard,
-            path,
-            tenant,
-            sole_tenant: sole_tenant.map(|one| one.index),
-            body,
-        };
-        let known = head.tenant().ok().and_then(|tenant| policy.parse_memo.find(&unparsed(tenant)));
-        let known = known.as_deref().and_then(Option::as_ref);
-        if let Some(parsed) = known {
-            info.tenant = Some(parsed.tenant_index);
-            if !caller.may_use_tenant(&parsed.tenant) {
-                info.customers = Arc::clone(&parsed.customers);
-                return Err(GatewayError::Forbidden(Denied::Tenant));
+        let tenant_header = head.tenant();
+        let repeat = Repeat::new(caller, route, path, tenant_header.as_ref().copied().unwrap_or_default(), body);
+        let known = policy.hit_memo.find(&repeat);
+        if tenant_header.is_ok()
+            && let Some(known) = known.as_deref().and_then(Option::as_ref)
+            && let Some(hit) = known.answer.fresh(&cache_control, now)
+        {
+            info.tenant = Some(known.tenant);
+            if policy.settings.access_log.access == AccessLog::All {
+                info.customers = known.answer.subject().customer_id().map(str::to_owned).into_iter().collect();
             }
-            let fresh = self.reads.fresh(policy, route, parsed.tenant_index, &parsed.question, &cache_control, now);
-            if let Some(reply) = fresh {
-                // Counting a reference is a write to memory that all cores share: only if it is logged.
-                if policy.settings.access_log.access == AccessLog::All {
-                    info.customers = Arc::clone(&parsed.customers);
-                }
-                return Ok(Step::Done(reply));
-            }
+            policy.handles.hit(known.tenant, route.index, hit.freshness().negative);
+            return Ok(Step::Done(Reply::hit(&hit, now)));
         }
         let envelope = Envelope::parse(body).map_err(GatewayError::Body)?;
         if let KindSettings::Cached(CachedSettings { params: Some(allowed), .. }) = &route.kind {
             envelope.check_params(allowed).map_err(GatewayError::Body)?;
         }
         info.customers = body::customers(&route.kind, head, &envelope)?;
-        let tenant_header = head.tenant()?;
-        let tenant =
-            policy.tenants.choose(tenant_header, envelope.root(), sole_tenant).map_err(GatewayError::UnknownTenant)?;
+        let tenant = policy.tenants.choose(tenant_header?, envelope.root(), caller.sole_tenant());
+        let tenant = tenant.map_err(GatewayError::UnknownTenant)?;
         info.tenant = Some(tenant.index);
         if !caller.may_use_tenant(tenant) {
             return Err(GatewayError::Forbidden(Denied::Tenant));
@@ -365,8 +352,8 @@ impl Gateway {
             policy,
             caller,
             route,
-            unparsed: unparsed(tenant_header),
-            known: known.map(|parsed| &parsed.question),
+            path,
+            repeat,
             envelope: &envelope,
             tenant,
             cache_control,

@@ -13,6 +13,8 @@ use http::{HeaderMap, HeaderValue, Response, StatusCode};
 use self::error::RetryAfter;
 pub use self::error::{Denied, GatewayError, OverCapacity};
 use crate::answer::Answer;
+use crate::cache::{Hit, StaleHit};
+use crate::clock::Now;
 use crate::envelope::push_text;
 use crate::limit::Limited;
 use crate::upstream::Effect;
@@ -36,6 +38,20 @@ pub struct Reply {
     pub cache_status: CacheStatus,
     /// What a write did; `None` for other requests.
     pub effect: Option<Effect>,
+}
+
+impl Reply {
+    /// A fresh answer from the cache.
+    pub fn hit(hit: &Hit, now: Now) -> Self {
+        let cache_status = CacheStatus::Hit { age: hit.freshness().age(now), remaining: hit.remaining };
+        Self { answer: Arc::clone(hit.answer()), cache_status, effect: None }
+    }
+
+    /// A stale answer from the cache.
+    pub fn stale(hit: &StaleHit, reason: StaleReason, now: Now) -> Self {
+        let cache_status = CacheStatus::Stale { age: hit.freshness().age(now), past: hit.stale.past, reason };
+        Self { answer: Arc::clone(hit.answer()), cache_status, effect: None }
+    }
 }
 
 impl Effect {

@@ -1,14 +1,14 @@
 //! What is cached: one entry for each subject, with the answers to all questions about it.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use smol_str::{SmolStr, format_smolstr};
 
 use super::freshness::Freshness;
 use super::refresh::RefreshState;
-use super::stripe::Invalidate;
+use super::stripe::Replaceable;
 use super::{Hit, Lookup, RequestCacheControl, StaleHit};
 use crate::answer::Answer;
 use crate::clock::{Boot, Now};
@@ -19,7 +19,9 @@ const MAX_ANSWERS: usize = 64;
 /// and the slack of both hash tables.
 const ENTRY_OVERHEAD: usize = 480;
 /// Memory that an answer takes beside its key and body.
-const ANSWER_OVERHEAD: usize = 340;
+const ANSWER_OVERHEAD: usize = 356;
+/// How often an answer that is hit by reference is looked up all the same, so that moka learns that it is in use and does not evict it.
+const LOOK_UP_EVERY: Duration = Duration::from_secs(10);
 
 /// Whom an answer is about: the unit of invalidation. The platform's ids are short enough to be stored inline.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -40,8 +42,13 @@ impl Subject {
         Self { tenant, text: format_smolstr!("q:{key}") }
     }
 
+    /// The customer, unless it is a question.
+    pub fn customer_id(&self) -> Option<&str> {
+        self.text.strip_prefix("c:")
+    }
+
     /// Bytes on the heap.
-    fn heap_size(&self) -> usize {
+    pub fn heap_size(&self) -> usize {
         if self.text.is_heap_allocated() { self.text.len() } else { 0 }
     }
 }
@@ -55,18 +62,6 @@ pub struct Question {
     pub key: Arc<str>,
 }
 
-impl Question {
-    /// Whether it is asked at this path.
-    pub fn is_at(&self, path: &str) -> bool {
-        self.key.strip_prefix(path).is_some_and(|parameters| parameters.starts_with(' '))
-    }
-
-    /// Bytes on the heap.
-    pub fn heap_size(&self) -> usize {
-        self.subject.heap_size() + self.key.len()
-    }
-}
-
 /// What an answer belongs to beside its question. A fetch of one generation is neither stored nor joined in another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Generation {
@@ -74,6 +69,15 @@ pub struct Generation {
     pub(super) tenant: u64,
     /// The rules by which answers are parsed and keyed: a configuration with other rules has another number.
     pub(super) rules: u64,
+}
+
+/// What is known of a tenant beyond its subjects.
+#[derive(Debug, Default)]
+pub(super) struct TenantState {
+    /// How often everything of the tenant was invalidated.
+    pub(super) invalidations: AtomicU64,
+    /// Until when the platform may lag behind a write without a known customer, in milliseconds since boot.
+    pub(super) settle_until: AtomicU64,
 }
 
 /// A cached answer.
@@ -84,18 +88,64 @@ pub(super) struct CachedAnswer {
     pub(super) freshness: Freshness,
     pub(super) generation: Generation,
     pub(super) refresh: RefreshState,
+    /// Set under the stripe's lock once it is replaced or invalidated: readers hold it without that lock.
+    invalid: AtomicBool,
+    /// When it was last looked up, in nanoseconds since boot.
+    looked_up: AtomicU64,
 }
 
 impl CachedAnswer {
     pub(super) fn new(question: &Question, answer: &Arc<Answer>, freshness: Freshness, generation: Generation) -> Self {
         let (key, answer) = (Arc::clone(&question.key), Arc::clone(answer));
-        Self { key, answer, freshness, generation, refresh: RefreshState::default() }
+        let (refresh, invalid) = (RefreshState::default(), AtomicBool::new(false));
+        Self { key, answer, freshness, generation, refresh, invalid, looked_up: AtomicU64::default() }
     }
 
-    fn hit(&self, cache_control: &RequestCacheControl, now: Now) -> Option<Hit> {
-        let freshness = self.freshness;
-        let remaining = freshness.remaining(now).filter(|_| cache_control.allows(&freshness, now))?;
-        Some(Hit { answer: Arc::clone(&self.answer), freshness, remaining })
+    fn is_valid(&self) -> bool {
+        !self.invalid.load(Ordering::SeqCst)
+    }
+
+    fn hit(self: &Arc<Self>, cache_control: &RequestCacheControl, now: Now) -> Option<Hit> {
+        let remaining = self.freshness.remaining(now).filter(|_| cache_control.allows(&self.freshness, now))?;
+        Some(Hit { cached: Arc::clone(self), remaining })
+    }
+}
+
+/// A reference to the cached answer that is about a subject. It does not keep the answer in memory.
+#[derive(Clone, Debug)]
+pub struct AnswerRef {
+    pub(super) subject: Subject,
+    pub(super) cached: Weak<CachedAnswer>,
+    pub(super) tenant: Arc<TenantState>,
+}
+
+impl AnswerRef {
+    /// What a reference takes of memory while its answer is gone, beside its own size and the subject's text.
+    pub const RESIDUE: usize = size_of::<CachedAnswer>() + 2 * size_of::<usize>();
+
+    /// The subject of the answer.
+    pub const fn subject(&self) -> &Subject {
+        &self.subject
+    }
+
+    /// The answer, if a lookup would find it fresh; `None` now and then although it would, for moka's sake.
+    pub fn fresh(&self, cache_control: &RequestCacheControl, now: Now) -> Option<Hit> {
+        let cached = self.cached.upgrade()?;
+        let is_current = cached.generation.tenant == self.tenant.invalidations.load(Ordering::SeqCst);
+        let looked_up = Boot::from_duration(Duration::from_nanos(cached.looked_up.load(Ordering::Relaxed)));
+        let is_servable = is_current && cached.is_valid() && now.boot.since(looked_up) < LOOK_UP_EVERY;
+        if is_servable { cached.hit(cache_control, now) } else { None }
+    }
+
+    /// One whose answer is gone.
+    #[cfg(test)]
+    pub(crate) fn dangling(subject: Subject) -> Self {
+        Self { subject, cached: Weak::new(), tenant: Arc::default() }
+    }
+
+    /// Whether its answer may still be cached.
+    pub fn is_live(&self) -> bool {
+        self.cached.strong_count() > 0
     }
 }
 
@@ -105,13 +155,15 @@ pub(super) struct CustomerEntry {
     answers: Vec<Arc<CachedAnswer>>,
     /// How long it is worth keeping in memory.
     pub(super) retain_for: Duration,
-    /// Set under the stripe's lock once it is replaced or invalidated; readers hold it without a lock.
-    invalid: AtomicBool,
 }
 
-impl Invalidate for CustomerEntry {
-    fn invalidate(&self) {
-        self.invalid.store(true, Ordering::SeqCst);
+impl Replaceable for CustomerEntry {
+    fn replaced_by(&self, new: Option<&Self>) {
+        let is_kept =
+            |old: &Arc<CachedAnswer>| new.is_some_and(|new| new.answers.iter().any(|one| Arc::ptr_eq(one, old)));
+        for old in self.answers.iter().filter(|old| !is_kept(old)) {
+            old.invalid.store(true, Ordering::SeqCst);
+        }
     }
 }
 
@@ -121,7 +173,7 @@ impl CustomerEntry {
         answers.shrink_to_fit();
         let remaining = answers.iter().map(|cached| cached.freshness.retain_until().since(now));
         let retain_for = remaining.max().unwrap_or_default();
-        Self { answers, retain_for, invalid: AtomicBool::new(false) }
+        Self { answers, retain_for }
     }
 
     /// The entry that replaces `old`, if it has any answers: without the answer to a question, with a new one in its place,
@@ -145,11 +197,6 @@ impl CustomerEntry {
         (!answers.is_empty()).then(|| Self::new(answers, now.boot))
     }
 
-    /// Whether it was neither replaced nor invalidated.
-    pub(super) fn is_valid(&self) -> bool {
-        !self.invalid.load(Ordering::SeqCst)
-    }
-
     pub(super) fn iter(&self) -> impl Iterator<Item = &CachedAnswer> {
         self.answers.iter().map(|cached| &**cached)
     }
@@ -160,10 +207,10 @@ impl CustomerEntry {
         self.iter().filter(move |cached| cached.generation == generation && lives(&cached.freshness))
     }
 
-    /// The answer to a question, if it is of this generation.
-    pub(super) fn find(&self, key: &Arc<str>, generation: Generation) -> Option<&CachedAnswer> {
-        let is_same = |cached: &CachedAnswer| Arc::ptr_eq(&cached.key, key) || *cached.key == **key;
-        self.iter().find(|cached| is_same(cached) && cached.generation == generation)
+    /// The answer to a question, if it is valid and of this generation.
+    pub(super) fn find(&self, key: &str, generation: Generation) -> Option<&Arc<CachedAnswer>> {
+        let is_same = |cached: &&Arc<CachedAnswer>| *cached.key == *key && cached.generation == generation;
+        self.answers.iter().find(is_same).filter(|cached| cached.is_valid())
     }
 
     /// The fresh answer to a question.
@@ -186,14 +233,13 @@ impl CustomerEntry {
         now: Now,
     ) -> Lookup {
         let Some(cached) = self.find(&question.key, generation) else { return Lookup::Miss };
+        cached.looked_up.store(now.boot.nanos(), Ordering::Relaxed);
         if let Some(hit) = cached.hit(cache_control, now) {
             return Lookup::Fresh(hit);
         }
-        let freshness = cached.freshness;
-        let Some(stale) = freshness.stale(now).filter(|stale| stale.revalidate && cache_control.allows_stale()) else {
-            return Lookup::Miss;
-        };
-        let hit = StaleHit { answer: Arc::clone(&cached.answer), freshness, stale };
+        let stale = cached.freshness.stale(now).filter(|stale| stale.revalidate && cache_control.allows_stale());
+        let Some(stale) = stale else { return Lookup::Miss };
+        let hit = StaleHit { cached: Arc::clone(cached), stale };
         Lookup::Stale(hit, cached.refresh.is_due(now.boot))
     }
 

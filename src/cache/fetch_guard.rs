@@ -118,7 +118,7 @@ impl<F: Clone> FetchGuard<F> {
         }
         let kept = old.as_deref().filter(|_| !drops_others);
         let entry = CustomerEntry::replacing(kept, &question.key, generation, new, now);
-        stripe.replace(subject, entry.map(Arc::new));
+        stripe.replace(subject, entry.map(Arc::new).as_ref());
         drop(stripe);
         cache.publish(subject);
         Stored { freshness, changed }

@@ -16,7 +16,7 @@ use loom::thread;
 use super::RequestCacheControl;
 use super::entry::{Generation, Question, Subject};
 use super::flight::Flight;
-use super::stripe::{Invalidate, Stripe};
+use super::stripe::{Replaceable, Stripe};
 use crate::clock::Boot;
 
 /// A step of the fence that can be left out.
@@ -32,12 +32,16 @@ enum Step {
     MarkInvalid,
     /// A lookup checks that mark.
     LookupChecksMark,
+    /// A read by a reference checks that mark.
+    ReferenceChecksMark,
     /// A flight stores its answer only while it is in the stripe.
     StoreOnlyInFlight,
     /// A write invalidates before its caller is answered.
     InvalidateBeforeAnswer,
     /// A lookup checks the generation, which a tenant-wide write changes.
     LookupChecksGeneration,
+    /// A read by a reference checks the generation.
+    ReferenceChecksGeneration,
     /// A read does not join a flight of another generation.
     JoinChecksGeneration,
     /// After a change to moka, the stripe is checked again.
@@ -59,8 +63,8 @@ struct Entry {
     is_marked: bool,
 }
 
-impl Invalidate for Entry {
-    fn invalidate(&self) {
+impl Replaceable for Entry {
+    fn replaced_by(&self, _: Option<&Self>) {
         if self.is_marked {
             self.invalid.store(true, Ordering::SeqCst);
         }
@@ -78,6 +82,8 @@ struct Model {
     generation: AtomicU64,
     /// In place of moka: each access is one step.
     map: Mutex<Option<Arc<Entry>>>,
+    /// In place of a memo of hits: a reference to what was served.
+    reference: Mutex<Option<Arc<Entry>>>,
     stripe: Mutex<Shared>,
     completed: Condvar,
 }
@@ -104,11 +110,27 @@ impl Model {
 
     fn lookup(&self, generation: u64) -> Option<u64> {
         let entry = self.map.lock().unwrap().clone()?;
-        self.is_servable(&entry, generation).then_some(entry.value)
+        if !self.is_servable(&entry, generation) {
+            return None;
+        }
+        *self.reference.lock().unwrap() = Some(Arc::clone(&entry));
+        Some(entry.value)
     }
 
-    /// As the gateway does: look up, then join or begin, then fetch, then store.
+    /// Reads what the reference leads to, as a request does that repeats an earlier one.
+    fn recall(&self) -> Option<u64> {
+        let entry = self.reference.lock().unwrap().clone()?;
+        let is_current = self.without == Step::ReferenceChecksGeneration
+            || entry.generation == self.generation.load(Ordering::SeqCst);
+        let is_valid = self.without == Step::ReferenceChecksMark || !entry.invalid.load(Ordering::SeqCst);
+        (is_current && is_valid).then_some(entry.value)
+    }
+
+    /// As the gateway does: by the reference, else look up, then join or begin, then fetch, then store.
     fn read(&self) -> u64 {
+        if let Some(value) = self.recall() {
+            return value;
+        }
         let generation = self.generation.load(Ordering::SeqCst);
         if let Some(value) = self.lookup(generation) {
             return value;
@@ -144,7 +166,7 @@ impl Model {
         if in_flight && is_current {
             let is_marked = self.without != Step::MarkInvalid;
             let entry = Entry { value, generation, invalid: AtomicBool::new(false), is_marked };
-            shared.stripe.replace(&question().subject, Some(Arc::new(entry)));
+            shared.stripe.replace(&question().subject, Some(&Arc::new(entry)));
         }
         shared.outcomes.insert(address, (flight, Some(value)));
         self.completed.notify_all();
@@ -209,6 +231,7 @@ fn run(without: Step, write_to: WriteTo) {
         answered: AtomicU64::new(0),
         generation: AtomicU64::new(0),
         map: Mutex::new(None),
+        reference: Mutex::new(None),
         stripe: Mutex::new(Shared::default()),
         completed: Condvar::new(),
     });
@@ -271,13 +294,19 @@ fn without_any_one_step_some_order_violates_the_guarantee() {
         Step::RemoveEntry,
         Step::MarkInvalid,
         Step::LookupChecksMark,
+        Step::ReferenceChecksMark,
         Step::StoreOnlyInFlight,
         Step::InvalidateBeforeAnswer,
         Step::PublishChecksAgain,
     ] {
         assert!(!holds(step, WriteTo::Customer), "{step:?} is not needed, or the model does not see that it is");
     }
-    for step in [Step::InvalidateBeforeAnswer, Step::LookupChecksGeneration, Step::JoinChecksGeneration] {
+    for step in [
+        Step::InvalidateBeforeAnswer,
+        Step::LookupChecksGeneration,
+        Step::ReferenceChecksGeneration,
+        Step::JoinChecksGeneration,
+    ] {
         assert!(!holds(step, WriteTo::Unknown), "{step:?} is not needed, or the model does not see that it is");
     }
 }

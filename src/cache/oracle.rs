@@ -122,6 +122,8 @@ struct World {
     wall: i64,
     in_flight: Vec<InFlight>,
     servable: [Option<Servable>; 4],
+    /// References to the answers that were served fresh, the newest last.
+    references: [Vec<AnswerRef>; 4],
     fences: [u64; 2],
     settled: [i64; 2],
     completed: u64,
@@ -152,6 +154,7 @@ impl World {
             wall: START,
             in_flight: Vec::new(),
             servable: [const { None }; 4],
+            references: [const { Vec::new() }; 4],
             fences: [0; 2],
             settled: [0; 2],
             completed: 0,
@@ -250,20 +253,33 @@ impl World {
         self.servable[question] = lives.then_some(servable);
     }
 
-    fn read(&self, number: usize) {
+    fn read(&mut self, number: usize) {
         let (now, generation) = (self.now(), self.cache.generation(0, 0));
         let text = |answer: &Answer| String::from_utf8(answer.body.to_vec()).unwrap();
+        let servable = self.servable[number].as_ref();
+        let wanted = servable.map_or(Served::Not, |servable| servable.served(self.boot, self.wall));
+        // What a reference leads to is what would be looked up, or nothing.
+        for reference in &self.references[number] {
+            if let Some(hit) = reference.fresh(&RequestCacheControl::default(), now) {
+                assert_eq!(wanted, Served::Fresh, "question {number} by reference: {servable:?}");
+                assert_eq!(Some(text(hit.answer())), servable.map(|servable| servable.body.clone()));
+            }
+        }
         let (served, body) =
             match self.cache.lookup(&question(number), generation, &RequestCacheControl::default(), now) {
-                Lookup::Fresh(hit) => (Served::Fresh, Some(text(&hit.answer))),
-                Lookup::Stale(hit, _) => (Served::WhileRevalidating, Some(text(&hit.answer))),
+                Lookup::Fresh(hit) => {
+                    let reference = self.cache.reference(&question(number), &hit).unwrap();
+                    let recalled = reference.fresh(&RequestCacheControl::default(), now).unwrap();
+                    assert!(Arc::ptr_eq(recalled.answer(), hit.answer()), "a reference leads to its answer");
+                    self.references[number].push(reference);
+                    (Served::Fresh, Some(text(hit.answer())))
+                }
+                Lookup::Stale(hit, _) => (Served::WhileRevalidating, Some(text(hit.answer()))),
                 Lookup::Miss => match self.cache.stale_for_error(&question(number), generation, now) {
-                    Some(hit) => (Served::IfError, Some(text(&hit.answer))),
+                    Some(hit) => (Served::IfError, Some(text(hit.answer()))),
                     None => (Served::Not, None),
                 },
             };
-        let servable = self.servable[number].as_ref();
-        let wanted = servable.map_or(Served::Not, |servable| servable.served(self.boot, self.wall));
         assert_eq!(
             served, wanted,
             "question {number}: {servable:?} at {} on boot, {} on the wall",

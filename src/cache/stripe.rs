@@ -49,7 +49,7 @@ impl<F, E> Stripes<F, E> {
     #[cfg(test)]
     pub(super) fn share_settle_slot(&self, one: &Subject, other: &Subject) -> bool
     where
-        E: Invalidate,
+        E: Replaceable,
     {
         let place = |subject: &Subject| {
             let stripe = self.of(subject);
@@ -65,9 +65,9 @@ impl<F, E> Stripes<F, E> {
 }
 
 /// An entry that readers may hold without the lock.
-pub(super) trait Invalidate {
-    /// From now on nobody is served from it.
-    fn invalidate(&self);
+pub(super) trait Replaceable {
+    /// From now on nobody is served from it, apart from what it shares with the entry that replaces it.
+    fn replaced_by(&self, new: Option<&Self>);
 }
 
 /// The state of a stripe's subjects: `F` is why a fetch failed, `E` what is cached for a subject.
@@ -105,7 +105,7 @@ impl<F, E> Default for Stripe<F, E> {
     }
 }
 
-impl<F, E: Invalidate> Stripe<F, E> {
+impl<F, E: Replaceable> Stripe<F, E> {
     /// Invalidates a subject: what is cached for it is removed and returned, what is being fetched will not be stored, and
     /// what is fetched before `settle_until` lives shortly.
     pub(super) fn invalidate(&mut self, subject: &Subject, settle_until: Boot, now: Boot) -> Option<Arc<E>> {
@@ -123,12 +123,12 @@ impl<F, E: Invalidate> Stripe<F, E> {
     }
 
     /// Replaces what is cached for a subject, and returns what was.
-    pub(super) fn replace(&mut self, subject: &Subject, new: Option<Arc<E>>) -> Option<Arc<E>> {
+    pub(super) fn replace(&mut self, subject: &Subject, new: Option<&Arc<E>>) -> Option<Arc<E>> {
         let old = match new {
-            Some(new) => self.entries.insert(subject.clone(), new),
+            Some(new) => self.entries.insert(subject.clone(), Arc::clone(new)),
             None => self.entries.remove(subject),
         };
-        old.iter().for_each(|old| old.invalidate());
+        old.iter().for_each(|old| old.replaced_by(new.map(Arc::as_ref)));
         old
     }
 

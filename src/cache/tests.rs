@@ -68,11 +68,57 @@ fn complete(guard: FetchGuard<()>, body: &'static str) -> bool {
 fn lookup(cache: &Arc<Cache<()>>, question: &Question) -> Option<String> {
     let found = cache.lookup(question, cache.generation(0, 0), &RequestCacheControl::default(), now());
     let Lookup::Fresh(hit) = found else { return None };
-    Some(String::from_utf8(hit.answer.body.to_vec()).unwrap())
+    Some(String::from_utf8(hit.answer().body.to_vec()).unwrap())
 }
 
 fn invalidate(cache: &Cache<()>, customer: &str, settle_until: Boot) -> usize {
     cache.invalidate(&Subject::customer(0, customer), settle_until, now())
+}
+
+fn reference(cache: &Arc<Cache<()>>, question: &Question, now: Now) -> AnswerRef {
+    let found = cache.lookup(question, cache.generation(0, 0), &RequestCacheControl::default(), now);
+    let Lookup::Fresh(hit) = found else { panic!("{found:?}") };
+    cache.reference(question, &hit).unwrap()
+}
+
+#[test]
+fn a_reference_leads_to_its_answer_until_that_is_replaced_or_invalidated() {
+    let default = RequestCacheControl::default();
+    let body = |reference: &AnswerRef| Some(reference.fresh(&default, now())?.answer().body.to_vec());
+    let cache = cache();
+    let questions = ["a", "b"].map(|key| question("1", key));
+    let [first, second] = questions.each_ref().map(|question| {
+        complete(begin(&cache, question).0, "old");
+        reference(&cache, question, now())
+    });
+    assert_eq!(body(&first).as_deref(), Some(&b"old"[..]), "another answer about the customer leaves it as it is");
+    let no_store = RequestCacheControl { no_store: true, ..default };
+    complete(begin_with(&cache, &questions[0], &no_store).0, "new");
+    assert_eq!(body(&first).as_deref(), Some(&b"old"[..]));
+    complete(begin_with(&cache, &questions[0], &NO_CACHE).0, "new");
+    assert_eq!((body(&first), body(&second)), (None, None), "it replaces the customer's answers");
+    let third = reference(&cache, &questions[0], now());
+    assert_eq!(body(&third).as_deref(), Some(&b"new"[..]));
+    invalidate(&cache, "1", now().boot);
+    assert_eq!(body(&third), None);
+    cache.run_maintenance();
+    assert!(!third.is_live(), "it keeps no answer in memory");
+}
+
+#[test]
+fn an_answer_in_use_by_reference_is_looked_up_now_and_then() {
+    let (cache, default, start) = (cache(), RequestCacheControl::default(), now());
+    let question = question("1", "a");
+    complete(begin(&cache, &question).0, "x");
+    let reference_then = reference(&cache, &question, start);
+    let later = |seconds| {
+        let span = Duration::from_secs(seconds);
+        Now { wall: start.wall.plus(i64::try_from(span.as_millis()).unwrap()), boot: start.boot + span }
+    };
+    assert!(reference_then.fresh(&default, later(9)).is_some());
+    assert!(reference_then.fresh(&default, later(10)).is_none(), "so that moka knows that it is in use");
+    reference(&cache, &question, later(10));
+    assert!(reference_then.fresh(&default, later(19)).is_some());
 }
 
 /// Between the lookup and the join of a caller, the flight may store its answer.

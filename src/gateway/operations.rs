@@ -170,7 +170,7 @@ impl Gateway {
         self.cache.run_maintenance();
         self.metrics
             .cache_bytes
-            .set(i64::try_from(self.cache.bytes() + self.policy.load().parse_memo.max_bytes()).unwrap_or(i64::MAX));
+            .set(i64::try_from(self.cache.bytes() + self.policy.load().hit_memo.max_bytes()).unwrap_or(i64::MAX));
         self.upstream.close_expired();
         for tenant in self.policy.load().tenants.all() {
             for (path, episode) in self.upstream.ended_failures(tenant) {

@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use super::parse_memo::ParseMemo;
+use super::hit_memo::HitMemo;
 use crate::answer::Reader;
 use crate::cache;
 use crate::caller::{Caller, Callers};
@@ -35,8 +35,8 @@ pub(super) struct Policy {
     pub(super) settings: DynamicSettings,
     pub(super) effective: Effective,
     pub(super) tls: Option<Arc<Tls>>,
-    /// What it parsed.
-    pub(super) parse_memo: ParseMemo,
+    /// What it served.
+    pub(super) hit_memo: HitMemo,
     /// Of the process, which a reload does not change.
     cache_max_bytes: Size,
 }
@@ -99,7 +99,7 @@ impl Policy {
         });
         let cache_max_bytes = before.map_or(all.fixed.cache_max_bytes, |before| before.cache_max_bytes);
         Self {
-            parse_memo: ParseMemo::new(cache_max_bytes.0),
+            hit_memo: HitMemo::new(cache_max_bytes.0),
             number: before.map_or(0, |before| before.number + 1),
             rules,
             handles: metrics.handles(&labels, &caller_names, &names),
@@ -126,7 +126,7 @@ impl Policy {
     /// The options of the cache.
     pub(super) fn cache_options(&self, identities: &Identities) -> cache::Options {
         cache::Options {
-            max_bytes: self.cache_max_bytes.0.saturating_sub(self.parse_memo.max_bytes()),
+            max_bytes: self.cache_max_bytes.0.saturating_sub(self.hit_memo.max_bytes()),
             max_waiters: usize::try_from(self.settings.limits.max_waiters).unwrap_or(usize::MAX),
             tenants: identities.merchants(),
             rules: self.rules,

@@ -10,14 +10,13 @@ use super::request::{Job, Request};
 use super::tasks::Tasks;
 use super::time::Time;
 use crate::cache::{
-    Cache, FetchGuard, FetchOutcome, Hit, Join, LimitedBy, Lookup, Question, RequestCacheControl, StaleHit,
-    StoreDecision, Stored, Waiter,
+    Cache, FetchGuard, FetchOutcome, Join, LimitedBy, Lookup, Question, RequestCacheControl, StoreDecision, Stored,
+    Waiter,
 };
-use crate::clock::{Boot, Now};
+use crate::clock::Boot;
 use crate::limit::Permit;
 use crate::metrics::{Changed, LookupResult, Per};
 use crate::reply::{CacheStatus, GatewayError, OverCapacity, Reply, StaleReason};
-use crate::route::Route;
 use crate::settings::{CacheMode, CachedSettings};
 use crate::upstream::{AttemptError, NotSent, Outcome};
 
@@ -49,21 +48,6 @@ struct PendingRead {
 }
 
 impl Reads {
-    /// The fresh answer to a question, if one is cached.
-    pub(super) fn fresh(
-        &self,
-        policy: &Policy,
-        route: &Route,
-        tenant: usize,
-        question: &Question,
-        cache_control: &RequestCacheControl,
-        now: Now,
-    ) -> Option<Reply> {
-        let generation = self.cache.generation(question.subject.tenant, policy.rules);
-        let hit = self.cache.fresh(question, generation, cache_control, now)?;
-        Some(served(policy, route, tenant, hit, now))
-    }
-
     pub(super) fn read(self: &Arc<Self>, request: &Request<'_>, cached: &CachedSettings) -> Result<Step, GatewayError> {
         let Request { policy, cache_control, now, .. } = request;
         if policy.settings.cache.mode == CacheMode::Off {
@@ -78,16 +62,17 @@ impl Reads {
         let lookups = &request.route_metrics().lookups;
         match self.cache.lookup(&question, generation, cache_control, *now) {
             Lookup::Fresh(hit) => {
-                let reply = served(policy, request.route, request.tenant.index, hit, *now);
-                request.remember(self.cache.stored(question, generation));
-                return Ok(Step::Done(reply));
+                if let Some(answer) = self.cache.reference(&question, &hit) {
+                    policy.hit_memo.remember(&request.repeat, request.tenant.index, answer);
+                }
+                return Ok(Step::Done(request.hit(&hit)));
             }
             Lookup::Stale(hit, is_due) => {
                 if !(is_due && self.refresh(request, &question)) {
                     request.call_metrics().saved.inc();
                 }
                 lookups.of(LookupResult::Stale).inc();
-                return Ok(Step::Done(stale(&hit, StaleReason::Revalidating, *now)));
+                return Ok(Step::Done(Reply::stale(&hit, StaleReason::Revalidating, *now)));
             }
             Lookup::Miss => {}
         }
@@ -98,7 +83,7 @@ impl Reads {
         self.tasks.check_capacity()?;
         let (wants_new, mut is_joined) = (cache_control.wants_new(), false);
         let (waiter, cache_status) = match self.cache.join(&question, generation, cache_control, *now) {
-            Join::Hit(hit) => return Ok(Step::Done(served(policy, request.route, request.tenant.index, hit, *now))),
+            Join::Hit(hit) => return Ok(Step::Done(request.hit(&hit))),
             Join::Joined(waiter) => {
                 lookups.of(LookupResult::Collapsed).inc();
                 is_joined = true;
@@ -214,14 +199,14 @@ impl Reads {
         // A newer fetch may have stored its answer: this one's flight may have been removed by a write.
         let default = RequestCacheControl::default();
         if let Some(hit) = self.cache.fresh(&question, generation, &default, now) {
-            return Ok(fresh(hit, now));
+            return Ok(Reply::hit(&hit, now));
         }
         let Some(hit) = self.cache.stale_for_error(&question, generation, now) else { return failed.into() };
         if reason == StaleReason::NothingSent {
             saved.inc();
         }
         policy.handles.route(route).lookups.of(LookupResult::Stale).inc();
-        Ok(stale(&hit, reason, now))
+        Ok(Reply::stale(&hit, reason, now))
     }
 }
 
@@ -252,24 +237,4 @@ impl From<Failed> for Result<Reply, GatewayError> {
             Failed::Error(error) => Err(error),
         }
     }
-}
-
-/// A fresh answer from the cache, counted as a hit that saved a call.
-fn served(policy: &Policy, route: &Route, tenant: usize, hit: Hit, now: Now) -> Reply {
-    let result = if hit.freshness.negative { LookupResult::NegativeHit } else { LookupResult::Hit };
-    policy.handles.route(route.index).lookups.of(result).inc();
-    policy.handles.call(tenant, route.index).saved.inc();
-    fresh(hit, now)
-}
-
-/// A fresh answer from the cache, not counted as a lookup.
-fn fresh(hit: Hit, now: Now) -> Reply {
-    let cache_status = CacheStatus::Hit { age: hit.freshness.age(now), remaining: hit.remaining };
-    Reply { answer: hit.answer, cache_status, effect: None }
-}
-
-/// A stale answer from the cache.
-fn stale(hit: &StaleHit, reason: StaleReason, now: Now) -> Reply {
-    let cache_status = CacheStatus::Stale { age: hit.freshness.age(now), past: hit.stale.past, reason };
-    Reply { answer: Arc::clone(&hit.answer), cache_status, effect: None }
 }

@@ -4,14 +4,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::access_log::RequestInfo;
-use super::parse_memo::Unparsed;
+use super::hit_memo::Repeat;
 use super::policy::Policy;
-use crate::cache::{Question, RequestCacheControl, Subject};
+use crate::cache::{Hit, Question, RequestCacheControl, Subject};
 use crate::caller::Caller;
 use crate::clock::{Boot, Now};
 use crate::envelope::Envelope;
 use crate::limit::QueueKey;
 use crate::metrics::{CallMetrics, RouteMetrics};
+use crate::reply::Reply;
 use crate::route::Route;
 use crate::settings::{CachedSettings, KindSettings, Lifetimes};
 use crate::signer::Call;
@@ -24,9 +25,8 @@ pub(super) struct Request<'a> {
     pub(super) policy: &'a Arc<Policy>,
     pub(super) caller: &'a Caller,
     pub(super) route: &'a Arc<Route>,
-    pub(super) unparsed: Unparsed<'a>,
-    /// The question that the same body asked before, if that is remembered.
-    pub(super) known: Option<&'a Question>,
+    pub(super) path: &'a str,
+    pub(super) repeat: Repeat<'a>,
     pub(super) envelope: &'a Envelope<'a>,
     pub(super) tenant: &'a Arc<Tenant>,
     pub(super) cache_control: RequestCacheControl,
@@ -38,12 +38,8 @@ pub(super) struct Request<'a> {
 impl Request<'_> {
     /// What the request asks of the cache.
     pub(super) fn question(&self, cached: &CachedSettings) -> Question {
-        // The same text in the same memory, by which it is compared.
-        if let Some(known) = self.known {
-            return known.clone();
-        }
         let merchant = self.tenant.merchant;
-        let mut key = self.envelope.question(self.unparsed.path, &cached.optional);
+        let mut key = self.envelope.question(self.path, &cached.optional);
         // A merchant's grants share its customers, so that a write under one is seen under all, and no answers.
         if self.tenant.grant > 0 {
             key.push_str(&format!(" {}", self.tenant.grant));
@@ -55,9 +51,10 @@ impl Request<'_> {
         Question { subject, key: key.into() }
     }
 
-    /// Remembers which question its body asks, now that the answer is cached.
-    pub(super) fn remember(&self, question: Question) {
-        self.policy.parse_memo.remember(&self.unparsed, self.tenant, &self.info.customers, question);
+    /// The reply from the cache to it, counted.
+    pub(super) fn hit(&self, hit: &Hit) -> Reply {
+        self.policy.handles.hit(self.tenant.index, self.route.index, hit.freshness().negative);
+        Reply::hit(hit, self.now)
     }
 
     /// The metrics of its route.
@@ -107,7 +104,7 @@ impl Request<'_> {
 
     fn job(&self) -> Job {
         let settings = &self.policy.settings;
-        let path = if self.route.wildcard { self.unparsed.path.into() } else { Arc::clone(&self.route.pattern) };
+        let path = if self.route.wildcard { self.path.into() } else { Arc::clone(&self.route.pattern) };
         Job {
             policy: Arc::clone(self.policy),
             route: Arc::clone(self.route),

@@ -168,6 +168,13 @@ impl Handles {
         route.duration.of(cache).observe(took.as_secs_f64());
     }
 
+    /// Counts a request of a tenant that a fresh answer from the cache saved a call.
+    pub fn hit(&self, tenant: usize, route: usize, is_negative: bool) {
+        let result = if is_negative { LookupResult::NegativeHit } else { LookupResult::Hit };
+        self.route(route).lookups.of(result).inc();
+        self.call(tenant, route).saved.inc();
+    }
+
     /// The metrics of a route.
     pub fn route(&self, index: usize) -> &RouteMetrics {
         self.routes.get(index).unwrap_or(&self.unrouted)

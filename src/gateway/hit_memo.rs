@@ -1,0 +1,203 @@
+//! Memoization of hits: under one policy the same bytes of the same caller ask the same question, so that a request that repeats one
+//! that was a hit is neither parsed nor looked up.
+//!
+//! It refers to answers and does not keep them in memory. Whether one may be served is a fact of the answer itself, as it is for
+//! those that are looked up: there is one protocol of invalidation, that of the cache. The memo belongs to a policy and goes with it.
+
+use std::hash::BuildHasher;
+use std::sync::Arc;
+
+use arc_swap::{ArcSwapOption, Guard};
+use foldhash::fast::RandomState;
+
+use crate::cache::AnswerRef;
+use crate::caller::Caller;
+use crate::route::Route;
+
+/// The part of the cache's memory that is set aside for this.
+const SHARE: u64 = 16;
+/// Memory of one request at most, in bytes.
+const MAX_BYTES: usize = 640;
+/// Of those, what is left for the texts.
+const MAX_TEXT: usize =
+    MAX_BYTES - size_of::<Slot>() - size_of::<Known>() - AnswerRef::RESIDUE - ALLOCATIONS * ALLOCATION;
+/// Allocations of one request, and what each takes beside its contents: reference counts, the allocator's rounding.
+const ALLOCATIONS: usize = 4;
+const ALLOCATION: usize = 24;
+/// Most slots, however large the cache is.
+const MAX_SLOTS: u64 = 1 << 17;
+/// Slots that a request may take. With one, a quarter of 10,000 requests would share theirs with others by default.
+const WAYS: usize = 2;
+
+type Slot = ArcSwapOption<Known>;
+
+/// The requests that were hits, as a set-associative table: a request hashes to one set, and replaces a previous occupant of it.
+pub(super) struct HitMemo {
+    sets: Box<[[Slot; WAYS]]>,
+    /// Fast rather than strong: whoever finds requests that share a set only causes them to be parsed.
+    hasher: RandomState,
+}
+
+/// What makes two requests ask the same under one policy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Repeat<'a> {
+    /// The caller's index.
+    caller: usize,
+    /// The route's index.
+    route: usize,
+    /// Empty if the route has only one.
+    path: &'a str,
+    /// `X-Zvgate-Tenant`.
+    tenant: Option<&'a [u8]>,
+    body: &'a [u8],
+}
+
+impl<'a> Repeat<'a> {
+    /// Of a request of a caller that may use the route.
+    pub(super) fn new(caller: &Caller, route: &Route, path: &'a str, tenant: Option<&'a [u8]>, body: &'a [u8]) -> Self {
+        let path = if route.wildcard { path } else { "" };
+        Self { caller: caller.index, route: route.index, path, tenant, body }
+    }
+}
+
+/// A request that was a hit.
+pub(super) struct Known {
+    caller: usize,
+    route: usize,
+    path: Box<str>,
+    tenant_header: Option<Box<[u8]>>,
+    body: Box<[u8]>,
+    /// The tenant's index.
+    pub(super) tenant: usize,
+    pub(super) answer: AnswerRef,
+}
+
+impl Known {
+    fn is_repeated_by(&self, repeat: &Repeat<'_>) -> bool {
+        *self.body == *repeat.body
+            && self.route == repeat.route
+            && self.caller == repeat.caller
+            && self.tenant_header.as_deref() == repeat.tenant
+            && *self.path == *repeat.path
+    }
+}
+
+impl HitMemo {
+    /// An empty one, beside a cache of so many bytes.
+    pub(super) fn new(cache_bytes: u64) -> Self {
+        let sets = (cache_bytes / SHARE / MAX_BYTES as u64).min(MAX_SLOTS).div_ceil(WAYS as u64).max(1);
+        let set = |_| std::array::from_fn(|_| Slot::empty());
+        Self { sets: (0..sets).map(set).collect(), hasher: RandomState::default() }
+    }
+
+    /// Memory that it takes at most, in bytes.
+    pub(super) fn max_bytes(&self) -> u64 {
+        (self.sets.len() * WAYS * MAX_BYTES) as u64
+    }
+
+    fn set(&self, repeat: &Repeat<'_>) -> Option<&[Slot; WAYS]> {
+        let index = self.hasher.hash_one(repeat) % self.sets.len().max(1) as u64;
+        self.sets.get(usize::try_from(index).ok()?)
+    }
+
+    /// The earlier request that this one repeats.
+    pub(super) fn find(&self, repeat: &Repeat<'_>) -> Option<Guard<Option<Arc<Known>>>> {
+        self.set(repeat)?.iter().find_map(|slot| {
+            let known = slot.load();
+            known.as_ref().is_some_and(|known| known.is_repeated_by(repeat)).then_some(known)
+        })
+    }
+
+    /// Remembers a request that was a hit, unless it is unusually long.
+    pub(super) fn remember(&self, repeat: &Repeat<'_>, tenant: usize, answer: AnswerRef) {
+        let header = repeat.tenant.unwrap_or_default();
+        let text = repeat.body.len() + repeat.path.len() + header.len() + answer.subject().heap_size();
+        if text > MAX_TEXT {
+            return;
+        }
+        let Some(set) = self.set(repeat) else { return };
+        let is_free = |slot: &&Slot| {
+            slot.load().as_ref().is_none_or(|known| known.is_repeated_by(repeat) || !known.answer.is_live())
+        };
+        let Some(slot) = set.iter().find(is_free).or_else(|| set.get(fastrand::usize(..WAYS))) else { return };
+        slot.store(Some(Arc::new(Known {
+            caller: repeat.caller,
+            route: repeat.route,
+            path: repeat.path.into(),
+            tenant_header: repeat.tenant.map(Box::from),
+            body: repeat.body.into(),
+            tenant,
+            answer,
+        })));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::cache::Subject;
+
+    type Sent = (usize, usize, &'static str, Option<&'static [u8]>, &'static [u8]);
+
+    fn sent() -> impl Strategy<Value = Sent> {
+        let path = prop::sample::select(vec!["/a", "/a/b", "/ab"]);
+        let tenant = prop::sample::select(vec![None, Some(&b""[..]), Some(b"shop"), Some(b"other")]);
+        (0..2usize, 0..2usize, path, tenant, prop::sample::select(vec![&b"{}"[..], b"{ }", b"[]"]))
+    }
+
+    const fn repeat((caller, route, path, tenant, body): Sent) -> Repeat<'static> {
+        Repeat { caller, route, path, tenant, body }
+    }
+
+    /// A reference to the answer about a customer, which is not in memory any more.
+    fn answer(customer: usize) -> AnswerRef {
+        AnswerRef::dangling(Subject::customer(0, &customer.to_string()))
+    }
+
+    fn customer(memo: &HitMemo, repeat: &Repeat<'_>) -> Option<usize> {
+        let known = memo.find(repeat)?;
+        known.as_ref()?.answer.subject().customer_id()?.parse().ok()
+    }
+
+    proptest! {
+        #[test]
+        fn a_request_finds_only_the_answer_to_its_own_repetition(
+            steps in prop::collection::vec((sent(), any::<bool>()), 1..60),
+            bytes in prop::sample::select(vec![0, 1 << 14, 1 << 20]),
+        ) {
+            let memo = HitMemo::new(bytes);
+            let mut remembered: HashMap<Sent, usize> = HashMap::new();
+            for (number, (sent, remembers)) in steps.into_iter().enumerate() {
+                if remembers {
+                    memo.remember(&repeat(sent), 0, answer(number));
+                    remembered.insert(sent, number);
+                    prop_assert_eq!(customer(&memo, &repeat(sent)), Some(number), "what was just remembered is found");
+                }
+                // Others may have replaced it.
+                if let Some(customer) = customer(&memo, &repeat(sent)) {
+                    prop_assert_eq!(Some(&customer), remembered.get(&sent));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn an_unusually_long_request_is_not_remembered() {
+        let memo = HitMemo::new(1 << 20);
+        for (length, is_found) in [(8, true), (MAX_TEXT, true), (MAX_TEXT + 1, false)] {
+            let body = vec![b' '; length];
+            let repeat = Repeat { caller: 0, route: 0, path: "", tenant: None, body: &body };
+            memo.remember(&repeat, 0, answer(1));
+            assert_eq!(memo.find(&repeat).is_some(), is_found, "{length}");
+        }
+    }
+
+    #[test]
+    fn usual_requests_are_short_enough() {
+        const { assert!(MAX_TEXT >= 200) }
+    }
+}
