@@ -4,6 +4,7 @@ mod caller;
 mod fair_queue;
 mod pace;
 mod paces;
+mod room;
 mod slots;
 mod throttle;
 
@@ -11,8 +12,9 @@ use std::time::Duration;
 
 pub use self::caller::CallerLimiter;
 pub use self::fair_queue::QueueKey;
-pub use self::pace::{Pace, Permit, Throttled};
+pub use self::pace::{NoPermit, Pace, Permit, Throttled};
 pub use self::paces::{EarlierCalls, Paces, Rules};
+pub use self::room::Room;
 pub use self::slots::{Claim, Slots};
 
 /// A request is over a limit.

@@ -105,6 +105,19 @@ fn a_reference_leads_to_its_answer_until_that_is_replaced_or_invalidated() {
     assert!(!third.is_live(), "it keeps no answer in memory");
 }
 
+/// moka follows the stripe a moment later.
+#[test]
+fn an_invalidated_answer_is_not_served_while_moka_still_has_it() {
+    let cache = cache();
+    let question = question("1", "a");
+    complete(begin(&cache, &question).0, "x");
+    let reference = reference(&cache, &question, now());
+    cache.stripe(&question.subject).invalidate(&question.subject, now().boot, now().boot);
+    assert!(cache.entries.contains_key(&question.subject));
+    assert_eq!(lookup(&cache, &question), None);
+    assert!(reference.fresh(&RequestCacheControl::default(), now()).is_none());
+}
+
 #[test]
 fn an_answer_in_use_by_reference_is_looked_up_now_and_then() {
     let (cache, default, start) = (cache(), RequestCacheControl::default(), now());

@@ -10,12 +10,12 @@ use super::call_log::CallLog;
 use super::request::Job;
 use super::time::Time;
 use crate::answer::Verdict;
-use crate::limit::{Pace, Paces, Permit};
+use crate::limit::{NoPermit, Paces, Permit};
 use crate::metrics::{AttemptResult, Label};
 use crate::signer::{Nonces, SignedRequest};
 use crate::upstream::{
-    Answered, Attempt, AttemptError, Circuit, ExchangeError, Exchanged, Failure, NotSent, Outcome, Reuse, Upstream,
-    pause_before_retry,
+    Answered, Attempt, AttemptError, Circuit, ExchangeError, Exchanged, Failure, NotSent, Outcome, Rejected, Reuse,
+    Upstream, pause_before_retry,
 };
 
 /// An idle connection that the platform closes just when it is used breaks within a round trip; one that breaks later was
@@ -117,9 +117,9 @@ impl Fetcher {
         }
     }
 
-    /// The rate limit of a call.
-    pub(super) fn pace(&self, job: &Job) -> Arc<Pace> {
-        self.paces.of(&job.call.tenant, &job.route, &job.call.path)
+    /// A permit for a call that nobody waits for, if there is one to spare.
+    pub(super) fn spare_permit(&self, job: &Job) -> Option<Permit> {
+        self.paces.of(&job.call.tenant, &job.route, &job.call.path).try_acquire(self.circuit(job).room())
     }
 
     fn circuit(&self, job: &Job) -> Circuit {
@@ -138,7 +138,7 @@ impl Fetcher {
     ) -> Attempted {
         let breaker = &job.policy.settings.attempts.breaker;
         let begun = match permit {
-            Some(permit) => self.begin(job, circuit, job.max_wait).await.map(|attempt| (permit, attempt)),
+            Some(permit) => self.begin(job, circuit).map(|attempt| (permit, attempt)),
             None => tokio::select! {
                 biased;
                 acquired = self.acquire(job, circuit) => acquired,
@@ -217,24 +217,23 @@ impl Fetcher {
         circuit.check(&job.policy.settings.attempts.breaker).map_err(NotSent::Rejected)?;
         let queued = self.time.boot();
         let remaining = job.deadline.since(queued);
-        let max_wait = job.max_wait.min(remaining);
-        let permit = self.pace(job).acquire(job.queue_key, max_wait).await;
-        let waited = self.time.boot().since(queued);
-        job.metrics().wait.observe(waited.as_secs_f64());
+        let pace = self.paces.of(&job.call.tenant, &job.route, &job.call.path);
+        let permit = pace.acquire(circuit.room(), job.queue_key, job.max_wait.min(remaining)).await;
+        job.metrics().wait.observe(self.time.boot().since(queued).as_secs_f64());
         let is_late = remaining < job.max_wait;
-        let permit = permit.map_err(|limited| match is_late {
-            true => NotSent::DeadlineExceeded,
-            false => NotSent::Limited { limited, is_key_suspect: circuit.is_key_suspect() },
+        let permit = permit.map_err(|no_permit| match no_permit {
+            _ if is_late => NotSent::DeadlineExceeded,
+            NoPermit::Limited(limited) => NotSent::Limited { limited, is_key_suspect: circuit.is_key_suspect() },
+            NoPermit::NoRoom => NotSent::Rejected(Rejected::TooManyInFlight),
         })?;
-        let attempt = self.begin(job, circuit, max_wait.saturating_sub(waited)).await?;
+        let attempt = self.begin(job, circuit)?;
         Ok((permit, attempt))
     }
 
-    async fn begin(&self, job: &Job, circuit: &Circuit, within: Duration) -> Result<Attempt, NotSent> {
+    fn begin(&self, job: &Job, circuit: &Circuit) -> Result<Attempt, NotSent> {
         let settings = &job.policy.settings.attempts;
         let longest = self.upstream.connect_timeout() + job.attempt_timeout;
-        let call_log = CallLog::begun(job);
-        circuit.begin(&settings.breaker, within, longest, &call_log).await.map_err(NotSent::Rejected)
+        circuit.begin(&settings.breaker, longest, &CallLog::begun(job)).map_err(NotSent::Rejected)
     }
 
     /// Signs as late as possible, and again if an idle connection proves closed before anything was sent.

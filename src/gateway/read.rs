@@ -112,7 +112,7 @@ impl Reads {
     /// Begins to refresh a stale answer, if there is a slot that nobody waits for; returns whether it did.
     fn refresh(self: &Arc<Self>, request: &Request<'_>, question: &Question) -> bool {
         let job = request.fetch_job(self.time.boot());
-        let Some(permit) = self.fetcher.pace(&job).try_acquire() else { return false };
+        let Some(permit) = self.fetcher.spare_permit(&job) else { return false };
         let generation = self.cache.generation(request.tenant.merchant, request.policy.rules);
         if !self.cache.claim_refresh(question, generation, request.now) {
             return false;

@@ -39,19 +39,26 @@ impl<T: PartialEq> FairQueue<T> {
         if key.write { &mut self.writes } else { &mut self.reads }.join(key.caller, ticket);
     }
 
+    pub(super) fn contains(&self, ticket: &T) -> bool {
+        self.writes.contains(ticket) || self.reads.contains(ticket)
+    }
+
+    /// The first write and the first read of each caller.
+    pub(super) fn firsts(&self) -> impl Iterator<Item = &T> {
+        self.writes.firsts().chain(self.reads.firsts())
+    }
+
     /// The request that is served next.
     pub(super) fn next(&self) -> Option<&T> {
         if self.is_for_write() { self.writes.next() } else { self.reads.next() }
     }
 
-    /// Removes the request that is served next.
-    pub(super) fn serve(&mut self) {
-        if self.is_for_write() {
+    /// Removes a request that is served: the next one, or another that is the first of its caller.
+    pub(super) fn serve(&mut self, ticket: &T) {
+        if self.writes.serve(ticket) {
             self.read_is_next = !self.reads.0.is_empty();
-            self.writes.serve();
-        } else {
+        } else if self.reads.serve(ticket) {
             self.read_is_next = false;
-            self.reads.serve();
         }
     }
 
@@ -85,6 +92,14 @@ impl<T: PartialEq> RoundRobin<T> {
         self.0.iter().map(|(_, tickets)| tickets.len()).sum()
     }
 
+    fn contains(&self, ticket: &T) -> bool {
+        self.0.iter().any(|(_, tickets)| tickets.contains(ticket))
+    }
+
+    fn firsts(&self) -> impl Iterator<Item = &T> {
+        self.0.iter().filter_map(|(_, tickets)| tickets.front())
+    }
+
     fn join(&mut self, caller: usize, ticket: T) {
         match self.0.iter_mut().find(|(other, _)| *other == caller) {
             Some((_, tickets)) => tickets.push_back(ticket),
@@ -96,12 +111,15 @@ impl<T: PartialEq> RoundRobin<T> {
         self.0.front()?.1.front()
     }
 
-    fn serve(&mut self) {
-        let Some((caller, mut tickets)) = self.0.pop_front() else { return };
+    /// Serves a caller's first request, whose next one waits until the others had their turn; returns whether it was found.
+    fn serve(&mut self, ticket: &T) -> bool {
+        let lane = self.0.iter().position(|(_, tickets)| tickets.front() == Some(ticket));
+        let Some((caller, mut tickets)) = lane.and_then(|lane| self.0.remove(lane)) else { return false };
         tickets.pop_front();
         if !tickets.is_empty() {
             self.0.push_back((caller, tickets));
         }
+        true
     }
 
     fn leave(&mut self, ticket: &T) {
@@ -149,7 +167,7 @@ mod tests {
         let mut order = Vec::new();
         while let Some(next) = queue.next().copied() {
             order.push(next);
-            queue.serve();
+            queue.serve(&next);
         }
         order
     }
@@ -169,10 +187,18 @@ mod tests {
     #[test]
     fn a_write_takes_precedence_again_if_no_read_waited_for_the_last_one() {
         let mut queue = queue(&[write(1)]);
-        queue.serve();
+        queue.serve(&0);
         queue.join(read(1), 1);
         queue.join(write(1), 2);
         assert_eq!(order(queue), [2, 1]);
+    }
+
+    #[test]
+    fn a_caller_that_is_served_out_of_turn_waits_for_the_others_as_usual() {
+        let mut queue = queue(&[read(1), read(1), read(2), read(3), read(2), write(4)]);
+        assert_eq!(queue.firsts().copied().collect::<Vec<_>>(), [5, 0, 2, 3]);
+        queue.serve(&2);
+        assert_eq!(order(queue), [5, 0, 3, 4, 1]);
     }
 
     #[test]
@@ -195,8 +221,8 @@ mod tests {
             let half = keys.len() / 2;
             let mut queue = queue(&keys[..half]);
             for _ in 0..served {
-                if queue.next().is_some() {
-                    queue.serve();
+                if let Some(next) = queue.next().copied() {
+                    queue.serve(&next);
                 }
             }
             for (ticket, key) in keys.iter().enumerate().skip(half) {

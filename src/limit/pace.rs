@@ -1,15 +1,15 @@
-//! The rate limit of one tenant and path towards the platform: requests wait for a permit, for a bounded time.
+//! The rate limit of one tenant and path towards the platform: requests wait for a slot and for room in flight, for a bounded time.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use tokio::sync::Notify;
 
 use super::fair_queue::FairQueue;
+use super::room::{RoomPermit, Ticket};
 use super::throttle::ThrottleState;
-use super::{Claim, Limited, QueueKey, Slots};
+use super::{Claim, Limited, QueueKey, Room, Slots};
 use crate::clock::{Boot, Clock};
 use crate::settings::PaceSettings;
 
@@ -28,16 +28,6 @@ struct Queue {
     waiting: FairQueue<Ticket>,
     /// Calls in progress that began without a limit, and so have no slot.
     unlimited: usize,
-}
-
-/// Wakes a request that waits.
-#[derive(Clone, Debug)]
-struct Ticket(Arc<Notify>);
-
-impl PartialEq for Ticket {
-    fn eq(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.0, &other.0)
-    }
 }
 
 impl Queue {
@@ -72,6 +62,14 @@ impl Queue {
         claim.map(Some)
     }
 
+    /// Gives back a slot of which nothing was sent.
+    fn give_back(&mut self, claim: Option<Claim>) {
+        match claim {
+            Some(claim) => self.slots.abandoned(claim),
+            None => self.unlimited -= 1,
+        }
+    }
+
     /// The earliest moment at which a request behind `ahead` others can get a permit, if they stay.
     fn earliest(&self, ahead: usize, now: Boot) -> Boot {
         let rate = self.rate();
@@ -83,10 +81,9 @@ impl Queue {
         held_back.min(self.slots.earliest(ahead, rate, now, from.max(self.throttle.ends_at())))
     }
 
-    fn wake_next(&self) {
-        if let Some(next) = self.waiting.next() {
-            next.0.notify_one();
-        }
+    /// Wakes those that may be served next: which of them is, depends on whose turn it is for room in flight, too.
+    fn wake_firsts(&self) {
+        self.waiting.firsts().for_each(Ticket::wake);
     }
 }
 
@@ -109,55 +106,71 @@ impl Pace {
                 false => queue.slots.reconfigure(&settings),
             }
             queue.throttle.reconfigure(settings.per);
-            queue.wake_next();
+            queue.wake_firsts();
         }
     }
 
-    /// Waits for a permit, `max_wait` at most. Dropping the future leaves the queue.
+    /// Waits for a slot and room in flight, `max_wait` at most: both are taken together, so that no slot is held by a request that
+    /// waits for room. Dropping the future leaves the queues.
     ///
     /// # Errors
-    /// At once if no permit can come in time, else when the time is over.
-    pub async fn acquire(self: &Arc<Self>, key: QueueKey, max_wait: Duration) -> Result<Permit, Limited> {
+    /// At once if no slot can come in time, else when the time is over.
+    pub async fn acquire(
+        self: &Arc<Self>,
+        room: &Arc<Room>,
+        key: QueueKey,
+        max_wait: Duration,
+    ) -> Result<Permit, NoPermit> {
         let arrived = self.clock.boot();
-        let position = QueuePosition::join(self, key);
+        let position = QueuePosition::join(self, room, key);
         let mut has_waited = false;
         loop {
             let now = self.clock.boot();
-            let next = match position.try_take(now) {
-                Ok(claim) => return Ok(Permit::new(self, claim)),
-                Err(next) => next,
+            let wait = match position.try_take(now) {
+                Ok(permit) => return Ok(permit),
+                Err(wait) => wait,
             };
             if !std::mem::replace(&mut has_waited, true) {
                 let limited = position.limited(arrived);
                 if limited.retry_after > max_wait {
-                    return Err(limited);
+                    return Err(NoPermit::Limited(limited));
                 }
             }
             let remaining = (arrived + max_wait).since(now);
+            let pause = match wait {
+                Wait::Until(next) => next.since(now).min(remaining),
+                Wait::Room | Wait::Change => remaining,
+            };
             if remaining.is_zero() {
-                return Err(position.limited(now));
+                return Err(match wait {
+                    Wait::Room => NoPermit::NoRoom,
+                    Wait::Until(_) | Wait::Change => NoPermit::Limited(position.limited(now)),
+                });
             }
-            let pause = next.map_or(remaining, |next| next.since(now).min(remaining));
             // Either the time has come, or something changed: try again.
-            let _ = tokio::time::timeout(pause, position.ticket.0.notified()).await;
+            let _ = tokio::time::timeout(pause, position.ticket.woken()).await;
         }
     }
 
-    /// Takes a permit that nobody waits for, at once or not at all.
-    pub fn try_acquire(self: &Arc<Self>) -> Option<Permit> {
+    /// Takes a slot and room that nobody waits for, at once or not at all.
+    pub fn try_acquire(self: &Arc<Self>, room: &Arc<Room>) -> Option<Permit> {
         let mut queue = self.queue.lock();
         if !queue.waiting.is_empty() {
             return None;
         }
         let claim = queue.take(self.clock.boot()).ok()?;
-        Some(Permit::new(self, claim))
+        let Some(room) = room.take_spare() else {
+            queue.give_back(claim);
+            return None;
+        };
+        Some(Permit::new(self, claim, room))
     }
 
     /// Credentials or the signing clock changed.
     pub(super) fn credentials_changed(&self) {
         let mut queue = self.queue.lock();
         queue.throttle.credentials_changed(self.clock.boot());
-        queue.wake_next();
+        queue.wake_firsts();
     }
 
     /// Calls that a window allows now; without a limit, infinitely many.
@@ -180,28 +193,61 @@ impl Pace {
     }
 }
 
-/// A position in the queue, given up when dropped.
+/// Why a request got no permit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NoPermit {
+    /// No slot came in time.
+    Limited(Limited),
+    /// There was a slot, and no room in flight.
+    NoRoom,
+}
+
+/// What a request waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Wait {
+    /// A slot, which is free at this moment unless something changes.
+    Until(Boot),
+    /// A change.
+    Change,
+    /// Room in flight.
+    Room,
+}
+
+/// A position in both queues, given up when dropped.
 struct QueuePosition<'a> {
-    pace: &'a Pace,
+    pace: &'a Arc<Pace>,
+    room: &'a Arc<Room>,
+    key: QueueKey,
     ticket: Ticket,
 }
 
 impl<'a> QueuePosition<'a> {
-    fn join(pace: &'a Pace, key: QueueKey) -> Self {
-        let ticket = Ticket(Arc::new(Notify::new()));
+    fn join(pace: &'a Arc<Pace>, room: &'a Arc<Room>, key: QueueKey) -> Self {
+        let ticket = Ticket::new();
         pace.queue.lock().waiting.join(key, ticket.clone());
-        Self { pace, ticket }
+        Self { pace, room, key, ticket }
     }
 
-    /// Takes a slot if this position is next and one is free. The error says when to try again; `None`: when something changes.
-    fn try_take(&self, now: Boot) -> Result<Option<Claim>, Option<Boot>> {
+    /// Takes a slot and room if both are free, and it is this position's turn. Whose turn it is, this pace's queue says while there
+    /// is room; else the queue for room does, in which the first requests of all callers wait that could have a slot, so that
+    /// callers take turns whatever the number of their paths.
+    fn try_take(&self, now: Boot) -> Result<Permit, Wait> {
         let mut queue = self.pace.queue.lock();
-        if queue.waiting.next() != Some(&self.ticket) {
-            return Err(None);
-        }
-        let claim = queue.take(now)?;
-        queue.waiting.serve();
-        Ok(claim)
+        let is_first = queue.waiting.firsts().any(|first| *first == self.ticket);
+        let slot = match is_first {
+            true => queue.take(now).map_err(|next| next.map_or(Wait::Change, Wait::Until)),
+            false => Err(Wait::Change),
+        };
+        let claim = slot.inspect_err(|_| self.room.leave(&self.ticket))?;
+        self.room.join(self.key, &self.ticket);
+        let next = queue.waiting.next();
+        let is_allowed = next.is_some_and(|next| *next == self.ticket || self.room.is_awaited_by(next));
+        let Some(room) = is_allowed.then(|| self.room.take(&self.ticket)).flatten() else {
+            queue.give_back(claim);
+            return Err(Wait::Room);
+        };
+        queue.waiting.serve(&self.ticket);
+        Ok(Permit::new(self.pace, claim, room))
     }
 
     /// How long this position has to wait at least.
@@ -213,9 +259,10 @@ impl<'a> QueuePosition<'a> {
 
 impl Drop for QueuePosition<'_> {
     fn drop(&mut self) {
+        self.room.leave(&self.ticket);
         let mut queue = self.pace.queue.lock();
         queue.waiting.leave(&self.ticket);
-        queue.wake_next();
+        queue.wake_firsts();
     }
 }
 
@@ -230,7 +277,7 @@ pub struct Throttled {
     pub rate: usize,
 }
 
-/// Permission to make one call. Its slot stays taken as long as the platform may count the call; dropped before the call was
+/// Permission to make one call, and its room in flight. Its slot stays taken as long as the platform may count the call; dropped before the call was
 /// sent, it is free again.
 #[derive(Debug)]
 pub struct Permit {
@@ -238,11 +285,12 @@ pub struct Permit {
     /// `None`: there was no limit.
     claim: Option<Claim>,
     was_sent: AtomicBool,
+    _room: RoomPermit,
 }
 
 impl Permit {
-    fn new(pace: &Arc<Pace>, claim: Option<Claim>) -> Self {
-        Self { pace: Arc::clone(pace), claim, was_sent: AtomicBool::new(false) }
+    fn new(pace: &Arc<Pace>, claim: Option<Claim>, room: RoomPermit) -> Self {
+        Self { pace: Arc::clone(pace), claim, was_sent: AtomicBool::new(false), _room: room }
     }
 
     /// The call's last byte was sent just now.
@@ -261,7 +309,7 @@ impl Permit {
         let mut queue = self.pace.queue.lock();
         let now = self.pace.clock.boot();
         let pause = queue.throttle.throttled(sent, now);
-        queue.wake_next();
+        queue.wake_firsts();
         Some(Throttled { pause: pause?, allowed: queue.throttle.allowed(queue.rate(), now), rate: queue.rate() })
     }
 
@@ -269,7 +317,7 @@ impl Permit {
     pub fn pause(&self, pause: Duration) -> bool {
         let mut queue = self.pace.queue.lock();
         let begins = queue.throttle.pause(pause, self.pace.clock.boot());
-        queue.wake_next();
+        queue.wake_firsts();
         begins
     }
 
@@ -277,7 +325,7 @@ impl Permit {
         if let Some(claim) = self.claim {
             let mut queue = self.pace.queue.lock();
             change(&mut queue.slots, claim, self.pace.clock.boot());
-            queue.wake_next();
+            queue.wake_firsts();
         }
     }
 }
@@ -295,7 +343,7 @@ impl Drop for Permit {
             let counted = self.pace.clock.boot();
             queue.slots.count(counted);
         }
-        queue.wake_next();
+        queue.wake_firsts();
     }
 }
 

@@ -9,12 +9,13 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+use tokio::sync::Notify;
 
 use super::breaker::{Admission, Breaker, Transition};
 use super::failures::{Episode, Failures};
 use super::retry::RetryBudget;
 use crate::clock::{Boot, Clock};
+use crate::limit::Room;
 use crate::route::Route;
 use crate::settings::BreakerSettings;
 
@@ -62,7 +63,7 @@ pub trait Observer {
 /// The circuits of one tenant.
 #[derive(Debug)]
 pub(super) struct TenantCircuits {
-    inflight: Arc<Semaphore>,
+    room: Arc<Room>,
     /// Counts failures to connect.
     connect: Mutex<Breaker>,
     /// Notified when a breaker opens.
@@ -94,9 +95,8 @@ impl PathCircuit {
 
 impl TenantCircuits {
     pub(super) fn new(max_inflight: u32, clock: &Clock) -> Self {
-        let max_inflight = usize::try_from(max_inflight).unwrap_or(Semaphore::MAX_PERMITS).min(Semaphore::MAX_PERMITS);
         Self {
-            inflight: Arc::new(Semaphore::new(max_inflight)),
+            room: Room::new(usize::try_from(max_inflight).unwrap_or(usize::MAX)),
             connect: Mutex::new(Breaker::new()),
             opened: Notify::new(),
             retries: RetryBudget::new(),
@@ -176,20 +176,21 @@ impl Circuit {
         }
     }
 
-    /// Begins an attempt that may take so `long`, as soon as fewer than `upstream.max_inflight` of the tenant are in flight, and
-    /// `within` that time.
+    /// Room for the tenant's attempts in flight (`upstream.max_inflight`).
+    pub fn room(&self) -> &Arc<Room> {
+        &self.tenant.room
+    }
+
+    /// Begins an attempt that may take so `long`.
     ///
     /// # Errors
-    /// If that takes too long, or a breaker is open by then.
-    pub async fn begin(
+    /// If a breaker is open by now.
+    pub fn begin(
         &self,
         settings: &BreakerSettings,
-        within: Duration,
         long: Duration,
         observer: &impl Observer,
     ) -> Result<Attempt, Rejected> {
-        let permit = tokio::time::timeout(within, Arc::clone(&self.tenant.inflight).acquire_owned()).await;
-        let permit = permit.ok().and_then(Result::ok).ok_or(Rejected::TooManyInFlight)?;
         let now = self.tenant.clock.boot();
         let deadline = now + long;
         // Both locks, in this order, so that no attempt is admitted by one breaker and rejected by the other.
@@ -201,7 +202,7 @@ impl Circuit {
         drop((of_tenant, of_path));
         tenant_changed.into_iter().for_each(|change| observer.breaker_changed(Scope::Tenant, change));
         path_changed.into_iter().for_each(|change| observer.breaker_changed(Scope::Path, change));
-        Ok(Attempt { circuit: self.clone(), admitted: Some((tenant, path)), _permit: permit })
+        Ok(Attempt { circuit: self.clone(), admitted: Some((tenant, path)) })
     }
 
     /// Counts the first attempt of a read, which earns retries.
@@ -245,7 +246,6 @@ pub struct Attempt {
     circuit: Circuit,
     /// `None` once its end is recorded.
     admitted: Option<(Admission, Admission)>,
-    _permit: OwnedSemaphorePermit,
 }
 
 impl Attempt {

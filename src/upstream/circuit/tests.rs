@@ -24,26 +24,26 @@ fn circuits(clock: &Clock) -> Arc<TenantCircuits> {
     Arc::new(TenantCircuits::new(4, clock))
 }
 
-async fn begin(circuit: &Circuit, changes: &Changes) -> Result<Attempt, Rejected> {
-    circuit.begin(&settings(), Duration::ZERO, Duration::from_secs(5), changes).await
+fn begin(circuit: &Circuit, changes: &Changes) -> Result<Attempt, Rejected> {
+    circuit.begin(&settings(), Duration::from_secs(5), changes)
 }
 
-async fn run(circuit: &Circuit, health: Health, changes: &Changes) {
-    begin(circuit, changes).await.unwrap().record(&settings(), health, changes);
+fn run(circuit: &Circuit, health: Health, changes: &Changes) {
+    begin(circuit, changes).unwrap().record(&settings(), health, changes);
 }
 
-#[tokio::test]
-async fn a_failing_path_affects_only_itself_and_connect_failures_affect_all_paths() {
+#[test]
+fn a_failing_path_affects_only_itself_and_connect_failures_affect_all_paths() {
     let (clock, changes) = (Clock::system(), Changes::default());
     let all = circuits(&clock);
     let (one, other) = (Arc::clone(&all).of(&route(), "/v3/a"), Arc::clone(&all).of(&route(), "/v3/b"));
     for _ in 0..5 {
-        run(&one, Health::Failed, &changes).await;
+        run(&one, Health::Failed, &changes);
     }
     assert!(one.check(&settings()).is_err() && other.check(&settings()).is_ok());
     assert!(all.is_open(&settings(), &route()));
     for _ in 0..5 {
-        run(&other, Health::Unreachable, &changes).await;
+        run(&other, Health::Unreachable, &changes);
     }
     let third = Arc::clone(&all).of(&route(), "/v3/c");
     assert!(other.check(&settings()).is_err() && third.check(&settings()).is_err());
@@ -51,42 +51,42 @@ async fn a_failing_path_affects_only_itself_and_connect_failures_affect_all_path
     assert_eq!(scopes, [Scope::Path, Scope::Tenant]);
 }
 
-#[tokio::test]
-async fn an_abandoned_probe_is_followed_by_another_in_both_breakers() {
+#[test]
+fn an_abandoned_probe_is_followed_by_another_in_both_breakers() {
     for health in [Health::Failed, Health::Unreachable] {
         let ((clock, hands), changes) = (Clock::shifted(), Changes::default());
         let circuit = circuits(&clock).of(&route(), "/v3/a");
         for _ in 0..5 {
-            run(&circuit, health, &changes).await;
+            run(&circuit, health, &changes);
         }
         hands.advance(Duration::from_secs(1));
-        drop(begin(&circuit, &changes).await.unwrap());
-        let probe = begin(&circuit, &changes).await.unwrap();
-        assert!(begin(&circuit, &changes).await.is_err(), "one probe at a time");
+        drop(begin(&circuit, &changes).unwrap());
+        let probe = begin(&circuit, &changes).unwrap();
+        assert!(begin(&circuit, &changes).is_err(), "one probe at a time");
         probe.record(&settings(), Health::Answered, &changes);
-        assert!(begin(&circuit, &changes).await.is_ok());
+        assert!(begin(&circuit, &changes).is_ok());
         let changes: Vec<Transition> = changes.0.lock().iter().map(|(_, change)| *change).collect();
         assert!(matches!(changes[..], [Transition::Opened(_), Transition::HalfOpened, Transition::Closed]));
     }
 }
 
 /// While the tenant's breaker rejects attempts, a path's breaker must not wait for a probe that was never sent.
-#[tokio::test]
-async fn an_attempt_that_one_breaker_rejects_is_not_a_probe_of_the_other() {
+#[test]
+fn an_attempt_that_one_breaker_rejects_is_not_a_probe_of_the_other() {
     let ((clock, hands), changes) = (Clock::shifted(), Changes::default());
     let all = circuits(&clock);
     let (one, other) = (Arc::clone(&all).of(&route(), "/v3/a"), Arc::clone(&all).of(&route(), "/v3/b"));
     for _ in 0..5 {
-        run(&one, Health::Failed, &changes).await;
+        run(&one, Health::Failed, &changes);
     }
     hands.advance(Duration::from_secs(1));
     for _ in 0..5 {
-        run(&other, Health::Unreachable, &changes).await;
+        run(&other, Health::Unreachable, &changes);
     }
-    assert!(begin(&one, &changes).await.is_err());
+    assert!(begin(&one, &changes).is_err());
     hands.advance(Duration::from_secs(1));
-    run(&other, Health::Answered, &changes).await;
-    run(&one, Health::Answered, &changes).await;
+    run(&other, Health::Answered, &changes);
+    run(&one, Health::Answered, &changes);
     assert!(one.check(&settings()).is_ok());
 }
 
