@@ -8,6 +8,7 @@ mod coupons;
 mod faults;
 mod gatekeeper;
 mod interface;
+mod shape;
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -36,6 +37,7 @@ use self::coupons::Coupons;
 pub use self::faults::{Fault, Faults};
 use self::gatekeeper::Gatekeeper;
 pub use self::gatekeeper::Merchant;
+pub use self::shape::{Format, Members, Shape};
 use crate::clock::{Clock, Now, Wall};
 
 /// Longest body of a request.
@@ -50,6 +52,8 @@ pub struct Options {
     pub rate: usize,
     /// How it misbehaves at first.
     pub faults: Faults,
+    /// How its answers are written at first.
+    pub format: Format,
 }
 
 /// A sandbox that listens.
@@ -66,6 +70,7 @@ struct Platform {
     gatekeeper: Mutex<Gatekeeper>,
     coupons: Mutex<Coupons>,
     faults: Mutex<Faults>,
+    format: Mutex<Format>,
     seen: Mutex<control::Seen>,
 }
 
@@ -82,6 +87,7 @@ impl Sandbox {
             gatekeeper: Mutex::new(Gatekeeper::new(options.merchants.clone(), options.rate)),
             coupons: Mutex::new(Coupons::new(clock.wall())),
             faults: Mutex::new(options.faults.clone()),
+            format: Mutex::new(options.format),
             seen: Mutex::default(),
             options,
             clock,
@@ -100,7 +106,7 @@ impl Sandbox {
     /// The first coupon that a customer could redeem.
     pub fn first_card(&self, customer: &str) -> Option<String> {
         let list = self.platform.coupons.lock().list(customer, Some("0"), None, self.platform.now().wall).ok()?;
-        list.get(0)?.get("cardId")?.as_str().map(str::to_owned)
+        list.first()?.get("cardId")?.as_str().map(str::to_owned)
     }
 
     /// Serves until `stop`; what is in hand is dropped, as a platform that goes away does.
@@ -173,39 +179,39 @@ impl Platform {
         let number = self.seen.lock().record(path, &head.headers, &body, &text);
         tokio::time::sleep(latency).await;
         let fault = self.faults.lock().strike(path, number);
-        let mut response = faulty(fault, text, &connection).await;
+        let mut response = self.faulty(fault, text, &connection).await;
         let date = SystemTime::UNIX_EPOCH + Duration::from_secs(self.now().wall.unix_seconds().unsigned_abs());
         if let Ok(date) = httpdate::fmt_http_date(date).parse() {
             response.headers_mut().insert(DATE, date);
         }
         Ok(response)
     }
-}
 
-/// The answer that a request would get, as the fault leaves it.
-async fn faulty(fault: Fault, text: String, connection: &OwnedFd) -> Response<Body> {
-    match fault {
-        Fault::None => json(StatusCode::OK, text),
-        Fault::Throttle => json(StatusCode::OK, interface::failure(110_004, "调用频率超限 (too many calls)")),
-        Fault::Error => json(StatusCode::OK, interface::failure(100_001, "系统错误 (system error)")),
-        Fault::Http500 => json(StatusCode::INTERNAL_SERVER_ERROR, "{\"error\":\"sandbox\"}".to_owned()),
-        Fault::Http503 => {
-            let mut response = json(StatusCode::SERVICE_UNAVAILABLE, "{\"error\":\"sandbox\"}".to_owned());
-            response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("7"));
-            response
-        }
-        Fault::Redirect => {
-            let mut response = json(StatusCode::FOUND, String::new());
-            response.headers_mut().insert(http::header::LOCATION, HeaderValue::from_static("/elsewhere"));
-            response
-        }
-        Fault::Garbage => json(StatusCode::OK, "<html>502 Bad Gateway</html>".to_owned()),
-        Fault::Hang => std::future::pending().await,
-        Fault::Truncate => cut(&text),
-        Fault::Reset => {
-            // Without lingering, closing a connection resets it.
-            let _ = rustix::net::sockopt::set_socket_linger(connection, Some(Duration::ZERO));
-            cut(" ")
+    /// The answer that a request would get, as the fault leaves it.
+    async fn faulty(&self, fault: Fault, text: String, connection: &OwnedFd) -> Response<Body> {
+        match fault {
+            Fault::None => json(StatusCode::OK, text),
+            Fault::Throttle => json(StatusCode::OK, self.failure(110_004, "调用频率超限 (too many calls)")),
+            Fault::Error => json(StatusCode::OK, self.failure(100_001, "系统错误 (system error)")),
+            Fault::Http500 => json(StatusCode::INTERNAL_SERVER_ERROR, "{\"error\":\"sandbox\"}".to_owned()),
+            Fault::Http503 => {
+                let mut response = json(StatusCode::SERVICE_UNAVAILABLE, "{\"error\":\"sandbox\"}".to_owned());
+                response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("7"));
+                response
+            }
+            Fault::Redirect => {
+                let mut response = json(StatusCode::FOUND, String::new());
+                response.headers_mut().insert(http::header::LOCATION, HeaderValue::from_static("/elsewhere"));
+                response
+            }
+            Fault::Garbage => json(StatusCode::OK, "<html>502 Bad Gateway</html>".to_owned()),
+            Fault::Hang => std::future::pending().await,
+            Fault::Truncate => cut(&text),
+            Fault::Reset => {
+                // Without lingering, closing a connection resets it.
+                let _ = rustix::net::sockopt::set_socket_linger(connection, Some(Duration::ZERO));
+                cut(" ")
+            }
         }
     }
 }

@@ -19,7 +19,7 @@ use zvgate::app::{App, Surroundings, Workers};
 use zvgate::clock::Clock;
 use zvgate::configuration::Configuration;
 use zvgate::limit::EarlierCalls;
-use zvgate::sandbox::{Faults, Merchant, Options, Sandbox};
+use zvgate::sandbox::{Faults, Format, Merchant, Options, Sandbox};
 use zvgate::secret::Secret;
 use zvgate::settings::Sources;
 
@@ -89,7 +89,7 @@ async fn gateway() -> SocketAddr {
         grant_code: grant_code.clone(),
         open_keys: vec![Secret::new(open_key.clone())],
     };
-    let options = Options { merchants: vec![merchant], rate: 0, faults: Faults::default() };
+    let options = Options { merchants: vec![merchant], rate: 0, faults: Faults::default(), format: Format::default() };
     let sandbox = Sandbox::bind("127.0.0.1:0".parse().unwrap(), options, Clock::system()).await.unwrap();
     let variables = [
         ("SERVER__LISTEN", "127.0.0.1:0".to_owned()),

@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 use super::stop::Stops;
 use super::{fail, print, runtime};
 use crate::clock::Clock;
-use crate::sandbox::{Fault, Faults, Merchant, Options, Sandbox};
+use crate::sandbox::{Fault, Faults, Format, Members, Merchant, Options, Sandbox, Shape};
 use crate::secret::Secret;
 
 /// The platform's own published example, which gives access to nothing.
@@ -47,6 +47,12 @@ pub(super) struct Arguments {
     /// The longest random delay before a request is counted
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration, default_value = "0s")]
     jitter: Duration,
+    /// What `data` is in the answer to a list
+    #[arg(long, value_enum, default_value_t)]
+    shape: Shape,
+    /// What status, code and the coupons' numbers are
+    #[arg(long, value_enum, default_value_t)]
+    members: Members,
     /// How many seconds the platform's clock is ahead
     #[arg(long, value_name = "SECONDS", default_value_t = 0, allow_negative_numbers = true)]
     clock_skew: i64,
@@ -71,7 +77,8 @@ async fn serve(arguments: &Arguments) -> Result<(), u8> {
         clock_skew: arguments.clock_skew,
         ..Faults::default()
     };
-    let options = Options { merchants: vec![merchant], rate: arguments.rate, faults };
+    let format = Format { shape: arguments.shape, members: arguments.members };
+    let options = Options { merchants: vec![merchant], rate: arguments.rate, faults, format };
     let bound = Sandbox::bind(arguments.listen, options, Clock::system()).await;
     let sandbox = bound.map_err(|error| fail(format!("--listen {}: {error}", arguments.listen)))?;
     let address = sandbox.address().map_err(fail)?;

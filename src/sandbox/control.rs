@@ -97,6 +97,8 @@ impl Platform {
                 *self.faults.lock() = Faults::default();
                 Ok(self.faults.lock().shown())
             }
+            (&Method::GET, ["shape"]) => Ok(self.format.lock().shown()),
+            (&Method::POST, ["shape"]) => self.reshape(&wanted),
             (&Method::POST, ["keys"]) => self.change_keys(&wanted),
             (&Method::POST, ["customers", id, change]) => self.change(id, change, &wanted),
             _ => Err((StatusCode::NOT_FOUND, PAGES.to_owned())),
@@ -113,6 +115,7 @@ impl Platform {
         *self.gatekeeper.lock() = Gatekeeper::new(options.merchants, options.rate);
         *self.coupons.lock() = Coupons::new(self.clock.wall());
         *self.faults.lock() = options.faults;
+        *self.format.lock() = options.format;
         *self.seen.lock() = Seen::default();
     }
 
@@ -124,8 +127,16 @@ impl Platform {
         Ok(faults.shown())
     }
 
+    fn reshape(&self, wanted: &Value) -> Result<Value, (StatusCode, String)> {
+        let mut format = self.format.lock();
+        let mut changed = *format;
+        changed.update(wanted).map_err(|error| (StatusCode::BAD_REQUEST, error))?;
+        *format = changed;
+        Ok(format.shown())
+    }
+
     fn change_keys(&self, wanted: &Value) -> Result<Value, (StatusCode, String)> {
-        const WANTED: &str = "wanted {\"openId\":\"…\",\"openKeys\":[\"…\"]} of a known merchant";
+        const WANTED: &str = "expected {\"openId\":\"…\",\"openKeys\":[\"…\"]} of a known merchant";
         let keys = wanted.get("openKeys").and_then(Value::as_array);
         let keys: Option<Vec<Secret>> =
             keys.and_then(|keys| keys.iter().map(|key| Some(Secret::new(key.as_str()?.to_owned()))).collect());
@@ -140,6 +151,7 @@ impl Platform {
             "use" => Change::Use,
             "freeze" => Change::Freeze,
             "give" => Change::Give,
+            "clear" => Change::Clear,
             _ => return Err((StatusCode::NOT_FOUND, PAGES.to_owned())),
         };
         let names = wanted.as_object().ok_or((StatusCode::BAD_REQUEST, "expected a JSON object".to_owned()))?.keys();
@@ -150,8 +162,10 @@ impl Platform {
         let lasts = Duration::from_secs(wanted.get("seconds").and_then(Value::as_u64).unwrap_or(USUAL_LIFE));
         let card = wanted.get("cardId").and_then(Value::as_str);
         let changed = self.coupons.lock().change(customer, change, card, lasts, self.now().wall);
-        changed.map_err(|exception| (StatusCode::CONFLICT, exception.message.to_owned()))
+        let shown =
+            changed.map(|coupon| if change == Change::Clear { coupon } else { self.format.lock().coupon(coupon) });
+        shown.map_err(|exception| (StatusCode::CONFLICT, exception.message.to_owned()))
     }
 }
 
-const PAGES: &str = "expected GET stats, GET last, GET requests, POST reset, GET|POST|DELETE faults, POST keys, or POST customers/{id}/{issue|use|freeze|give}";
+const PAGES: &str = "expected GET stats, GET last, GET requests, POST reset, GET|POST|DELETE faults, GET|POST shape, POST keys, or POST customers/{id}/{issue|use|freeze|give|clear}";

@@ -24,6 +24,8 @@ pub(super) enum Change {
     Use,
     Freeze,
     Give,
+    /// All coupons are gone.
+    Clear,
 }
 
 #[derive(Clone, Debug)]
@@ -85,7 +87,7 @@ impl Coupons {
         status: Option<&str>,
         card: Option<&str>,
         now: Wall,
-    ) -> Result<Value, Exception> {
+    ) -> Result<Vec<Value>, Exception> {
         let known = self.customer(customer)?;
         let fits = |coupon: &&Coupon| {
             status.is_none_or(|status| coupon.status_at(now).to_string() == status)
@@ -93,7 +95,7 @@ impl Coupons {
         };
         let shown: Vec<Value> =
             known.coupons.iter().filter(fits).map(|coupon| coupon.shown(customer, known.version, now)).collect();
-        if shown.is_empty() && card.is_some() { Err(NOT_FOUND) } else { Ok(Value::Array(shown)) }
+        if shown.is_empty() && card.is_some() { Err(NOT_FOUND) } else { Ok(shown) }
     }
 
     /// Redeems cards, all or none.
@@ -151,6 +153,11 @@ impl Coupons {
                 known.version += 1;
                 self.owners.insert(card_id, customer.to_owned());
                 return known.coupons.last().map(|new| new.shown(customer, known.version, now)).ok_or(FULL);
+            }
+            Change::Clear => {
+                known.coupons.clear();
+                known.version += 1;
+                return Ok(json!({}));
             }
             Change::Use => 1,
             Change::Freeze => 2,

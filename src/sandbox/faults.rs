@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
-use clap::ValueEnum as _;
 use serde_json::{Value, json};
+
+use super::shape::{name, parse};
 
 /// A fault in an answer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -81,22 +82,23 @@ impl Faults {
 
     /// Changes what the members of an object name.
     pub(super) fn update(&mut self, wanted: &Value) -> Result<(), String> {
-        let wanted = wanted.as_object().ok_or("wanted a JSON object")?;
+        let wanted = wanted.as_object().ok_or("expected a JSON object")?;
         for (name, value) in wanted {
-            let number = || value.as_u64().ok_or(format!("{name}: wanted a whole number"));
+            let number = || value.as_u64().ok_or(format!("{name}: expected a whole number"));
             match name.as_str() {
-                "fault" => {
-                    let name = value.as_str().unwrap_or_default();
-                    self.fault = clap::ValueEnum::from_str(name, false).map_err(|_| unknown(name))?;
-                }
+                "fault" => self.fault = parse(name, value)?,
                 "every" => self.every = number()?,
                 "times" if value.is_null() => self.times = None,
                 "times" => self.times = Some(number()?),
                 "route" => self.route = value.as_str().map(str::to_owned),
                 "latency_ms" => self.latency = Duration::from_millis(number()?),
                 "jitter_ms" => self.jitter = Duration::from_millis(number()?),
-                "clock_skew_s" => self.clock_skew = value.as_i64().ok_or("clock_skew_s: wanted a whole number")?,
-                _ => return Err(format!("unknown member {name:?}")),
+                "clock_skew_s" => self.clock_skew = value.as_i64().ok_or("clock_skew_s: expected a whole number")?,
+                _ => {
+                    return Err(format!(
+                        "unknown member {name:?}; expected fault, every, times, route, latency_ms, jitter_ms or clock_skew_s"
+                    ));
+                }
             }
         }
         Ok(())
@@ -104,7 +106,7 @@ impl Faults {
 
     pub(super) fn shown(&self) -> Value {
         json!({
-            "fault": clap::ValueEnum::to_possible_value(&self.fault).map(|value| value.get_name().to_owned()),
+            "fault": name(&self.fault),
             "every": self.every,
             "times": self.times,
             "route": self.route,
@@ -113,10 +115,4 @@ impl Faults {
             "clock_skew_s": self.clock_skew,
         })
     }
-}
-
-fn unknown(name: &str) -> String {
-    let known: Vec<_> = Fault::value_variants().iter().filter_map(clap::ValueEnum::to_possible_value).collect();
-    let known: Vec<_> = known.iter().map(|value| value.get_name().to_owned()).collect();
-    format!("fault: unknown: {name:?}; wanted one of {}", known.join(", "))
 }

@@ -40,7 +40,7 @@ async fn a_read_that_starts_after_a_write_was_answered_sees_that_write() {
                     // Each writer has its own customers, so that it knows the version that it wrote.
                     let customer = writer + 5 * (number % (CUSTOMERS / 5));
                     let biz = format!("{writer}-{number}");
-                    let card = gateway.read(&format!("c{customer}")).await.json()["data"][0]["cardId"].clone();
+                    let card = gateway.read(&format!("c{customer}")).await.json()["data"]["list"][0]["cardId"].clone();
                     // The customer is named in the request, in the answer alone, or in both.
                     let params = match number % 2 {
                         0 => json!({ "bizId": biz, "customerId": format!("c{customer}"), "couponsCardList": [card] }),

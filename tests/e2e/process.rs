@@ -566,6 +566,11 @@ fn another_demo(folder: &Path) -> String {
 }
 
 /// Each command has the effect that its comment states.
+/// The first command of the banner.
+fn pasted_read(banner: &str) -> &str {
+    banner.split("\n\n").find(|part| part.starts_with("# 1.")).unwrap()
+}
+
 #[test]
 fn the_commands_that_demo_prints_can_be_pasted() {
     let folder = tempfile::tempdir().unwrap();
@@ -587,7 +592,9 @@ fn the_commands_that_demo_prints_can_be_pasted() {
     assert!(pasted[0].contains("cache-status: zvgate; fwd=miss; stored; ttl=30"), "{}", pasted[0]);
     assert!(pasted[1].contains("cache-status: zvgate; hit; ttl="), "{}", pasted[1]);
     assert!(pasted[2].contains("fwd=bypass") && pasted[2].contains("\"code\":0"), "{}", pasted[2]);
-    assert!(pasted[3].contains(&format!("{{result=\"hit\",route=\"{READ}\"}} 1\n")), "{}", pasted[3]);
+    assert!(pasted[3].ends_with(&format!("{{route=\"{READ}\",tenant=\"demo\"}} 1\n")), "{}", pasted[3]);
+    let again = run(Command::new("sh").args(["-c", pasted_read(&banner)])).1;
+    assert!(again.contains("fwd=miss; stored; ttl=3\r"), "as the comment says: {again}");
     let address = |line: &str| line.split_whitespace().nth(1).unwrap().to_owned();
     let other = another_demo(folder.path());
     for part in ["  gateway ", "  admin ", "  sandbox "] {

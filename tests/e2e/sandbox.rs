@@ -110,14 +110,14 @@ async fn clock_skew_shows_in_date_and_rejects_old_timestamps() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_customers_coupons_are_stable_until_they_are_changed() {
     let platform = Platform::unlimited().await;
-    let list = async |customer: &str| send_body(&platform, signed(customer)).await.json()["data"].clone();
+    let list = async |customer: &str| send_body(&platform, signed(customer)).await.json()["data"]["list"].clone();
     let first = list("383933091455959041").await;
     assert_eq!((first.as_array().unwrap().len() >= 2, &list("383933091455959041").await), (true, &first));
     assert_ne!(first, list("383933091455959042").await);
     let other = Platform::unlimited().await;
-    let again = send_body(&other, signed("383933091455959041")).await.json()["data"].clone();
+    let again = send_body(&other, signed("383933091455959041")).await.json()["data"]["list"].clone();
     assert_eq!(again, first, "another sandbox generates the same coupons");
-    for (change, status) in [("use", "1"), ("freeze", "2"), ("give", "4")] {
+    for (change, status) in [("use", 1), ("freeze", 2), ("give", 4)] {
         let card = first[0]["cardId"].clone();
         let changed = platform.change("383933091455959041", change, json!({ "cardId": card })).await;
         assert_eq!((&changed["useStatus"], &changed["cardId"]), (&json!(status), &card));
@@ -126,7 +126,7 @@ async fn a_customers_coupons_are_stable_until_they_are_changed() {
     platform.change("383933091455959041", "issue", json!({ "seconds": 0 })).await;
     let now = list("383933091455959041").await;
     let issued = now.as_array().unwrap().last().unwrap();
-    assert_eq!(issued["useStatus"], "6", "it has expired");
+    assert_eq!(issued["useStatus"], 6, "it has expired");
     assert_eq!(now.as_array().unwrap().len(), first.as_array().unwrap().len() + 1);
 }
 
@@ -164,4 +164,66 @@ async fn control_pages_have_a_journal_and_a_reset_and_reject_web_pages_and_unkno
     assert_eq!(control(get.clone(), "faults", &[], "").await.json()["fault"], "none");
     assert_eq!(control(get, "requests", &[], "").await.text(), "[]");
     assert_eq!(gateway.read("3").await.status, 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn answers_have_the_shape_that_was_chosen() {
+    let platform = Platform::unlimited().await;
+    let control = async |page: &str, body: Value| {
+        let request =
+            Request::post(format!("/_sandbox/{page}")).header("host", "a").body(Full::new(body.to_string().into()));
+        send(platform.address, request.unwrap()).await
+    };
+    let answer = async || send_body(&platform, signed("1")).await.json();
+    let paged = answer().await;
+    let list = paged["data"]["list"].as_array().unwrap();
+    assert_eq!((&paged["status"], &paged["code"]), (&json!(true), &json!(0)));
+    assert_eq!(paged["data"]["total"], list.len());
+    let first = &list[0];
+    assert!(first["useStatus"].is_u64() && first["couponType"].is_u64() && first["cardId"].is_string(), "{first}");
+    for (name, other) in [("couponId", "couponNo"), ("title", "templateName"), ("endAt", "endTime")] {
+        assert!(first[name].is_string() && first[name] == first[other], "{first}");
+    }
+    assert_eq!(control("shape", json!({ "shape": "list", "members": "strings" })).await.status, 200);
+    let listed = answer().await;
+    assert_eq!((&listed["status"], &listed["code"]), (&json!("true"), &json!("0")));
+    assert_eq!(listed["data"].as_array().unwrap().len(), list.len());
+    assert_eq!((&listed["data"][0]["useStatus"], &listed["data"][0]["couponNo"]), (&json!("0"), &Value::Null));
+    control("shape", json!({ "shape": "object" })).await;
+    assert_eq!(answer().await["data"]["cardId"], first["cardId"]);
+    for (wrong, named) in
+        [(json!({ "shape": "tree" }), "paged, list, object"), (json!({ "form": "list" }), "shape or members")]
+    {
+        let refused = control("shape", wrong).await;
+        assert!(refused.status == 400 && refused.text().contains(named), "{refused:?}");
+    }
+    control("customers/1/clear", json!({})).await;
+    assert_eq!(answer().await["data"], Value::Null);
+    control("reset", json!({})).await;
+    assert_eq!(answer().await, paged);
+    control("customers/1/clear", json!({})).await;
+    assert_eq!(answer().await["data"], json!({ "list": [], "total": 0 }));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn lists_have_pages_and_unknown_interfaces_are_the_platforms_error() {
+    const ALL: &str = "[[routes]]\npath = \"/v3/crm/coupon/**\"\nkind = \"pass\"\n";
+    let platform = Platform::unlimited().await;
+    let gateway = TestGateway::with_file(&platform, &[], ALL).await;
+    for _ in 0..53 {
+        platform.change("1", "issue", json!({})).await;
+    }
+    let list = async |params: Value| {
+        let body = json!({ "params": params }).to_string();
+        gateway.post("/v3/crm/coupon/getCustomerCouponList", &[], &body).await.json()["data"].clone()
+    };
+    let whole = list(json!({ "customerId": "1" })).await;
+    let total = whole["total"].as_u64().unwrap();
+    assert!(total > 53 && whole["list"].as_array().unwrap().len() == 50, "{whole}");
+    let second = list(json!({ "customerId": "1", "page": 2, "pageSize": "20" })).await;
+    assert_eq!(second["list"].as_array().unwrap()[..], whole["list"].as_array().unwrap()[20..40]);
+    let last = list(json!({ "customerId": "1", "page": 2 })).await;
+    assert_eq!((last["list"].as_array().unwrap().len() as u64, &last["total"]), (total - 50, &whole["total"]));
+    let unknown = gateway.post("/v3/crm/coupon/getCustomerCuopons", &[], r#"{"params":{}}"#).await;
+    assert_eq!((unknown.status, &unknown.json()["status"]), (200, &json!(false)), "{unknown:?}");
 }

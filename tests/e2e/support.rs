@@ -19,7 +19,7 @@ use zvgate::clock::{Clock, Hands};
 use zvgate::configuration::Configuration;
 use zvgate::gateway::Gateway;
 use zvgate::limit::EarlierCalls;
-use zvgate::sandbox::{Faults, Merchant, Options, Sandbox};
+use zvgate::sandbox::{Faults, Format, Merchant, Options, Sandbox};
 use zvgate::secret::Secret;
 use zvgate::settings::Sources;
 
@@ -65,7 +65,8 @@ impl Platform {
             grant_code: grant_code.to_owned(),
             open_keys: vec![Secret::new(open_key.to_owned())],
         });
-        let options = Options { merchants: merchants.into(), rate, faults: Faults::default() };
+        let options =
+            Options { merchants: merchants.into(), rate, faults: Faults::default(), format: Format::default() };
         let sandbox = Sandbox::bind(loopback(), options, clock).await.unwrap();
         let address = sandbox.address().unwrap();
         let stop = CancellationToken::new();

@@ -8,11 +8,11 @@ use crate::scripted::{Action, Scripted, http_text};
 use crate::support::{Platform, READ, REVERSE, TestGateway, Upstream, WRITE, envelope};
 
 /// A write route whose successful answers in the sandbox name no customer.
-const UNKNOWN: &str = "[[routes]]\npath = \"/v3/write\"\nkind = \"write\"\n";
+const UNKNOWN: &str = "[[routes]]\npath = \"/v3/crm/coupon/recycleCoupons\"\nkind = \"write\"\n";
 
 /// The first card of a customer that can be redeemed.
 async fn card(gateway: &TestGateway, customer: &str) -> String {
-    gateway.read(customer).await.json()["data"][0]["cardId"].as_str().unwrap().to_owned()
+    gateway.read(customer).await.json()["data"]["list"][0]["cardId"].as_str().unwrap().to_owned()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -76,14 +76,19 @@ async fn a_write_without_a_customer_follows_the_routes_unknown_customer_setting(
     let one = r#"{"params":{"customerId":"1"}}"#;
     let platform = Platform::unlimited().await;
     for (unknown_customer, status, is_kept) in [("tenant", 200, false), ("ttl", 200, true), ("refuse", 400, true)] {
-        let file =
-            format!("[[routes]]\npath = \"/v3/write\"\nkind = \"write\"\nunknown_customer = \"{unknown_customer}\"\n");
+        let file = format!(
+            "[[routes]]\npath = \"/v3/crm/coupon/recycleCoupons\"\nkind = \"write\"\nunknown_customer = \"{unknown_customer}\"\n"
+        );
         let gateway = TestGateway::with_file(&platform, &[], &file).await;
         gateway.read("1").await;
         gateway.post(READ, &[("x-zvgate-tenant", "two")], one).await;
-        let sent = platform.requests("/v3/write").await;
-        assert_eq!(gateway.post("/v3/write", &[], no_customer).await.status, status, "{unknown_customer}");
-        assert_eq!(platform.requests("/v3/write").await - sent, u64::from(status == 200));
+        let sent = platform.requests("/v3/crm/coupon/recycleCoupons").await;
+        assert_eq!(
+            gateway.post("/v3/crm/coupon/recycleCoupons", &[], no_customer).await.status,
+            status,
+            "{unknown_customer}"
+        );
+        assert_eq!(platform.requests("/v3/crm/coupon/recycleCoupons").await - sent, u64::from(status == 200));
         assert_eq!(gateway.read("1").await.is_hit(), is_kept, "{unknown_customer}");
         assert!(gateway.post(READ, &[("x-zvgate-tenant", "two")], one).await.is_hit(), "entries of other tenants stay");
         let counted = gateway.metric("zvgate_cache_invalidations_total{cause=\"unknown_customer\"}").await;
@@ -219,7 +224,10 @@ async fn a_write_without_a_customer_fences_fetches_in_flight() {
     }
     platform.change("1", "use", json!({})).await;
     platform.faults(json!({ "latency_ms": 0 })).await;
-    assert_eq!(gateway.post("/v3/write", &[], r#"{"params":{"bizId":"b"}}"#).await.json()["code"], 0);
+    assert_eq!(
+        gateway.post("/v3/crm/coupon/recycleCoupons", &[], r#"{"params":{"bizId":"b"}}"#).await.json()["code"],
+        0
+    );
     let after = gateway.read("1").await;
     assert!(after.is_stored_miss() && after.text().contains("version=1"), "{after:?}");
     assert_eq!(early.await.unwrap().header("cache-status"), "zvgate; fwd=miss", "it is not stored");
@@ -296,7 +304,7 @@ async fn writes_of_disconnected_callers_are_bounded() {
     assert_eq!(gateway.page("/healthz").await.status, 200);
 }
 
-/// Frequent requests are found in the memo of parsed requests, and are still looked up under the tenant's generation.
+/// Frequent requests lead to their answers by the memo of hits, which checks the tenant's generation.
 #[tokio::test(flavor = "multi_thread")]
 async fn invalidating_a_tenant_includes_frequently_requested_answers() {
     let platform = Platform::unlimited().await;
@@ -308,7 +316,10 @@ async fn invalidating_a_tenant_includes_frequently_requested_answers() {
         }
     };
     read_often().await;
-    assert_eq!(gateway.post("/v3/write", &[], r#"{"params":{"bizId":"b"}}"#).await.json()["code"], 0);
+    assert_eq!(
+        gateway.post("/v3/crm/coupon/recycleCoupons", &[], r#"{"params":{"bizId":"b"}}"#).await.json()["code"],
+        0
+    );
     assert!(!gateway.read("1").await.is_hit(), "after a write without a known customer");
     read_often().await;
     let purge = http::Request::delete("/cache?tenant=one").header("host", "localhost");
