@@ -86,8 +86,9 @@ impl Access {
     /// Checks that a request may use a page that is not public.
     fn check(&self, request: &Request<Incoming>, gateway: &Gateway, peer: SocketAddr) -> Result<(), Page> {
         if !self.keys.is_empty() {
-            let known =
-                RequestHead::of(request.headers()).bearer().is_some_and(|key| KeyHash::of(key).is_one_of(&self.keys));
+            let head = RequestHead::of(request.headers());
+            head.check_valid_host().map_err(|expected| text(StatusCode::BAD_REQUEST, expected))?;
+            let known = head.bearer().is_some_and(|key| KeyHash::of(key).is_one_of(&self.keys));
             return if known {
                 Ok(())
             } else {
@@ -152,6 +153,9 @@ impl Admin {
     fn page(&self, request: &Request<Incoming>, peer: SocketAddr) -> Page {
         let (method, path) = (request.method(), request.uri().path());
         let get = [Method::GET, Method::HEAD].contains(method);
+        if let Err(expected) = RequestHead::of(request.headers()).check_single_host(request.version()) {
+            return text(StatusCode::BAD_REQUEST, expected);
+        }
         match path {
             "/metrics" if get => (StatusCode::OK, Metrics::CONTENT_TYPE, self.gateway.metrics_page()),
             "/healthz" if get => text(StatusCode::OK, "ok"),

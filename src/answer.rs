@@ -19,6 +19,17 @@ use crate::json::{JsonError, Next, Scanner};
 /// Deepest nesting that is read; a deeper answer counts as garbage.
 const MAX_DEPTH: usize = 128;
 
+/// Registered content codings that change a body (RFC 9110, section 8.4.1; RFC 7932; RFC 8878).
+const CODINGS: [&str; 7] = ["gzip", "x-gzip", "deflate", "compress", "x-compress", "br", "zstd"];
+
+/// What some programs write before UTF-8 text; parsers of JSON may ignore it (RFC 8259, section 8.1).
+const BYTE_ORDER_MARK: &str = "\u{feff}";
+
+/// A body as text, without a byte order mark.
+fn text(body: &[u8]) -> Option<&str> {
+    std::str::from_utf8(body).ok().map(|text| text.strip_prefix(BYTE_ORDER_MARK).unwrap_or(text))
+}
+
 /// An answer as it was received: what callers get of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Answer {
@@ -89,23 +100,27 @@ pub struct ExtraHeaders {
 impl Answer {
     /// The platform's `code`, if the body has one.
     pub fn code(&self) -> Option<String> {
-        let text = std::str::from_utf8(&self.body).ok()?;
+        let text = text(&self.body)?;
         pointers::texts(text, MAX_DEPTH, &["/code".to_owned()]).into_iter().next()
     }
 
     /// How long `Retry-After` says to wait (RFC 9110, section 10.2.3).
     pub fn retry_after(&self, now: Wall) -> Option<Duration> {
         let text = self.extra_headers.as_ref()?.retry_after.as_ref()?.to_str().ok()?.trim();
-        if let Ok(seconds) = text.parse() {
-            return Some(Duration::from_secs(seconds));
+        if !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit()) {
+            // More digits than fit are a long time, too.
+            return Some(Duration::from_secs(text.parse().unwrap_or(u64::MAX)));
         }
         Wall::from_http_date(text)?.after(now)
     }
 
-    /// Whether its body is compressed, although that was not asked for.
-    fn is_compressed(&self) -> bool {
+    /// Whether its body is compressed, although that was not asked for. What is no content coding, such as a charset that some
+    /// servers send in its place, says nothing: the body does.
+    pub fn is_compressed(&self) -> bool {
         let encoding = self.extra_headers.as_ref().and_then(|extra| extra.content_encoding.as_ref());
-        encoding.is_some_and(|encoding| !encoding.as_bytes().eq_ignore_ascii_case(b"identity"))
+        let codings = encoding.into_iter().flat_map(|encoding| encoding.as_bytes().split(|b| *b == b','));
+        let is_coding = |name: &[u8]| CODINGS.iter().any(|coding| name.eq_ignore_ascii_case(coding.as_bytes()));
+        codings.map(<[u8]>::trim_ascii).any(is_coding)
     }
 
     /// Bytes on the heap.
@@ -148,9 +163,9 @@ pub enum Verdict {
     Garbage,
     /// `status`, `code` or `data` is there twice: nobody knows which counts.
     Ambiguous,
-    /// HTTP 5xx.
+    /// HTTP 5xx, or beyond.
     Http5xx,
-    /// Any other status than 200.
+    /// Any other status than 2xx.
     HttpOther,
 }
 
@@ -173,11 +188,12 @@ impl Reader {
             200..=299 if answer.is_compressed() => return Verdict::Garbage,
             200..=299 => {}
             429 => return Verdict::Throttled,
-            500..=599 => return Verdict::Http5xx,
+            // A status beyond 599 counts as 5xx (RFC 9110, section 15).
+            500.. => return Verdict::Http5xx,
             _ => return Verdict::HttpOther,
         }
-        let text = std::str::from_utf8(&answer.body).ok();
-        let root = text.and_then(|text| Scanner::read(text, MAX_DEPTH, |scanner, next| self.root(scanner, &next)).ok());
+        let root = text(&answer.body)
+            .and_then(|text| Scanner::read(text, MAX_DEPTH, |scanner, next| self.root(scanner, &next)).ok());
         let Some(Root { success, code, contents, is_ambiguous }) = root.flatten() else { return Verdict::Garbage };
         if is_ambiguous {
             return Verdict::Ambiguous;
@@ -355,7 +371,7 @@ fn is_final_status(status: &str) -> bool {
 
 /// Every customer that the pointers name in an answer; none if it is not JSON.
 pub fn customers(body: &[u8], pointers: &[String]) -> Vec<String> {
-    std::str::from_utf8(body).map(|text| pointers::texts(text, MAX_DEPTH, pointers)).unwrap_or_default()
+    text(body).map(|text| pointers::texts(text, MAX_DEPTH, pointers)).unwrap_or_default()
 }
 
 #[cfg(test)]

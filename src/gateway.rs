@@ -62,6 +62,7 @@ use crate::settings::{AccessLog, CachedSettings, KindSettings};
 use crate::signer::Nonces;
 use crate::skew::Skew;
 use crate::tenant::Identities;
+use crate::timings::CallTimings;
 use crate::upstream::Upstream;
 
 /// Where callers report changes that were made elsewhere.
@@ -153,8 +154,8 @@ impl Capacity {
 enum Step {
     /// It is answered.
     Done(Reply),
-    /// It waits for a call to the platform.
-    Wait(Pin<Box<dyn Future<Output = Result<Reply, GatewayError>> + Send>>),
+    /// It waits for a call to the platform, which takes what is noted here.
+    Wait(Pin<Box<dyn Future<Output = Result<Reply, GatewayError>> + Send>>, Arc<CallTimings>),
 }
 
 impl Gateway {
@@ -247,9 +248,9 @@ impl Gateway {
         let mut headers = std::mem::take(&mut head.headers);
         let result = match step {
             Ok(Step::Done(reply)) => Ok(reply),
-            Ok(Step::Wait(answered)) => {
+            Ok(Step::Wait(answered, timings)) => {
                 // What the caller sent is not held for as long as the platform takes.
-                guard.prepare_to_wait(head.uri.path());
+                guard.prepare_to_wait(head.uri.path(), timings);
                 (headers, head.uri) = (HeaderMap::new(), Uri::default());
                 answered.await
             }

@@ -8,6 +8,7 @@ pub mod backoff;
 pub mod clock;
 pub mod secret;
 pub mod skew;
+pub mod timings;
 pub mod tls;
 
 pub mod json;

@@ -49,10 +49,12 @@ struct Readings {
 /// What a reading changed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ClockChange {
-    /// Whether calls are signed by another time from now on.
-    pub signing_time_changed: bool,
+    /// By how many milliseconds signatures are corrected from now on, if that has just changed.
+    pub correction: Option<i64>,
     /// How many milliseconds the platform is ahead, if that has just become notable.
     pub notable_skew: Option<i64>,
+    /// The same if it has just ceased to be notable.
+    pub unremarkable_skew: Option<i64>,
 }
 
 impl Skew {
@@ -97,7 +99,11 @@ impl Skew {
         let ahead = self.ahead(answered).unwrap_or_default();
         let notable = ahead.unsigned_abs() > NOTABLE;
         let was_notable = std::mem::replace(&mut readings.notable, notable);
-        ClockChange { signing_time_changed: changed, notable_skew: (notable && !was_notable).then_some(ahead) }
+        ClockChange {
+            correction: changed.then(|| self.difference(answered)),
+            notable_skew: (notable && !was_notable).then_some(ahead),
+            unremarkable_skew: (!notable && was_notable).then_some(ahead),
+        }
     }
 
     /// How many milliseconds the platform is ahead of our wall clock.
@@ -166,7 +172,7 @@ mod tests {
             assert_eq!(skew.signing_time(ours(1)), ours(1).wall);
             assert_eq!(skew.later(ours(1)).wall, ours(1).wall.plus(100_050));
         }
-        assert!(learn(&skew, 1, 100).signing_time_changed);
+        assert!(learn(&skew, 1, 100).correction.is_some());
         assert_eq!(skew.signing_time(ours(1)), ours(1).wall.plus(100_550));
     }
 
@@ -195,7 +201,7 @@ mod tests {
             learn(&skew, 1, ahead);
         }
         assert_eq!(skew.ahead(ours(1)), Some(100_550), "one outlier changes nothing");
-        assert!(!learn(&skew, 1, -250).signing_time_changed && learn(&skew, 61, -250).signing_time_changed);
+        assert!(learn(&skew, 1, -250).correction.is_none() && learn(&skew, 61, -250).correction.is_some());
         assert_eq!(skew.signing_time(ours(1)), ours(1).wall.plus(-249_450), "two readings do");
     }
 
@@ -227,28 +233,25 @@ mod tests {
     #[test]
     fn without_following_calls_are_signed_by_our_clock_and_coupons_end_by_the_later() {
         let skew = Skew::new(false);
-        assert_eq!(
-            learn_surely(&skew, 1, 100),
-            ClockChange { signing_time_changed: false, notable_skew: Some(100_550) }
-        );
+        assert_eq!(learn_surely(&skew, 1, 100), ClockChange { notable_skew: Some(100_550), ..ClockChange::default() });
         assert_eq!((skew.signing_time(ours(1)), skew.later(ours(1)).wall), (ours(1).wall, ours(1).wall.plus(100_050)));
     }
 
     #[test]
     fn changes_and_notable_differences_are_reported_once() {
         let skew = Skew::new(true);
-        assert_eq!(learn_surely(&skew, 1, 10), ClockChange { signing_time_changed: true, notable_skew: None });
+        assert_eq!(learn_surely(&skew, 1, 10), ClockChange { correction: Some(10_550), ..ClockChange::default() });
         assert_eq!(learn(&skew, 2, 11), ClockChange::default());
         learn(&skew, 3, 40);
         assert_eq!(
             learn(&skew, 4, 40),
-            ClockChange { signing_time_changed: false, notable_skew: Some(40_550) },
+            ClockChange { notable_skew: Some(40_550), ..ClockChange::default() },
             "too soon for a change"
         );
-        assert_eq!(learn(&skew, 61, 40), ClockChange { signing_time_changed: true, notable_skew: None });
+        assert_eq!(learn(&skew, 61, 40), ClockChange { correction: Some(40_550), ..ClockChange::default() });
         assert_eq!(learn(&skew, 130, 40), ClockChange::default());
         learn(&skew, 131, 0);
-        learn(&skew, 132, 0);
+        assert_eq!(learn(&skew, 132, 0).unremarkable_skew, Some(550));
         learn(&skew, 133, 40);
         assert_eq!(learn(&skew, 134, 40).notable_skew, Some(40_550), "reported again after it had ended");
     }

@@ -12,7 +12,7 @@ use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use rustls::server::WebPkiClientVerifier;
+use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use rustls::{RootCertStore, ServerConfig};
 use sha2::{Digest, Sha256};
 use x509_cert::der::Decode;
@@ -197,9 +197,15 @@ impl Contents {
             .with_single_cert(chain, key)
             .map_err(|error| invalid("key", format!("does not match server.tls.cert: {error}")))?;
         config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-        // Sessions resume without a table of them, and never under other certificates than those they began with.
-        config.ticketer = rustls::crypto::ring::Ticketer::new()
-            .map_err(|error| invalid("cert", format!("cannot be used: TLS cannot be configured ({error})")))?;
+        if self.client_ca.is_some() {
+            // A session that resumes does not show its certificate again, which may have expired.
+            config.session_storage = Arc::new(NoServerSessionStorage {});
+            config.send_tls13_tickets = 0;
+        } else {
+            // Sessions resume without a table of them, and never under other certificates than those they began with.
+            config.ticketer = rustls::crypto::ring::Ticketer::new()
+                .map_err(|error| invalid("cert", format!("cannot be used: TLS cannot be configured ({error})")))?;
+        }
         Ok((config, expires))
     }
 }

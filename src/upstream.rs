@@ -23,7 +23,7 @@ use parking_lot::RwLock;
 pub use self::addresses::Resolved;
 pub use self::breaker::Transition;
 use self::circuit::TenantCircuits;
-pub use self::circuit::{Attempt, Circuit, Health, Observer, Rejected, Scope};
+pub use self::circuit::{Attempt, Circuit, Health, Observer, Rejected, Retry, Scope};
 use self::connect::Connector;
 pub use self::connect::ConnectorError;
 pub use self::error::{AttemptError, ExchangeError, Failure, with_sources};
@@ -104,6 +104,11 @@ impl Upstream {
     /// A tenant's failures that have ended, with their paths.
     pub fn ended_failures(&self, tenant: &Tenant) -> Vec<(Arc<str>, Episode)> {
         self.circuits_of(tenant).ended_failures()
+    }
+
+    /// The time in which a tenant's retry budget was exhausted, if it has ended.
+    pub fn ended_denial(&self, tenant: &Tenant) -> Option<Episode> {
+        self.circuits_of(tenant).ended_denial()
     }
 
     fn circuits_of(&self, tenant: &Tenant) -> Arc<TenantCircuits> {

@@ -8,6 +8,7 @@ use super::flight::{FetchOutcome, Flight};
 use super::freshness::{Freshness, StoreDecision};
 use crate::answer::Answer;
 use crate::clock::{Boot, Now};
+use crate::timings::CallTimings;
 
 /// What became of an answer in the cache.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -37,6 +38,11 @@ impl<F: Clone> FetchGuard<F> {
         previous: Option<Arc<Flight<F>>>,
     ) -> Self {
         Self { cache, question, flight, previous, is_completed: false }
+    }
+
+    /// What the fetch takes.
+    pub fn timings(&self) -> &Arc<CallTimings> {
+        &self.flight.timings
     }
 
     /// Waits until the fetch may begin.

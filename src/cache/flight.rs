@@ -10,6 +10,7 @@ use super::entry::Generation;
 use super::freshness::Freshness;
 use crate::answer::Answer;
 use crate::clock::Boot;
+use crate::timings::CallTimings;
 
 /// How a fetch ended.
 #[derive(Clone, Debug)]
@@ -44,6 +45,8 @@ pub(super) struct Flight<F> {
     stores: AtomicBool,
     /// Whether its answer drops what else is cached for its subject.
     drops_others: AtomicBool,
+    /// What it takes.
+    pub(super) timings: Arc<CallTimings>,
     /// Whether it was begun because its caller wanted a new fetch.
     pub(super) is_forced: bool,
     /// The generation in which it began.
@@ -62,6 +65,7 @@ impl<F: Clone> Flight<F> {
             sent: AtomicBool::new(false),
             stores: AtomicBool::new(false),
             drops_others: AtomicBool::new(false),
+            timings: Arc::default(),
             is_forced: wanted.wants_new(),
             generation,
             settle_until,
@@ -132,6 +136,11 @@ impl<F: Clone> Waiter<F> {
     /// Waits for the outcome.
     pub async fn outcome(&self) -> FetchOutcome<F> {
         self.0.outcome.wait().await.clone()
+    }
+
+    /// What the fetch takes.
+    pub fn timings(&self) -> &Arc<CallTimings> {
+        &self.0.timings
     }
 
     /// Whether anything of the fetch was sent by now.

@@ -44,7 +44,7 @@ async fn start(configuration: &ConfigArguments) -> Result<(), u8> {
     raise_descriptor_limit(&fixed.listeners);
     let inherited = inherited().map_err(|error| {
         eprint(&format!(
-            "zvgate: LISTEN_FDS: {error}; expected listening TCP sockets: server.listen's, then server.admin_listen's"
+            "zvgate: LISTEN_FDS: {error}; expected listening TCP sockets: server.listen's, then server.admin_listen's, or named listen and admin_listen in LISTEN_FDNAMES"
         ));
         UNUSABLE
     })?;
@@ -107,19 +107,38 @@ fn raise_descriptor_limit(settings: &ListenerSettings) {
     }
 }
 
-/// The sockets that the process inherited, as systemd passes them (sd_listen_fds(3)).
+/// The names that inherited sockets may have, after the keys of their addresses.
+const SOCKETS: [&str; 2] = ["listen", "admin_listen"];
+
+/// The sockets that the process inherited, as systemd passes them (sd_listen_fds(3)): by their names, or in order.
 fn inherited() -> io::Result<Inherited> {
+    #[expect(clippy::disallowed_methods, reason = "it belongs to the sockets, which are no configuration")]
+    let names = std::env::var("LISTEN_FDNAMES").unwrap_or_default();
+    let names: Vec<&str> = names.split(':').collect();
     let mut sockets = ListenFd::from_env();
-    if sockets.len() > 2 {
+    if sockets.len() > SOCKETS.len() {
         return Err(io::Error::other(format!("{} sockets are too many", sockets.len())));
     }
-    let mut take = |place| match sockets.take_tcp_listener(place)? {
-        Some(socket) if !socket_acceptconn(&socket)? => {
-            Err(io::Error::other(format!("socket {place} does not listen")))
+    // Without a name of ours, they have those that systemd gives them.
+    let is_named = names.iter().any(|name| SOCKETS.contains(name));
+    let is_valid = names.len() == sockets.len()
+        && names.iter().all(|name| SOCKETS.contains(name))
+        && names.first() != names.get(1);
+    if is_named && !is_valid {
+        return Err(io::Error::other(format!("{} sockets are named {}", sockets.len(), names.join(", "))));
+    }
+    let mut take = |place: usize, name: &str| {
+        let place = if is_named { names.iter().position(|other| *other == name) } else { Some(place) };
+        let Some(place) = place else { return Ok(None) };
+        match sockets.take_tcp_listener(place)? {
+            Some(socket) if !socket_acceptconn(&socket)? => {
+                Err(io::Error::other(format!("socket {place} does not listen")))
+            }
+            taken => Ok(taken),
         }
-        taken => Ok(taken),
     };
-    Ok(Inherited { data: take(0)?, admin: take(1)? })
+    let [data, admin] = SOCKETS;
+    Ok(Inherited { data: take(0, data)?, admin: take(1, admin)? })
 }
 
 async fn serve(configuration: &ConfigArguments, app: App, signals: Signals, workers: Workers) -> Result<(), u8> {

@@ -11,8 +11,10 @@ use http::{HeaderMap, HeaderValue, Response};
 
 use super::path::shown_path;
 use super::policy::Policy;
+use super::request::Job;
 use super::request_head::RequestHead;
 use super::{AUDIT, Gateway};
+use crate::answer::Answer;
 use crate::clock::Boot;
 use crate::envelope::Envelope;
 use crate::json::Node;
@@ -21,6 +23,7 @@ use crate::pseudonym::Pseudonyms;
 use crate::reply::{self, CacheStatus, GatewayError, OverCapacity, Reply};
 use crate::route::Route;
 use crate::settings::{AccessLog, KindSettings};
+use crate::timings::CallTimings;
 use crate::upstream::NotSent;
 
 /// Longest `bizId` that is logged.
@@ -62,8 +65,8 @@ pub(super) struct RequestGuard<'a> {
     policy: Guard<Arc<Policy>>,
     pub(super) info: RequestInfo,
     started: Boot,
-    /// Whether it waited, so that its head is gone.
-    has_waited: bool,
+    /// What its call to the platform takes, if it waited for one, so that its head is gone.
+    timings: Option<Arc<CallTimings>>,
     /// The path then, unless it is its route's pattern.
     path: Option<Box<str>>,
     has_ended: bool,
@@ -79,8 +82,8 @@ struct Ended<'a> {
     reason: Option<&'static str>,
     method: Option<&'a str>,
     path: Option<&'a str>,
-    /// Length of the body.
-    bytes: usize,
+    /// The answer.
+    answer: Option<&'a Answer>,
 }
 
 impl<'a> RequestGuard<'a> {
@@ -100,7 +103,7 @@ impl<'a> RequestGuard<'a> {
             peer,
             has_own_line: false,
         };
-        Self { gateway, policy: gateway.policy.load(), info, started, has_waited: false, path: None, has_ended: false }
+        Self { gateway, policy: gateway.policy.load(), info, started, timings: None, path: None, has_ended: false }
     }
 
     /// The policy of the request, and what is learned about it.
@@ -109,8 +112,8 @@ impl<'a> RequestGuard<'a> {
     }
 
     /// Turns the borrowed guard of the policy into an owned one: a thread has few fast guard slots.
-    pub(super) fn prepare_to_wait(&mut self, path: &str) {
-        self.has_waited = true;
+    pub(super) fn prepare_to_wait(&mut self, path: &str, timings: Arc<CallTimings>) {
+        self.timings = Some(timings);
         self.path = self.policy.route(&self.info).is_none_or(|route| route.wildcard).then(|| shown_path(path).into());
         let settings = &self.policy.settings.access_log;
         self.info.has_own_line =
@@ -137,7 +140,7 @@ impl<'a> RequestGuard<'a> {
             reason: error.and_then(GatewayError::reason),
             method: Some(head.method.as_str()),
             path: Some(head.uri.path()),
-            bytes: result.as_ref().map_or(0, |reply| reply.answer.body.len()),
+            answer: result.as_ref().ok().map(|reply| &*reply.answer),
         });
         let id = std::mem::replace(&mut self.info.id, HeaderValue::from_static(""));
         reply::response(result, self.policy.is_write(&self.info), id, headers)
@@ -145,7 +148,7 @@ impl<'a> RequestGuard<'a> {
 
     fn record(&self, ended: &Ended<'_>) {
         let Self { gateway, policy, info, .. } = self;
-        let Ended { status, cache, error, reason, method, path, bytes } = *ended;
+        let Ended { status, cache, error, reason, method, path, answer } = *ended;
         let took = gateway.time.boot().since(self.started);
         policy.handles.request(info.route, info.caller, status, cache, took);
         let is_logged = match policy.settings.access_log.access {
@@ -155,7 +158,8 @@ impl<'a> RequestGuard<'a> {
         };
         if is_logged && !info.has_own_line {
             let of_route = || self.path.as_deref().or_else(|| policy.route_name(info)).map(Cow::Borrowed);
-            let path = if self.has_waited { of_route() } else { path.map(shown_path) };
+            let timings = self.timings.as_deref();
+            let path = if timings.is_some() { of_route() } else { path.map(shown_path) };
             tracing::info!(
                 peer = %info.peer,
                 method,
@@ -167,8 +171,12 @@ impl<'a> RequestGuard<'a> {
                 status,
                 error,
                 reason,
-                bytes,
+                code = answer.filter(|_| timings.is_some()).and_then(Answer::code),
+                bytes = answer.map_or(0, |answer| answer.body.len()),
                 cache = cache.name(),
+                attempts = timings.map(CallTimings::attempts),
+                queue_ms = timings.map(CallTimings::queue_ms),
+                upstream_ms = timings.map(CallTimings::upstream_ms),
                 ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
                 request_id = info.shown_id(),
                 trace_id = info.trace,
@@ -186,7 +194,7 @@ impl Drop for RequestGuard<'_> {
                 false => (CLIENT_CLOSED_REQUEST, "caller_left"),
             };
             let (error, cache) = (Some(error), CacheUse::None);
-            self.record(&Ended { status, cache, error, reason: None, method: None, path: None, bytes: 0 });
+            self.record(&Ended { status, cache, error, reason: None, method: None, path: None, answer: None });
         }
     }
 }
@@ -242,12 +250,13 @@ impl WriteLog {
     /// One line for a write, whatever became of it: the audit trail.
     pub(super) fn write(
         &self,
-        policy: &Policy,
+        job: &Job,
         result: &Result<Reply, GatewayError>,
         written: &Written,
         info: &RequestInfo,
         customers: &[String],
     ) {
+        let Job { policy, timings, .. } = job;
         if policy.settings.access_log.writes {
             let error = result.as_ref().err();
             tracing::info!(
@@ -257,7 +266,9 @@ impl WriteLog {
                 code = result.as_ref().ok().and_then(|reply| reply.answer.code()),
                 biz_id = written.biz_id,
                 cards = written.cards,
-                attempts = written.attempts,
+                attempts = timings.attempts(),
+                queue_ms = timings.queue_ms(),
+                upstream_ms = timings.upstream_ms(),
                 route = policy.route_name(info),
                 caller = policy.caller_name(info),
                 tenant = policy.tenant_name(info),
@@ -280,8 +291,6 @@ pub(super) struct Written {
     biz_id: Option<String>,
     /// How many cards it names.
     cards: Option<usize>,
-    /// How often it was tried: once, or not at all.
-    pub(super) attempts: u32,
 }
 
 impl Written {
@@ -294,7 +303,7 @@ impl Written {
             Node::Array(cards) => Some(cards.len()),
             _ => None,
         });
-        Self { biz_id, cards, attempts: 0 }
+        Self { biz_id, cards }
     }
 }
 

@@ -5,11 +5,11 @@ use std::sync::Arc;
 
 use http::request::Parts;
 use http::uri::Authority;
-use http::{HeaderValue, Uri, Version};
+use http::{HeaderValue, Uri};
 
 use super::Gateway;
 use super::policy::Policy;
-use super::request_head::{Field, RequestHead};
+use super::request_head::RequestHead;
 use crate::caller::Caller;
 use crate::reply::{Denied, GatewayError};
 
@@ -20,8 +20,9 @@ pub(super) fn caller<'a>(
     head: &Parts,
     fields: &RequestHead<'_>,
 ) -> Result<&'a Arc<Caller>, GatewayError> {
-    check_single_host(head.version, fields)?;
+    fields.check_single_host(head.version).map_err(GatewayError::BadRequest)?;
     if !policy.callers.are_anonymous() {
+        fields.check_valid_host().map_err(GatewayError::BadRequest)?;
         return fields.bearer().and_then(|key| policy.callers.with_key(key)).ok_or(GatewayError::Unauthenticated);
     }
     match cross_site(fields, &head.uri, &policy.settings.requests.hosts) {
@@ -55,15 +56,6 @@ fn cross_site(fields: &RequestHead<'_>, uri: &Uri, names: &[String]) -> Option<C
         return Some(CrossSite::Host);
     }
     fields.origin.is_present().then_some(CrossSite::Origin)
-}
-
-/// A request with two hosts, or in HTTP/1.1 without one, is ambiguous (RFC 9112, section 3.2).
-fn check_single_host(version: Version, fields: &RequestHead<'_>) -> Result<(), GatewayError> {
-    match fields.host {
-        Field::Single(_) => Ok(()),
-        Field::Absent if version != Version::HTTP_11 => Ok(()),
-        Field::Absent | Field::Multiple(_) => Err(GatewayError::BadRequest("the request must have exactly one Host")),
-    }
 }
 
 /// Whether a host is allowed: an address, `localhost`, or one of the configured names.

@@ -67,6 +67,12 @@ impl<'a> CallLog<'a> {
         tracing::warn!(tenant = self.tenant(), route, pause_ms, "upstream sent Retry-After, route paused");
     }
 
+    /// The tenant's retry budget is exhausted.
+    pub(super) fn retries_denied(&self) {
+        let route = &*shown_path(&self.job.call.path);
+        tracing::warn!(tenant = self.tenant(), route, "retry budget exhausted, failed reads are not retried");
+    }
+
     /// The platform throttled a call.
     pub(super) fn throttled(&self, throttled: &Throttled) {
         let Throttled { pause, allowed, rate } = throttled;
@@ -117,6 +123,17 @@ pub(super) fn failures_ended(tenant: &Tenant, path: &str, episode: &Episode) {
         lasted_ms = millis(episode.last.since(episode.began)),
         "upstream attempts recovered"
     );
+}
+
+/// The platform no longer throttles.
+pub(super) fn throttling_ended(tenant: &Tenant, path: &str, rate: u32) {
+    tracing::info!(tenant = tenant.name, route = &*shown_path(path), rate, "upstream throttling ended");
+}
+
+/// Failed reads are retried again.
+pub(super) fn denial_ended(tenant: &Tenant, episode: &Episode) {
+    let lasted_ms = millis(episode.last.since(episode.began));
+    tracing::info!(tenant = tenant.name, count = episode.count, lasted_ms, "retry budget available again");
 }
 
 /// How an attempt ended, in words: an error with its sources, or what the platform answered.

@@ -9,13 +9,13 @@ use prometheus::IntGauge;
 use super::call_log::CallLog;
 use super::request::Job;
 use super::time::Time;
-use crate::answer::Verdict;
+use crate::answer::{Answer, Verdict};
 use crate::limit::{NoPermit, Paces, Permit};
 use crate::metrics::{AttemptResult, Label};
 use crate::signer::{Nonces, SignedRequest};
 use crate::upstream::{
-    Answered, Attempt, AttemptError, Circuit, ExchangeError, Exchanged, Failure, NotSent, Outcome, Rejected, Reuse,
-    Upstream, pause_before_retry,
+    Answered, Attempt, AttemptError, Circuit, ExchangeError, Exchanged, Failure, NotSent, Outcome, Rejected, Retry,
+    Reuse, Upstream, pause_before_retry,
 };
 
 /// An idle connection that the platform closes just when it is used breaks within a round trip; one that breaks later was
@@ -98,7 +98,7 @@ impl Fetcher {
             } else if retries < job.retries
                 && outcome.may_pass()
                 && circuit.check(breaker).is_ok()
-                && circuit.take_retry()
+                && may_retry(job, &circuit)
             {
                 tokio::select! {
                     () = tokio::time::sleep(pause_before_retry(retries, fastrand::f64())) => {}
@@ -153,14 +153,22 @@ impl Fetcher {
         let (metrics, tenant) = (job.metrics(), job.policy.handles.tenant(job.call.tenant.index));
         let in_flight = InFlight::new(&tenant.inflight);
         let started = self.time.boot();
+        job.timings.begins();
         let exchanged = self.exchange(job, reuse, &permit, on_progress).await;
         drop(in_flight);
-        metrics.duration.observe(self.time.boot().since(started).as_secs_f64());
+        let took = self.time.boot().since(started);
+        metrics.duration.observe(took.as_secs_f64());
+        job.timings.ended(took);
         let is_idle_close = exchanged.as_ref().is_err_and(ExchangeError::is_idle_close);
         let outcome = match exchanged {
             // Only its bytes are passed on, and nobody knows what they mean.
             Ok(answered) if answered.verdict == Verdict::Garbage && job.needs_json() => {
-                Outcome::Unknown(Arc::new(AttemptError::NotJson(answered.answer.status)))
+                let Answer { status, .. } = *answered.answer;
+                let is_compressed = answered.answer.is_compressed();
+                Outcome::Unknown(Arc::new(match is_compressed {
+                    true => AttemptError::Compressed(status),
+                    false => AttemptError::NotJson(status),
+                }))
             }
             Ok(answered) => Outcome::Answered(answered),
             Err(failed) => Outcome::failed(failed.error, failed.sent),
@@ -219,7 +227,9 @@ impl Fetcher {
         let remaining = job.deadline.since(queued);
         let pace = self.paces.of(&job.call.tenant, &job.route, &job.call.path);
         let permit = pace.acquire(circuit.room(), job.queue_key, job.max_wait.min(remaining)).await;
-        job.metrics().wait.observe(self.time.boot().since(queued).as_secs_f64());
+        let waited = self.time.boot().since(queued);
+        job.metrics().wait.observe(waited.as_secs_f64());
+        job.timings.waited(waited);
         let is_late = remaining < job.max_wait;
         let permit = permit.map_err(|no_permit| match no_permit {
             _ if is_late => NotSent::DeadlineExceeded,
@@ -300,6 +310,19 @@ impl Fetcher {
     }
 }
 
+/// Takes a retry out of the tenant's budget, if one is left.
+fn may_retry(job: &Job, circuit: &Circuit) -> bool {
+    match circuit.take_retry() {
+        Retry::Granted => true,
+        Retry::Denied { is_first } => {
+            if is_first {
+                CallLog::begun(job).retries_denied();
+            }
+            false
+        }
+    }
+}
+
 /// How an attempt ended, for metrics and the log.
 fn result_of(outcome: &Outcome) -> AttemptResult {
     match outcome {
@@ -335,8 +358,14 @@ fn result_of(outcome: &Outcome) -> AttemptResult {
             ) => AttemptResult::Tls,
             Some(Failure::Timeout) => AttemptResult::Timeout,
             Some(Failure::Redirect) => AttemptResult::HttpOther,
-            Some(Failure::Oversized | Failure::NotHttp | Failure::NotJson) => AttemptResult::Garbage,
-            Some(Failure::Reset) | None => AttemptResult::Reset,
+            Some(
+                Failure::Oversized
+                | Failure::NotHttp
+                | Failure::TransferCoding
+                | Failure::NotJson
+                | Failure::Compressed,
+            ) => AttemptResult::Garbage,
+            Some(Failure::Reset | Failure::Incomplete) | None => AttemptResult::Reset,
         },
     }
 }

@@ -176,6 +176,10 @@ impl Gateway {
             for (path, episode) in self.upstream.ended_failures(tenant) {
                 call_log::failures_ended(tenant, &path, &episode);
             }
+            for (path, rate) in self.paces.ended_throttling(tenant) {
+                call_log::throttling_ended(tenant, &path, rate);
+            }
+            self.upstream.ended_denial(tenant).iter().for_each(|episode| call_log::denial_ended(tenant, episode));
         }
     }
 

@@ -23,6 +23,7 @@ impl Passes {
     pub(super) fn pass(&self, request: &Request<'_>, may_repeat: bool) -> Result<Step, GatewayError> {
         self.tasks.check_capacity()?;
         let (job, fetcher) = (request.pass_job(may_repeat), Arc::clone(&self.fetcher));
+        let timings = Arc::clone(&job.timings);
         let disconnected = CancellationToken::new();
         let connected = disconnected.clone().drop_guard();
         let task = self.tasks.spawn(async move {
@@ -34,9 +35,10 @@ impl Passes {
                 Outcome::Unknown(error) => Err(GatewayError::NoAnswer(error)),
             }
         });
-        Ok(Step::Wait(Box::pin(async move {
+        let answered = Box::pin(async move {
             let _connected = connected;
             task.await.unwrap_or_else(|_| Err(GatewayError::NoAnswer(Arc::new(AttemptError::Reset(None)))))
-        })))
+        });
+        Ok(Step::Wait(answered, timings))
     }
 }

@@ -20,6 +20,8 @@ use crate::reply::{CacheStatus, GatewayError, OverCapacity, Reply, StaleReason};
 use crate::settings::{CacheMode, CachedSettings};
 use crate::upstream::{AttemptError, NotSent, Outcome};
 
+const OK: u16 = 200;
+
 /// Answers reads.
 pub(super) struct Reads {
     pub(super) cache: Arc<Cache<GatewayError>>,
@@ -106,7 +108,8 @@ impl Reads {
             route: request.route.index,
             deadline: request.deadline,
         };
-        Ok(Step::Wait(Box::pin(Arc::clone(self).wait(pending))))
+        let timings = Arc::clone(pending.waiter.timings());
+        Ok(Step::Wait(Box::pin(Arc::clone(self).wait(pending)), timings))
     }
 
     /// Begins to refresh a stale answer, if there is a slot that nobody waits for; returns whether it did.
@@ -127,6 +130,7 @@ impl Reads {
     }
 
     fn start_fetch(self: &Arc<Self>, job: Job, guard: FetchGuard<GatewayError>, permit: Option<Permit>) {
+        let job = Job { timings: Arc::clone(guard.timings()), ..job };
         self.tasks.spawn(Arc::clone(self).fetch(job, guard, permit));
     }
 
@@ -147,6 +151,11 @@ impl Reads {
                     answered.sent,
                     answered.received,
                 );
+                // Any other 2xx may be a part or a transformation of the answer (RFC 9111, section 3).
+                let decision = match decision {
+                    StoreDecision::Store(_) if answered.answer.status != OK => StoreDecision::Ignore,
+                    decision => decision,
+                };
                 let stored = guard.complete(answered.answer, decision, answered.sent.boot, answered.received);
                 self.count(&job, stored);
             }

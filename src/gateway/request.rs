@@ -17,6 +17,7 @@ use crate::route::Route;
 use crate::settings::{CachedSettings, KindSettings, Lifetimes};
 use crate::signer::Call;
 use crate::tenant::Tenant;
+use crate::timings::CallTimings;
 use crate::upstream::Reuse;
 
 /// A request whose caller, route and tenant are known. It borrows everything that the caller sent, and ends before anything
@@ -115,6 +116,7 @@ impl Request<'_> {
             deadline: self.deadline,
             reuse: Reuse::New,
             retries: 0,
+            timings: Arc::default(),
         }
     }
 }
@@ -136,6 +138,8 @@ pub(super) struct Job {
     pub(super) reuse: Reuse,
     /// How often it may be retried.
     pub(super) retries: u32,
+    /// What it takes.
+    pub(super) timings: Arc<CallTimings>,
 }
 
 impl Job {

@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use http::header::CACHE_CONTROL;
-use http::{HeaderMap, HeaderName, HeaderValue};
+use http::uri::Authority;
+use http::{HeaderMap, HeaderName, HeaderValue, Version};
 
 use crate::cache::RequestCacheControl;
 use crate::reply::GatewayError;
@@ -102,6 +103,31 @@ impl<'a> RequestHead<'a> {
         fields
     }
 
+    /// Checks that there is exactly one `Host`, which HTTP/1.0 and HTTP/2 may leave out (RFC 9112, section 3.2).
+    ///
+    /// # Errors
+    /// What was expected.
+    pub fn check_single_host(&self, version: Version) -> Result<(), &'static str> {
+        match self.host {
+            Field::Single(_) => Ok(()),
+            Field::Absent if version != Version::HTTP_11 => Ok(()),
+            Field::Absent | Field::Multiple(_) => Err("the request must have exactly one Host"),
+        }
+    }
+
+    /// Checks that `Host` is valid.
+    ///
+    /// # Errors
+    /// What was expected.
+    pub fn check_valid_host(&self) -> Result<(), &'static str> {
+        match self.host {
+            Field::Single(host) if !is_host(host.as_bytes()) => {
+                Err("Host must be a name or an address, with or without a port")
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// The request id: the caller's, if it can be logged and sent as it is, else a new one.
     pub(super) fn request_id(&self) -> HeaderValue {
         let plain = |b: u8| b.is_ascii_alphanumeric() || b"._-".contains(&b);
@@ -167,7 +193,10 @@ impl<'a> RequestHead<'a> {
     /// How long the answer to a read may take: its caller may ask for less time than `longest`, not for more.
     pub(super) fn timeout(&self, longest: Duration) -> Result<Duration, GatewayError> {
         let Some(value) = self.timeout.first() else { return Ok(longest) };
-        let millis = value.to_str().ok().and_then(|text| text.trim().parse().ok()).filter(|millis| *millis > 0);
+        let digits = value.to_str().map(str::trim).ok().filter(|text| text.bytes().all(|b| b.is_ascii_digit()));
+        // More digits than fit are more time than there is.
+        let millis =
+            digits.filter(|digits| digits.bytes().any(|b| b != b'0')).map(|digits| digits.parse().unwrap_or(u64::MAX));
         let millis = millis
             .ok_or(GatewayError::BadRequest("X-Request-Timeout-Ms must be a whole number of milliseconds above 0"))?;
         Ok(longest.min(Duration::from_millis(millis)))
@@ -198,6 +227,14 @@ impl<'a> RequestHead<'a> {
         customers.retain(|id| !id.is_empty());
         Ok(customers)
     }
+}
+
+/// Whether this is a host with or without a port (RFC 3986, section 3.2).
+fn is_host(text: &[u8]) -> bool {
+    // The form of nearly all needs no parsing.
+    let is_plain = text.iter().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-'));
+    let parsed = || Authority::try_from(text).is_ok_and(|authority| !authority.as_str().contains('@'));
+    !text.is_empty() && (is_plain || parsed())
 }
 
 /// The seconds of `max-age`. Those that no 31 bits hold are as many as those can (RFC 9111, section 1.2.2); what is no number

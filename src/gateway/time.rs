@@ -34,16 +34,19 @@ impl Time {
     /// Learns from the `Date` of an answer to a request that was sent at `sent`; returns whether calls are signed by another
     /// time from now on.
     pub(super) fn learn(&self, date: Wall, sent: Boot, answered: Now) -> bool {
-        let ClockChange { signing_time_changed, notable_skew } = self.skew.learn(date, sent, answered);
+        let ClockChange { correction, notable_skew, unremarkable_skew } = self.skew.learn(date, sent, answered);
         if let Some(millis) = notable_skew {
             tracing::warn!(
                 ahead_s = millis / 1000,
                 "upstream clock differs; the platform rejects signatures that are too far off"
             );
         }
-        if signing_time_changed {
-            tracing::info!("upstream clock changed; calls are signed by the new time");
+        if let Some(millis) = unremarkable_skew {
+            tracing::info!(ahead_s = millis / 1000, "upstream clock agrees again");
         }
-        signing_time_changed
+        if let Some(millis) = correction {
+            tracing::info!(correction_s = millis / 1000, "signing time corrected by the upstream clock");
+        }
+        correction.is_some()
     }
 }

@@ -42,11 +42,12 @@ impl Writes {
         self.tasks.check_capacity()?;
         let job = request.write_job(self.fetcher.time.boot());
         let (settings, info) = (settings.clone(), request.info.clone());
-        let written = Written::of(request.envelope);
+        let (written, timings) = (Written::of(request.envelope), Arc::clone(&job.timings));
         let task = self.tasks.spawn(Arc::clone(self).execute(job, settings, info, written));
-        Ok(Step::Wait(Box::pin(async move {
+        let answered = Box::pin(async move {
             task.await.unwrap_or_else(|_| Err(GatewayError::OutcomeUnknown(Arc::new(AttemptError::Reset(None)))))
-        })))
+        });
+        Ok(Step::Wait(answered, timings))
     }
 
     async fn execute(
@@ -54,12 +55,11 @@ impl Writes {
         job: Job,
         settings: WriteSettings,
         info: RequestInfo,
-        mut written: Written,
+        written: Written,
     ) -> Result<Reply, GatewayError> {
         let write = Write { writes: &self, job: &job, settings: &settings, info: &info, has_ended: false };
         let outcome = self.fetcher.fetch(&job, None, |_| {}, std::future::pending::<()>).await;
         let customers = write.end(&outcome);
-        written.attempts = u32::from(outcome.was_tried());
         let effect = outcome.effect();
         if effect == Effect::Unknown {
             job.metrics().outcome_unknown.inc();
@@ -76,7 +76,7 @@ impl Writes {
             Outcome::NotSent(not_sent) => Err(GatewayError::NotSent(not_sent)),
             Outcome::Unknown(error) => Err(GatewayError::OutcomeUnknown(error)),
         };
-        self.log.write(&job.policy, &result, &written, &info, &customers);
+        self.log.write(&job, &result, &written, &info, &customers);
         result
     }
 }

@@ -173,6 +173,12 @@ impl Pace {
         queue.wake_firsts();
     }
 
+    /// Whether throttling has ended since this was last asked; returns the calls that a window allows again.
+    pub(super) fn take_end_of_throttling(&self, now: Boot) -> Option<u32> {
+        let mut queue = self.queue.lock();
+        queue.throttle.take_end(now).then_some(queue.settings.rate)
+    }
+
     /// Calls that a window allows now; without a limit, infinitely many.
     pub(super) fn allowed(&self, now: Boot) -> f64 {
         let queue = self.queue.lock();

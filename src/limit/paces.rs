@@ -155,6 +155,13 @@ impl Paces {
             .for_each(|entry| entry.pace.credentials_changed());
     }
 
+    /// The paths of a tenant on which throttling has ended since this was last asked, and the calls that a window allows again.
+    pub fn ended_throttling(&self, tenant: &Tenant) -> Vec<(Arc<str>, u32)> {
+        let (now, state) = (self.clock.boot(), self.state.lock());
+        let paths = state.all.get(&tenant.merchant).into_iter().flatten();
+        paths.filter_map(|(path, entry)| Some((Arc::clone(path), entry.pace.take_end_of_throttling(now)?))).collect()
+    }
+
     /// Calls that a tenant and route are allowed in one window now, under a wildcard those of its slowest path; infinitely
     /// many if there is no limit.
     pub fn allowed(&self, tenant: &Tenant, route: &Route) -> f64 {

@@ -75,6 +75,15 @@ impl ThrottleState {
         self.ignore_until = now + CREDENTIALS_GRACE;
     }
 
+    /// Whether throttling has ended since this was last asked.
+    pub(super) fn take_end(&mut self, now: Boot) -> bool {
+        let has_ended = self.consecutive > 0 && self.has_ended(now);
+        if has_ended {
+            self.consecutive = 0;
+        }
+        has_ended
+    }
+
     /// Until when nothing is sent, if that lies ahead.
     pub(super) fn paused_until(&self, now: Boot) -> Option<Boot> {
         (self.paused_until > now).then_some(self.paused_until)

@@ -7,7 +7,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Request, Response, StatusCode};
+use http::header::{CONNECTION, TRANSFER_ENCODING};
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
@@ -97,10 +98,21 @@ where
         server.max_buf_size(bounds.max_head.max(MIN_BUFFER)).max_header_size(bounds.max_head);
         server.max_headers(bounds.max_headers);
         let serving = Arc::clone(&state);
-        let service = service_fn(move |request| {
-            let (permit, answer) = (serving.begin(None), answer(request, peer.clone()));
+        let (counted, service_peer) = (rejections.clone(), peer);
+        let service = service_fn(move |request: Request<Incoming>| {
+            let permit = serving.begin(None);
+            let answer = match is_well_framed(request.headers()) {
+                true => Ok(answer(request, service_peer.clone())),
+                false => {
+                    counted.iter().for_each(|rejections| rejections.transfer_coding(service_peer.address));
+                    Err(request.into_body())
+                }
+            };
             async move {
-                let (response, body) = answer.await;
+                let (response, body) = match answer {
+                    Ok(answer) => answer.await,
+                    Err(body) => (bad_framing(), body),
+                };
                 drain_body(body, &permit).await;
                 Ok::<_, Infallible>(permit.respond(response))
             }
@@ -175,6 +187,22 @@ where
             }
         }
     }
+}
+
+/// Whether a body is either of a known length or chunked, which is the only coding that a recipient must know (RFC 9112, section
+/// 6.1). hyper also accepts others before it.
+fn is_well_framed(headers: &HeaderMap) -> bool {
+    let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
+    let is_chunked = |coding: &HeaderValue| coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked");
+    codings.next().is_none_or(is_chunked) && codings.next().is_none()
+}
+
+/// The bare response to a body whose end others may see elsewhere; the connection is closed.
+fn bad_framing() -> Response<Bytes> {
+    let mut response = Response::new(Bytes::new());
+    *response.status_mut() = StatusCode::BAD_REQUEST;
+    response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    response
 }
 
 /// The bare response to a head with too many fields.

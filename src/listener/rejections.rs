@@ -49,6 +49,15 @@ impl Rejections {
         }
     }
 
+    /// A body with another transfer coding than chunked.
+    pub(super) fn transfer_coding(&self, peer: SocketAddr) {
+        self.unparsed.of(Unparsed::Framing).inc();
+        if let Some(suppressed) = self.next_line() {
+            let (reason, cause) = (Unparsed::Framing.name(), "the transfer coding is another than chunked");
+            tracing::warn!(%peer, reason, cause, suppressed, "request rejected by the parser");
+        }
+    }
+
     /// A head with too many fields.
     pub(super) fn too_many_fields(&self) {
         self.unparsed.of(Unparsed::HeadSize).inc();

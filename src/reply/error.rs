@@ -235,6 +235,9 @@ fn error_type(error: &AttemptError) -> &'static str {
         Failure::Tls => "tls_protocol_error",
         Failure::Timeout => "http_response_timeout",
         Failure::Reset => "connection_terminated",
+        Failure::Incomplete => "http_response_incomplete",
+        Failure::TransferCoding => "http_response_transfer_coding",
+        Failure::Compressed => "http_response_content_coding",
         Failure::Oversized => "http_response_body_size",
         Failure::Redirect | Failure::NotHttp | Failure::NotJson => "http_protocol_error",
     }

@@ -34,6 +34,21 @@ pub enum Rejected {
     TooManyInFlight,
 }
 
+/// Whether a read may be retried.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Retry {
+    /// It may.
+    Granted,
+    /// The tenant's budget is exhausted.
+    Denied {
+        /// Whether it was not until now.
+        is_first: bool,
+    },
+}
+
+/// The kind of failure under which denied retries are recorded.
+const RETRY_BUDGET: &str = "retry_budget";
+
 /// How an attempt ended, as far as breakers are concerned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Health {
@@ -69,6 +84,8 @@ pub(super) struct TenantCircuits {
     /// Notified when a breaker opens.
     opened: Notify,
     retries: RetryBudget,
+    /// When retries were wanted that the budget does not allow.
+    denied_retries: Failures,
     /// Calls that were throttled in a row since the last success.
     throttled: AtomicU32,
     paths: Mutex<HashMap<Arc<str>, Arc<PathCircuit>>>,
@@ -100,6 +117,7 @@ impl TenantCircuits {
             connect: Mutex::new(Breaker::new()),
             opened: Notify::new(),
             retries: RetryBudget::new(),
+            denied_retries: Failures::default(),
             throttled: AtomicU32::new(0),
             paths: Mutex::default(),
             clock: clock.clone(),
@@ -134,6 +152,11 @@ impl TenantCircuits {
         let of_route = |circuit: &&Arc<PathCircuit>| circuit.pattern == route.pattern;
         self.connect.lock().is_open(settings)
             || self.paths.lock().values().filter(of_route).any(|circuit| circuit.breaker.lock().is_open(settings))
+    }
+
+    /// The time without retries, if it has ended.
+    pub(super) fn ended_denial(&self) -> Option<Episode> {
+        self.denied_retries.take_ended(self.clock.boot()).pop()
     }
 
     /// The failures that have ended, with their paths.
@@ -211,8 +234,12 @@ impl Circuit {
     }
 
     /// Takes a retry out of the tenant's budget, if one is left.
-    pub fn take_retry(&self) -> bool {
-        self.tenant.retries.retry(self.tenant.clock.boot())
+    pub fn take_retry(&self) -> Retry {
+        let now = self.tenant.clock.boot();
+        if self.tenant.retries.retry(now) {
+            return Retry::Granted;
+        }
+        Retry::Denied { is_first: self.tenant.denied_retries.failed(RETRY_BUDGET, now) }
     }
 
     /// Records a failure of this kind; returns whether it is the first of its kind since the last one ended.
@@ -223,6 +250,7 @@ impl Circuit {
     /// Records a success; returns whether the tenant's key was suspect until now.
     pub fn succeeded(&self) -> bool {
         self.path.failures.succeeded();
+        self.tenant.denied_retries.succeeded();
         let throttled = &self.tenant.throttled;
         // Most often there is nothing to change.
         throttled.load(Ordering::Relaxed) > 0 && throttled.swap(0, Ordering::Relaxed) >= SUSPECT_AFTER

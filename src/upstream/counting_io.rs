@@ -1,4 +1,5 @@
-//! A stream that counts what is sent: the difference between "nothing was sent" and "nobody knows".
+//! A stream that counts what is sent and received: the difference between "nothing was sent" and "nobody knows", and between a
+//! connection that was closed while idle and one that broke.
 
 use std::io;
 use std::pin::Pin;
@@ -8,12 +9,13 @@ use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-/// The bytes that were sent through a [`CountingIo`] since the connection was made, TLS not counted. It is written and read by
+/// The bytes that were sent and received through a [`CountingIo`] since the connection was made, TLS not counted. It is written and read by
 /// the one task that drives the connection.
 #[derive(Debug, Default)]
 pub(super) struct ByteCounter {
     accepted: AtomicU64,
     flushed: AtomicU64,
+    received: AtomicU64,
 }
 
 impl ByteCounter {
@@ -27,6 +29,11 @@ impl ByteCounter {
         self.flushed.load(Ordering::Relaxed)
     }
 
+    /// Bytes that were received.
+    pub(super) fn received(&self) -> u64 {
+        self.received.load(Ordering::Relaxed)
+    }
+
     fn count(&self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
         let bytes = ready!(written)?;
         self.accepted.fetch_add(bytes as u64, Ordering::Relaxed);
@@ -34,7 +41,7 @@ impl ByteCounter {
     }
 }
 
-/// A stream that counts what is sent.
+/// A stream that counts what is sent and received.
 #[derive(Debug)]
 pub(super) struct CountingIo<T> {
     stream: T,
@@ -50,7 +57,10 @@ impl<T> CountingIo<T> {
 
 impl<T: AsyncRead + Unpin> AsyncRead for CountingIo<T> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(cx, buf)
+        let before = buf.filled().len();
+        let read = Pin::new(&mut self.stream).poll_read(cx, buf);
+        self.counter.received.fetch_add((buf.filled().len() - before) as u64, Ordering::Relaxed);
+        read
     }
 }
 

@@ -26,21 +26,30 @@ pub enum AttemptError {
     /// No answer in time.
     #[error("no answer from the open platform in time")]
     Timeout,
-    /// The connection broke.
-    #[error("the connection to the open platform broke before its answer was complete")]
+    /// The connection broke before an answer.
+    #[error("the connection to the open platform broke before it answered")]
     Reset(#[source] Option<hyper::Error>),
+    /// The connection broke in the middle of the answer.
+    #[error("the connection to the open platform broke before its answer was complete")]
+    Incomplete(#[source] Option<hyper::Error>),
     /// The answer is longer than `upstream.max_response`.
     #[error("the open platform's answer is longer than upstream.max_response")]
     Oversized,
     /// The answer is a redirection, which a signed call does not follow.
     #[error("the open platform redirects, which is not followed")]
-    Redirect,
+    Redirect(u16),
     /// The answer is not HTTP.
     #[error("the open platform's answer is not HTTP")]
     NotHttp(#[source] Option<hyper::Error>),
-    /// The answer has status 2xx and is not JSON, or is compressed.
+    /// The answer's transfer coding is another than chunked, or is invalid (RFC 9112, section 6.1).
+    #[error("the transfer coding of the open platform's answer is invalid")]
+    TransferCoding(#[source] Option<hyper::Error>),
+    /// The answer has this status, 2xx, and is not JSON.
     #[error("the open platform's answer is not JSON")]
     NotJson(u16),
+    /// The answer has this status, 2xx, and is compressed.
+    #[error("the open platform's answer is compressed, which was not asked for")]
+    Compressed(u16),
 }
 
 /// Why there is no tunnel through a forward proxy.
@@ -128,16 +137,22 @@ pub enum Failure {
     TlsTimeout,
     /// No answer in time.
     Timeout,
-    /// The connection broke.
+    /// The connection broke before an answer.
     Reset,
+    /// The connection broke in the middle of the answer.
+    Incomplete,
     /// The answer is too long.
     Oversized,
     /// The answer is a redirection.
     Redirect,
     /// The answer is not HTTP.
     NotHttp,
+    /// The answer's transfer coding is invalid.
+    TransferCoding,
     /// The answer is not JSON.
     NotJson,
+    /// The answer is compressed.
+    Compressed,
 }
 
 impl Failure {
@@ -164,10 +179,13 @@ impl Failure {
             Self::TlsTimeout => "tls_timeout",
             Self::Timeout => "timeout",
             Self::Reset => "reset",
+            Self::Incomplete => "incomplete",
             Self::Oversized => "oversized",
             Self::Redirect => "redirect",
             Self::NotHttp => "not_http",
+            Self::TransferCoding => "transfer_coding",
             Self::NotJson => "not_json",
+            Self::Compressed => "compressed",
         }
     }
 
@@ -223,17 +241,20 @@ impl AttemptError {
             Self::ConnectTimeout(Stage::Tls) => Failure::TlsTimeout,
             Self::Timeout => Failure::Timeout,
             Self::Reset(_) => Failure::Reset,
+            Self::Incomplete(_) => Failure::Incomplete,
             Self::Oversized => Failure::Oversized,
-            Self::Redirect => Failure::Redirect,
+            Self::Redirect(_) => Failure::Redirect,
             Self::NotHttp(_) => Failure::NotHttp,
+            Self::TransferCoding(_) => Failure::TransferCoding,
             Self::NotJson(_) => Failure::NotJson,
+            Self::Compressed(_) => Failure::Compressed,
         }
     }
 
     /// The HTTP status of the answer, if there was a complete one.
     pub const fn status(&self) -> Option<u16> {
         match self {
-            Self::NotJson(status) => Some(*status),
+            Self::NotJson(status) | Self::Compressed(status) | Self::Redirect(status) => Some(*status),
             _ => None,
         }
     }
@@ -273,7 +294,7 @@ pub struct ExchangeError {
     pub sent: bool,
     /// Whether the connection had been idle before.
     pub reused: bool,
-    /// Whether an answer had begun.
+    /// Whether a byte of an answer was received.
     pub answering: bool,
 }
 

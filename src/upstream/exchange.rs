@@ -1,6 +1,8 @@
 //! One request and its answer on a connection.
 
+use std::error::Error;
 use std::future::poll_fn;
+use std::io::{self, ErrorKind};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -9,7 +11,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::header::{
     ACCEPT, ACCEPT_ENCODING, AGE, CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, DATE, HOST, HeaderName,
-    RETRY_AFTER, USER_AGENT,
+    RETRY_AFTER, TRANSFER_ENCODING, USER_AGENT,
 };
 use http::{HeaderMap, HeaderValue, Method, Request, Response, Uri};
 use http_body_util::Full;
@@ -104,16 +106,18 @@ impl Connection {
         on_answer: impl Fn(),
     ) -> Result<Exchanged, ExchangeError> {
         let (counter, reused) = (Arc::clone(self.http1.counter()), self.reused);
-        let before = counter.accepted();
-        let (mut answering, mut reported) = (false, before);
+        let (before, received) = (counter.accepted(), counter.received());
+        let mut reported = before;
         let outcome = if within.is_zero() {
             Err(AttemptError::Timeout)
         } else {
             let exchange = pin!(async {
                 let response = self.send(request, &mut reported, &on_sent).await?;
-                answering = true;
                 on_answer();
-                self.receive(response).await
+                self.receive(response).await.map_err(|error| match error {
+                    AttemptError::Reset(error) => AttemptError::Incomplete(error),
+                    error => error,
+                })
             });
             tokio::time::timeout(within, exchange).await.unwrap_or(Err(AttemptError::Timeout))
         };
@@ -123,7 +127,7 @@ impl Connection {
             if accepted > reported {
                 on_sent();
             }
-            ExchangeError { error, sent: accepted > before, reused, answering }
+            ExchangeError { error, sent: accepted > before, reused, answering: counter.received() > received }
         })
     }
 
@@ -155,14 +159,22 @@ impl Connection {
     async fn receive(mut self, response: Response<Incoming>) -> Result<Exchanged, AttemptError> {
         let (head, body) = response.into_parts();
         if head.status.is_redirection() {
-            return Err(AttemptError::Redirect);
+            return Err(AttemptError::Redirect(head.status.as_u16()));
         }
         if head.status.is_informational() {
             // Switching protocols, which was not asked for, is no answer.
             return Err(AttemptError::NotHttp(None));
         }
+        // No other coding was offered (RFC 9112, section 6.1): nobody knows where such an answer ends.
+        let codings = head.headers.get_all(TRANSFER_ENCODING);
+        if !codings.iter().all(|coding| coding.as_bytes().eq_ignore_ascii_case(b"chunked")) {
+            return Err(AttemptError::TransferCoding(None));
+        }
         let body = self.read(body).await?;
-        let closes = head.headers.get(CONNECTION).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"close"));
+        let says_close = |value: &HeaderValue| value.as_bytes().eq_ignore_ascii_case(b"close");
+        // Others on the way may read two lengths differently (RFC 9112, section 6.3).
+        let has_two_lengths = codings.iter().next().is_some() && head.headers.contains_key(CONTENT_LENGTH);
+        let closes = has_two_lengths || head.headers.get(CONNECTION).is_some_and(says_close);
         match self.pool.take().filter(|_| !closes && head.version == http::Version::HTTP_11) {
             Some(pool) => pool.put(self.http1, keep_alive_hint(&head.headers)),
             None => self.http1.close(),
@@ -218,13 +230,24 @@ fn date(headers: &HeaderMap) -> Option<Wall> {
 }
 
 fn classify(error: hyper::Error) -> AttemptError {
-    if error.is_parse() { AttemptError::NotHttp(Some(error)) } else { AttemptError::Reset(Some(error)) }
+    let source = error.source().and_then(|source| source.downcast_ref::<io::Error>());
+    let is_invalid = |error: &io::Error| matches!(error.kind(), ErrorKind::InvalidInput | ErrorKind::InvalidData);
+    let is_tls = |error: &io::Error| error.get_ref().and_then(|error| error.downcast_ref::<rustls::Error>()).is_some();
+    match error.is_parse() {
+        true => AttemptError::NotHttp(Some(error)),
+        // hyper reports invalid chunks so.
+        false if source.is_some_and(|error| is_invalid(error) && !is_tls(error)) => {
+            AttemptError::TransferCoding(Some(error))
+        }
+        false => AttemptError::Reset(Some(error)),
+    }
 }
 
 /// `Keep-Alive: timeout=5`: how long the platform keeps an idle connection.
 fn keep_alive_hint(headers: &HeaderMap) -> Option<Duration> {
     let value = headers.get(KEEP_ALIVE)?.to_str().ok()?;
-    let timeout = value.split(',').find_map(|part| part.trim().strip_prefix("timeout="))?;
+    let parameters = value.split(',').filter_map(|part| part.split_once('='));
+    let (_, timeout) = parameters.into_iter().find(|(name, _)| name.trim().eq_ignore_ascii_case("timeout"))?;
     timeout.trim().parse().ok().map(Duration::from_secs)
 }
 

@@ -125,11 +125,14 @@ impl Outcome {
                 | AttemptError::Tls(_)
                 | AttemptError::ConnectTimeout(_)
                 | AttemptError::Timeout
-                | AttemptError::Reset(_) => true,
+                | AttemptError::Reset(_)
+                | AttemptError::Incomplete(_) => true,
                 AttemptError::Oversized
-                | AttemptError::Redirect
+                | AttemptError::Redirect(_)
                 | AttemptError::NotHttp(_)
-                | AttemptError::NotJson(_) => false,
+                | AttemptError::TransferCoding(_)
+                | AttemptError::NotJson(_)
+                | AttemptError::Compressed(_) => false,
             },
             Self::NotSent(_) => false,
         }
@@ -141,13 +144,20 @@ impl Outcome {
             Self::Answered(answered) if answered.verdict == Verdict::Http5xx => Health::Failed,
             Self::Answered(_) => Health::Answered,
             Self::NotSent(NotSent::Failed(error)) | Self::Unknown(error) => match **error {
-                AttemptError::Oversized | AttemptError::Redirect | AttemptError::NotJson(_) => Health::Answered,
+                AttemptError::Oversized
+                | AttemptError::Redirect(_)
+                | AttemptError::NotJson(_)
+                | AttemptError::Compressed(_) => Health::Answered,
                 AttemptError::Dns(_)
                 | AttemptError::Connect(_)
                 | AttemptError::Proxy(_)
                 | AttemptError::Tls(_)
                 | AttemptError::ConnectTimeout(_) => Health::Unreachable,
-                AttemptError::Timeout | AttemptError::Reset(_) | AttemptError::NotHttp(_) => Health::Failed,
+                AttemptError::Timeout
+                | AttemptError::Reset(_)
+                | AttemptError::Incomplete(_)
+                | AttemptError::NotHttp(_)
+                | AttemptError::TransferCoding(_) => Health::Failed,
             },
             Self::NotSent(_) => return None,
         })

@@ -285,3 +285,42 @@ async fn a_caller_with_one_tenant_has_it_as_its_default() {
         assert!(!gateway.post(READ, &headers, body).await.is_hit(), "{directive}");
     }
 }
+
+/// It would not decide who the caller is, and others on the way could take the request for another host's.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_invalid_or_ambiguous_host_is_rejected_with_keys_too() {
+    let platform = Platform::unlimited().await;
+    let (key, admin_key) = (hash("key"), hash("admin"));
+    let overrides = [
+        ("callers.one.key_sha256", key.as_str()),
+        ("callers.one.tenants", "*"),
+        ("callers.one.routes", "*"),
+        ("server.admin_key_sha256", &admin_key),
+    ];
+    let gateway = TestGateway::start(&platform, &overrides).await;
+    let status = |address: std::net::SocketAddr, line: &str, hosts: &str, key: &str| {
+        let request = format!(
+            "{line} HTTP/1.1\r\n{hosts}Authorization: Bearer {key}\r\nConnection: close\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{BODY}",
+            BODY.len()
+        );
+        let reply = tokio::task::block_in_place(|| raw(address, request.as_bytes()));
+        reply.get(9..12).unwrap_or_default().to_owned()
+    };
+    let (read, config) = (format!("POST {READ}"), "GET /config");
+    for host in ["shop.example", "shop.example:80", "[::1]:80", "1.2.3.4", "a_b.example"] {
+        let hosts = format!("Host: {host}\r\n");
+        assert_eq!(status(gateway.address, &read, &hosts, "key"), "200", "{host}");
+        assert_eq!(status(gateway.admin, config, &hosts, "admin"), "200", "{host}");
+    }
+    for host in ["", "a b", "a/b", "a@b", "a, b", "[::1", "a:b:c", "\"a\""] {
+        let hosts = format!("Host: {host}\r\n");
+        assert_eq!(status(gateway.address, &read, &hosts, "key"), "400", "{host}");
+        assert_eq!(status(gateway.admin, config, &hosts, "admin"), "400", "{host}");
+    }
+    for hosts in ["", "Host: a\r\nHost: a\r\n", "Host: a\r\nHost: b\r\n"] {
+        assert_eq!(status(gateway.address, &read, hosts, "key"), "400", "{hosts}");
+        for page in [config, "GET /metrics", "GET /healthz"] {
+            assert_eq!(status(gateway.admin, page, hosts, "admin"), "400", "{page} {hosts}");
+        }
+    }
+}

@@ -21,6 +21,7 @@ mod log;
 mod pacing;
 mod process;
 mod reload;
+mod reports;
 mod restart;
 mod retries;
 mod sandbox;

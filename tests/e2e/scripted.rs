@@ -2,6 +2,8 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -9,12 +11,19 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::support::{Upstream, loopback};
 
+/// The pause between parts of an answer.
+const PAUSE: Duration = Duration::from_millis(50);
+
 /// What a scripted upstream does with a request.
 pub(crate) enum Action {
     /// Sends these bytes and keeps the connection open.
     Respond(Vec<u8>),
     /// Sends these bytes and closes the connection.
     RespondAndClose(Vec<u8>),
+    /// Sends these parts, with a pause before each but the first, and keeps the connection open.
+    RespondInParts(Vec<Vec<u8>>),
+    /// Sends these bytes and resets the connection.
+    RespondAndReset(Vec<u8>),
     /// Sends nothing and closes the connection.
     Close,
     /// Sends nothing and keeps the connection open.
@@ -40,6 +49,7 @@ pub(crate) fn http_text(status: &str, headers: &str, body: &str) -> Vec<u8> {
 pub(crate) struct Scripted {
     pub(crate) address: SocketAddr,
     pub(crate) requests: Arc<std::sync::Mutex<Vec<String>>>,
+    connections: Arc<AtomicUsize>,
     _stop: DropGuard,
 }
 
@@ -54,15 +64,22 @@ impl Scripted {
         let requests = Arc::new(std::sync::Mutex::new(Vec::new()));
         let script = Arc::new(script);
         let stop = CancellationToken::new();
-        let (seen, token) = (Arc::clone(&requests), stop.clone());
+        let connections = Arc::new(AtomicUsize::new(0));
+        let (seen, counter, token) = (Arc::clone(&requests), Arc::clone(&connections), stop.clone());
         tokio::spawn(stop.clone().run_until_cancelled_owned(async move {
             loop {
                 let (stream, _) = listener.accept().await.unwrap();
+                counter.fetch_add(1, Ordering::SeqCst);
                 let connection = serve(stream, Arc::clone(&seen), Arc::clone(&script));
                 tokio::spawn(token.clone().run_until_cancelled_owned(connection));
             }
         }));
-        Self { address, requests, _stop: stop.drop_guard() }
+        Self { address, requests, connections, _stop: stop.drop_guard() }
+    }
+
+    /// How many connections were made.
+    pub(crate) fn connections(&self) -> usize {
+        self.connections.load(Ordering::SeqCst)
     }
 
     pub(crate) fn seen(&self) -> Vec<String> {
@@ -102,6 +119,23 @@ async fn serve(
             Action::Respond(bytes) => stream.write_all(&bytes).await.unwrap(),
             Action::RespondAndClose(bytes) => {
                 stream.write_all(&bytes).await.unwrap();
+                return;
+            }
+            Action::RespondInParts(parts) => {
+                for (number, part) in parts.iter().enumerate() {
+                    if number > 0 {
+                        tokio::time::sleep(PAUSE).await;
+                    }
+                    // The gateway may have closed it.
+                    if stream.write_all(part).await.is_err() {
+                        return;
+                    }
+                }
+            }
+            Action::RespondAndReset(bytes) => {
+                stream.write_all(&bytes).await.unwrap();
+                tokio::time::sleep(PAUSE).await;
+                stream.set_zero_linger().unwrap();
                 return;
             }
             Action::Close => return,
