@@ -142,10 +142,10 @@ impl Pace {
                 Wait::Room | Wait::Change => remaining,
             };
             if remaining.is_zero() {
-                return Err(match wait {
-                    Wait::Room => NoPermit::NoRoom,
-                    Wait::Until(_) | Wait::Change => NoPermit::Limited(position.limited(now)),
-                });
+                let limited = position.limited(now);
+                // It may also be behind others that wait for room.
+                let has_slot = wait == Wait::Room || limited.retry_after.is_zero();
+                return Err(if has_slot { NoPermit::NoRoom } else { NoPermit::Limited(limited) });
             }
             // Either the time has come, or something changed: try again.
             let _ = tokio::time::timeout(pause, position.ticket.woken()).await;

@@ -35,6 +35,16 @@ async fn requests_writes_and_operators_leave_lines_that_explain_them() {
     let read = line("request");
     assert_eq!((&read["method"], &read["path"], &read["status"]), (&"POST".into(), &READ.into(), &200.into()));
     assert_eq!(read["bytes"], reply.body.len());
+    let call: [(&str, Value); 3] = [("attempts", 1.into()), ("code", "0".into()), ("cache", "miss".into())];
+    for (key, value) in call {
+        assert_eq!(read[key], value, "{key}: {read}");
+    }
+    // The first call waits until calls of an earlier process are no longer counted.
+    let times = ["queue_ms", "upstream_ms", "ms"].map(|key| read[key].as_u64().unwrap());
+    assert!(times[0] > 0 && times[0] + times[1] <= times[2], "{read}");
+    post(address, READ, &[], r#"{"params":{"customerId":"1"}}"#).await;
+    let hit = line("request");
+    assert!(hit["cache"] == "hit" && hit["attempts"].is_null() && hit["code"].is_null(), "{hit}");
     assert!(loopback(&read), "{read}");
     let long = format!("/nowhere/{}", "x".repeat(1000));
     post(address, &long, &[], "{}").await;
@@ -54,7 +64,7 @@ async fn requests_writes_and_operators_leave_lines_that_explain_them() {
     for (key, value) in expected {
         assert_eq!(write[key], value, "{key}: {write}");
     }
-    assert!(write["code"].is_string() && loopback(&write), "{write}");
+    assert!(write["code"].is_string() && write["upstream_ms"].is_u64() && loopback(&write), "{write}");
     post(address, WRITE, &[], "{}").await;
     while line("request")["status"] != 400 {}
 

@@ -177,6 +177,34 @@ async fn unsafe_or_invalid_inherited_sockets_are_rejected() {
     assert_eq!((code, err.contains("LISTEN_FDS: ")), (2, true), "{err}");
 }
 
+/// They may come in any order then, or one of them alone.
+#[tokio::test(flavor = "multi_thread")]
+async fn inherited_sockets_may_have_names() {
+    let platform = Platform::unlimited().await;
+    let folder = tempfile::tempdir().unwrap();
+    let config = write_config(folder.path(), &platform.url(), "");
+    let ((first, one), (second, other)) = (bound(), bound());
+    for (names, listen, admin) in [
+        ("listen:admin_listen", one, other),
+        ("admin_listen:listen", other, one),
+        ("zvgate.socket:zvgate.socket", one, other),
+    ] {
+        let mut command = serve_with_sockets(&config, &first, Some(&second));
+        let (_process, record) = started(command.env("LISTEN_FDNAMES", names));
+        let seen = (record["listen"].as_str().unwrap(), record["admin_listen"].as_str().unwrap());
+        assert_eq!(seen, (&*listen.to_string(), &*admin.to_string()), "{names}");
+    }
+    let mut alone = serve_with_sockets(&config, &first, None);
+    let (_process, record) = started(alone.env("LISTEN_FDNAMES", "admin_listen"));
+    assert_eq!(record["admin_listen"], one.to_string());
+    assert_ne!(record["listen"], one.to_string());
+    for names in ["listen:listen", "listen:admin", "listen"] {
+        let mut command = serve_with_sockets(&config, &first, Some(&second));
+        let (code, _, err) = run(command.env("LISTEN_FDNAMES", names));
+        assert!(code == 2 && err.contains(&names.replace(':', ", ")) && err.contains("admin_listen"), "{names}: {err}");
+    }
+}
+
 /// With the socket activation of systemd itself.
 #[tokio::test(flavor = "multi_thread")]
 async fn systemd_socket_activation_is_supported() {

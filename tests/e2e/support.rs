@@ -356,3 +356,39 @@ pub(crate) fn unix_of(date: &str) -> i64 {
     let output = std::process::Command::new("date").args(["-d", &format!("{date} +0800"), "+%s"]).output().unwrap();
     String::from_utf8(output.stdout).unwrap().trim().parse().unwrap()
 }
+
+/// The log of this process, as JSON. Each test runs in a process of its own.
+#[derive(Clone, Default)]
+pub(crate) struct CapturedLog(Arc<std::sync::Mutex<Vec<u8>>>);
+
+/// Captures the log from here on.
+pub(crate) fn captured_log() -> CapturedLog {
+    let log = CapturedLog::default();
+    let writer = log.clone();
+    let subscriber = tracing_subscriber::fmt().json().flatten_event(true).with_writer(move || writer.clone()).finish();
+    tracing::subscriber::set_global_default(subscriber).unwrap();
+    log
+}
+
+impl CapturedLog {
+    pub(crate) fn lines(&self) -> Vec<Value> {
+        let bytes = self.0.lock().unwrap().clone();
+        String::from_utf8(bytes).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    }
+
+    /// Whether there is a line with this message.
+    pub(crate) fn has(&self, message: &str) -> bool {
+        self.lines().iter().any(|line| line["message"] == message)
+    }
+}
+
+impl Write for CapturedLog {
+    fn write(&mut self, line: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(line);
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}

@@ -12,17 +12,18 @@ use http_body_util::{BodyExt, Full};
 use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
-use rustls::pki_types::ServerName;
-use rustls::{ClientConfig, RootCertStore};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::{ClientConfig, HandshakeKind, RootCertStore, SupportedProtocolVersion};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
-use tokio_rustls::TlsConnector;
+use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::{TlsAcceptor, TlsConnector};
 use zvgate::configuration::Configuration;
 use zvgate::settings::Sources;
 
 use crate::program::{run, serve, write_config};
 use crate::scripted::{Action, Scripted};
-use crate::support::{Platform, READ, Reply, TestGateway, Upstream, configuration, raw};
+use crate::support::{Platform, READ, Reply, TestGateway, Upstream, configuration, loopback, raw};
 
 const BODY: &str = r#"{"params":{"customerId":"1"}}"#;
 
@@ -30,6 +31,37 @@ const BODY: &str = r#"{"params":{"customerId":"1"}}"#;
 pub(crate) struct Authority {
     issuer: CertifiedIssuer<'static, KeyPair>,
     folder: tempfile::TempDir,
+}
+
+/// TLS in front of the platform, with a certificate that can be replaced.
+pub(crate) struct TlsFront {
+    pub(crate) port: u16,
+    acceptor: Arc<std::sync::Mutex<TlsAcceptor>>,
+}
+
+impl TlsFront {
+    pub(crate) async fn start(platform: SocketAddr, acceptor: TlsAcceptor) -> Self {
+        let listener = TcpListener::bind(loopback()).await.unwrap();
+        let (port, acceptor) = (listener.local_addr().unwrap().port(), Arc::new(std::sync::Mutex::new(acceptor)));
+        let current = Arc::clone(&acceptor);
+        tokio::spawn(async move {
+            loop {
+                let (stream, _) = listener.accept().await.unwrap();
+                let acceptor = current.lock().unwrap().clone();
+                tokio::spawn(async move {
+                    let mut secured = acceptor.accept(stream).await?;
+                    let mut plain = TcpStream::connect(platform).await?;
+                    tokio::io::copy_bidirectional(&mut secured, &mut plain).await
+                });
+            }
+        });
+        Self { port, acceptor }
+    }
+
+    /// Uses another certificate from now on.
+    pub(crate) fn replace(&self, acceptor: TlsAcceptor) {
+        *self.acceptor.lock().unwrap() = acceptor;
+    }
 }
 
 impl Authority {
@@ -60,7 +92,7 @@ impl Authority {
     pub(crate) fn server(&self, params: &CertificateParams) -> rustls::ServerConfig {
         let key = KeyPair::generate().unwrap();
         let signed = params.signed_by(&key, &self.issuer).unwrap();
-        let key = rustls::pki_types::PrivateKeyDer::try_from(key.serialize_der()).unwrap();
+        let key = PrivateKeyDer::try_from(key.serialize_der()).unwrap();
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let builder = rustls::ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
         builder.unwrap().with_no_client_auth().with_single_cert(vec![signed.der().clone()], key).unwrap()
@@ -191,6 +223,49 @@ async fn with_client_ca_callers_need_a_certificate_from_it() {
     let other = ["--cert", &strangers.path("cert"), "--key", &strangers.path("key")];
     assert_ne!(authority.curl(gateway.address, &other).0, 0);
     assert_eq!(platform.requests(READ).await, 1);
+}
+
+/// A session that resumes does not show the certificate again, which may have expired meanwhile.
+#[tokio::test(flavor = "multi_thread")]
+async fn callers_with_certificates_show_them_on_each_connection() {
+    let (platform, authority) = (Platform::unlimited().await, Authority::new());
+    authority.issue("caller", "caller-key");
+    let pem = |name: &str| std::fs::read(authority.file(name)).unwrap();
+    let mut roots = RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_slice(&pem("ca")).unwrap()).unwrap();
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let versions: [&[&SupportedProtocolVersion]; 2] = [&[&rustls::version::TLS13], &[&rustls::version::TLS12]];
+    for version in versions {
+        for (client_ca, resumes) in [(None, true), (Some(authority.path("ca")), false)] {
+            let overrides = client_ca.as_deref().map(|ca| ("server.tls.client_ca", ca));
+            let gateway = authority.gateway(&platform, overrides.as_slice()).await;
+            let chain = vec![CertificateDer::from_pem_slice(&pem("caller")).unwrap()];
+            let key = PrivateKeyDer::from_pem_slice(&pem("caller-key")).unwrap();
+            let config = ClientConfig::builder_with_provider(Arc::clone(&provider))
+                .with_protocol_versions(version)
+                .unwrap()
+                .with_root_certificates(roots.clone())
+                .with_client_auth_cert(chain, key)
+                .unwrap();
+            let connector = TlsConnector::from(Arc::new(config));
+            let mut kinds = Vec::new();
+            for _ in 0..2 {
+                let stream = TcpStream::connect(gateway.address).await.unwrap();
+                let mut stream = connector.connect("localhost".try_into().unwrap(), stream).await.unwrap();
+                let request = format!(
+                    "POST {READ} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{BODY}",
+                    BODY.len()
+                );
+                stream.write_all(request.as_bytes()).await.unwrap();
+                let mut reply = Vec::new();
+                stream.read_to_end(&mut reply).await.unwrap();
+                assert!(reply.starts_with(b"HTTP/1.1 200 "));
+                kinds.push(stream.get_ref().1.handshake_kind().unwrap());
+            }
+            let second = if resumes { HandshakeKind::Resumed } else { HandshakeKind::Full };
+            assert_eq!(kinds, [HandshakeKind::Full, second], "{version:?}, {client_ca:?}");
+        }
+    }
 }
 
 /// As a renewal does, one file is replaced after the other. Existing connections stay open.

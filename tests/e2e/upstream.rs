@@ -10,6 +10,7 @@ use tokio_rustls::TlsAcceptor;
 
 use crate::scripted::{Action, Scripted, http_text};
 use crate::support::{Platform, TestGateway, Upstream};
+use crate::tls::TlsFront;
 
 const EMPTY: &str = r#"{"status":true,"code":0,"data":[]}"#;
 
@@ -95,22 +96,8 @@ async fn tls_proxy(platform: &Platform) -> (u16, String) {
         .with_no_client_auth()
         .with_single_cert(vec![certified.cert.der().clone()], key)
         .unwrap();
-    let acceptor = TlsAcceptor::from(Arc::new(config));
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let port = listener.local_addr().unwrap().port();
-    let target = platform.address;
-    tokio::spawn(async move {
-        loop {
-            let (stream, _) = listener.accept().await.unwrap();
-            let acceptor = acceptor.clone();
-            tokio::spawn(async move {
-                let Ok(mut near) = acceptor.accept(stream).await else { return };
-                let mut far = tokio::net::TcpStream::connect(target).await.unwrap();
-                tokio::io::copy_bidirectional(&mut near, &mut far).await.ok();
-            });
-        }
-    });
-    (port, certified.cert.pem())
+    let front = TlsFront::start(platform.address, TlsAcceptor::from(Arc::new(config))).await;
+    (front.port, certified.cert.pem())
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -188,13 +188,16 @@ async fn callers_take_turns_for_room_however_many_paths_they_use() {
 #[tokio::test]
 async fn no_slot_is_held_by_a_request_that_waits_for_room() {
     let (clock, room) = (Clock::system(), Room::new(1));
-    let pace = Pace::new(PaceSettings { rate: 2, ..PACE }, None, &clock);
+    let pace = Pace::new(PaceSettings { rate: 2, per: LONG, ..PACE }, None, &clock);
     let first = pace.acquire(&room, key(0, false), LONG).await.unwrap();
+    first.sent();
     let refused = pace.acquire(&room, key(0, false), Duration::ZERO).await;
     assert_eq!(refused.unwrap_err(), NoPermit::NoRoom);
     let (other, full) = (Arc::clone(&pace), Arc::clone(&room));
     let waiting = tokio::spawn(async move { other.acquire(&full, key(0, false), LONG).await.is_ok() });
     tokio::task::yield_now().await;
+    let behind = pace.acquire(&room, key(0, false), Duration::from_millis(20)).await;
+    assert!(matches!(behind, Err(NoPermit::Limited(_))), "the one slot that is free is another's: {behind:?}");
     assert!(pace.queue.lock().slots.next_free(2) < Some(clock.boot()), "one of two slots is free");
     waiting.abort();
     assert!(waiting.await.is_err());
