@@ -27,6 +27,8 @@ fn systemd_accepts_the_units_and_the_service_is_confined() {
     std::fs::copy(root().join("deploy/zvgate.socket"), &socket).unwrap();
     let mut verify = Command::new("systemd-analyze");
     passes(verify.args(["verify", "--man=no", "--recursive-errors=no"]).args([&path, &socket]));
+    // Without /proc/stat there is no boot time, and so no process_start_time_seconds.
+    assert!(!std::fs::read_to_string(&path).unwrap().contains("ProcSubset=pid"));
     passes(Command::new("systemd-analyze").args(["security", "--offline=yes", "--threshold=20"]).arg(&path));
 }
 

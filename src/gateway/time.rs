@@ -37,16 +37,21 @@ impl Time {
         let ClockChange { correction, notable_skew, unremarkable_skew } = self.skew.learn(date, sent, answered);
         if let Some(millis) = notable_skew {
             tracing::warn!(
-                ahead_s = millis / 1000,
+                ahead_s = seconds(millis),
                 "upstream clock differs; the platform rejects signatures that are too far off"
             );
         }
         if let Some(millis) = unremarkable_skew {
-            tracing::info!(ahead_s = millis / 1000, "upstream clock agrees again");
+            tracing::info!(ahead_s = seconds(millis), "upstream clock agrees again");
         }
         if let Some(millis) = correction {
-            tracing::info!(correction_s = millis / 1000, "signing time corrected by the upstream clock");
+            tracing::info!(correction_s = seconds(millis), "signing time corrected by the upstream clock");
         }
         correction.is_some()
     }
+}
+
+/// Rounded to whole seconds, in which the platform says the time.
+const fn seconds(millis: i64) -> i64 {
+    millis.saturating_add(500).div_euclid(1000)
 }

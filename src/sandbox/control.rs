@@ -87,6 +87,9 @@ impl Platform {
                 let line = |[path, request, answer]: &[String; 3]| json!({ "path": path, "request": request, "answer": answer });
                 Ok(seen.journal.iter().map(line).collect())
             }
+            (&Method::POST, ["reset"]) if wanted != json!({}) => {
+                Err((StatusCode::BAD_REQUEST, "expected no member, or no body".to_owned()))
+            }
             (&Method::POST, ["reset"]) => {
                 self.reset();
                 Ok(json!({}))
@@ -137,6 +140,10 @@ impl Platform {
 
     fn change_keys(&self, wanted: &Value) -> Result<Value, (StatusCode, String)> {
         const WANTED: &str = "expected {\"openId\":\"…\",\"openKeys\":[\"…\"]} of a known merchant";
+        let names = wanted.as_object().into_iter().flat_map(|members| members.keys());
+        if names.into_iter().any(|name| !["openId", "openKeys"].contains(&name.as_str())) {
+            return Err((StatusCode::BAD_REQUEST, WANTED.to_owned()));
+        }
         let keys = wanted.get("openKeys").and_then(Value::as_array);
         let keys: Option<Vec<Secret>> =
             keys.and_then(|keys| keys.iter().map(|key| Some(Secret::new(key.as_str()?.to_owned()))).collect());

@@ -33,7 +33,10 @@ impl Http1Connection {
     /// HTTP on a stream.
     pub(super) async fn open((stream, address): (Box<dyn Stream>, SocketAddr)) -> hyper::Result<Self> {
         let (io, counter) = CountingIo::new(stream);
-        let (sender, driver) = http1::handshake(TokioIo::new(io)).await?;
+        let mut builder = http1::Builder::new();
+        // Such an answer is read as it is meant, as nginx and browsers do (RFC 9112, section 5.1: a proxy removes the blanks).
+        builder.allow_spaces_after_header_name_in_responses(true);
+        let (sender, driver) = builder.handshake(TokioIo::new(io)).await?;
         Ok(Self { sender, driver: Some(Box::new(driver)), counter, address })
     }
 

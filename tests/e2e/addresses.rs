@@ -2,11 +2,17 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use crate::program::{Running, serve_with};
+use rcgen::CertificateParams;
+use tokio_rustls::TlsAcceptor;
+
+use crate::program::{Running, serve_with, write_config};
 use crate::scripted::{Action, Scripted};
-use crate::support::{MERCHANTS, READ, post};
+use crate::support::{MERCHANTS, Platform, READ, WRITE, post};
+use crate::tls::{Authority, TlsFront};
 
 /// The library that lets a process resolve names by a file of its own.
 pub(crate) fn nss_wrapper() -> PathBuf {
@@ -78,4 +84,62 @@ async fn a_changed_address_is_used_and_a_failed_lookup_keeps_the_last_good_one()
     assert!(!ask().await);
     tokio::task::block_in_place(|| wait_for("upstream DNS changed"));
     assert!(!second.seen().is_empty());
+}
+
+/// What listens on the first of two addresses.
+enum First {
+    /// Nothing.
+    Refuses,
+    /// TLS with a certificate for another name.
+    IsAnother,
+    /// TLS that is never answered.
+    Hangs,
+}
+
+/// Both addresses are in the answer to one lookup, and the first one does not serve.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_next_address_is_tried_if_the_first_refuses_fails_in_tls_or_hangs() {
+    for first in [First::Refuses, First::IsAnother, First::Hangs] {
+        let (platform, authority) = (Platform::unlimited().await, Authority::new());
+        let acceptor = |name: &str| {
+            let params = CertificateParams::new([name.to_owned()]).unwrap();
+            TlsAcceptor::from(Arc::new(authority.server(&params)))
+        };
+        let good = TlsFront::start(platform.address, acceptor("platform.test")).await;
+        let other = SocketAddr::from(([127, 0, 0, 2], good.port));
+        let counted = Arc::new(AtomicUsize::new(0));
+        if !matches!(first, First::Refuses) {
+            let (listener, counter) = (tokio::net::TcpListener::bind(other).await.unwrap(), Arc::clone(&counted));
+            let wrong = matches!(first, First::IsAnother).then(|| acceptor("another.test"));
+            tokio::spawn(async move {
+                let mut open = Vec::new();
+                loop {
+                    let (stream, _) = listener.accept().await.unwrap();
+                    counter.fetch_add(1, Ordering::SeqCst);
+                    match &wrong {
+                        Some(acceptor) => drop(tokio::spawn(acceptor.accept(stream))),
+                        None => open.push(stream),
+                    }
+                }
+            });
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let hosts = folder.path().join("hosts");
+        std::fs::write(&hosts, "127.0.0.2 platform.test\n127.0.0.1 platform.test\n").unwrap();
+        let config = write_config(folder.path(), &format!("https://platform.test:{}", good.port), "");
+        let text = std::fs::read_to_string(&config).unwrap();
+        let ca = format!("[upstream]\nca = \"{}\"\n", authority.path("ca"));
+        std::fs::write(&config, text.replace("[upstream]\n", &ca)).unwrap();
+        let wrapped = [("LD_PRELOAD", nss_wrapper()), ("NSS_WRAPPER_HOSTS", hosts.clone())];
+        let (_gateway, _log, record) = serve_with(&config, &wrapped);
+        let address = record["listen"].as_str().unwrap().parse().unwrap();
+        for customer in ["1", "2"] {
+            let body = format!("{{\"params\":{{\"customerId\":\"{customer}\"}}}}");
+            let reply = post(address, WRITE, &[], &body).await;
+            assert_eq!((reply.status, reply.header("x-zvgate-outcome")), (200, "refused"), "{reply:?}");
+        }
+        let tried = counted.load(Ordering::SeqCst);
+        assert!(matches!(first, First::Refuses) || tried >= 1, "the first address was tried: {tried}");
+        assert_eq!(platform.requests(WRITE).await, 2);
+    }
 }

@@ -156,6 +156,12 @@ async fn control_pages_have_a_journal_and_a_reset_and_reject_web_pages_and_unkno
     assert_eq!(control(get.clone(), "faults", &[], "").await.json()["fault"], "none");
     let unknown = control(post.clone(), "customers/1/issue", &[], r#"{"second":1}"#).await;
     assert!(unknown.status == 400 && unknown.text().contains("second"), "{unknown:?}");
+    for (page, body) in
+        [("keys", r#"{"openId":"x","keys":[]}"#), ("faults", r#"{"faults":1}"#), ("reset", r#"{"all":1}"#)]
+    {
+        let unknown = control(post.clone(), page, &[], body).await;
+        assert!(unknown.status == 400 && unknown.text().contains("expected"), "{page}: {unknown:?}");
+    }
     let long = format!("{{\"a\":\"{}\"}}", "x".repeat(2 << 20));
     assert_eq!(control(post.clone(), "faults", &[], &long).await.status, 413);
 
