@@ -143,8 +143,8 @@ impl Pace {
             };
             if remaining.is_zero() {
                 let limited = position.limited(now);
-                // It may also be behind others that wait for room.
-                let has_slot = wait == Wait::Room || limited.retry_after.is_zero();
+                // If a slot could have come by now, it was room that did not.
+                let has_slot = limited.retry_after.is_zero();
                 return Err(if has_slot { NoPermit::NoRoom } else { NoPermit::Limited(limited) });
             }
             // Either the time has come, or something changed: try again.
