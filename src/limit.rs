@@ -2,9 +2,9 @@
 
 mod caller;
 mod fair_queue;
+mod inflight;
 mod pace;
 mod paces;
-mod room;
 mod slots;
 mod throttle;
 
@@ -12,9 +12,9 @@ use std::time::Duration;
 
 pub use self::caller::CallerLimiter;
 pub use self::fair_queue::QueueKey;
+pub use self::inflight::InflightLimit;
 pub use self::pace::{NoPermit, Pace, Permit, Throttled};
 pub use self::paces::{EarlierCalls, Paces, Rules};
-pub use self::room::Room;
 pub use self::slots::{Claim, Slots};
 
 /// A request is over a limit.

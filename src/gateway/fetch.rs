@@ -119,7 +119,7 @@ impl Fetcher {
 
     /// A permit for a call that nobody waits for, if there is one to spare.
     pub(super) fn spare_permit(&self, job: &Job) -> Option<Permit> {
-        self.paces.of(&job.call.tenant, &job.route, &job.call.path).try_acquire(self.circuit(job).room())
+        self.paces.of(&job.call.tenant, &job.route, &job.call.path).try_acquire(self.circuit(job).inflight())
     }
 
     fn circuit(&self, job: &Job) -> Circuit {
@@ -226,15 +226,17 @@ impl Fetcher {
         let queued = self.time.boot();
         let remaining = job.deadline.since(queued);
         let pace = self.paces.of(&job.call.tenant, &job.route, &job.call.path);
-        let permit = pace.acquire(circuit.room(), job.queue_key, job.max_wait.min(remaining)).await;
+        let permit = pace.acquire(circuit.inflight(), job.queue_key, job.max_wait.min(remaining)).await;
         let waited = self.time.boot().since(queued);
         job.metrics().wait.observe(waited.as_secs_f64());
         job.timings.waited(waited);
         let is_late = remaining < job.max_wait;
         let permit = permit.map_err(|no_permit| match no_permit {
-            _ if is_late => NotSent::DeadlineExceeded,
+            // Unless the next slot is further off than anybody waits for one.
+            NoPermit::Limited(limited) if is_late && limited.retry_after <= job.max_wait => NotSent::DeadlineExceeded,
+            NoPermit::NoCapacity if is_late => NotSent::DeadlineExceeded,
             NoPermit::Limited(limited) => NotSent::Limited { limited, is_key_suspect: circuit.is_key_suspect() },
-            NoPermit::NoRoom => NotSent::Rejected(Rejected::TooManyInFlight),
+            NoPermit::NoCapacity => NotSent::Rejected(Rejected::TooManyInFlight),
         })?;
         let attempt = self.begin(job, circuit)?;
         Ok((permit, attempt))

@@ -93,7 +93,7 @@ impl Request<'_> {
     pub(super) fn write_job(&self, now: Boot) -> Job {
         let settings = &self.policy.settings;
         Job {
-            queue_key: QueueKey { caller: self.caller.index, write: true },
+            queue_key: QueueKey { write: true, ..self.queue_key() },
             max_wait: settings.limits.max_wait_write,
             attempt_timeout: settings.attempts.write_timeout,
             deadline: now + settings.requests.write_request_timeout,
@@ -103,6 +103,10 @@ impl Request<'_> {
         }
     }
 
+    fn queue_key(&self) -> QueueKey {
+        QueueKey { caller: self.caller.index, tenant: self.tenant.index, write: false }
+    }
+
     fn job(&self) -> Job {
         let settings = &self.policy.settings;
         let path = if self.route.wildcard { self.path.into() } else { Arc::clone(&self.route.pattern) };
@@ -110,7 +114,7 @@ impl Request<'_> {
             policy: Arc::clone(self.policy),
             route: Arc::clone(self.route),
             call: Call { tenant: Arc::clone(self.tenant), path, members: self.envelope.forwarded().into() },
-            queue_key: QueueKey { caller: self.caller.index, write: false },
+            queue_key: self.queue_key(),
             max_wait: settings.limits.max_wait,
             attempt_timeout: settings.attempts.attempt_timeout,
             deadline: self.deadline,

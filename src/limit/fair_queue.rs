@@ -1,146 +1,175 @@
 //! The order of a queue, as a pure structure.
 //!
 //! Writes go first, but while reads wait, every second permit is a read's. Writes and reads are each served round-robin by
-//! caller, so that nobody waits for everything that a busy caller asked; the requests of one caller are served in order.
+//! caller and tenant, so that nobody waits for everything that a busy caller asked; the requests of one lane are served in order.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
 /// Whose request waits, and for what.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct QueueKey {
     /// The caller's index.
     pub caller: usize,
+    /// The tenant's index: the in-flight limit that holds one tenant's requests up is no other's.
+    pub tenant: usize,
     /// Whether it is for a write.
     pub write: bool,
 }
 
-/// The requests that wait, each known by a ticket.
+/// A request's place in a queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Place {
+    key: QueueKey,
+    /// Counts the requests that joined.
+    number: u64,
+}
+
+/// The requests that wait, each with what wakes it.
 #[derive(Debug)]
 pub(super) struct FairQueue<T> {
     writes: RoundRobin<T>,
     reads: RoundRobin<T>,
     /// Whether the last permit went to a write while reads waited.
     read_is_next: bool,
+    joined: u64,
 }
 
 impl<T> Default for FairQueue<T> {
     fn default() -> Self {
-        Self { writes: RoundRobin(VecDeque::new()), reads: RoundRobin(VecDeque::new()), read_is_next: false }
+        Self { writes: RoundRobin::default(), reads: RoundRobin::default(), read_is_next: false, joined: 0 }
     }
 }
 
-impl<T: PartialEq> FairQueue<T> {
-    pub(super) fn is_empty(&self) -> bool {
-        self.writes.0.is_empty() && self.reads.0.is_empty()
+impl<T> FairQueue<T> {
+    pub(super) const fn is_empty(&self) -> bool {
+        self.writes.len == 0 && self.reads.len == 0
     }
 
-    /// Adds a request behind earlier ones of the same caller.
-    pub(super) fn join(&mut self, key: QueueKey, ticket: T) {
-        if key.write { &mut self.writes } else { &mut self.reads }.join(key.caller, ticket);
+    /// Adds a request behind earlier ones of the same caller and tenant.
+    pub(super) fn join(&mut self, key: QueueKey, request: T) -> Place {
+        self.joined += 1;
+        let place = Place { key, number: self.joined };
+        self.side_mut(key.write).join(place, request);
+        place
     }
 
-    pub(super) fn contains(&self, ticket: &T) -> bool {
-        self.writes.contains(ticket) || self.reads.contains(ticket)
-    }
-
-    /// The first write and the first read of each caller.
+    /// The first write and the first read of each caller and tenant, one of which is served next.
     pub(super) fn firsts(&self) -> impl Iterator<Item = &T> {
         self.writes.firsts().chain(self.reads.firsts())
     }
 
+    /// Whether a request is one of these.
+    pub(super) fn is_first(&self, place: Place) -> bool {
+        let side = if place.key.write { &self.writes } else { &self.reads };
+        side.lane(place.key).and_then(|lane| lane.first_key_value()).is_some_and(|(number, _)| *number == place.number)
+    }
+
     /// The request that is served next.
-    pub(super) fn next(&self) -> Option<&T> {
-        if self.is_for_write() { self.writes.next() } else { self.reads.next() }
+    pub(super) fn next(&self) -> Option<(Place, &T)> {
+        let write = self.is_for_write();
+        let (key, lane) = if write { &self.writes } else { &self.reads }.lanes.front()?;
+        let (number, request) = lane.first_key_value()?;
+        Some((Place { key: QueueKey { write, ..*key }, number: *number }, request))
     }
 
-    /// Removes a request that is served: the next one, or another that is the first of its caller.
-    pub(super) fn serve(&mut self, ticket: &T) {
-        if self.writes.serve(ticket) {
-            self.read_is_next = !self.reads.0.is_empty();
-        } else if self.reads.serve(ticket) {
-            self.read_is_next = false;
-        }
+    /// Removes a request that is served: the next one, or another first one.
+    pub(super) fn serve(&mut self, place: Place) {
+        self.read_is_next = place.key.write && self.reads.len > 0;
+        self.side_mut(place.key.write).serve(place);
     }
 
-    /// Removes a request that waits no longer.
-    pub(super) fn leave(&mut self, ticket: &T) {
-        self.writes.leave(ticket);
-        self.reads.leave(ticket);
+    /// Removes a request that waits no longer, if it is still there.
+    pub(super) fn leave(&mut self, place: Place) {
+        self.side_mut(place.key.write).leave(place);
     }
 
     /// How many requests are served before this one, if none is added or removed.
-    pub(super) fn ahead(&self, ticket: &T) -> usize {
+    pub(super) fn ahead(&self, place: Place) -> usize {
         let owed = usize::from(self.read_is_next);
-        if let Some(writes) = self.writes.ahead(ticket) {
-            return writes + self.reads.len().min(writes + owed);
+        if place.key.write {
+            let writes = self.writes.ahead(place);
+            return writes + self.reads.len.min(writes + owed);
         }
-        let reads = self.reads.ahead(ticket).unwrap_or_default();
-        reads + self.writes.len().min(reads + 1 - owed)
+        let reads = self.reads.ahead(place);
+        reads + self.writes.len.min(reads + 1 - owed)
     }
 
-    fn is_for_write(&self) -> bool {
-        !self.writes.0.is_empty() && (!self.read_is_next || self.reads.0.is_empty())
+    const fn is_for_write(&self) -> bool {
+        self.writes.len > 0 && (!self.read_is_next || self.reads.len == 0)
+    }
+
+    const fn side_mut(&mut self, write: bool) -> &mut RoundRobin<T> {
+        if write { &mut self.writes } else { &mut self.reads }
     }
 }
 
-/// Requests by caller; the first request of the first caller is next. A caller without requests is not in here.
-#[derive(Debug)]
-struct RoundRobin<T>(VecDeque<(usize, VecDeque<T>)>);
+/// The requests of one caller and tenant, by their numbers.
+type Lane<T> = BTreeMap<u64, T>;
 
-impl<T: PartialEq> RoundRobin<T> {
-    fn len(&self) -> usize {
-        self.0.iter().map(|(_, tickets)| tickets.len()).sum()
+/// Requests in lanes; the first request of the first lane is next. No lane is empty.
+#[derive(Debug)]
+struct RoundRobin<T> {
+    lanes: VecDeque<(QueueKey, Lane<T>)>,
+    /// Of all lanes.
+    len: usize,
+}
+
+impl<T> Default for RoundRobin<T> {
+    fn default() -> Self {
+        Self { lanes: VecDeque::new(), len: 0 }
+    }
+}
+
+impl<T> RoundRobin<T> {
+    fn position(&self, key: QueueKey) -> Option<usize> {
+        self.lanes.iter().position(|(other, _)| *other == key)
     }
 
-    fn contains(&self, ticket: &T) -> bool {
-        self.0.iter().any(|(_, tickets)| tickets.contains(ticket))
+    fn lane(&self, key: QueueKey) -> Option<&Lane<T>> {
+        self.lanes.get(self.position(key)?).map(|(_, lane)| lane)
+    }
+
+    fn join(&mut self, Place { key, number }: Place, request: T) {
+        self.len += 1;
+        match self.lanes.iter_mut().find(|(other, _)| *other == key) {
+            Some((_, lane)) => drop(lane.insert(number, request)),
+            None => self.lanes.push_back((key, Lane::from([(number, request)]))),
+        }
     }
 
     fn firsts(&self) -> impl Iterator<Item = &T> {
-        self.0.iter().filter_map(|(_, tickets)| tickets.front())
+        self.lanes.iter().filter_map(|(_, lane)| lane.values().next())
     }
 
-    fn join(&mut self, caller: usize, ticket: T) {
-        match self.0.iter_mut().find(|(other, _)| *other == caller) {
-            Some((_, tickets)) => tickets.push_back(ticket),
-            None => self.0.push_back((caller, VecDeque::from([ticket]))),
+    /// Removes a request, whose lane comes last then.
+    fn serve(&mut self, Place { key, number }: Place) {
+        let Some((key, mut lane)) = self.position(key).and_then(|position| self.lanes.remove(position)) else { return };
+        self.len -= usize::from(lane.remove(&number).is_some());
+        if !lane.is_empty() {
+            self.lanes.push_back((key, lane));
         }
     }
 
-    fn next(&self) -> Option<&T> {
-        self.0.front()?.1.front()
-    }
-
-    /// Serves a caller's first request, whose next one waits until the others had their turn; returns whether it was found.
-    fn serve(&mut self, ticket: &T) -> bool {
-        let lane = self.0.iter().position(|(_, tickets)| tickets.front() == Some(ticket));
-        let Some((caller, mut tickets)) = lane.and_then(|lane| self.0.remove(lane)) else { return false };
-        tickets.pop_front();
-        if !tickets.is_empty() {
-            self.0.push_back((caller, tickets));
+    fn leave(&mut self, Place { key, number }: Place) {
+        let Some(position) = self.position(key) else { return };
+        let Some((_, lane)) = self.lanes.get_mut(position) else { return };
+        self.len -= usize::from(lane.remove(&number).is_some());
+        if lane.is_empty() {
+            self.lanes.remove(position);
         }
-        true
     }
 
-    fn leave(&mut self, ticket: &T) {
-        self.0.retain_mut(|(_, tickets)| {
-            tickets.retain(|other| other != ticket);
-            !tickets.is_empty()
-        });
-    }
-
-    /// How many of these are served before a ticket.
-    fn ahead(&self, ticket: &T) -> Option<usize> {
-        let position = |tickets: &VecDeque<T>| tickets.iter().position(|other| other == ticket);
-        let (lane, position) =
-            self.0.iter().enumerate().find_map(|(lane, (_, tickets))| Some((lane, position(tickets)?)))?;
-        // Each caller before it in the round is served once more than each behind it.
-        let served = |(other, (_, tickets)): (usize, &(usize, VecDeque<T>))| match other.cmp(&lane) {
-            std::cmp::Ordering::Less => tickets.len().min(position + 1),
+    /// How many of these are served before a request.
+    fn ahead(&self, Place { key, number }: Place) -> usize {
+        let Some(own) = self.position(key) else { return 0 };
+        let position = self.lanes.get(own).map_or(0, |(_, lane)| lane.range(..number).count());
+        // Each lane before it in the round is served once more than each behind it.
+        let served = |(other, (_, lane)): (usize, &(QueueKey, Lane<T>))| match other.cmp(&own) {
+            std::cmp::Ordering::Less => lane.len().min(position + 1),
             std::cmp::Ordering::Equal => position,
-            std::cmp::Ordering::Greater => tickets.len().min(position),
+            std::cmp::Ordering::Greater => lane.len().min(position),
         };
-        Some(self.0.iter().enumerate().map(served).sum())
+        self.lanes.iter().enumerate().map(served).sum()
     }
 }
 
@@ -150,26 +179,38 @@ mod tests {
     use proptest::prelude::*;
 
     const fn read(caller: usize) -> QueueKey {
-        QueueKey { caller, write: false }
+        QueueKey { caller, tenant: 0, write: false }
     }
 
     const fn write(caller: usize) -> QueueKey {
-        QueueKey { caller, write: true }
+        QueueKey { caller, tenant: 0, write: true }
     }
 
-    fn queue(keys: &[QueueKey]) -> FairQueue<usize> {
+    /// A queue of these requests, each known by its index, and their places.
+    fn queue(keys: &[QueueKey]) -> (FairQueue<usize>, Vec<Place>) {
         let mut queue = FairQueue::default();
-        keys.iter().enumerate().for_each(|(ticket, key)| queue.join(*key, ticket));
-        queue
+        let places = keys.iter().enumerate().map(|(index, key)| queue.join(*key, index)).collect();
+        (queue, places)
     }
 
-    fn order(mut queue: FairQueue<usize>) -> Vec<usize> {
-        let mut order = Vec::new();
-        while let Some(next) = queue.next().copied() {
-            order.push(next);
-            queue.serve(&next);
-        }
+    fn serve_next(queue: &mut FairQueue<usize>) -> Option<usize> {
+        let (place, next) = queue.next()?;
+        let next = *next;
+        assert!(queue.is_first(place));
+        queue.serve(place);
+        Some(next)
+    }
+
+    fn order((mut queue, _): (FairQueue<usize>, Vec<Place>)) -> Vec<usize> {
+        let order = std::iter::from_fn(|| serve_next(&mut queue)).collect();
+        assert!(queue.is_empty());
         order
+    }
+
+    #[test]
+    fn a_callers_requests_for_two_tenants_are_served_in_turn() {
+        let other = QueueKey { tenant: 1, ..read(1) };
+        assert_eq!(order(queue(&[read(1), read(1), other, read(1), other])), [0, 2, 1, 4, 3]);
     }
 
     #[test]
@@ -186,27 +227,29 @@ mod tests {
 
     #[test]
     fn a_write_takes_precedence_again_if_no_read_waited_for_the_last_one() {
-        let mut queue = queue(&[write(1)]);
-        queue.serve(&0);
+        let (mut queue, places) = queue(&[write(1)]);
+        queue.serve(places[0]);
         queue.join(read(1), 1);
         queue.join(write(1), 2);
-        assert_eq!(order(queue), [2, 1]);
+        assert_eq!(order((queue, places)), [2, 1]);
     }
 
     #[test]
     fn a_caller_that_is_served_out_of_turn_waits_for_the_others_as_usual() {
-        let mut queue = queue(&[read(1), read(1), read(2), read(3), read(2), write(4)]);
+        let (mut queue, places) = queue(&[read(1), read(1), read(2), read(3), read(2), write(4)]);
         assert_eq!(queue.firsts().copied().collect::<Vec<_>>(), [5, 0, 2, 3]);
-        queue.serve(&2);
-        assert_eq!(order(queue), [5, 0, 3, 4, 1]);
+        assert!(queue.is_first(places[2]) && !queue.is_first(places[4]));
+        queue.serve(places[2]);
+        assert_eq!(order((queue, places)), [5, 0, 3, 4, 1]);
     }
 
     #[test]
     fn a_request_that_leaves_does_not_affect_the_order_of_others() {
-        let mut queue = queue(&[read(1), read(2), write(3), read(1)]);
-        queue.leave(&2);
-        queue.leave(&0);
-        assert_eq!(order(queue), [3, 1]);
+        let (mut queue, places) = queue(&[read(1), read(2), write(3), read(1)]);
+        for place in [2, 0, 2] {
+            queue.leave(places[place]);
+        }
+        assert_eq!(order((queue, places)), [3, 1]);
     }
 
     proptest! {
@@ -217,20 +260,18 @@ mod tests {
             served in 0usize..20,
             left in proptest::collection::vec(0usize..40, 0..5),
         ) {
-            let keys: Vec<_> = came.iter().map(|(caller, write)| QueueKey { caller: *caller, write: *write }).collect();
+            let keys: Vec<_> = came.iter().map(|(caller, write)| QueueKey { caller: *caller, tenant: 0, write: *write }).collect();
             let half = keys.len() / 2;
-            let mut queue = queue(&keys[..half]);
+            let (mut queue, mut places) = queue(&keys[..half]);
             for _ in 0..served {
-                if let Some(next) = queue.next().copied() {
-                    queue.serve(&next);
-                }
+                serve_next(&mut queue);
             }
             for (ticket, key) in keys.iter().enumerate().skip(half) {
-                queue.join(*key, ticket);
+                places.push(queue.join(*key, ticket));
             }
-            left.iter().for_each(|ticket| queue.leave(ticket));
-            let positions: Vec<_> = (0..keys.len()).map(|ticket| queue.ahead(&ticket)).collect();
-            let order = order(queue);
+            left.iter().filter_map(|left| places.get(*left)).for_each(|place| queue.leave(*place));
+            let positions: Vec<_> = places.iter().map(|place| queue.ahead(*place)).collect();
+            let order = order((queue, places));
             for (turn, ticket) in order.iter().enumerate() {
                 prop_assert_eq!(positions[*ticket], turn, "{:?} of {:?}", ticket, order);
             }

@@ -1,15 +1,16 @@
-//! The rate limit of one tenant and path towards the platform: requests wait for a slot and for room in flight, for a bounded time.
+//! The rate limit of one tenant and path towards the platform: requests wait for a slot and for capacity in flight, for a
+//! bounded time.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
 
-use super::fair_queue::FairQueue;
-use super::room::{RoomPermit, Ticket};
+use super::fair_queue::{FairQueue, Place};
+use super::inflight::{InflightPermit, Waker};
 use super::throttle::ThrottleState;
-use super::{Claim, Limited, QueueKey, Room, Slots};
+use super::{Claim, InflightLimit, Limited, QueueKey, Slots};
 use crate::clock::{Boot, Clock};
 use crate::settings::PaceSettings;
 
@@ -25,7 +26,7 @@ struct Queue {
     settings: PaceSettings,
     slots: Slots,
     throttle: ThrottleState,
-    waiting: FairQueue<Ticket>,
+    waiting: FairQueue<Waker>,
     /// Calls in progress that began without a limit, and so have no slot.
     unlimited: usize,
 }
@@ -49,11 +50,13 @@ impl Queue {
             self.unlimited += 1;
             return Ok(None);
         }
-        let allowed = self.throttle.allowed(rate, now).saturating_sub(self.unlimited);
+        let allowed = self.throttle.allowed(rate, now);
+        let is_held_back = allowed < rate;
+        let allowed = allowed.saturating_sub(self.unlimited);
         let claim = self.slots.take(allowed, now).ok_or_else(|| {
             let next = self.slots.next_free(allowed);
             // When throttling has ended, more slots are allowed at once.
-            if allowed < rate {
+            if is_held_back {
                 Some(next.map_or(self.throttle.ends_at(), |next| next.min(self.throttle.ends_at())))
             } else {
                 next
@@ -70,20 +73,21 @@ impl Queue {
         }
     }
 
-    /// The earliest moment at which a request behind `ahead` others can get a permit, if they stay.
-    fn earliest(&self, ahead: usize, now: Boot) -> Boot {
+    /// The earliest moment at which a request can get a permit, if those ahead of it stay.
+    fn earliest(&self, place: Place, now: Boot) -> Boot {
         let rate = self.rate();
         let from = self.throttle.paused_until(now).unwrap_or(now);
         if rate == 0 {
             return from;
         }
+        let ahead = self.waiting.ahead(place);
         let held_back = self.slots.earliest(ahead, self.throttle.allowed(rate, now), now, from);
         held_back.min(self.slots.earliest(ahead, rate, now, from.max(self.throttle.ends_at())))
     }
 
-    /// Wakes those that may be served next: which of them is, depends on whose turn it is for room in flight, too.
+    /// Wakes those that may be served next: which of them is, depends on whose turn it is for capacity in flight, too.
     fn wake_firsts(&self) {
-        self.waiting.firsts().for_each(Ticket::wake);
+        self.waiting.firsts().for_each(Waker::wake);
     }
 }
 
@@ -110,19 +114,19 @@ impl Pace {
         }
     }
 
-    /// Waits for a slot and room in flight, `max_wait` at most: both are taken together, so that no slot is held by a request that
-    /// waits for room. Dropping the future leaves the queues.
+    /// Waits for a slot and for capacity in flight, `max_wait` at most: both are taken together, so that no slot is held by a
+    /// request that waits for the other. Dropping the future leaves the queues.
     ///
     /// # Errors
-    /// At once if no slot can come in time, else when the time is over.
+    /// At once if no slot can come in time, else when the time has passed.
     pub async fn acquire(
         self: &Arc<Self>,
-        room: &Arc<Room>,
+        inflight: &Arc<InflightLimit>,
         key: QueueKey,
         max_wait: Duration,
     ) -> Result<Permit, NoPermit> {
         let arrived = self.clock.boot();
-        let position = QueuePosition::join(self, room, key);
+        let mut position = QueuePosition::join(self, inflight, key);
         let mut has_waited = false;
         loop {
             let now = self.clock.boot();
@@ -137,33 +141,33 @@ impl Pace {
                 }
             }
             let remaining = (arrived + max_wait).since(now);
-            let pause = match wait {
-                Wait::Until(next) => next.since(now).min(remaining),
-                Wait::Room | Wait::Change => remaining,
-            };
             if remaining.is_zero() {
                 let limited = position.limited(now);
-                // If a slot could have come by now, it was room that did not.
+                // If a slot could have come by now, it was the capacity that did not.
                 let has_slot = limited.retry_after.is_zero();
-                return Err(if has_slot { NoPermit::NoRoom } else { NoPermit::Limited(limited) });
+                return Err(if has_slot { NoPermit::NoCapacity } else { NoPermit::Limited(limited) });
             }
+            let pause = match wait {
+                Wait::Until(next) => next.since(now).min(remaining),
+                Wait::Change => remaining,
+            };
             // Either the time has come, or something changed: try again.
-            let _ = tokio::time::timeout(pause, position.ticket.woken()).await;
+            let _ = tokio::time::timeout(pause, position.waker.woken()).await;
         }
     }
 
-    /// Takes a slot and room that nobody waits for, at once or not at all.
-    pub fn try_acquire(self: &Arc<Self>, room: &Arc<Room>) -> Option<Permit> {
+    /// Takes a slot and capacity that nobody waits for, at once or not at all.
+    pub fn try_acquire(self: &Arc<Self>, inflight: &Arc<InflightLimit>) -> Option<Permit> {
         let mut queue = self.queue.lock();
         if !queue.waiting.is_empty() {
             return None;
         }
         let claim = queue.take(self.clock.boot()).ok()?;
-        let Some(room) = room.take_spare() else {
+        let Some(capacity) = inflight.take_spare() else {
             queue.give_back(claim);
             return None;
         };
-        Some(Permit::new(self, claim, room))
+        Some(Permit::new(self, claim, capacity))
     }
 
     /// Credentials or the signing clock changed.
@@ -204,8 +208,8 @@ impl Pace {
 pub enum NoPermit {
     /// No slot came in time.
     Limited(Limited),
-    /// There was a slot, and no room in flight.
-    NoRoom,
+    /// There was a slot, and too many attempts of the tenant were in flight.
+    NoCapacity,
 }
 
 /// What a request waits for.
@@ -213,61 +217,71 @@ pub enum NoPermit {
 enum Wait {
     /// A slot, which is free at this moment unless something changes.
     Until(Boot),
-    /// A change.
+    /// A change, or capacity in flight.
     Change,
-    /// Room in flight.
-    Room,
 }
 
 /// A position in both queues, given up when dropped.
 struct QueuePosition<'a> {
     pace: &'a Arc<Pace>,
-    room: &'a Arc<Room>,
+    inflight: &'a Arc<InflightLimit>,
     key: QueueKey,
-    ticket: Ticket,
+    waker: Waker,
+    /// In the queue for slots.
+    place: Place,
+    /// In the queue for capacity, while it could have a slot.
+    inflight_place: Option<Place>,
 }
 
 impl<'a> QueuePosition<'a> {
-    fn join(pace: &'a Arc<Pace>, room: &'a Arc<Room>, key: QueueKey) -> Self {
-        let ticket = Ticket::new();
-        pace.queue.lock().waiting.join(key, ticket.clone());
-        Self { pace, room, key, ticket }
+    fn join(pace: &'a Arc<Pace>, inflight: &'a Arc<InflightLimit>, key: QueueKey) -> Self {
+        let waker = Waker::default();
+        let place = pace.queue.lock().waiting.join(key, waker.clone());
+        Self { pace, inflight, key, waker, place, inflight_place: None }
     }
 
-    /// Takes a slot and room if both are free, and it is this position's turn. Whose turn it is, this pace's queue says while there
-    /// is room; else the queue for room does, in which the first requests of all callers wait that could have a slot, so that
-    /// callers take turns whatever the number of their paths.
-    fn try_take(&self, now: Boot) -> Result<Permit, Wait> {
-        let mut queue = self.pace.queue.lock();
-        let is_first = queue.waiting.firsts().any(|first| *first == self.ticket);
-        let slot = match is_first {
+    /// Takes a slot and capacity if both are free, and it is this position's turn. Whose turn it is, this pace's queue says while
+    /// there is capacity; else the queue for capacity does, in which the first requests of all lanes wait that could have a slot,
+    /// so that callers take turns whatever the number of their paths.
+    fn try_take(&mut self, now: Boot) -> Result<Permit, Wait> {
+        let pace = self.pace;
+        let mut queue = pace.queue.lock();
+        let slot = match queue.waiting.is_first(self.place) {
             true => queue.take(now).map_err(|next| next.map_or(Wait::Change, Wait::Until)),
             false => Err(Wait::Change),
         };
-        let claim = slot.inspect_err(|_| self.room.leave(&self.ticket))?;
-        self.room.join(self.key, &self.ticket);
-        let next = queue.waiting.next();
-        let is_allowed = next.is_some_and(|next| *next == self.ticket || self.room.is_awaited_by(next));
-        let Some(room) = is_allowed.then(|| self.room.take(&self.ticket)).flatten() else {
+        let claim = slot.inspect_err(|_| self.leave_inflight())?;
+        let inflight_place = *self.inflight_place.get_or_insert_with(|| self.inflight.join(self.key, &self.waker));
+        let is_allowed =
+            queue.waiting.next().is_some_and(|(next, waker)| next == self.place || waker.awaits_capacity());
+        let capacity = is_allowed.then(|| self.inflight.take(inflight_place, &self.waker)).flatten();
+        let Some(capacity) = capacity else {
             queue.give_back(claim);
-            return Err(Wait::Room);
+            return Err(Wait::Change);
         };
-        queue.waiting.serve(&self.ticket);
-        Ok(Permit::new(self.pace, claim, room))
+        self.inflight_place = None;
+        queue.waiting.serve(self.place);
+        Ok(Permit::new(self.pace, claim, capacity))
+    }
+
+    fn leave_inflight(&mut self) {
+        if let Some(place) = self.inflight_place.take() {
+            self.inflight.leave(place, &self.waker);
+        }
     }
 
     /// How long this position has to wait at least.
     fn limited(&self, now: Boot) -> Limited {
         let queue = self.pace.queue.lock();
-        queue.limited(queue.earliest(queue.waiting.ahead(&self.ticket), now).since(now))
+        queue.limited(queue.earliest(self.place, now).since(now))
     }
 }
 
 impl Drop for QueuePosition<'_> {
     fn drop(&mut self) {
-        self.room.leave(&self.ticket);
+        self.leave_inflight();
         let mut queue = self.pace.queue.lock();
-        queue.waiting.leave(&self.ticket);
+        queue.waiting.leave(self.place);
         queue.wake_firsts();
     }
 }
@@ -283,31 +297,37 @@ pub struct Throttled {
     pub rate: usize,
 }
 
-/// Permission to make one call, and its room in flight. Its slot stays taken as long as the platform may count the call; dropped before the call was
-/// sent, it is free again.
+/// Permission to make one call, and its capacity in flight. Its slot stays taken as long as the platform may count the call;
+/// dropped before the call was sent, it is free again.
 #[derive(Debug)]
 pub struct Permit {
     pace: Arc<Pace>,
     /// `None`: there was no limit.
     claim: Option<Claim>,
-    was_sent: AtomicBool,
-    _room: RoomPermit,
+    /// When the platform counts the call at the latest, in nanoseconds since boot; 0: it was not sent.
+    counted: AtomicU64,
+    _capacity: InflightPermit,
 }
 
 impl Permit {
-    fn new(pace: &Arc<Pace>, claim: Option<Claim>, room: RoomPermit) -> Self {
-        Self { pace: Arc::clone(pace), claim, was_sent: AtomicBool::new(false), _room: room }
+    fn new(pace: &Arc<Pace>, claim: Option<Claim>, capacity: InflightPermit) -> Self {
+        Self { pace: Arc::clone(pace), claim, counted: AtomicU64::new(0), _capacity: capacity }
     }
 
     /// The call's last byte was sent just now.
     pub fn sent(&self) {
-        self.was_sent.store(true, Ordering::Relaxed);
-        self.update(Slots::sent);
+        self.update(|queue, claim, now| {
+            self.counted.store((now + queue.settings.transit).nanos(), Ordering::Relaxed);
+            claim.into_iter().for_each(|claim| queue.slots.sent(claim, now));
+        });
     }
 
     /// The call was answered just now.
     pub fn answered(&self) {
-        self.update(Slots::answered);
+        self.update(|queue, claim, now| {
+            self.counted.fetch_min(now.nanos(), Ordering::Relaxed);
+            claim.into_iter().for_each(|claim| queue.slots.answered(claim, now));
+        });
     }
 
     /// The call, which was sent at `sent`, was throttled; returns what follows from it, if it is news.
@@ -327,29 +347,27 @@ impl Permit {
         begins
     }
 
-    fn update(&self, change: impl FnOnce(&mut Slots, Claim, Boot)) {
-        if let Some(claim) = self.claim {
-            let mut queue = self.pace.queue.lock();
-            change(&mut queue.slots, claim, self.pace.clock.boot());
-            queue.wake_firsts();
-        }
+    fn update(&self, change: impl FnOnce(&mut Queue, Option<Claim>, Boot)) {
+        let mut queue = self.pace.queue.lock();
+        change(&mut queue, self.claim, self.pace.clock.boot());
+        queue.wake_firsts();
     }
 }
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        if self.claim.is_some() {
-            self.update(|slots, claim, _| slots.abandoned(claim));
-            return;
-        }
-        let mut queue = self.pace.queue.lock();
-        queue.unlimited -= 1;
-        // There may be a limit by now.
-        if queue.rate() > 0 && *self.was_sent.get_mut() {
-            let counted = self.pace.clock.boot();
-            queue.slots.count(counted);
-        }
-        queue.wake_firsts();
+        let counted = *self.counted.get_mut();
+        self.update(|queue, claim, _| {
+            if let Some(claim) = claim {
+                queue.slots.abandoned(claim);
+                return;
+            }
+            queue.unlimited -= 1;
+            // There may be a limit by now.
+            if queue.rate() > 0 && counted > 0 {
+                queue.slots.count(Boot::from_duration(Duration::from_nanos(counted)));
+            }
+        });
     }
 }
 

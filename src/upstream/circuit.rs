@@ -15,7 +15,7 @@ use super::breaker::{Admission, Breaker, Transition};
 use super::failures::{Episode, Failures};
 use super::retry::RetryBudget;
 use crate::clock::{Boot, Clock};
-use crate::limit::Room;
+use crate::limit::InflightLimit;
 use crate::route::Route;
 use crate::settings::BreakerSettings;
 
@@ -78,7 +78,7 @@ pub trait Observer {
 /// The circuits of one tenant.
 #[derive(Debug)]
 pub(super) struct TenantCircuits {
-    room: Arc<Room>,
+    inflight: Arc<InflightLimit>,
     /// Counts failures to connect.
     connect: Mutex<Breaker>,
     /// Notified when a breaker opens.
@@ -113,7 +113,7 @@ impl PathCircuit {
 impl TenantCircuits {
     pub(super) fn new(max_inflight: u32, clock: &Clock) -> Self {
         Self {
-            room: Room::new(usize::try_from(max_inflight).unwrap_or(usize::MAX)),
+            inflight: InflightLimit::new(usize::try_from(max_inflight).unwrap_or(usize::MAX)),
             connect: Mutex::new(Breaker::new()),
             opened: Notify::new(),
             retries: RetryBudget::new(),
@@ -199,9 +199,9 @@ impl Circuit {
         }
     }
 
-    /// Room for the tenant's attempts in flight (`upstream.max_inflight`).
-    pub fn room(&self) -> &Arc<Room> {
-        &self.tenant.room
+    /// The limit of the tenant's attempts in flight (`upstream.max_inflight`).
+    pub fn inflight(&self) -> &Arc<InflightLimit> {
+        &self.tenant.inflight
     }
 
     /// Begins an attempt that may take so `long`.
