@@ -1,18 +1,17 @@
 //! The admin listener: metrics, health, inspection and purges for operators.
 
 use std::net::SocketAddr;
-use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use bytes::Bytes;
-use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
 use http::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, WWW_AUTHENTICATE};
 use http::{HeaderValue, Method, Request, Response, StatusCode};
 use hyper::body::Incoming;
 use percent_encoding::percent_decode_str;
 
-use crate::gateway::{AUDIT, CachedQuestion, CrossSite, Gateway, RequestHead};
+use crate::gateway::{AUDIT, CachedQuestion, CrossSite, Gateway, RequestHead, shown_path};
+use crate::line_limit::LineLimit;
 use crate::metrics::Metrics;
 use crate::reply::BEARER;
 use crate::secret::KeyHash;
@@ -62,24 +61,22 @@ pub struct Access {
     keys: Vec<KeyHash>,
     /// Whether only this machine can connect.
     is_loopback: bool,
-    /// Lines about refused keys.
-    refusals: DefaultDirectRateLimiter,
+    /// Lines about refused keys: whoever guesses must not fill the log.
+    refusals: LineLimit,
 }
 
 impl Access {
     /// As configured. `is_loopback`: whether only this machine can connect.
     pub fn new(settings: &ListenerSettings, is_loopback: bool) -> Self {
-        Self {
-            keys: settings.admin_keys.clone(),
-            is_loopback,
-            refusals: RateLimiter::direct(Quota::per_second(NonZeroU32::MIN)),
-        }
+        Self { keys: settings.admin_keys.clone(), is_loopback, refusals: LineLimit::default() }
     }
 
-    /// Logs a refused key, at most once a second: whoever guesses must not fill the log.
+    /// Logs a refused key.
     fn log_refusal(&self, peer: SocketAddr, path: &str) {
-        if self.refusals.check().is_ok() {
-            tracing::warn!(target: AUDIT, %peer, path = path.get(..64).unwrap_or(path), "admin key refused");
+        if let Some(suppressed) = self.refusals.next() {
+            // Whatever is behind it may be a customer's id.
+            let page = if path.starts_with(CUSTOMERS) { CUSTOMERS.into() } else { shown_path(path) };
+            tracing::warn!(target: AUDIT, %peer, path = &*page, suppressed, "admin key refused");
         }
     }
 
@@ -111,6 +108,9 @@ impl Access {
         }
     }
 }
+
+/// The page of a customer, before its id.
+const CUSTOMERS: &str = "/cache/customers/";
 
 /// A page: its status, type and text.
 type Page = (StatusCode, &'static str, String);
@@ -175,7 +175,7 @@ impl Admin {
     fn protected_page(&self, request: &Request<Incoming>, peer: SocketAddr) -> Page {
         let (method, path) = (request.method(), request.uri().path());
         let get = [Method::GET, Method::HEAD].contains(method);
-        let customer = path.strip_prefix("/cache/customers/").filter(|id| !id.is_empty() && !id.contains('/'));
+        let customer = path.strip_prefix(CUSTOMERS).filter(|id| !id.is_empty() && !id.contains('/'));
         match path {
             "/config" if get => (StatusCode::OK, TOML, self.gateway.configuration()),
             "/config" => text(StatusCode::METHOD_NOT_ALLOWED, "only GET is allowed here"),

@@ -19,11 +19,16 @@ use crate::json::{JsonError, Next, Scanner};
 /// Deepest nesting that is read; a deeper answer counts as garbage.
 const MAX_DEPTH: usize = 128;
 
-/// Registered content codings that change a body (RFC 9110, section 8.4.1; RFC 7932; RFC 8878).
+/// Longest body that is searched for a `code` to log, in bytes: failures are short.
+const MAX_LOGGED_BODY: usize = 64 << 10;
+/// Characters of a code that are logged; those of the platform have six.
+const MAX_CODE: usize = 32;
+
+/// Common content codings, which change a body (RFC 9110, section 8.4.1; RFC 7932; RFC 8878).
 const CODINGS: [&str; 7] = ["gzip", "x-gzip", "deflate", "compress", "x-compress", "br", "zstd"];
 
 /// What some programs write before UTF-8 text; parsers of JSON may ignore it (RFC 8259, section 8.1).
-const BYTE_ORDER_MARK: &str = "\u{feff}";
+pub const BYTE_ORDER_MARK: &str = "\u{feff}";
 
 /// A body as text, without a byte order mark.
 fn text(body: &[u8]) -> Option<&str> {
@@ -98,10 +103,11 @@ pub struct ExtraHeaders {
 }
 
 impl Answer {
-    /// The platform's `code`, if the body has one.
+    /// The platform's `code` for the log, if the body has one and is not unusually long.
     pub fn code(&self) -> Option<String> {
-        let text = text(&self.body)?;
-        pointers::texts(text, MAX_DEPTH, &["/code".to_owned()]).into_iter().next()
+        let text = text(&self.body).filter(|text| text.len() <= MAX_LOGGED_BODY)?;
+        let code = pointers::texts(text, MAX_DEPTH, &["/code".to_owned()]).into_iter().next()?;
+        Some(code.chars().take(MAX_CODE).collect())
     }
 
     /// How long `Retry-After` says to wait (RFC 9110, section 10.2.3).

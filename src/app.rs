@@ -79,7 +79,7 @@ pub struct Surroundings {
 impl Surroundings {
     /// Without sockets and without a log.
     pub fn new(earlier_calls: EarlierCalls) -> Self {
-        Self { earlier_calls, inherited: Inherited::default(), dropped_log_lines: Arc::new(|| 0) }
+        Self { earlier_calls, inherited: Inherited::default(), dropped_log_lines: Arc::new(|| [0, 0]) }
     }
 }
 
@@ -298,6 +298,6 @@ fn dependencies(
         Some(file) => StartError::Unusable(format!("log.hash_key_file: {}: {error}", file.display())),
         None => no_randomness(error),
     })?;
-    let dropped_log_lines: DroppedLogLines = Arc::new(|| 0);
+    let dropped_log_lines: DroppedLogLines = Arc::new(|| [0, 0]);
     Ok(Dependencies { clock: clock.clone(), upstream, nonces, pseudonyms, earlier_calls, dropped_log_lines })
 }

@@ -1,6 +1,6 @@
 //! Cached answers, fetches in progress, and the fence between the two.
 //!
-//! A hit finds its entry by moka and reads two clocks; it takes no lock. Everything else goes through the stripe of its
+//! A hit finds its answer by a reference or by moka, and reads two clocks; it takes no lock. Everything else goes through the stripe of its
 //! subject: under its lock a flight is joined or begun, an answer is stored, and a write invalidates both. A flight may store
 //! its answer only while it is in its stripe, and an answer may be served only until it is marked as invalid: that is the
 //! whole fence. It gives read-your-writes: a read that starts after a write was answered never sees data fetched before it.

@@ -1,6 +1,6 @@
 //! The one clock of the process.
 //!
-//! Every decision about time takes a [`Now`], so that it can be tested at any moment; only this room asks the system.
+//! Every decision about time takes a [`Now`], so that it can be tested at any moment; only this module asks the system.
 
 use std::ops::{Add, Sub};
 use std::sync::Arc;
@@ -103,6 +103,11 @@ impl Boot {
     pub const fn since(self, earlier: Self) -> Duration {
         Duration::from_nanos(self.0.saturating_sub(earlier.0))
     }
+}
+
+/// A span in whole milliseconds, as the log shows it.
+pub fn millis(span: Duration) -> u64 {
+    u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// A span in nanoseconds, as many as can be counted.

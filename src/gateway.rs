@@ -41,6 +41,7 @@ use self::hit_memo::Repeat;
 use self::invalidate::Invalidator;
 pub use self::operations::CachedQuestion;
 use self::pass::Passes;
+pub use self::path::shown_path;
 use self::policy::Policy;
 use self::read::Reads;
 use self::request::Request;
@@ -48,12 +49,14 @@ pub use self::request_head::RequestHead;
 use self::tasks::Tasks;
 use self::time::Time;
 use self::write::Writes;
+use crate::answer::BYTE_ORDER_MARK;
 use crate::cache::Cache;
 use crate::caller::Caller;
 use crate::clock::{Boot, Clock};
 use crate::configuration::Configuration;
 use crate::envelope::Envelope;
 use crate::limit::{EarlierCalls, Paces};
+use crate::line_limit::LineLimit;
 use crate::metrics::Metrics;
 use crate::pseudonym::Pseudonyms;
 use crate::reply::{Denied, GatewayError, OverCapacity, Reply};
@@ -70,9 +73,6 @@ const INVALIDATE: &str = "/v1/invalidate";
 
 /// The target of log lines that are an audit trail: what was changed, and by whom.
 pub const AUDIT: &str = "zvgate::audit";
-
-/// What some programs write before UTF-8 text.
-const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
 /// The gateway: what all requests share.
 pub struct Gateway {
@@ -92,6 +92,18 @@ pub struct Gateway {
     metrics: Metrics,
     tasks: Tasks,
     dropped_log_lines: DroppedLogLines,
+    reported_lines: Mutex<ReportedLines>,
+}
+
+/// What the log reported of lines that were dropped: numbers of audit lines, then of others.
+#[derive(Debug, Default)]
+struct ReportedLines {
+    /// As they were seen last.
+    seen: [u64; 2],
+    /// In lines that were themselves written.
+    reported: [u64; 2],
+    /// In a line of which that is not known yet.
+    reporting: Option<[u64; 2]>,
 }
 
 /// What a gateway needs beside its configuration.
@@ -110,8 +122,8 @@ pub struct Dependencies {
     pub dropped_log_lines: DroppedLogLines,
 }
 
-/// How many log lines were dropped, whenever it is asked.
-pub type DroppedLogLines = Arc<dyn Fn() -> u64 + Send + Sync>;
+/// How many log lines were dropped or could not be written: audit lines, then others.
+pub type DroppedLogLines = Arc<dyn Fn() -> [u64; 2] + Send + Sync>;
 
 /// Capacity for a request.
 #[derive(Clone, Debug)]
@@ -193,8 +205,9 @@ impl Gateway {
         let writes = Arc::new(Writes {
             fetcher,
             invalidator: Arc::clone(&invalidator),
-            log: Arc::new(WriteLog { pseudonyms: Arc::clone(&pseudonyms) }),
+            log: Arc::new(WriteLog { time: Arc::clone(&time), pseudonyms: Arc::clone(&pseudonyms) }),
             tasks: tasks.clone(),
+            unknown_customers: LineLimit::default(),
         });
         Self {
             policy: ArcSwap::from_pointee(policy),
@@ -212,6 +225,7 @@ impl Gateway {
             metrics,
             tasks,
             dropped_log_lines,
+            reported_lines: Mutex::default(),
         }
     }
 
@@ -299,7 +313,7 @@ impl Gateway {
         if head.uri.query().is_some() {
             return Err(GatewayError::BadRequest("a query string is not allowed: parameters belong in the body"));
         }
-        let body = body.strip_prefix(BYTE_ORDER_MARK).unwrap_or(&body);
+        let body = body.strip_prefix(BYTE_ORDER_MARK.as_bytes()).unwrap_or(&body);
         let deadline = received + fields.timeout(settings.request_timeout)?;
         match route {
             Some(route) => self.dispatch(policy, caller, route, path, fields, body, deadline, info),

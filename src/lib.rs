@@ -6,6 +6,7 @@
 
 pub mod backoff;
 pub mod clock;
+pub mod line_limit;
 pub mod secret;
 pub mod skew;
 pub mod timings;

@@ -16,6 +16,7 @@ pub use self::inflight::InflightLimit;
 pub use self::pace::{NoPermit, Pace, Permit, Throttled};
 pub use self::paces::{EarlierCalls, Paces, Rules};
 pub use self::slots::{Claim, Slots};
+pub use self::throttle::Ended;
 
 /// A request is over a limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -149,14 +149,28 @@ impl Listener {
             workers,
             stop,
         };
+        let mut failing = None;
         loop {
             let accepted = tokio::select! {
                 () = state.stop.cancelled() => break,
                 accepted = socket.accept() => accepted.and_then(|(stream, address)| Ok((stream.into_std()?, address))),
             };
             match accepted {
-                Ok(accepted) => state.serve(accepted, &answer),
-                Err(error) => back_off(&error).await,
+                Ok(accepted) => {
+                    if let Some(failures) = failing.take() {
+                        tracing::info!(failures, "accepting again");
+                    }
+                    state.serve(accepted, &answer);
+                }
+                Err(error) if is_of_one_connection(&error) => {}
+                Err(error) => {
+                    if failing.is_none() {
+                        tracing::warn!(%error, "accept failed");
+                    }
+                    failing = Some(failing.unwrap_or(0u64) + 1);
+                    // Without descriptors or memory, wait for some.
+                    tokio::time::sleep(ACCEPT_BACKOFF).await;
+                }
             }
         }
         // Connections that were established before the stop are in the socket's queue, and would be reset with it.
@@ -229,11 +243,8 @@ fn accept_queued(socket: &net::TcpListener) -> io::Result<(net::TcpStream, Socke
     Ok(accepted)
 }
 
-/// A connection that was closed before it was accepted needs no pause; without descriptors or memory, wait for some.
-async fn back_off(error: &io::Error) {
+/// Whether a connection was closed before it was accepted, which says nothing about the next one.
+fn is_of_one_connection(error: &io::Error) -> bool {
     use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset, Interrupted};
-    if !matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset | Interrupted) {
-        tracing::warn!(%error, "accept failed");
-        tokio::time::sleep(ACCEPT_BACKOFF).await;
-    }
+    matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset | Interrupted)
 }

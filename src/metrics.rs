@@ -175,7 +175,7 @@ impl Metrics {
                 "When the certificate for callers expires, in seconds since the Unix epoch",
                 &[],
             ),
-            log_lines_dropped: make.counter("zvgate_log_lines_dropped_total", "Log lines dropped because they were read too slowly"),
+            log_lines_dropped: make.counter("zvgate_log_lines_dropped_total", "Log lines that were dropped because they were read too slowly, or could not be written"),
             clock_skew: make.add(Gauge::new(
                 "zvgate_clock_skew_seconds",
                 "How far the platform's clock is ahead of this machine's in seconds, negative if it is behind; 0 before its first answer",

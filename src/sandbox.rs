@@ -109,7 +109,7 @@ impl Sandbox {
         list.first()?.get("cardId")?.as_str().map(str::to_owned)
     }
 
-    /// Serves until `stop`; what is in hand is dropped, as a platform that goes away does.
+    /// Serves until `stop`; requests in progress are dropped, as when a platform fails.
     pub async fn run(self, stop: CancellationToken) {
         loop {
             let accepted = tokio::select! {
@@ -135,7 +135,7 @@ async fn serve(platform: Arc<Platform>, stream: TcpStream) {
     let handle = Arc::new(handle);
     let _ = stream.set_nodelay(true);
     let service = service_fn(move |request| Arc::clone(&platform).answer(request, Arc::clone(&handle)));
-    // A connection that breaks, by a fault or by its caller, is over.
+    // A connection that breaks, by a fault or by its caller, is dropped.
     http1::Builder::new().serve_connection(TokioIo::new(stream), service).await.ok();
 }
 

@@ -128,9 +128,9 @@ pub struct AttemptSettings {
 pub struct LimitSettings {
     /// Towards the platform, for each tenant and route that has no limit of its own.
     pub upstream: PaceSettings,
-    /// How long a read may wait for a slot.
+    /// How long a read may wait for a slot and for capacity in flight.
     pub max_wait: Duration,
-    /// How long a write may wait for a slot.
+    /// The same for a write.
     pub max_wait_write: Duration,
     /// Of each caller.
     pub caller: Option<CallerLimit>,

@@ -22,6 +22,8 @@ const CHANGES_APART: Duration = Duration::from_secs(60);
 const HALF_A_SECOND: i64 = 500;
 /// A difference that an operator should know of.
 const NOTABLE: u64 = 30_000;
+/// One that they need not know of any more: less, so that one near the limit is not reported again and again.
+const UNREMARKABLE: u64 = 25_000;
 /// The platform's clock is not known.
 const UNKNOWN: i64 = i64::MIN;
 
@@ -97,8 +99,9 @@ impl Skew {
             readings.reported = Some((base, answered.boot));
         }
         let ahead = self.ahead(answered).unwrap_or_default();
-        let notable = ahead.unsigned_abs() > NOTABLE;
-        let was_notable = std::mem::replace(&mut readings.notable, notable);
+        let was_notable = readings.notable;
+        let notable = ahead.unsigned_abs() > if was_notable { UNREMARKABLE } else { NOTABLE };
+        readings.notable = notable;
         ClockChange {
             correction: changed.then(|| self.difference(answered)),
             notable_skew: (notable && !was_notable).then_some(ahead),
@@ -250,6 +253,10 @@ mod tests {
         );
         assert_eq!(learn(&skew, 61, 40), ClockChange { correction: Some(40_550), ..ClockChange::default() });
         assert_eq!(learn(&skew, 130, 40), ClockChange::default());
+        for second in 131..190 {
+            let near_the_limit = learn(&skew, second, 29 + i64::try_from(second % 3).unwrap());
+            assert_eq!((near_the_limit.notable_skew, near_the_limit.unremarkable_skew), (None, None));
+        }
         learn(&skew, 131, 0);
         assert_eq!(learn(&skew, 132, 0).unremarkable_skew, Some(550));
         learn(&skew, 133, 40);

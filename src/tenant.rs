@@ -28,7 +28,7 @@ pub struct Tenant {
     pub name: String,
     /// Its identity on the platform.
     pub open_id: String,
-    /// The grant that goes with it.
+    /// The grant that belongs to it.
     pub grant_code: String,
     /// Its signing key, which may change.
     open_key: RwLock<Secret>,

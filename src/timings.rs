@@ -1,49 +1,77 @@
-//! What a call to the platform took, for the logs: written by the task that makes the call, read by everybody who waits for it.
+//! What a call to the platform takes, for the logs: written by the task that makes the call, read by everybody who waits for it, also
+//! while it is under way.
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
-/// The attempts of a call so far, and how long they took.
+use crate::clock::{Boot, millis};
+
+/// The attempts of a call so far, and how long they take.
 #[derive(Debug, Default)]
 pub struct CallTimings {
     attempts: AtomicU32,
-    /// In milliseconds, as the next one.
-    queued: AtomicU64,
-    upstream: AtomicU64,
+    /// Waiting for a slot and for capacity in flight.
+    pub queue: Stopwatch,
+    /// With the platform.
+    pub upstream: Stopwatch,
 }
 
 impl CallTimings {
-    /// It was queued for so long.
-    pub fn waited(&self, queued: Duration) {
-        self.queued.fetch_add(millis(queued), Ordering::Relaxed);
-    }
-
     /// An attempt begins.
-    pub fn begins(&self) {
+    pub fn attempt(&self) {
         self.attempts.fetch_add(1, Ordering::Relaxed);
-    }
-
-    /// An attempt ended after so long.
-    pub fn ended(&self, took: Duration) {
-        self.upstream.fetch_add(millis(took), Ordering::Relaxed);
     }
 
     /// How many attempts began.
     pub fn attempts(&self) -> u32 {
         self.attempts.load(Ordering::Relaxed)
     }
+}
 
-    /// How long they waited for a slot and for room in flight, in milliseconds.
-    pub fn queue_ms(&self) -> u64 {
-        self.queued.load(Ordering::Relaxed)
+/// A stopwatch that one task starts and stops.
+#[derive(Debug, Default)]
+pub struct Stopwatch {
+    /// Between starts and stops, in milliseconds.
+    total: AtomicU64,
+    /// When it was started, in nanoseconds since boot; 0: it does not run.
+    started: AtomicU64,
+}
+
+impl Stopwatch {
+    /// Starts it.
+    pub fn start(&self, now: Boot) {
+        self.started.store(now.nanos(), Ordering::Relaxed);
     }
 
-    /// How long those that ended took, in milliseconds.
-    pub fn upstream_ms(&self) -> u64 {
-        self.upstream.load(Ordering::Relaxed)
+    /// Stops it; returns for how long it ran.
+    pub fn stop(&self, now: Boot) -> Duration {
+        let ran = now.since(Boot::from_duration(Duration::from_nanos(self.started.swap(0, Ordering::Relaxed))));
+        self.total.fetch_add(millis(ran), Ordering::Relaxed);
+        ran
+    }
+
+    /// For how long it ran until now, in milliseconds.
+    pub fn total_ms(&self, now: Boot) -> u64 {
+        let started = self.started.load(Ordering::Relaxed);
+        let running =
+            if started > 0 { now.since(Boot::from_duration(Duration::from_nanos(started))) } else { Duration::ZERO };
+        self.total.load(Ordering::Relaxed) + millis(running)
     }
 }
 
-fn millis(span: Duration) -> u64 {
-    u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stopwatch_counts_what_runs_and_what_ran() {
+        let (stopwatch, at) = (Stopwatch::default(), |millis| Boot::from_duration(Duration::from_millis(millis)));
+        assert_eq!(stopwatch.total_ms(at(5)), 0);
+        stopwatch.start(at(10));
+        assert_eq!(stopwatch.total_ms(at(30)), 20);
+        assert_eq!(stopwatch.stop(at(40)), Duration::from_millis(30));
+        assert_eq!(stopwatch.total_ms(at(99)), 30);
+        stopwatch.start(at(100));
+        assert_eq!(stopwatch.total_ms(at(101)), 31);
+    }
 }

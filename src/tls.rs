@@ -200,7 +200,6 @@ impl Contents {
         if self.client_ca.is_some() {
             // A session that resumes does not show its certificate again, which may have expired.
             config.session_storage = Arc::new(NoServerSessionStorage {});
-            config.send_tls13_tickets = 0;
         } else {
             // Sessions resume without a table of them, and never under other certificates than those they began with.
             config.ticketer = rustls::crypto::ring::Ticketer::new()

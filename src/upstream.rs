@@ -106,6 +106,11 @@ impl Upstream {
         self.circuits_of(tenant).ended_failures()
     }
 
+    /// Whether a tenant's key may be refused.
+    pub fn is_key_suspect(&self, tenant: &Tenant) -> bool {
+        self.circuits_of(tenant).is_key_suspect()
+    }
+
     /// The time in which a tenant's retry budget was exhausted, if it has ended.
     pub fn ended_denial(&self, tenant: &Tenant) -> Option<Episode> {
         self.circuits_of(tenant).ended_denial()

@@ -120,7 +120,7 @@ pub struct AnswerRef {
 }
 
 impl AnswerRef {
-    /// What a reference takes of memory while its answer is gone, beside its own size and the subject's text.
+    /// What a reference takes of memory once its answer was dropped, beside its own size and the subject's text.
     pub const RESIDUE: usize = size_of::<CachedAnswer>() + 2 * size_of::<usize>();
 
     /// The subject of the answer.
@@ -137,10 +137,23 @@ impl AnswerRef {
         if is_servable { cached.hit(cache_control, now) } else { None }
     }
 
-    /// One whose answer is gone.
+    /// One of no answer, which counts as cached or not.
     #[cfg(test)]
-    pub(crate) fn dangling(subject: Subject) -> Self {
-        Self { subject, cached: Weak::new(), tenant: Arc::default() }
+    pub(crate) fn of_nothing(subject: Subject, is_live: bool) -> Self {
+        use crate::answer::Verdict;
+        let now = crate::clock::Clock::system().now();
+        let lifetimes = crate::settings::Settings::defaults().unwrap().dynamic.cache.lifetimes;
+        let decision = super::StoreDecision::of(&Verdict::Exception, &lifetimes, now.wall, now, now);
+        let super::StoreDecision::Store(freshness) = decision else { panic!("{decision:?}") };
+        let question = Question { subject: subject.clone(), key: "".into() };
+        let answer = Answer { status: 200, content_type: None, extra_headers: None, body: Box::default() };
+        let generation = Generation { tenant: 0, rules: 0 };
+        let cached = Arc::new(CachedAnswer::new(&question, &Arc::new(answer), freshness, generation));
+        let weak = Arc::downgrade(&cached);
+        if is_live {
+            std::mem::forget(cached);
+        }
+        Self { subject, cached: weak, tenant: Arc::default() }
     }
 
     /// Whether its answer may still be cached.

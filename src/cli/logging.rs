@@ -5,6 +5,7 @@ use std::io::{self, IsTerminal, Write};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use parking_lot::Mutex;
 use tracing::{Level, Subscriber};
 use tracing_appender::non_blocking::{ErrorCounter, NonBlocking, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::Layer;
@@ -14,7 +15,6 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt;
 
-use crate::clock::{Boot, Clock};
 use crate::gateway::AUDIT;
 use crate::settings::{LogFormat, LogLevel, LogSettings};
 
@@ -25,41 +25,40 @@ const MAX_BUFFERED_LINES: usize = 8192;
 pub(super) struct Log {
     _guards: [WorkerGuard; 2],
     counters: [ErrorCounter; 2],
-    /// Lines that could not be written.
-    lost: Arc<AtomicU64>,
+    /// Of each, the lines that could not be written.
+    lost: Arc<[AtomicU64; 2]>,
 }
 
 impl Log {
-    /// How many lines were dropped.
-    pub(super) fn dropped_lines(&self) -> impl Fn() -> u64 + Send + Sync + use<> {
+    /// How many lines were dropped or could not be written: audit lines, then others.
+    pub(super) fn dropped_lines(&self) -> impl Fn() -> [u64; 2] + Send + Sync + use<> {
         let (counters, lost) = (self.counters.clone(), Arc::clone(&self.lost));
         move || {
-            let dropped: u64 = counters.iter().map(|counter| counter.dropped_lines() as u64).sum();
-            dropped + lost.load(Ordering::Relaxed)
+            std::array::from_fn(|kind| {
+                let dropped = counters.get(kind).map_or(0, |counter| counter.dropped_lines() as u64);
+                dropped + lost.get(kind).map_or(0, |lost| lost.load(Ordering::Relaxed))
+            })
         }
     }
 }
 
-/// Writes lines, and reports afterwards those that could not be written, as while a disk is full.
-struct Lines<W> {
+/// Where the lines of both buffers are written. What cannot be, as while a disk is full, is counted.
+struct Output<W> {
     out: W,
-    /// What the lines are.
-    kind: &'static str,
-    clock: Clock,
-    /// Lines that could not be written since the last one that could, and when the first of them was.
-    lost: Option<(u64, Boot)>,
-    all_lost: Arc<AtomicU64>,
     /// Whether a part of a line was written.
     is_torn: bool,
 }
 
-impl<W: Write> Lines<W> {
+impl<W: Write> Output<W> {
     fn line(&mut self, line: &[u8]) -> io::Result<()> {
         if self.is_torn {
-            self.out.write_all(b"\n")?;
-            self.is_torn = false;
+            self.write(b"\n")?;
         }
-        let mut rest = line;
+        self.write(line)
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
+        let mut rest = bytes;
         while !rest.is_empty() {
             let written = match self.out.write(rest) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
@@ -73,28 +72,27 @@ impl<W: Write> Lines<W> {
     }
 }
 
+/// Writes the lines of one buffer.
+struct Lines<W> {
+    output: Arc<Mutex<Output<W>>>,
+    /// Of all buffers.
+    lost: Arc<[AtomicU64; 2]>,
+    /// Its index among them.
+    buffer: usize,
+}
+
 impl<W: Write> Write for Lines<W> {
     /// Takes one whole line.
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        let now = self.clock.boot();
-        match (self.line(line), self.lost) {
-            (Ok(()), None) => {}
-            (Ok(()), Some((lost, since))) => {
-                self.lost = None;
-                let lasted_ms = u64::try_from(now.since(since).as_millis()).unwrap_or(u64::MAX);
-                tracing::warn!(lost, kind = self.kind, lasted_ms, "log lines lost: they could not be written");
-            }
-            (Err(_), lost) => {
-                let (lost, since) = lost.unwrap_or((0, now));
-                self.lost = Some((lost + 1, since));
-                self.all_lost.fetch_add(1, Ordering::Relaxed);
-            }
+        if self.output.lock().line(line).is_err() {
+            let lost = self.lost.get(self.buffer).expect("there is a count for each buffer");
+            lost.fetch_add(1, Ordering::Relaxed);
         }
         Ok(line.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        self.out.flush()
+        self.output.lock().out.flush()
     }
 }
 
@@ -113,14 +111,14 @@ pub(super) fn begin(settings: &LogSettings) -> Log {
         LogFormat::Text => true,
         LogFormat::Json => false,
     };
-    let all_lost = Arc::new(AtomicU64::new(0));
-    let buffer = |kind| {
+    let output = Arc::new(Mutex::new(Output { out: io::stderr(), is_torn: false }));
+    let lost = Arc::new([const { AtomicU64::new(0) }; 2]);
+    let buffer = |buffer| {
         let lossy = NonBlockingBuilder::default().lossy(true).buffered_lines_limit(MAX_BUFFERED_LINES);
-        let (out, all_lost) = (io::stderr(), Arc::clone(&all_lost));
-        lossy.finish(Lines { out, kind, clock: Clock::system(), lost: None, all_lost, is_torn: false })
+        lossy.finish(Lines { output: Arc::clone(&output), lost: Arc::clone(&lost), buffer })
     };
-    let ((lines, lines_guard), (audit, audit_guard)) = (buffer("other"), buffer("audit"));
-    let counters = [lines.error_counter(), audit.error_counter()];
+    let ((audit, audit_guard), (lines, lines_guard)) = (buffer(0), buffer(1));
+    let counters = [audit.error_counter(), lines.error_counter()];
     let own = Targets::new().with_target("zvgate", level).with_target(AUDIT, Level::INFO);
     let others = filter_fn(|metadata| metadata.target() != AUDIT);
     let audits = filter_fn(|metadata| metadata.target() == AUDIT);
@@ -130,7 +128,7 @@ pub(super) fn begin(settings: &LogSettings) -> Log {
         .with(own);
     // If a process starts twice, as in tests, the first log stays.
     let _ = registry.try_init();
-    Log { _guards: [lines_guard, audit_guard], counters, lost: all_lost }
+    Log { _guards: [lines_guard, audit_guard], counters, lost }
 }
 
 fn formatted<S>(writer: NonBlocking, text: bool, terminal: bool) -> Box<dyn Layer<S> + Send + Sync>
@@ -139,4 +137,41 @@ where
 {
     let lines = layer().with_writer(writer).with_ansi(terminal).with_target(false);
     if text { lines.boxed() } else { lines.json().flatten_event(true).boxed() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Takes so many bytes, then nothing.
+    struct Full(Vec<u8>, usize);
+
+    impl Write for Full {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            let taken = bytes.len().min(self.1 - self.0.len());
+            self.0.extend_from_slice(&bytes[..taken]);
+            if taken > 0 || bytes.is_empty() { Ok(taken) } else { Err(io::ErrorKind::StorageFull.into()) }
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_torn_line_spoils_no_other_one_and_lost_lines_are_counted() {
+        let output = Arc::new(Mutex::new(Output { out: Full(Vec::new(), 14), is_torn: false }));
+        let lost = Arc::new([const { AtomicU64::new(0) }; 2]);
+        let lines = |buffer| Lines { output: Arc::clone(&output), lost: Arc::clone(&lost), buffer };
+        let (mut audits, mut others) = (lines(0), lines(1));
+        for line in ["first\n", "second, torn\n", "lost\n"] {
+            others.write_all(line.as_bytes()).unwrap();
+        }
+        audits.write_all(b"lost, too\n").unwrap();
+        output.lock().out.1 = 1000;
+        audits.write_all(b"audit\n").unwrap();
+        others.write_all(b"other\n").unwrap();
+        assert_eq!(String::from_utf8_lossy(&output.lock().out.0), "first\nsecond, \naudit\nother\n");
+        assert_eq!(lost.each_ref().map(|lost| lost.load(Ordering::Relaxed)), [1, 2]);
+    }
 }

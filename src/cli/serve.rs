@@ -120,7 +120,7 @@ fn inherited() -> io::Result<Inherited> {
         return Err(io::Error::other(format!("{} sockets are too many", sockets.len())));
     }
     // Without a name of ours, they have those that systemd gives them.
-    let is_named = names.iter().any(|name| SOCKETS.contains(name));
+    let is_named = sockets.len() > 0 && names.iter().any(|name| SOCKETS.contains(name));
     let is_valid = names.len() == sockets.len()
         && names.iter().all(|name| SOCKETS.contains(name))
         && names.first() != names.get(1);
@@ -165,7 +165,7 @@ async fn serve(configuration: &ConfigArguments, app: App, signals: Signals, work
         tracing::warn!("stopped immediately by a second signal");
     };
     tokio::select! {
-        ran = running => ran.map_err(|ended| {
+        ran = running => ran.inspect(|()| tracing::info!("stopped")).map_err(|ended| {
             tracing::error!("{ended}; the process exits");
             fail(ended)
         }),

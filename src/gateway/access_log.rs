@@ -13,9 +13,10 @@ use super::path::shown_path;
 use super::policy::Policy;
 use super::request::Job;
 use super::request_head::RequestHead;
+use super::time::Time;
 use super::{AUDIT, Gateway};
 use crate::answer::Answer;
-use crate::clock::Boot;
+use crate::clock::{Boot, millis};
 use crate::envelope::Envelope;
 use crate::json::Node;
 use crate::metrics::{CacheUse, Label, Limit};
@@ -24,7 +25,7 @@ use crate::reply::{self, CacheStatus, GatewayError, OverCapacity, Reply};
 use crate::route::Route;
 use crate::settings::{AccessLog, KindSettings};
 use crate::timings::CallTimings;
-use crate::upstream::NotSent;
+use crate::upstream::{NotSent, Rejected};
 
 /// Longest `bizId` that is logged.
 const MAX_BIZ_ID: usize = 64;
@@ -65,7 +66,7 @@ pub(super) struct RequestGuard<'a> {
     policy: Guard<Arc<Policy>>,
     pub(super) info: RequestInfo,
     started: Boot,
-    /// What its call to the platform takes, if it waited for one, so that its head is gone.
+    /// What its call to the platform takes, if it waited for one, so that its head was dropped.
     timings: Option<Arc<CallTimings>>,
     /// The path then, unless it is its route's pattern.
     path: Option<Box<str>>,
@@ -149,7 +150,8 @@ impl<'a> RequestGuard<'a> {
     fn record(&self, ended: &Ended<'_>) {
         let Self { gateway, policy, info, .. } = self;
         let Ended { status, cache, error, reason, method, path, answer } = *ended;
-        let took = gateway.time.boot().since(self.started);
+        let now = gateway.time.boot();
+        let took = now.since(self.started);
         policy.handles.request(info.route, info.caller, status, cache, took);
         let is_logged = match policy.settings.access_log.access {
             AccessLog::All => true,
@@ -175,9 +177,9 @@ impl<'a> RequestGuard<'a> {
                 bytes = answer.map_or(0, |answer| answer.body.len()),
                 cache = cache.name(),
                 attempts = timings.map(CallTimings::attempts),
-                queue_ms = timings.map(CallTimings::queue_ms),
-                upstream_ms = timings.map(CallTimings::upstream_ms),
-                ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
+                queue_ms = timings.map(|timings| timings.queue.total_ms(now)),
+                upstream_ms = timings.map(|timings| timings.upstream.total_ms(now)),
+                ms = millis(took),
                 request_id = info.shown_id(),
                 trace_id = info.trace,
                 "request"
@@ -243,6 +245,7 @@ impl Gateway {
 
 /// Logs writes.
 pub(super) struct WriteLog {
+    pub(super) time: Arc<Time>,
     pub(super) pseudonyms: Arc<Pseudonyms>,
 }
 
@@ -256,7 +259,7 @@ impl WriteLog {
         info: &RequestInfo,
         customers: &[String],
     ) {
-        let Job { policy, timings, .. } = job;
+        let (Job { policy, timings, .. }, now) = (job, self.time.boot());
         if policy.settings.access_log.writes {
             let error = result.as_ref().err();
             tracing::info!(
@@ -267,8 +270,9 @@ impl WriteLog {
                 biz_id = written.biz_id,
                 cards = written.cards,
                 attempts = timings.attempts(),
-                queue_ms = timings.queue_ms(),
-                upstream_ms = timings.upstream_ms(),
+                queue_ms = timings.queue.total_ms(now),
+                upstream_ms = timings.upstream.total_ms(now),
+                ms = millis(now.since(written.began)),
                 route = policy.route_name(info),
                 caller = policy.caller_name(info),
                 tenant = policy.tenant_name(info),
@@ -285,8 +289,10 @@ impl WriteLog {
 }
 
 /// What a write was about.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub(super) struct Written {
+    /// When its request was complete.
+    began: Boot,
     /// `bizId`, by which the platform knows it.
     biz_id: Option<String>,
     /// How many cards it names.
@@ -295,7 +301,7 @@ pub(super) struct Written {
 
 impl Written {
     /// As its request says.
-    pub(super) fn of(envelope: &Envelope<'_>) -> Self {
+    pub(super) fn of(envelope: &Envelope<'_>, began: Boot) -> Self {
         let params = envelope.root().member("params");
         let biz_id =
             params.and_then(|params| params.member("bizId")?.text().map(|id| id.chars().take(MAX_BIZ_ID).collect()));
@@ -303,7 +309,7 @@ impl Written {
             Node::Array(cards) => Some(cards.len()),
             _ => None,
         });
-        Self { biz_id, cards }
+        Self { began, biz_id, cards }
     }
 }
 
@@ -332,7 +338,9 @@ fn cache_use(result: &Result<Reply, GatewayError>) -> CacheUse {
 const fn limit_of(error: &GatewayError) -> Option<Limit> {
     match error {
         GatewayError::CallerLimited(_) => Some(Limit::Caller),
-        GatewayError::NotSent(NotSent::Limited { .. }) => Some(Limit::Upstream),
+        GatewayError::NotSent(NotSent::Limited { .. } | NotSent::Rejected(Rejected::TooManyInFlight)) => {
+            Some(Limit::Upstream)
+        }
         GatewayError::OverCapacity(OverCapacity::Connections) => Some(Limit::Connections),
         GatewayError::OverCapacity(OverCapacity::Waiters) => Some(Limit::Waiters),
         _ => None,

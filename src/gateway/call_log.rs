@@ -7,7 +7,8 @@ use std::time::Duration;
 use super::path::shown_path;
 use super::request::Job;
 use crate::answer::{Answer, Verdict};
-use crate::limit::Throttled;
+use crate::clock::millis;
+use crate::limit::{Ended, Throttled};
 use crate::metrics::BreakerState;
 use crate::tenant::Tenant;
 use crate::upstream::{Episode, Observer, Outcome, Scope, Transition, with_sources};
@@ -34,15 +35,23 @@ impl<'a> CallLog<'a> {
         &self.job.call.tenant.name
     }
 
+    fn route(&self) -> Cow<'_, str> {
+        shown_path(&self.job.call.path)
+    }
+
     fn cause(&self) -> String {
         self.outcome.map(cause).unwrap_or_default()
     }
 
     /// Attempts began to fail in a way that they did not before.
     pub(super) fn failures_began(&self, outcome: &str, reason: &str) {
-        let route = &*shown_path(&self.job.call.path);
-        let cause = self.cause();
+        let (route, cause) = (&*self.route(), self.cause());
         tracing::warn!(tenant = self.tenant(), route, outcome, reason, cause, "upstream attempts failing");
+    }
+
+    /// Calls began to be rejected because of a limit.
+    pub(super) fn rejections_began(&self, reason: &str) {
+        tracing::warn!(tenant = self.tenant(), route = &*self.route(), reason, "upstream calls rejected");
     }
 
     /// The platform throttles although the rate limit was kept, and nothing has succeeded since.
@@ -50,7 +59,7 @@ impl<'a> CallLog<'a> {
         let code = answer.code();
         tracing::warn!(
             tenant = self.tenant(),
-            route = &*shown_path(&self.job.call.path),
+            route = &*self.route(),
             code,
             "signing key may be refused: the platform has the same code for throttling, but the rate limit was kept"
         );
@@ -63,21 +72,20 @@ impl<'a> CallLog<'a> {
 
     /// The platform asked for a pause (`Retry-After`).
     pub(super) fn asked_to_pause(&self, pause: Duration) {
-        let (route, pause_ms) = (&*shown_path(&self.job.call.path), millis(pause));
+        let (route, pause_ms) = (&*self.route(), millis(pause));
         tracing::warn!(tenant = self.tenant(), route, pause_ms, "upstream sent Retry-After, route paused");
     }
 
     /// The tenant's retry budget is exhausted.
     pub(super) fn retries_denied(&self) {
-        let route = &*shown_path(&self.job.call.path);
+        let route = &*self.route();
         tracing::warn!(tenant = self.tenant(), route, "retry budget exhausted, failed reads are not retried");
     }
 
     /// The platform throttled a call.
     pub(super) fn throttled(&self, throttled: &Throttled) {
         let Throttled { pause, allowed, rate } = throttled;
-        let route = &*shown_path(&self.job.call.path);
-        let pause_ms = millis(*pause);
+        let (route, pause_ms) = (&*self.route(), millis(*pause));
         tracing::warn!(tenant = self.tenant(), route, pause_ms, allowed, rate, "upstream throttled, route paused");
     }
 }
@@ -86,7 +94,7 @@ impl Observer for CallLog<'_> {
     fn breaker_changed(&self, scope: Scope, transition: Transition) {
         let Job { policy, call, .. } = self.job;
         let route = match scope {
-            Scope::Path => shown_path(&call.path),
+            Scope::Path => self.route(),
             Scope::Tenant => Cow::Borrowed("all"),
         };
         let (tenant, route) = (self.tenant(), &*route);
@@ -113,7 +121,7 @@ impl Observer for CallLog<'_> {
     }
 }
 
-/// Attempts no longer fail.
+/// Attempts no longer fail, and calls are no longer rejected.
 pub(super) fn failures_ended(tenant: &Tenant, path: &str, episode: &Episode) {
     tracing::info!(
         tenant = tenant.name,
@@ -125,9 +133,13 @@ pub(super) fn failures_ended(tenant: &Tenant, path: &str, episode: &Episode) {
     );
 }
 
-/// The platform no longer throttles.
-pub(super) fn throttling_ended(tenant: &Tenant, path: &str, rate: u32) {
-    tracing::info!(tenant = tenant.name, route = &*shown_path(path), rate, "upstream throttling ended");
+/// Calls on a path are no longer paused or held back.
+pub(super) fn throttling_ended(tenants: &str, path: &str, ended: Ended) {
+    let route = &*shown_path(path);
+    match ended {
+        Ended::Throttling { rate } => tracing::info!(tenant = tenants, route, rate, "upstream throttling ended"),
+        Ended::Pause => tracing::info!(tenant = tenants, route, "upstream pause ended"),
+    }
 }
 
 /// Failed reads are retried again.
@@ -152,8 +164,4 @@ fn cause(outcome: &Outcome) -> String {
         Verdict::Ambiguous => "the answer has status, code or data twice".to_owned(),
         Verdict::Success(_) | Verdict::Exception => String::new(),
     }
-}
-
-fn millis(span: Duration) -> u64 {
-    u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
 }

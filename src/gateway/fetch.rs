@@ -152,13 +152,11 @@ impl Fetcher {
         };
         let (metrics, tenant) = (job.metrics(), job.policy.handles.tenant(job.call.tenant.index));
         let in_flight = InFlight::new(&tenant.inflight);
-        let started = self.time.boot();
-        job.timings.begins();
+        job.timings.attempt();
+        job.timings.upstream.start(self.time.boot());
         let exchanged = self.exchange(job, reuse, &permit, on_progress).await;
         drop(in_flight);
-        let took = self.time.boot().since(started);
-        metrics.duration.observe(took.as_secs_f64());
-        job.timings.ended(took);
+        metrics.duration.observe(job.timings.upstream.stop(self.time.boot()).as_secs_f64());
         let is_idle_close = exchanged.as_ref().is_err_and(ExchangeError::is_idle_close);
         let outcome = match exchanged {
             // Only its bytes are passed on, and nobody knows what they mean.
@@ -190,14 +188,14 @@ impl Fetcher {
         }
         let result = result_of(outcome);
         job.metrics().attempts.of(result).inc();
-        let key_suspect = &job.policy.handles.tenant(job.call.tenant.index).key_suspect;
         match result {
             AttemptResult::Ok | AttemptResult::Exception => {
                 if circuit.succeeded() {
-                    key_suspect.set(0);
                     call_log.key_accepted();
                 }
             }
+            // It says nothing about the platform.
+            _ if *is_idle_close => {}
             _ => {
                 let reason = outcome.error().map_or_else(|| result.name(), |error| error.failure().name());
                 if circuit.failed(reason) {
@@ -208,7 +206,6 @@ impl Fetcher {
         let Outcome::Answered(answered) = outcome else { return };
         // HTTP 429 is no answer to a signature.
         if result == AttemptResult::Throttled && answered.answer.status != TOO_MANY_REQUESTS && circuit.throttled() {
-            key_suspect.set(1);
             call_log.key_suspect(&answered.answer);
         }
         if result == AttemptResult::Throttled {
@@ -224,13 +221,22 @@ impl Fetcher {
     async fn acquire(&self, job: &Job, circuit: &Circuit) -> Result<(Permit, Attempt), NotSent> {
         circuit.check(&job.policy.settings.attempts.breaker).map_err(NotSent::Rejected)?;
         let queued = self.time.boot();
+        job.timings.queue.start(queued);
         let remaining = job.deadline.since(queued);
         let pace = self.paces.of(&job.call.tenant, &job.route, &job.call.path);
         let permit = pace.acquire(circuit.inflight(), job.queue_key, job.max_wait.min(remaining)).await;
-        let waited = self.time.boot().since(queued);
+        let waited = job.timings.queue.stop(self.time.boot());
         job.metrics().wait.observe(waited.as_secs_f64());
-        job.timings.waited(waited);
         let is_late = remaining < job.max_wait;
+        let permit = permit.inspect_err(|no_permit| {
+            let reason = match no_permit {
+                NoPermit::Limited(_) => "no_slot",
+                NoPermit::NoCapacity => "too_many_in_flight",
+            };
+            if circuit.failed(reason) {
+                CallLog::begun(job).rejections_began(reason);
+            }
+        });
         let permit = permit.map_err(|no_permit| match no_permit {
             // Unless the next slot is further off than anybody waits for one.
             NoPermit::Limited(limited) if is_late && limited.retry_after <= job.max_wait => NotSent::DeadlineExceeded,

@@ -2,7 +2,7 @@
 //! that was a hit is neither parsed nor looked up.
 //!
 //! It refers to answers and does not keep them in memory. Whether one may be served is a fact of the answer itself, as it is for
-//! those that are looked up: there is one protocol of invalidation, that of the cache. The memo belongs to a policy and goes with it.
+//! those that are looked up: there is one protocol of invalidation, that of the cache. The memo belongs to a policy and is dropped with it.
 
 use std::hash::BuildHasher;
 use std::sync::Arc;
@@ -21,8 +21,9 @@ const MAX_BYTES: usize = 640;
 /// Of those, what is left for the texts.
 const MAX_TEXT: usize =
     MAX_BYTES - size_of::<Slot>() - size_of::<Known>() - AnswerRef::RESIDUE - ALLOCATIONS * ALLOCATION;
-/// Allocations of one request, and what each takes beside its contents: reference counts, the allocator's rounding.
-const ALLOCATIONS: usize = 4;
+/// Allocations of one request, and what each takes beside its contents: reference counts, the allocator's rounding. Itself, its path,
+/// tenant and body, the text of its subject, and what is left of its answer.
+const ALLOCATIONS: usize = 6;
 const ALLOCATION: usize = 24;
 /// Most slots, however large the cache is.
 const MAX_SLOTS: u64 = 1 << 17;
@@ -108,6 +109,11 @@ impl HitMemo {
         })
     }
 
+    /// Forgets everything.
+    pub(super) fn clear(&self) {
+        self.sets.iter().flatten().for_each(|slot| slot.store(None));
+    }
+
     /// Remembers a request that was a hit, unless it is unusually long.
     pub(super) fn remember(&self, repeat: &Repeat<'_>, tenant: usize, answer: AnswerRef) {
         let header = repeat.tenant.unwrap_or_default();
@@ -153,9 +159,9 @@ mod tests {
         Repeat { caller, route, path, tenant, body }
     }
 
-    /// A reference to the answer about a customer, which is not in memory any more.
-    fn answer(customer: usize) -> AnswerRef {
-        AnswerRef::dangling(Subject::customer(0, &customer.to_string()))
+    /// A reference to the answer about a customer, which is in memory or not.
+    fn answer(customer: usize, is_live: bool) -> AnswerRef {
+        AnswerRef::of_nothing(Subject::customer(0, &customer.to_string()), is_live)
     }
 
     fn customer(memo: &HitMemo, repeat: &Repeat<'_>) -> Option<usize> {
@@ -166,14 +172,14 @@ mod tests {
     proptest! {
         #[test]
         fn a_request_finds_only_the_answer_to_its_own_repetition(
-            steps in prop::collection::vec((sent(), any::<bool>()), 1..60),
+            steps in prop::collection::vec((sent(), any::<bool>(), any::<bool>()), 1..60),
             bytes in prop::sample::select(vec![0, 1 << 14, 1 << 20]),
         ) {
             let memo = HitMemo::new(bytes);
             let mut remembered: HashMap<Sent, usize> = HashMap::new();
-            for (number, (sent, remembers)) in steps.into_iter().enumerate() {
+            for (number, (sent, remembers, is_live)) in steps.into_iter().enumerate() {
                 if remembers {
-                    memo.remember(&repeat(sent), 0, answer(number));
+                    memo.remember(&repeat(sent), 0, answer(number, is_live));
                     remembered.insert(sent, number);
                     prop_assert_eq!(customer(&memo, &repeat(sent)), Some(number), "what was just remembered is found");
                 }
@@ -191,9 +197,31 @@ mod tests {
         for (length, is_found) in [(8, true), (MAX_TEXT, true), (MAX_TEXT + 1, false)] {
             let body = vec![b' '; length];
             let repeat = Repeat { caller: 0, route: 0, path: "", tenant: None, body: &body };
-            memo.remember(&repeat, 0, answer(1));
+            memo.remember(&repeat, 0, answer(1, true));
             assert_eq!(memo.find(&repeat).is_some(), is_found, "{length}");
         }
+    }
+
+    /// A set keeps as many live requests as it has ways, replaces one of them for another, and prefers one whose answer was dropped.
+    #[test]
+    fn a_full_set_replaces_what_is_of_no_use_first() {
+        let memo = HitMemo::new(0);
+        let bodies: Vec<Vec<u8>> = (0..=WAYS).map(|number| number.to_string().into_bytes()).collect();
+        let repeat = |number: usize| Repeat { caller: 0, route: 0, path: "", tenant: None, body: &bodies[number] };
+        for _ in 0..50 {
+            memo.clear();
+            // That of the first one was dropped.
+            (0..WAYS).rev().for_each(|number| memo.remember(&repeat(number), 0, answer(number, number > 0)));
+            assert!((0..WAYS).all(|number| memo.find(&repeat(number)).is_some()));
+            memo.remember(&repeat(WAYS), 0, answer(WAYS, true));
+            assert!(memo.find(&repeat(0)).is_none(), "its answer was dropped");
+            assert!((1..=WAYS).all(|number| memo.find(&repeat(number)).is_some()));
+            memo.remember(&repeat(0), 0, answer(0, true));
+            assert!(memo.find(&repeat(0)).is_some());
+            assert_eq!((0..=WAYS).filter(|number| memo.find(&repeat(*number)).is_some()).count(), WAYS);
+        }
+        memo.clear();
+        assert!((0..=WAYS).all(|number| memo.find(&repeat(number)).is_none()));
     }
 
     #[test]

@@ -145,6 +145,7 @@ impl Gateway {
         let policy = self.policy.load();
         let breaker = &policy.settings.attempts.breaker;
         for tenant in policy.tenants.all() {
+            policy.handles.tenant(tenant.index).key_suspect.set(self.upstream.is_key_suspect(tenant).into());
             for route in policy.routes.all() {
                 // Wildcards share a label: the slowest of them is shown, and a breaker that is open in any.
                 let same_label = || policy.routes.all().iter().filter(|other| other.label == route.label);
@@ -159,7 +160,7 @@ impl Gateway {
         #[expect(clippy::cast_precision_loss, reason = "a gauge in seconds")]
         self.metrics.clock_skew.set(skew as f64 / 1000.0);
         self.metrics.set_certificate_expiry(policy.tls.as_ref().and_then(|tls| tls.expires()));
-        let dropped = (self.dropped_log_lines)();
+        let dropped: u64 = (self.dropped_log_lines)().iter().sum();
         let counted = &self.metrics.log_lines_dropped;
         counted.inc_by(dropped.saturating_sub(counted.get()));
         self.metrics.page()
@@ -172,15 +173,35 @@ impl Gateway {
             .cache_bytes
             .set(i64::try_from(self.cache.bytes() + self.policy.load().hit_memo.max_bytes()).unwrap_or(i64::MAX));
         self.upstream.close_expired();
-        for tenant in self.policy.load().tenants.all() {
+        self.report_dropped_lines();
+        let policy = self.policy.load();
+        for (merchant, path, ended) in self.paces.ended_throttling() {
+            // Those of one merchant share its paces.
+            let tenants = policy.tenants.all().iter().filter(|tenant| tenant.merchant == merchant);
+            let names: Vec<&str> = tenants.map(|tenant| tenant.name.as_str()).collect();
+            call_log::throttling_ended(&names.join(","), &path, ended);
+        }
+        for tenant in policy.tenants.all() {
             for (path, episode) in self.upstream.ended_failures(tenant) {
                 call_log::failures_ended(tenant, &path, &episode);
             }
-            for (path, rate) in self.paces.ended_throttling(tenant) {
-                call_log::throttling_ended(tenant, &path, rate);
-            }
             self.upstream.ended_denial(tenant).iter().for_each(|episode| call_log::denial_ended(tenant, episode));
         }
+    }
+
+    /// Reports log lines that were dropped, once no more are: until then this line would be, too.
+    fn report_dropped_lines(&self) {
+        let now = (self.dropped_log_lines)();
+        let mut lines = self.reported_lines.lock();
+        let was_written = lines.reporting.take().filter(|reporting| *reporting == now);
+        lines.reported = was_written.unwrap_or(lines.reported);
+        if now == lines.seen && now != lines.reported {
+            let ([audit, other], [audits, others]) = (now, lines.reported);
+            let (audit, other) = (audit - audits, other - others);
+            tracing::warn!(audit, other, "log lines dropped: they were read too slowly, or could not be written");
+            lines.reporting = Some(now);
+        }
+        lines.seen = now;
     }
 
     /// Resolves the platform's name again.
@@ -274,6 +295,8 @@ impl Gateway {
         let new = Arc::new(new);
         self.cache.reconfigure(&new.cache_options(&identities));
         self.policy.store(Arc::clone(&new));
+        // Requests in progress may keep the old policy for a while, and its memory counts no longer.
+        old.hit_memo.clear();
         self.paces.reconfigure(new.pace_rules(), |path| new.pattern(path));
         for tenant in new.tenants.all() {
             let same = old.tenants.all().iter().find(|other| other.index == tenant.index);

@@ -10,8 +10,8 @@ const ID: usize = 5;
 const KEY: usize = 9;
 
 /// A path as it is logged: bounded, and without the steps that may be an id or a key.
-pub(super) fn shown_path(path: &str) -> Cow<'_, str> {
-    let path = path.get(..MAX_SHOWN).unwrap_or(path);
+pub fn shown_path(path: &str) -> Cow<'_, str> {
+    let path = path.get(..path.floor_char_boundary(MAX_SHOWN)).unwrap_or_default();
     if !path.split('/').any(may_be_secret) {
         return Cow::Borrowed(path);
     }
@@ -39,5 +39,6 @@ mod tests {
             assert_eq!(shown_path(path), shown);
         }
         assert_eq!(shown_path(&"/x".repeat(100)).len(), MAX_SHOWN);
+        assert_eq!(shown_path(&format!("/{}é{}", "a".repeat(126), "b".repeat(5000))).len(), MAX_SHOWN - 1);
     }
 }

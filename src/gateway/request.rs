@@ -132,7 +132,7 @@ pub(super) struct Job {
     pub(super) call: Call,
     /// Its place among those that wait for a slot.
     pub(super) queue_key: QueueKey,
-    /// How long it may wait for a slot.
+    /// How long it may wait for a slot and for capacity in flight.
     pub(super) max_wait: Duration,
     /// How long the answer to one attempt may take.
     pub(super) attempt_timeout: Duration,

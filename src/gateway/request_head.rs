@@ -1,5 +1,6 @@
 //! The header fields of a request that concern the gateway itself, found in one pass.
 
+use std::net::Ipv6Addr;
 use std::time::Duration;
 
 use http::header::CACHE_CONTROL;
@@ -233,7 +234,17 @@ impl<'a> RequestHead<'a> {
 fn is_host(text: &[u8]) -> bool {
     // The form of nearly all needs no parsing.
     let is_plain = text.iter().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-'));
-    let parsed = || Authority::try_from(text).is_ok_and(|authority| !authority.as_str().contains('@'));
+    let is_literal = |host: &str| {
+        host.strip_prefix('[').is_none_or(|v6| v6.strip_suffix(']').is_some_and(|v6| v6.parse::<Ipv6Addr>().is_ok()))
+    };
+    let parsed = || {
+        let Ok(authority) = Authority::try_from(text) else { return false };
+        let after = authority.as_str().strip_prefix(authority.host());
+        let port = after.map(|after| after.strip_prefix(':').unwrap_or(after));
+        // What is behind a user's name is another host.
+        let is_port = port.is_some_and(|port| port.is_empty() || authority.port_u16().is_some());
+        is_port && is_literal(authority.host())
+    };
     !text.is_empty() && (is_plain || parsed())
 }
 

@@ -15,7 +15,7 @@ pub(super) struct Tasks {
 }
 
 impl Tasks {
-    /// No tasks yet, and at most as many as callers may be connected: callers disconnect, and what they asked for goes on.
+    /// No tasks yet, and at most as many as callers may be connected: callers disconnect, and what they asked for continues.
     pub(super) fn new(max: u32) -> Self {
         Self { tracker: TaskTracker::new(), max: usize::try_from(max).unwrap_or(usize::MAX) }
     }

@@ -13,7 +13,7 @@ pub(super) struct Time {
 }
 
 impl Time {
-    /// Both clocks. The wall clock is the later of ours and the platform's: by that one coupons end.
+    /// Both clocks. The wall clock is the later of ours and the platform's: coupons end by that one.
     pub(super) fn now(&self) -> Now {
         self.skew.later(self.clock.now())
     }

@@ -10,6 +10,7 @@ use super::invalidate::Invalidator;
 use super::request::{Job, Request};
 use super::tasks::Tasks;
 use crate::answer;
+use crate::line_limit::LineLimit;
 use crate::metrics::Invalidation;
 use crate::reply::{CacheStatus, GatewayError, Reply};
 use crate::settings::{UnknownCustomer, WriteSettings};
@@ -21,6 +22,8 @@ pub(super) struct Writes {
     pub(super) invalidator: Arc<Invalidator>,
     pub(super) log: Arc<WriteLog>,
     pub(super) tasks: Tasks,
+    /// Lines about writes without a known customer.
+    pub(super) unknown_customers: LineLimit,
 }
 
 /// A write in progress. What it may have changed is invalidated even if its task is lost.
@@ -42,7 +45,7 @@ impl Writes {
         self.tasks.check_capacity()?;
         let job = request.write_job(self.fetcher.time.boot());
         let (settings, info) = (settings.clone(), request.info.clone());
-        let (written, timings) = (Written::of(request.envelope), Arc::clone(&job.timings));
+        let (written, timings) = (Written::of(request.envelope, request.now.boot), Arc::clone(&job.timings));
         let task = self.tasks.spawn(Arc::clone(self).execute(job, settings, info, written));
         let answered = Box::pin(async move {
             task.await.unwrap_or_else(|_| Err(GatewayError::OutcomeUnknown(Arc::new(AttemptError::Reset(None)))))
@@ -115,12 +118,15 @@ impl Write<'_> {
         let may_concern_anybody = effect != Effect::Refused && self.settings.unknown_customer != UnknownCustomer::Ttl;
         if !customers.is_empty() || may_concern_anybody {
             invalidator.tenant(tenant.merchant, settle, Invalidation::UnknownCustomer);
-            tracing::warn!(
-                tenant = tenant.name,
-                route = self.job.route.label,
-                request_id = self.info.shown_id(),
-                "write without a known customer, or with too many: all answers of its tenant are invalidated"
-            );
+            if let Some(suppressed) = self.writes.unknown_customers.next() {
+                tracing::warn!(
+                    tenant = tenant.name,
+                    route = self.job.route.label,
+                    request_id = self.info.shown_id(),
+                    suppressed,
+                    "write without a known customer, or with too many: all answers of its tenant are invalidated"
+                );
+            }
         }
     }
 }

@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 
 use super::fair_queue::{FairQueue, Place};
 use super::inflight::{InflightPermit, Waker};
-use super::throttle::ThrottleState;
+use super::throttle::{Ended, ThrottleState};
 use super::{Claim, InflightLimit, Limited, QueueKey, Slots};
 use crate::clock::{Boot, Clock};
 use crate::settings::PaceSettings;
@@ -177,10 +177,11 @@ impl Pace {
         queue.wake_firsts();
     }
 
-    /// Whether throttling has ended since this was last asked; returns the calls that a window allows again.
-    pub(super) fn take_end_of_throttling(&self, now: Boot) -> Option<u32> {
+    /// What has ended of throttling and pauses since this was last asked.
+    pub(super) fn take_end_of_throttling(&self, now: Boot) -> Option<Ended> {
         let mut queue = self.queue.lock();
-        queue.throttle.take_end(now).then_some(queue.settings.rate)
+        let rate = queue.settings.rate;
+        queue.throttle.take_end(rate, now)
     }
 
     /// Calls that a window allows now; without a limit, infinitely many.

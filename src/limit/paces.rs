@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use super::Pace;
+use super::{Ended, Pace};
 use crate::clock::{Boot, Clock};
 use crate::route::Route;
 use crate::settings::{PaceSettings, covers};
@@ -155,11 +155,17 @@ impl Paces {
             .for_each(|entry| entry.pace.credentials_changed());
     }
 
-    /// The paths of a tenant on which throttling has ended since this was last asked, and the calls that a window allows again.
-    pub fn ended_throttling(&self, tenant: &Tenant) -> Vec<(Arc<str>, u32)> {
+    /// The merchants and paths on which throttling or a pause has ended since this was last asked.
+    pub fn ended_throttling(&self) -> Vec<(usize, Arc<str>, Ended)> {
         let (now, state) = (self.clock.boot(), self.state.lock());
-        let paths = state.all.get(&tenant.merchant).into_iter().flatten();
-        paths.filter_map(|(path, entry)| Some((Arc::clone(path), entry.pace.take_end_of_throttling(now)?))).collect()
+        let paths = state
+            .all
+            .iter()
+            .flat_map(|(merchant, paths)| paths.iter().map(move |(path, entry)| (merchant, path, entry)));
+        let ended = paths.filter_map(|(merchant, path, entry)| {
+            Some((*merchant, Arc::clone(path), entry.pace.take_end_of_throttling(now)?))
+        });
+        ended.collect()
     }
 
     /// Calls that a tenant and route are allowed in one window now, under a wildcard those of its slowest path; infinitely

@@ -29,12 +29,29 @@ pub(super) struct ThrottleState {
     paused_until: Boot,
     /// Until when throttling is ignored.
     ignore_until: Boot,
+    /// Whether the platform asked for a pause whose end was not reported yet.
+    was_asked_to_pause: bool,
 }
+
+/// What ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// Throttling: a window allows so many calls again; 0: any number.
+    Throttling {
+        /// Those calls.
+        rate: u32,
+    },
+    /// A pause that the platform asked for.
+    Pause,
+}
+
+/// Longer pauses are news.
+const NOTICEABLE: Duration = Duration::from_millis(500);
 
 impl ThrottleState {
     pub(super) const fn new(per: Duration) -> Self {
         let start = Boot::from_duration(Duration::ZERO);
-        Self { per, consecutive: 0, last: start, paused_until: start, ignore_until: start }
+        Self { per, consecutive: 0, last: start, paused_until: start, ignore_until: start, was_asked_to_pause: false }
     }
 
     /// A call that was sent at `sent` was throttled; returns the pause that begins, if one does.
@@ -54,11 +71,13 @@ impl ThrottleState {
         Some(pause)
     }
 
-    /// The platform asked for a pause; returns whether one begins.
+    /// The platform asked for a pause; returns whether one begins, or becomes noticeably longer.
     pub(super) fn pause(&mut self, pause: Duration, now: Boot) -> bool {
-        let (begins, until) = (self.paused_until <= now, now + pause.min(LONGEST_ASKED));
+        let until = now + pause.min(LONGEST_ASKED);
+        let is_news = until > self.paused_until.max(now) + NOTICEABLE;
         self.paused_until = self.paused_until.max(until);
-        begins && until > now
+        self.was_asked_to_pause |= is_news;
+        is_news
     }
 
     /// Changes the length of a window.
@@ -70,18 +89,22 @@ impl ThrottleState {
     /// and so may what looks like it for a while.
     pub(super) fn credentials_changed(&mut self, now: Boot) {
         if now < self.last + CREDENTIALS_GRACE {
-            *self = Self::new(self.per);
+            let was_asked_to_pause = self.was_asked_to_pause;
+            *self = Self { was_asked_to_pause, ..Self::new(self.per) };
         }
         self.ignore_until = now + CREDENTIALS_GRACE;
     }
 
-    /// Whether throttling has ended since this was last asked.
-    pub(super) fn take_end(&mut self, now: Boot) -> bool {
-        let has_ended = self.consecutive > 0 && self.has_ended(now);
-        if has_ended {
-            self.consecutive = 0;
+    /// What has ended since this was last asked. What the platform asked for ends with the throttling that it began in.
+    pub(super) fn take_end(&mut self, rate: u32, now: Boot) -> Option<Ended> {
+        if !self.has_ended(now) {
+            return None;
         }
-        has_ended
+        let was_asked_to_pause = std::mem::take(&mut self.was_asked_to_pause);
+        match std::mem::take(&mut self.consecutive) {
+            0 => was_asked_to_pause.then_some(Ended::Pause),
+            _ => Some(Ended::Throttling { rate }),
+        }
     }
 
     /// Until when nothing is sent, if that lies ahead.

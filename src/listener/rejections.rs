@@ -3,30 +3,24 @@
 use std::error::Error;
 use std::io;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU64, Ordering};
 
-use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
 use prometheus::IntCounter;
 
+use crate::line_limit::LineLimit;
 use crate::metrics::{Label, Per, Unparsed};
-
-/// Lines a second.
-const LINES: Quota = Quota::per_second(std::num::NonZeroU32::MIN);
 
 /// Failed handshakes and requests that could not be parsed.
 #[derive(Debug)]
 pub struct Rejections {
     handshake_failures: IntCounter,
     unparsed: Per<Unparsed, IntCounter>,
-    limiter: DefaultDirectRateLimiter,
-    /// Lines that were not logged since the last one.
-    suppressed: AtomicU64,
+    lines: LineLimit,
 }
 
 impl Rejections {
     /// Counts with these.
     pub fn new(handshake_failures: IntCounter, unparsed: Per<Unparsed, IntCounter>) -> Self {
-        Self { handshake_failures, unparsed, limiter: RateLimiter::direct(LINES), suppressed: AtomicU64::new(0) }
+        Self { handshake_failures, unparsed, lines: LineLimit::default() }
     }
 
     /// A TLS handshake failed. A peer that connects and disconnects, as health checks do, is none.
@@ -35,7 +29,7 @@ impl Rejections {
             return;
         }
         self.handshake_failures.inc();
-        if let Some(suppressed) = self.next_line() {
+        if let Some(suppressed) = self.lines.next() {
             tracing::warn!(%peer, cause = %error, suppressed, "TLS handshake failed");
         }
     }
@@ -44,7 +38,7 @@ impl Rejections {
     pub(super) fn connection(&self, peer: SocketAddr, error: &hyper::Error, is_first: bool, is_idle: bool) {
         let Some(reason) = reason(error, is_first, is_idle) else { return };
         self.unparsed.of(reason).inc();
-        if let Some(suppressed) = self.next_line() {
+        if let Some(suppressed) = self.lines.next() {
             tracing::warn!(%peer, reason = reason.name(), cause = %error, suppressed, "request rejected by the parser");
         }
     }
@@ -52,7 +46,7 @@ impl Rejections {
     /// A body with another transfer coding than chunked.
     pub(super) fn transfer_coding(&self, peer: SocketAddr) {
         self.unparsed.of(Unparsed::Framing).inc();
-        if let Some(suppressed) = self.next_line() {
+        if let Some(suppressed) = self.lines.next() {
             let (reason, cause) = (Unparsed::Framing.name(), "the transfer coding is another than chunked");
             tracing::warn!(%peer, reason, cause, suppressed, "request rejected by the parser");
         }
@@ -61,17 +55,6 @@ impl Rejections {
     /// A head with too many fields.
     pub(super) fn too_many_fields(&self) {
         self.unparsed.of(Unparsed::HeadSize).inc();
-    }
-
-    /// Whether a line may be logged, and how many could not be before it.
-    fn next_line(&self) -> Option<u64> {
-        match self.limiter.check() {
-            Ok(()) => Some(self.suppressed.swap(0, Ordering::Relaxed)),
-            Err(_) => {
-                self.suppressed.fetch_add(1, Ordering::Relaxed);
-                None
-            }
-        }
     }
 }
 

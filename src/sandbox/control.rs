@@ -166,8 +166,12 @@ impl Platform {
             let error = format!("unknown member {unknown:?}; expected seconds or cardId");
             return Err((StatusCode::BAD_REQUEST, error));
         }
-        let lasts = Duration::from_secs(wanted.get("seconds").and_then(Value::as_u64).unwrap_or(USUAL_LIFE));
-        let card = wanted.get("cardId").and_then(Value::as_str);
+        let wrong = |expected: &str| (StatusCode::BAD_REQUEST, expected.to_owned());
+        let seconds =
+            wanted.get("seconds").map(|value| value.as_u64().ok_or_else(|| wrong("seconds: expected a whole number")));
+        let lasts = Duration::from_secs(seconds.transpose()?.unwrap_or(USUAL_LIFE));
+        let card = wanted.get("cardId").map(|value| value.as_str().ok_or_else(|| wrong("cardId: expected a string")));
+        let card = card.transpose()?;
         let changed = self.coupons.lock().change(customer, change, card, lasts, self.now().wall);
         let shown =
             changed.map(|coupon| if change == Change::Clear { coupon } else { self.format.lock().coupon(coupon) });

@@ -24,7 +24,7 @@ pub(super) enum Change {
     Use,
     Freeze,
     Give,
-    /// All coupons are gone.
+    /// All coupons are removed.
     Clear,
 }
 

@@ -24,7 +24,7 @@ const BLOCK: usize = 64;
 pub struct Merchant {
     /// Its identity.
     pub open_id: String,
-    /// The grant that goes with it.
+    /// The grant that belongs to it.
     pub grant_code: String,
     /// Its signing keys: more than one while it changes them.
     pub open_keys: Vec<Secret>,

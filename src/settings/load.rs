@@ -20,7 +20,7 @@ const FILE_VARIABLE: &str = "ZVGATE_CONFIG";
 const DEFAULT_FILES: [&str; 3] = ["./zvgate.toml", "config/zvgate.toml", "/etc/zvgate/zvgate.toml"];
 /// Variables that name the system's trusted CAs (as OpenSSL has them).
 const ROOTS_VARIABLES: [&str; 2] = ["SSL_CERT_FILE", "SSL_CERT_DIR"];
-/// Variables by which other programs are told of a forward proxy.
+/// Variables that name a forward proxy for other programs.
 const PROXY_VARIABLES: [&str; 4] = ["HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"];
 
 /// Where a configuration comes from. It may hold keys, so that it has no `Debug`.

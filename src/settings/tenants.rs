@@ -15,7 +15,7 @@ pub struct TenantSettings {
     pub name: String,
     /// Its identity on the platform.
     pub open_id: String,
-    /// The grant that goes with it.
+    /// The grant that belongs to it.
     pub grant_code: String,
     /// Where its signing key is.
     pub key: KeySource,

@@ -154,6 +154,10 @@ impl TenantCircuits {
             || self.paths.lock().values().filter(of_route).any(|circuit| circuit.breaker.lock().is_open(settings))
     }
 
+    pub(super) fn is_key_suspect(&self) -> bool {
+        self.throttled.load(Ordering::Relaxed) >= SUSPECT_AFTER
+    }
+
     /// The time without retries, if it has ended.
     pub(super) fn ended_denial(&self) -> Option<Episode> {
         self.denied_retries.take_ended(self.clock.boot()).pop()
@@ -264,7 +268,7 @@ impl Circuit {
 
     /// Whether the tenant's key may be refused.
     pub fn is_key_suspect(&self) -> bool {
-        self.tenant.throttled.load(Ordering::Relaxed) >= SUSPECT_AFTER
+        self.tenant.is_key_suspect()
     }
 }
 

@@ -28,6 +28,8 @@ use crate::signer::SignedRequest;
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 const IDENTITY: HeaderValue = HeaderValue::from_static("identity");
 const AGENT: HeaderValue = HeaderValue::from_static(concat!("zvgate/", env!("CARGO_PKG_VERSION")));
+/// Bytes that may come before the head of an answer is complete: more are a flood of interim responses, or an endless head.
+const MAX_BEFORE_ANSWER: u64 = 256 << 10;
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 
 /// An answer, with what callers do not get of it.
@@ -110,9 +112,16 @@ impl Connection {
         let mut reported = before;
         let outcome = if within.is_zero() {
             Err(AttemptError::Timeout)
+        } else if !self.http1.is_ready() {
+            // Closed, or the server spoke first: that would be taken for the answer.
+            Err(AttemptError::Reset(None))
         } else {
             let exchange = pin!(async {
                 let response = self.send(request, &mut reported, &on_sent).await?;
+                if counter.accepted() == before {
+                    // What comes before anything was sent answers nothing.
+                    return Err(AttemptError::NotHttp(None));
+                }
                 on_answer();
                 self.receive(response).await.map_err(|error| match error {
                     AttemptError::Reset(error) => AttemptError::Incomplete(error),
@@ -138,6 +147,7 @@ impl Connection {
         on_sent: &impl Fn(),
     ) -> Result<Response<Incoming>, AttemptError> {
         let request = self.target.request(request).ok_or(AttemptError::NotHttp(None))?;
+        let received = self.http1.counter().received();
         let mut response = pin!(self.http1.send(request));
         poll_fn(|cx| {
             // First, as this is what receives the answer.
@@ -150,6 +160,10 @@ impl Connection {
             match response.as_mut().poll(cx) {
                 Poll::Ready(response) => Poll::Ready(response.map_err(classify)),
                 Poll::Pending if is_closed => Poll::Ready(Err(AttemptError::Reset(None))),
+                // Interim responses have no end of their own (RFC 9110, section 15.2).
+                Poll::Pending if self.http1.counter().received() - received > MAX_BEFORE_ANSWER => {
+                    Poll::Ready(Err(AttemptError::NotHttp(None)))
+                }
                 Poll::Pending => Poll::Pending,
             }
         })
@@ -196,6 +210,8 @@ impl Connection {
         }
         let mut whole = Vec::with_capacity(announced);
         while let Some(frame) = poll_fn(|cx| self.poll_frame(&mut body, cx)).await? {
+            // Many small frames delay neither other requests of this worker nor the timeout.
+            tokio::task::consume_budget().await;
             let Some(data) = frame.data_ref() else { continue };
             if whole.len() + data.len() > max {
                 return Err(AttemptError::Oversized);

@@ -1,5 +1,6 @@
 //! What became of a call. Status codes, stale answers, retries, breakers, invalidation, metrics and logs all derive from this one fact.
 
+use std::io;
 use std::sync::Arc;
 
 use super::circuit::{Health, Rejected};
@@ -86,6 +87,12 @@ pub enum Effect {
     Unknown,
 }
 
+/// Whether the system refuses a socket because of this process or machine (EMFILE, ENFILE).
+fn is_of_this_process(error: &io::Error) -> bool {
+    let limits = [rustix::io::Errno::MFILE, rustix::io::Errno::NFILE].map(rustix::io::Errno::raw_os_error);
+    error.raw_os_error().is_some_and(|code| limits.contains(&code))
+}
+
 impl Outcome {
     /// What an attempt that failed came to.
     pub fn failed(error: AttemptError, sent: bool) -> Self {
@@ -144,6 +151,8 @@ impl Outcome {
             Self::Answered(answered) if answered.verdict == Verdict::Http5xx => Health::Failed,
             Self::Answered(_) => Health::Answered,
             Self::NotSent(NotSent::Failed(error)) | Self::Unknown(error) => match **error {
+                // This process is at its limit of descriptors.
+                AttemptError::Connect(ref error) if is_of_this_process(error) => return None,
                 AttemptError::Oversized
                 | AttemptError::Redirect(_)
                 | AttemptError::NotJson(_)

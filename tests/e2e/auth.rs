@@ -312,7 +312,9 @@ async fn an_invalid_or_ambiguous_host_is_rejected_with_keys_too() {
         assert_eq!(status(gateway.address, &read, &hosts, "key"), "200", "{host}");
         assert_eq!(status(gateway.admin, config, &hosts, "admin"), "200", "{host}");
     }
-    for host in ["", "a b", "a/b", "a@b", "a, b", "[::1", "a:b:c", "\"a\""] {
+    for host in
+        ["", "a b", "a/b", "a@b", "a, b", "[::1", "a:b:c", "\"a\"", "a:port", "a:-1", "a:99999999", "[zz]", "[1.2.3.4]"]
+    {
         let hosts = format!("Host: {host}\r\n");
         assert_eq!(status(gateway.address, &read, &hosts, "key"), "400", "{host}");
         assert_eq!(status(gateway.admin, config, &hosts, "admin"), "400", "{host}");

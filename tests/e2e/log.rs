@@ -64,7 +64,10 @@ async fn requests_writes_and_operators_leave_lines_that_explain_them() {
     for (key, value) in expected {
         assert_eq!(write[key], value, "{key}: {write}");
     }
-    assert!(write["code"].is_string() && write["upstream_ms"].is_u64() && loopback(&write), "{write}");
+    assert!(
+        write["code"].is_string() && write["upstream_ms"].is_u64() && write["ms"].is_u64() && loopback(&write),
+        "{write}"
+    );
     post(address, WRITE, &[], "{}").await;
     while line("request")["status"] != 400 {}
 
@@ -74,6 +77,22 @@ async fn requests_writes_and_operators_leave_lines_that_explain_them() {
     admin_page(admin, "/cache/customers/1").await;
     let inspected = line("inspect");
     assert!(inspected["customers"].is_string() && loopback(&inspected), "{inspected}");
+}
+
+/// What is under way counts, too.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_line_of_a_request_that_timed_out_has_the_time_until_then() {
+    let upstream = crate::scripted::Scripted::start(|_, _| crate::scripted::Action::Hang).await;
+    let folder = tempfile::tempdir().unwrap();
+    let more = "[limits.upstream]\nper = \"50ms\"\n";
+    let (_gateway, mut log, record) = serve(&write_config(folder.path(), &upstream.url(), more));
+    let (address, _) = addresses(&record);
+    let body = r#"{"params":{"customerId":"1"}}"#;
+    let reply = post(address, READ, &[("x-request-timeout-ms", "1500")], body).await;
+    assert_eq!(reply.status, 504);
+    let line = tokio::task::block_in_place(|| log_record(&mut log, "request"));
+    let [queue, upstream, all] = ["queue_ms", "upstream_ms", "ms"].map(|key| line[key].as_u64().unwrap());
+    assert!(line["attempts"] == 1 && upstream > 500 && queue + upstream <= all + 5, "{line}");
 }
 
 /// A failed write has its own line; one that was rejected before it was sent has that of a request.
@@ -157,13 +176,19 @@ async fn a_flood_of_other_lines_drops_no_line_of_a_write() {
     for number in 0..WRITES {
         post(address, WRITE, &[], &format!(r#"{{"params":{{"customerId":"{number}"}}}}"#)).await;
     }
-    assert!(metric(admin, "zvgate_log_lines_dropped_total").await.unwrap() > 1000.0);
+    let dropped = metric(admin, "zvgate_log_lines_dropped_total").await.unwrap();
+    assert!(dropped > 1000.0);
     let reading = tokio::task::spawn_blocking(move || log.lines().map_while(Result::ok).collect::<Vec<_>>());
+    // Longer than it takes to report what was dropped.
+    tokio::time::sleep(std::time::Duration::from_millis(2500)).await;
     gateway.signal("TERM");
     tokio::task::block_in_place(|| gateway.code());
     let lines = reading.await.unwrap();
     let writes = lines.iter().filter(|line| line.contains("\"message\":\"write\"")).count();
     assert_eq!(writes, WRITES, "of {} lines", lines.len());
+    let lines = lines.iter().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    let reported = lines.filter_map(|line| line["other"].as_f64()).fold(0.0, f64::max);
+    assert_eq!(reported, dropped, "the log itself says how many");
 }
 
 #[tokio::test(flavor = "multi_thread")]

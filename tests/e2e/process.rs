@@ -565,12 +565,12 @@ fn another_demo(folder: &Path) -> String {
     banner
 }
 
-/// Each command has the effect that its comment states.
 /// The first command of the banner.
 fn pasted_read(banner: &str) -> &str {
     banner.split("\n\n").find(|part| part.starts_with("# 1.")).unwrap()
 }
 
+/// Each command has the effect that its comment states.
 #[test]
 fn the_commands_that_demo_prints_can_be_pasted() {
     let folder = tempfile::tempdir().unwrap();

@@ -339,7 +339,9 @@ async fn a_retry_after_beyond_all_numbers_is_a_long_pause() {
 #[tokio::test(flavor = "multi_thread")]
 async fn callers_that_shared_a_failed_fetch_each_get_an_error_of_their_own() {
     // redis/rueidis#1014
-    let upstream = Scripted::start(|_, _| Action::RespondInParts(vec![Vec::new(), b"nonsense\r\n\r\n".to_vec()])).await;
+    // Late enough for all of them to have come.
+    let late = || [vec![Vec::new(); 10], vec![b"nonsense\r\n\r\n".to_vec()]].concat();
+    let upstream = Scripted::start(move |_, _| Action::RespondInParts(late())).await;
     let gateway = Arc::new(TestGateway::start(&upstream, &OVERRIDES).await);
     let callers: Vec<_> = (0..5)
         .map(|number| {

@@ -198,6 +198,21 @@ async fn inherited_sockets_may_have_names() {
     let (_process, record) = started(alone.env("LISTEN_FDNAMES", "admin_listen"));
     assert_eq!(record["admin_listen"], one.to_string());
     assert_ne!(record["listen"], one.to_string());
+    // Variables for another process are none of ours (sd_listen_fds(3)).
+    for variables in [
+        &[("LISTEN_FDNAMES", "listen")][..],
+        &[("LISTEN_PID", "1"), ("LISTEN_FDS", "2"), ("LISTEN_FDNAMES", "listen:admin_listen")],
+    ] {
+        let mut foreign = Command::new(ZVGATE);
+        foreign
+            .args(["serve", "--config"])
+            .arg(&config)
+            .env_clear()
+            .envs(variables.iter().copied())
+            .stderr(Stdio::piped());
+        let (_process, record) = started(&mut foreign);
+        assert!(record["listen"] != one.to_string() && record["listen"] != other.to_string());
+    }
     for names in ["listen:listen", "listen:admin", "listen"] {
         let mut command = serve_with_sockets(&config, &first, Some(&second));
         let (code, _, err) = run(command.env("LISTEN_FDNAMES", names));

@@ -56,10 +56,14 @@ async fn no_write_and_no_pass_is_retried() {
     for fault in ["http500", "reset", "truncate", "hang", "throttle"] {
         let platform = Platform::unlimited().await;
         let overrides = [("upstream.attempt_timeout", "200ms"), ("upstream.write_timeout", "200ms")];
-        let gateway =
-            TestGateway::with_file(&platform, &overrides, "[[routes]]\npath = \"/v3/pass\"\nkind = \"pass\"\n").await;
+        let gateway = TestGateway::with_file(
+            &platform,
+            &overrides,
+            "[[routes]]\npath = \"/v3/crm/coupon/status\"\nkind = \"pass\"\n",
+        )
+        .await;
         platform.faults(json!({ "fault": fault })).await;
-        for path in [WRITE, "/v3/pass"] {
+        for path in [WRITE, "/v3/crm/coupon/status"] {
             let reply = gateway.post(path, &[], r#"{"params":{"bizId":"1","customerId":"1"}}"#).await;
             assert!(!is_success(&reply), "{fault}: {reply:?}");
             assert_eq!(platform.requests(path).await, 1, "{fault} {path}");

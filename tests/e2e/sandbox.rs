@@ -156,9 +156,14 @@ async fn control_pages_have_a_journal_and_a_reset_and_reject_web_pages_and_unkno
     assert_eq!(control(get.clone(), "faults", &[], "").await.json()["fault"], "none");
     let unknown = control(post.clone(), "customers/1/issue", &[], r#"{"second":1}"#).await;
     assert!(unknown.status == 400 && unknown.text().contains("second"), "{unknown:?}");
-    for (page, body) in
-        [("keys", r#"{"openId":"x","keys":[]}"#), ("faults", r#"{"faults":1}"#), ("reset", r#"{"all":1}"#)]
-    {
+    for (page, body) in [
+        ("keys", r#"{"openId":"x","keys":[]}"#),
+        ("faults", r#"{"faults":1}"#),
+        ("reset", r#"{"all":1}"#),
+        ("faults", r#"{"route":5}"#),
+        ("customers/1/use", r#"{"cardId":8}"#),
+        ("customers/1/issue", r#"{"seconds":"60"}"#),
+    ] {
         let unknown = control(post.clone(), page, &[], body).await;
         assert!(unknown.status == 400 && unknown.text().contains("expected"), "{page}: {unknown:?}");
     }

@@ -113,6 +113,85 @@ async fn nothing_is_sent_on_an_idle_connection_that_was_closed() {
     assert!(failure.is_idle_close() && !failure.sent, "{failure:?}");
 }
 
+/// An answer that was there before the request says nothing about it.
+#[tokio::test]
+async fn what_a_server_sends_before_the_request_is_no_answer() {
+    const ANSWER: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}";
+    let (near, mut far) = tokio::io::duplex(1 << 16);
+    far.write_all(ANSWER).await.unwrap();
+    let connection = Connection::new(http1(near).await, false, None, &target());
+    let failure = connection.exchange(&signed(), Duration::from_secs(5), || {}, || {}).await.unwrap_err();
+    assert!(!failure.sent, "{failure:?}");
+
+    // It comes while nothing can be sent.
+    let (near, mut far) = tokio::io::duplex(1 << 16);
+    let http1 = Http1Connection::open((Box::new(Unwritable(near)), NOWHERE)).await.unwrap();
+    let (request, connection) = (signed(), Connection::new(http1, false, None, &target()));
+    let answered = connection.exchange(&request, Duration::from_secs(5), || {}, || {});
+    let (answered, written) = tokio::join!(answered, far.write_all(ANSWER));
+    assert!(written.is_ok() && !answered.unwrap_err().sent);
+}
+
+/// A stream that takes nothing.
+#[derive(Debug)]
+struct Unwritable(tokio::io::DuplexStream);
+
+impl AsyncRead for Unwritable {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Unwritable {
+    fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, _: &[u8]) -> Poll<io::Result<usize>> {
+        Poll::Pending
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Pending
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}
+
+/// Frames without end, each complete in itself, let others run, and end with the attempt's time.
+#[tokio::test]
+async fn an_answer_in_tiny_parts_or_interim_responses_without_end_are_cut_off() {
+    let unending: [(&[u8], &[u8]); 2] = [
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"1\r\n \r\n"),
+        (b"", b"HTTP/1.1 103 Early Hints\r\n\r\n"),
+    ];
+    for (head, part) in unending {
+        let (near, mut far) = tokio::io::duplex(1 << 16);
+        let connection = Connection::new(http1(near).await, false, None, &target());
+        let request = signed();
+        let answered = connection.exchange(&request, Duration::from_millis(300), || {}, || {});
+        let platform = async {
+            far.read_u8().await.unwrap();
+            let parts = part.repeat(1000);
+            let mut written = far.write_all(head).await;
+            while written.is_ok() {
+                written = far.write_all(&parts).await;
+            }
+        };
+        let mut others = 0u32;
+        let other = async {
+            loop {
+                others += 1;
+                tokio::task::yield_now().await;
+            }
+        };
+        let failure = tokio::select! {
+            (answered, ()) = async { tokio::join!(answered, platform) } => answered.unwrap_err(),
+            () = other => unreachable!("it never ends"),
+        };
+        assert!(matches!(failure.error, AttemptError::Timeout | AttemptError::NotHttp(None)), "{failure:?}");
+        assert!(others > 5, "others ran {others} times");
+    }
+}
+
 #[test]
 fn a_date_header_is_ignored_if_the_response_has_an_age() {
     let value = HeaderValue::from_static("Wed, 21 Oct 2015 07:28:00 GMT");
