@@ -51,6 +51,7 @@ use self::time::Time;
 use self::write::Writes;
 use crate::answer::BYTE_ORDER_MARK;
 use crate::cache::Cache;
+use crate::call_state::CallState;
 use crate::caller::Caller;
 use crate::clock::{Boot, Clock};
 use crate::configuration::Configuration;
@@ -65,7 +66,6 @@ use crate::settings::{AccessLog, CachedSettings, KindSettings};
 use crate::signer::Nonces;
 use crate::skew::Skew;
 use crate::tenant::Identities;
-use crate::timings::CallTimings;
 use crate::upstream::Upstream;
 
 /// Where callers report changes that were made elsewhere.
@@ -167,7 +167,7 @@ enum Step {
     /// It is answered.
     Done(Reply),
     /// It waits for a call to the platform, which takes what is noted here.
-    Wait(Pin<Box<dyn Future<Output = Result<Reply, GatewayError>> + Send>>, Arc<CallTimings>),
+    Wait(Pin<Box<dyn Future<Output = Result<Reply, GatewayError>> + Send>>, Arc<CallState>),
 }
 
 impl Gateway {
@@ -262,9 +262,9 @@ impl Gateway {
         let mut headers = std::mem::take(&mut head.headers);
         let result = match step {
             Ok(Step::Done(reply)) => Ok(reply),
-            Ok(Step::Wait(answered, timings)) => {
+            Ok(Step::Wait(answered, call_state)) => {
                 // What the caller sent is not held for as long as the platform takes.
-                guard.prepare_to_wait(head.uri.path(), timings);
+                guard.prepare_to_wait(head.uri.path(), call_state);
                 (headers, head.uri) = (HeaderMap::new(), Uri::default());
                 answered.await
             }

@@ -5,11 +5,11 @@
 //! once for each question: [`limit`] of the platform → [`signer`] → [`upstream`] → [`answer`] → [`cache`]; then [`reply`].
 
 pub mod backoff;
+pub mod call_state;
 pub mod clock;
 pub mod line_limit;
 pub mod secret;
 pub mod skew;
-pub mod timings;
 pub mod tls;
 
 pub mod json;

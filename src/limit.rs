@@ -13,7 +13,7 @@ use std::time::Duration;
 pub use self::caller::CallerLimiter;
 pub use self::fair_queue::QueueKey;
 pub use self::inflight::InflightLimit;
-pub use self::pace::{NoPermit, Pace, Permit, Throttled};
+pub use self::pace::{NoPermit, Pace, Permit, Throttled, WaitFor};
 pub use self::paces::{EarlierCalls, Paces, Rules};
 pub use self::slots::{Claim, Slots};
 pub use self::throttle::Ended;

@@ -7,8 +7,8 @@ use super::entry::{CachedAnswer, CustomerEntry, Question};
 use super::flight::{FetchOutcome, Flight};
 use super::freshness::{Freshness, StoreDecision};
 use crate::answer::Answer;
+use crate::call_state::CallState;
 use crate::clock::{Boot, Now};
-use crate::timings::CallTimings;
 
 /// What became of an answer in the cache.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -41,8 +41,8 @@ impl<F: Clone> FetchGuard<F> {
     }
 
     /// What the fetch takes.
-    pub fn timings(&self) -> &Arc<CallTimings> {
-        &self.flight.timings
+    pub fn call_state(&self) -> &Arc<CallState> {
+        &self.flight.call_state
     }
 
     /// Waits until the fetch may begin.

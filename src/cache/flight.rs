@@ -9,8 +9,8 @@ use super::RequestCacheControl;
 use super::entry::Generation;
 use super::freshness::Freshness;
 use crate::answer::Answer;
+use crate::call_state::CallState;
 use crate::clock::Boot;
-use crate::timings::CallTimings;
 
 /// How a fetch ended.
 #[derive(Clone, Debug)]
@@ -46,7 +46,7 @@ pub(super) struct Flight<F> {
     /// Whether its answer drops what else is cached for its subject.
     drops_others: AtomicBool,
     /// What it takes.
-    pub(super) timings: Arc<CallTimings>,
+    pub(super) call_state: Arc<CallState>,
     /// Whether it was begun because its caller wanted a new fetch.
     pub(super) is_forced: bool,
     /// The generation in which it began.
@@ -65,7 +65,7 @@ impl<F: Clone> Flight<F> {
             sent: AtomicBool::new(false),
             stores: AtomicBool::new(false),
             drops_others: AtomicBool::new(false),
-            timings: Arc::default(),
+            call_state: Arc::default(),
             is_forced: wanted.wants_new(),
             generation,
             settle_until,
@@ -139,8 +139,8 @@ impl<F: Clone> Waiter<F> {
     }
 
     /// What the fetch takes.
-    pub fn timings(&self) -> &Arc<CallTimings> {
-        &self.0.timings
+    pub fn call_state(&self) -> &Arc<CallState> {
+        &self.0.call_state
     }
 
     /// Whether anything of the fetch was sent by now.

@@ -16,6 +16,7 @@ use super::request_head::RequestHead;
 use super::time::Time;
 use super::{AUDIT, Gateway};
 use crate::answer::Answer;
+use crate::call_state::CallState;
 use crate::clock::{Boot, millis};
 use crate::envelope::Envelope;
 use crate::json::Node;
@@ -24,7 +25,6 @@ use crate::pseudonym::Pseudonyms;
 use crate::reply::{self, CacheStatus, GatewayError, OverCapacity, Reply};
 use crate::route::Route;
 use crate::settings::{AccessLog, KindSettings};
-use crate::timings::CallTimings;
 use crate::upstream::{NotSent, Rejected};
 
 /// Longest `bizId` that is logged.
@@ -67,7 +67,7 @@ pub(super) struct RequestGuard<'a> {
     pub(super) info: RequestInfo,
     started: Boot,
     /// What its call to the platform takes, if it waited for one, so that its head was dropped.
-    timings: Option<Arc<CallTimings>>,
+    call_state: Option<Arc<CallState>>,
     /// The path then, unless it is its route's pattern.
     path: Option<Box<str>>,
     has_ended: bool,
@@ -104,7 +104,7 @@ impl<'a> RequestGuard<'a> {
             peer,
             has_own_line: false,
         };
-        Self { gateway, policy: gateway.policy.load(), info, started, timings: None, path: None, has_ended: false }
+        Self { gateway, policy: gateway.policy.load(), info, started, call_state: None, path: None, has_ended: false }
     }
 
     /// The policy of the request, and what is learned about it.
@@ -113,8 +113,8 @@ impl<'a> RequestGuard<'a> {
     }
 
     /// Turns the borrowed guard of the policy into an owned one: a thread has few fast guard slots.
-    pub(super) fn prepare_to_wait(&mut self, path: &str, timings: Arc<CallTimings>) {
-        self.timings = Some(timings);
+    pub(super) fn prepare_to_wait(&mut self, path: &str, call_state: Arc<CallState>) {
+        self.call_state = Some(call_state);
         self.path = self.policy.route(&self.info).is_none_or(|route| route.wildcard).then(|| shown_path(path).into());
         let settings = &self.policy.settings.access_log;
         self.info.has_own_line =
@@ -160,8 +160,8 @@ impl<'a> RequestGuard<'a> {
         };
         if is_logged && !info.has_own_line {
             let of_route = || self.path.as_deref().or_else(|| policy.route_name(info)).map(Cow::Borrowed);
-            let timings = self.timings.as_deref();
-            let path = if timings.is_some() { of_route() } else { path.map(shown_path) };
+            let call_state = self.call_state.as_deref();
+            let path = if call_state.is_some() { of_route() } else { path.map(shown_path) };
             tracing::info!(
                 peer = %info.peer,
                 method,
@@ -173,12 +173,12 @@ impl<'a> RequestGuard<'a> {
                 status,
                 error,
                 reason,
-                code = answer.filter(|_| timings.is_some()).and_then(Answer::code),
+                code = answer.filter(|_| call_state.is_some()).and_then(Answer::code),
                 bytes = answer.map_or(0, |answer| answer.body.len()),
                 cache = cache.name(),
-                attempts = timings.map(CallTimings::attempts),
-                queue_ms = timings.map(|timings| timings.queue.total_ms(now)),
-                upstream_ms = timings.map(|timings| timings.upstream.total_ms(now)),
+                attempts = call_state.map(CallState::attempts),
+                queue_ms = call_state.map(|call_state| call_state.queue.total_ms(now)),
+                upstream_ms = call_state.map(|call_state| call_state.upstream.total_ms(now)),
                 ms = millis(took),
                 request_id = info.shown_id(),
                 trace_id = info.trace,
@@ -259,7 +259,7 @@ impl WriteLog {
         info: &RequestInfo,
         customers: &[String],
     ) {
-        let (Job { policy, timings, .. }, now) = (job, self.time.boot());
+        let (Job { policy, call_state, .. }, now) = (job, self.time.boot());
         if policy.settings.access_log.writes {
             let error = result.as_ref().err();
             tracing::info!(
@@ -269,9 +269,9 @@ impl WriteLog {
                 code = result.as_ref().ok().and_then(|reply| reply.answer.code()),
                 biz_id = written.biz_id,
                 cards = written.cards,
-                attempts = timings.attempts(),
-                queue_ms = timings.queue.total_ms(now),
-                upstream_ms = timings.upstream.total_ms(now),
+                attempts = call_state.attempts(),
+                queue_ms = call_state.queue.total_ms(now),
+                upstream_ms = call_state.upstream.total_ms(now),
                 ms = millis(now.since(written.began)),
                 route = policy.route_name(info),
                 caller = policy.caller_name(info),

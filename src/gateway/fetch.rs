@@ -10,7 +10,7 @@ use super::call_log::CallLog;
 use super::request::Job;
 use super::time::Time;
 use crate::answer::{Answer, Verdict};
-use crate::limit::{NoPermit, Paces, Permit};
+use crate::limit::{NoPermit, Paces, Permit, WaitFor};
 use crate::metrics::{AttemptResult, Label};
 use crate::signer::{Nonces, SignedRequest};
 use crate::upstream::{
@@ -152,11 +152,11 @@ impl Fetcher {
         };
         let (metrics, tenant) = (job.metrics(), job.policy.handles.tenant(job.call.tenant.index));
         let in_flight = InFlight::new(&tenant.inflight);
-        job.timings.attempt();
-        job.timings.upstream.start(self.time.boot());
+        job.call_state.attempt();
+        job.call_state.upstream.start(self.time.boot());
         let exchanged = self.exchange(job, reuse, &permit, on_progress).await;
         drop(in_flight);
-        metrics.duration.observe(job.timings.upstream.stop(self.time.boot()).as_secs_f64());
+        metrics.duration.observe(job.call_state.upstream.stop(self.time.boot()).as_secs_f64());
         let is_idle_close = exchanged.as_ref().is_err_and(ExchangeError::is_idle_close);
         let outcome = match exchanged {
             // Only its bytes are passed on, and nobody knows what they mean.
@@ -221,11 +221,13 @@ impl Fetcher {
     async fn acquire(&self, job: &Job, circuit: &Circuit) -> Result<(Permit, Attempt), NotSent> {
         circuit.check(&job.policy.settings.attempts.breaker).map_err(NotSent::Rejected)?;
         let queued = self.time.boot();
-        job.timings.queue.start(queued);
+        job.call_state.queue.start(queued);
         let remaining = job.deadline.since(queued);
         let pace = self.paces.of(&job.call.tenant, &job.route, &job.call.path);
-        let permit = pace.acquire(circuit.inflight(), job.queue_key, job.max_wait.min(remaining)).await;
-        let waited = job.timings.queue.stop(self.time.boot());
+        let wait =
+            WaitFor { key: job.queue_key, max_wait: job.max_wait, deadline: job.deadline, call: &job.call_state };
+        let permit = pace.acquire(circuit.inflight(), wait).await;
+        let waited = job.call_state.queue.stop(self.time.boot());
         job.metrics().wait.observe(waited.as_secs_f64());
         let is_late = remaining < job.max_wait;
         let permit = permit.inspect_err(|no_permit| {

@@ -23,7 +23,7 @@ impl Passes {
     pub(super) fn pass(&self, request: &Request<'_>, may_repeat: bool) -> Result<Step, GatewayError> {
         self.tasks.check_capacity()?;
         let (job, fetcher) = (request.pass_job(may_repeat), Arc::clone(&self.fetcher));
-        let timings = Arc::clone(&job.timings);
+        let call_state = Arc::clone(&job.call_state);
         let disconnected = CancellationToken::new();
         let connected = disconnected.clone().drop_guard();
         let task = self.tasks.spawn(async move {
@@ -39,6 +39,6 @@ impl Passes {
             let _connected = connected;
             task.await.unwrap_or_else(|_| Err(GatewayError::NoAnswer(Arc::new(AttemptError::Reset(None)))))
         });
-        Ok(Step::Wait(answered, timings))
+        Ok(Step::Wait(answered, call_state))
     }
 }

@@ -88,6 +88,7 @@ impl Reads {
             Join::Hit(hit) => return Ok(Step::Done(request.hit(&hit))),
             Join::Joined(waiter) => {
                 lookups.of(LookupResult::Collapsed).inc();
+                waiter.call_state().join(request.caller.index);
                 is_joined = true;
                 (waiter, Some(if wants_new { CacheStatus::Requested } else { CacheStatus::Collapsed }))
             }
@@ -108,8 +109,8 @@ impl Reads {
             route: request.route.index,
             deadline: request.deadline,
         };
-        let timings = Arc::clone(pending.waiter.timings());
-        Ok(Step::Wait(Box::pin(Arc::clone(self).wait(pending)), timings))
+        let call_state = Arc::clone(pending.waiter.call_state());
+        Ok(Step::Wait(Box::pin(Arc::clone(self).wait(pending)), call_state))
     }
 
     /// Begins to refresh a stale answer, if there is a slot that nobody waits for; returns whether it did.
@@ -130,7 +131,7 @@ impl Reads {
     }
 
     fn start_fetch(self: &Arc<Self>, job: Job, guard: FetchGuard<GatewayError>, permit: Option<Permit>) {
-        let job = Job { timings: Arc::clone(guard.timings()), ..job };
+        let job = Job { call_state: Arc::clone(guard.call_state()), ..job };
         self.tasks.spawn(Arc::clone(self).fetch(job, guard, permit));
     }
 

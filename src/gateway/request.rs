@@ -7,6 +7,7 @@ use super::access_log::RequestInfo;
 use super::hit_memo::Repeat;
 use super::policy::Policy;
 use crate::cache::{Hit, Question, RequestCacheControl, Subject};
+use crate::call_state::CallState;
 use crate::caller::Caller;
 use crate::clock::{Boot, Now};
 use crate::envelope::Envelope;
@@ -17,7 +18,6 @@ use crate::route::Route;
 use crate::settings::{CachedSettings, KindSettings, Lifetimes};
 use crate::signer::Call;
 use crate::tenant::Tenant;
-use crate::timings::CallTimings;
 use crate::upstream::Reuse;
 
 /// A request whose caller, route and tenant are known. It borrows everything that the caller sent, and ends before anything
@@ -120,7 +120,7 @@ impl Request<'_> {
             deadline: self.deadline,
             reuse: Reuse::New,
             retries: 0,
-            timings: Arc::default(),
+            call_state: Arc::default(),
         }
     }
 }
@@ -143,7 +143,7 @@ pub(super) struct Job {
     /// How often it may be retried.
     pub(super) retries: u32,
     /// What it takes.
-    pub(super) timings: Arc<CallTimings>,
+    pub(super) call_state: Arc<CallState>,
 }
 
 impl Job {

@@ -45,12 +45,12 @@ impl Writes {
         self.tasks.check_capacity()?;
         let job = request.write_job(self.fetcher.time.boot());
         let (settings, info) = (settings.clone(), request.info.clone());
-        let (written, timings) = (Written::of(request.envelope, request.now.boot), Arc::clone(&job.timings));
+        let (written, call_state) = (Written::of(request.envelope, request.now.boot), Arc::clone(&job.call_state));
         let task = self.tasks.spawn(Arc::clone(self).execute(job, settings, info, written));
         let answered = Box::pin(async move {
             task.await.unwrap_or_else(|_| Err(GatewayError::OutcomeUnknown(Arc::new(AttemptError::Reset(None)))))
         });
-        Ok(Step::Wait(answered, timings))
+        Ok(Step::Wait(answered, call_state))
     }
 
     async fn execute(

@@ -1,16 +1,19 @@
 //! The rate limit of one tenant and path towards the platform: requests wait for a slot and for capacity in flight, for a
 //! bounded time.
 
+mod permit;
+
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
 
+pub use self::permit::{Permit, Throttled};
 use super::fair_queue::{FairQueue, Place};
-use super::inflight::{InflightPermit, Waker};
+use super::inflight::Waker;
 use super::throttle::{Ended, ThrottleState};
 use super::{Claim, InflightLimit, Limited, QueueKey, Slots};
+use crate::call_state::CallState;
 use crate::clock::{Boot, Clock};
 use crate::settings::PaceSettings;
 
@@ -73,14 +76,14 @@ impl Queue {
         }
     }
 
-    /// The earliest moment at which a request can get a permit, if those ahead of it stay.
-    fn earliest(&self, place: Place, now: Boot) -> Boot {
+    /// The earliest moment at which a request in these places can get a permit, if those ahead of it stay.
+    fn earliest(&self, places: impl Iterator<Item = Place>, now: Boot) -> Boot {
         let rate = self.rate();
         let from = self.throttle.paused_until(now).unwrap_or(now);
         if rate == 0 {
             return from;
         }
-        let ahead = self.waiting.ahead(place);
+        let ahead = places.map(|place| self.waiting.ahead(place)).min().unwrap_or_default();
         let held_back = self.slots.earliest(ahead, self.throttle.allowed(rate, now), now, from);
         held_back.min(self.slots.earliest(ahead, rate, now, from.max(self.throttle.ends_at())))
     }
@@ -114,45 +117,53 @@ impl Pace {
         }
     }
 
-    /// Waits for a slot and for capacity in flight, `max_wait` at most: both are taken together, so that no slot is held by a
-    /// request that waits for the other. Dropping the future leaves the queues.
+    /// Waits for a slot and for capacity in flight, as `wait` says: both are taken together, so that no slot is held by a request
+    /// that waits for the other. Whoever joins the call lets it wait in a lane of their own, too, with their own time to wait.
+    /// Dropping the future leaves the queues.
     ///
     /// # Errors
     /// At once if no slot can come in time, else when the time has passed.
     pub async fn acquire(
         self: &Arc<Self>,
         inflight: &Arc<InflightLimit>,
-        key: QueueKey,
-        max_wait: Duration,
+        wait: WaitFor<'_>,
     ) -> Result<Permit, NoPermit> {
-        let arrived = self.clock.boot();
+        let WaitFor { key, max_wait, deadline, call } = wait;
         let mut position = QueuePosition::join(self, inflight, key);
+        let mut until = deadline.min(self.clock.boot() + max_wait);
         let mut has_waited = false;
         loop {
             let now = self.clock.boot();
+            for caller in call.callers(position.joined.len()) {
+                position.join_lane(QueueKey { caller, ..key });
+                until = deadline.min(now + max_wait);
+            }
             let wait = match position.try_take(now) {
                 Ok(permit) => return Ok(permit),
                 Err(wait) => wait,
             };
-            if !std::mem::replace(&mut has_waited, true) {
-                let limited = position.limited(arrived);
-                if limited.retry_after > max_wait {
+            let remaining = until.since(now);
+            let is_first = !std::mem::replace(&mut has_waited, true);
+            if is_first || remaining.is_zero() {
+                let limited = position.limited(now);
+                if limited.retry_after > remaining {
                     return Err(NoPermit::Limited(limited));
                 }
-            }
-            let remaining = (arrived + max_wait).since(now);
-            if remaining.is_zero() {
-                let limited = position.limited(now);
-                // If a slot could have come by now, it was the capacity that did not.
-                let has_slot = limited.retry_after.is_zero();
-                return Err(if has_slot { NoPermit::NoCapacity } else { NoPermit::Limited(limited) });
+                if remaining.is_zero() {
+                    // A slot could have come by now: it was the capacity that did not.
+                    return Err(NoPermit::NoCapacity);
+                }
             }
             let pause = match wait {
                 Wait::Until(next) => next.since(now).min(remaining),
                 Wait::Change => remaining,
             };
             // Either the time has come, or something changed: try again.
-            let _ = tokio::time::timeout(pause, position.waker.woken()).await;
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                () = position.waker.woken() => {}
+                () = call.another_joined() => {}
+            }
         }
     }
 
@@ -222,59 +233,100 @@ enum Wait {
     Change,
 }
 
+/// Who waits for a permit, and for how long.
+#[derive(Clone, Copy, Debug)]
+pub struct WaitFor<'a> {
+    /// Whose request it is.
+    pub key: QueueKey,
+    /// How long each of those that wait does so for a permit.
+    pub max_wait: Duration,
+    /// When everything must have ended.
+    pub deadline: Boot,
+    /// Who else waits.
+    pub call: &'a CallState,
+}
+
 /// A position in both queues, given up when dropped.
 struct QueuePosition<'a> {
     pace: &'a Arc<Pace>,
     inflight: &'a Arc<InflightLimit>,
-    key: QueueKey,
     waker: Waker,
+    own: Lane,
+    /// Those of callers that joined.
+    joined: Vec<Lane>,
+}
+
+/// A lane in which a position waits.
+#[derive(Debug)]
+struct Lane {
+    key: QueueKey,
     /// In the queue for slots.
     place: Place,
     /// In the queue for capacity, while it could have a slot.
-    inflight_place: Option<Place>,
+    inflight: Option<Place>,
 }
 
 impl<'a> QueuePosition<'a> {
     fn join(pace: &'a Arc<Pace>, inflight: &'a Arc<InflightLimit>, key: QueueKey) -> Self {
         let waker = Waker::default();
         let place = pace.queue.lock().waiting.join(key, waker.clone());
-        Self { pace, inflight, key, waker, place, inflight_place: None }
+        let own = Lane { key, place, inflight: None };
+        Self { pace, inflight, waker, own, joined: Vec::new() }
+    }
+
+    fn join_lane(&mut self, key: QueueKey) {
+        let place = self.pace.queue.lock().waiting.join(key, self.waker.clone());
+        self.joined.push(Lane { key, place, inflight: None });
+    }
+
+    fn places(&self) -> impl Iterator<Item = Place> {
+        std::iter::once(&self.own).chain(&self.joined).map(|lane| lane.place)
+    }
+
+    fn lanes_mut(&mut self) -> impl Iterator<Item = &mut Lane> {
+        std::iter::once(&mut self.own).chain(&mut self.joined)
     }
 
     /// Takes a slot and capacity if both are free, and it is this position's turn. Whose turn it is, this pace's queue says while
     /// there is capacity; else the queue for capacity does, in which the first requests of all lanes wait that could have a slot,
     /// so that callers take turns whatever the number of their paths.
     fn try_take(&mut self, now: Boot) -> Result<Permit, Wait> {
-        let pace = self.pace;
+        let (pace, inflight, waker) = (self.pace, self.inflight, self.waker.clone());
         let mut queue = pace.queue.lock();
-        let slot = match queue.waiting.is_first(self.place) {
-            true => queue.take(now).map_err(|next| next.map_or(Wait::Change, Wait::Until)),
-            false => Err(Wait::Change),
+        let first = self.places().find(|place| queue.waiting.is_first(*place));
+        let slot = match first {
+            Some(_) => queue.take(now).map_err(|next| next.map_or(Wait::Change, Wait::Until)),
+            None => Err(Wait::Change),
         };
         let claim = slot.inspect_err(|_| self.leave_inflight())?;
-        let inflight_place = *self.inflight_place.get_or_insert_with(|| self.inflight.join(self.key, &self.waker));
-        let is_allowed =
-            queue.waiting.next().is_some_and(|(next, waker)| next == self.place || waker.awaits_capacity());
-        let capacity = is_allowed.then(|| self.inflight.take(inflight_place, &self.waker)).flatten();
-        let Some(capacity) = capacity else {
+        for lane in self.lanes_mut() {
+            lane.inflight.get_or_insert_with(|| inflight.join(lane.key, &waker));
+        }
+        let next = queue.waiting.next().map(|(next, waker)| (next, waker.awaits_capacity()));
+        let own_turn = next.map(|(next, _)| next).filter(|next| self.places().any(|place| place == *next));
+        let is_allowed = own_turn.is_some() || next.is_some_and(|(_, awaits_capacity)| awaits_capacity);
+        let mut lanes = self.lanes_mut().filter(|_| is_allowed);
+        let Some(capacity) = lanes.find_map(|lane| inflight.take(lane.inflight?, &waker)) else {
             queue.give_back(claim);
             return Err(Wait::Change);
         };
-        self.inflight_place = None;
-        queue.waiting.serve(self.place);
-        Ok(Permit::new(self.pace, claim, capacity))
+        drop(lanes);
+        self.leave_inflight();
+        own_turn.or(first).into_iter().for_each(|place| queue.waiting.serve(place));
+        Ok(Permit::new(pace, claim, capacity))
     }
 
     fn leave_inflight(&mut self) {
-        if let Some(place) = self.inflight_place.take() {
-            self.inflight.leave(place, &self.waker);
+        let (inflight, waker) = (self.inflight, self.waker.clone());
+        for place in self.lanes_mut().filter_map(|lane| lane.inflight.take()) {
+            inflight.leave(place, &waker);
         }
     }
 
     /// How long this position has to wait at least.
     fn limited(&self, now: Boot) -> Limited {
         let queue = self.pace.queue.lock();
-        queue.limited(queue.earliest(self.place, now).since(now))
+        queue.limited(queue.earliest(self.places(), now).since(now))
     }
 }
 
@@ -282,93 +334,8 @@ impl Drop for QueuePosition<'_> {
     fn drop(&mut self) {
         self.leave_inflight();
         let mut queue = self.pace.queue.lock();
-        queue.waiting.leave(self.place);
+        self.places().for_each(|place| queue.waiting.leave(place));
         queue.wake_firsts();
-    }
-}
-
-/// What follows from a throttled call.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Throttled {
-    /// How long nothing is sent.
-    pub pause: Duration,
-    /// Calls that a window allows after the pause.
-    pub allowed: usize,
-    /// Calls that it allows otherwise; 0: any number.
-    pub rate: usize,
-}
-
-/// Permission to make one call, and its capacity in flight. Its slot stays taken as long as the platform may count the call;
-/// dropped before the call was sent, it is free again.
-#[derive(Debug)]
-pub struct Permit {
-    pace: Arc<Pace>,
-    /// `None`: there was no limit.
-    claim: Option<Claim>,
-    /// When the platform counts the call at the latest, in nanoseconds since boot; 0: it was not sent.
-    counted: AtomicU64,
-    _capacity: InflightPermit,
-}
-
-impl Permit {
-    fn new(pace: &Arc<Pace>, claim: Option<Claim>, capacity: InflightPermit) -> Self {
-        Self { pace: Arc::clone(pace), claim, counted: AtomicU64::new(0), _capacity: capacity }
-    }
-
-    /// The call's last byte was sent just now.
-    pub fn sent(&self) {
-        self.update(|queue, claim, now| {
-            self.counted.store((now + queue.settings.transit).nanos(), Ordering::Relaxed);
-            claim.into_iter().for_each(|claim| queue.slots.sent(claim, now));
-        });
-    }
-
-    /// The call was answered just now.
-    pub fn answered(&self) {
-        self.update(|queue, claim, now| {
-            self.counted.fetch_min(now.nanos(), Ordering::Relaxed);
-            claim.into_iter().for_each(|claim| queue.slots.answered(claim, now));
-        });
-    }
-
-    /// The call, which was sent at `sent`, was throttled; returns what follows from it, if it is news.
-    pub fn throttled(&self, sent: Boot) -> Option<Throttled> {
-        let mut queue = self.pace.queue.lock();
-        let now = self.pace.clock.boot();
-        let pause = queue.throttle.throttled(sent, now);
-        queue.wake_firsts();
-        Some(Throttled { pause: pause?, allowed: queue.throttle.allowed(queue.rate(), now), rate: queue.rate() })
-    }
-
-    /// The platform asked for a pause; returns whether one begins that is news.
-    pub fn pause(&self, pause: Duration) -> bool {
-        let mut queue = self.pace.queue.lock();
-        let begins = queue.throttle.pause(pause, self.pace.clock.boot());
-        queue.wake_firsts();
-        begins
-    }
-
-    fn update(&self, change: impl FnOnce(&mut Queue, Option<Claim>, Boot)) {
-        let mut queue = self.pace.queue.lock();
-        change(&mut queue, self.claim, self.pace.clock.boot());
-        queue.wake_firsts();
-    }
-}
-
-impl Drop for Permit {
-    fn drop(&mut self) {
-        let counted = *self.counted.get_mut();
-        self.update(|queue, claim, _| {
-            if let Some(claim) = claim {
-                queue.slots.abandoned(claim);
-                return;
-            }
-            queue.unlimited -= 1;
-            // There may be a limit by now.
-            if queue.rate() > 0 && counted > 0 {
-                queue.slots.count(Boot::from_duration(Duration::from_nanos(counted)));
-            }
-        });
     }
 }
 

@@ -212,3 +212,22 @@ async fn a_key_that_may_be_refused_is_reported_until_a_call_succeeds() {
     assert_eq!(gateway.read("6").await.json()["status"], true);
     assert_eq!(gateway.metric("zvgate_key_suspect{tenant=\"one\"}").await, 0.0);
 }
+
+/// A mistyped key must not bring a customer's id into the log.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refused_admin_key_is_logged_without_the_customer() {
+    let platform = Platform::unlimited().await;
+    let folder = tempfile::tempdir().unwrap();
+    let config = write_config(folder.path(), &platform.url(), "");
+    let text = std::fs::read_to_string(&config).unwrap();
+    let key = format!("[server]\nadmin_key_sha256 = \"{}\"\n", "ab".repeat(32));
+    std::fs::write(&config, text.replace("[server]\n", &key)).unwrap();
+    let (_gateway, mut log, record) = serve(&config);
+    let (_, admin) = addresses(&record);
+    for page in ["/cache/customers/383933091455959041", "/cache/customers/42?tenant=a"] {
+        assert_eq!(admin_page(admin, page).await.status, 401);
+        let line = tokio::task::block_in_place(|| log_record(&mut log, "admin key refused"));
+        assert!(line["path"] == "/cache/customers/" && !line.to_string().contains("3839"), "{line}");
+        tokio::time::sleep(std::time::Duration::from_millis(1100)).await;
+    }
+}

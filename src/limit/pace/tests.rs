@@ -8,6 +8,12 @@ fn inflight() -> Arc<InflightLimit> {
     InflightLimit::new(99)
 }
 
+/// For how long, and who joins later.
+fn wait(key: QueueKey, max_wait: Duration) -> WaitFor<'static> {
+    static NOBODY_JOINS: std::sync::LazyLock<CallState> = std::sync::LazyLock::new(CallState::default);
+    WaitFor { key, max_wait, deadline: Boot::NEVER, call: &NOBODY_JOINS }
+}
+
 const fn key(caller: usize, write: bool) -> QueueKey {
     QueueKey { caller, tenant: 0, write }
 }
@@ -17,7 +23,7 @@ const fn key(caller: usize, write: bool) -> QueueKey {
 async fn requests_are_woken_in_the_order_of_the_queue() {
     let clock = Clock::system();
     let pace = Pace::new(PACE, None, &clock);
-    let first = pace.acquire(&inflight(), key(0, false), LONG).await.unwrap();
+    let first = pace.acquire(&inflight(), wait(key(0, false), LONG)).await.unwrap();
     let served = Arc::new(Mutex::new(Vec::new()));
     let mut waiting = tokio::task::JoinSet::new();
     for (name, key) in
@@ -25,7 +31,7 @@ async fn requests_are_woken_in_the_order_of_the_queue() {
     {
         let (pace, served) = (Arc::clone(&pace), Arc::clone(&served));
         waiting.spawn(async move {
-            let permit = pace.acquire(&inflight(), key, LONG).await.unwrap();
+            let permit = pace.acquire(&inflight(), wait(key, LONG)).await.unwrap();
             served.lock().push(name);
             permit.sent();
             permit.answered();
@@ -45,9 +51,9 @@ async fn a_request_that_cannot_get_a_permit_in_time_is_rejected_immediately() {
     let clock = Clock::system();
     let hour = PaceSettings { per: Duration::from_secs(3600), ..PACE };
     let pace = Pace::new(hour, None, &clock);
-    let first = pace.acquire(&inflight(), key(0, false), LONG).await.unwrap();
+    let first = pace.acquire(&inflight(), wait(key(0, false), LONG)).await.unwrap();
     first.sent();
-    let Err(NoPermit::Limited(limited)) = pace.acquire(&inflight(), key(0, false), LONG).await else {
+    let Err(NoPermit::Limited(limited)) = pace.acquire(&inflight(), wait(key(0, false), LONG)).await else {
         panic!("there is no slot")
     };
     assert!(limited.retry_after > Duration::from_secs(3590), "{limited:?}");
@@ -58,10 +64,10 @@ async fn a_request_that_cannot_get_a_permit_in_time_is_rejected_immediately() {
 async fn requests_waiting_for_a_pause_continue_when_credentials_change() {
     let clock = Clock::system();
     let pace = Pace::new(PaceSettings { rate: 2, per: Duration::from_secs(30), ..PACE }, None, &clock);
-    let permit = pace.acquire(&inflight(), key(0, false), LONG).await.unwrap();
+    let permit = pace.acquire(&inflight(), wait(key(0, false), LONG)).await.unwrap();
     permit.throttled(clock.boot());
     let other = Arc::clone(&pace);
-    let waiting = tokio::spawn(async move { other.acquire(&inflight(), key(0, false), LONG).await.is_ok() });
+    let waiting = tokio::spawn(async move { other.acquire(&inflight(), wait(key(0, false), LONG)).await.is_ok() });
     tokio::task::yield_now().await;
     pace.credentials_changed();
     assert!(waiting.await.unwrap());
@@ -72,28 +78,28 @@ async fn requests_waiting_for_a_pause_continue_when_credentials_change() {
 async fn throttling_may_end_before_the_next_slot_is_free() {
     let (clock, hands) = Clock::shifted();
     let pace = Pace::new(PaceSettings { rate: 4, per: Duration::from_secs(40), ..PACE }, None, &clock);
-    pace.acquire(&inflight(), key(0, false), LONG).await.unwrap().throttled(clock.boot());
+    pace.acquire(&inflight(), wait(key(0, false), LONG)).await.unwrap().throttled(clock.boot());
     hands.advance(Duration::from_secs(41));
     for _ in 0..2 {
-        let permit = pace.acquire(&inflight(), key(0, false), Duration::ZERO).await.unwrap();
+        let permit = pace.acquire(&inflight(), wait(key(0, false), Duration::ZERO)).await.unwrap();
         permit.sent();
         permit.answered();
     }
     assert!(pace.try_acquire(&inflight()).is_none(), "half of the slots are held back");
-    let refused = pace.acquire(&inflight(), key(0, false), Duration::ZERO).await;
+    let refused = pace.acquire(&inflight(), wait(key(0, false), Duration::ZERO)).await;
     let Err(NoPermit::Limited(limited)) = refused else { panic!("{refused:?}") };
     assert!((18..=19).contains(&limited.retry_after.as_secs()), "{limited:?}");
     hands.advance(Duration::from_secs(19));
-    assert!(pace.acquire(&inflight(), key(0, false), Duration::ZERO).await.is_ok());
+    assert!(pace.acquire(&inflight(), wait(key(0, false), Duration::ZERO)).await.is_ok());
 }
 
 #[tokio::test]
 async fn a_changed_limit_applies_to_waiting_requests() {
     let clock = Clock::system();
     let pace = Pace::new(PaceSettings { per: Duration::from_secs(3600), ..PACE }, None, &clock);
-    let first = pace.acquire(&inflight(), key(0, false), LONG).await.unwrap();
+    let first = pace.acquire(&inflight(), wait(key(0, false), LONG)).await.unwrap();
     let other = Arc::clone(&pace);
-    let waiting = tokio::spawn(async move { other.acquire(&inflight(), key(0, false), LONG).await.is_ok() });
+    let waiting = tokio::spawn(async move { other.acquire(&inflight(), wait(key(0, false), LONG)).await.is_ok() });
     tokio::task::yield_now().await;
     pace.reconfigure(PaceSettings { rate: 2, ..PACE });
     assert!(waiting.await.unwrap());
@@ -108,7 +114,7 @@ async fn calls_without_a_limit_count_once_a_limit_is_set() {
     let limited = PaceSettings { rate: 2, per: Duration::from_secs(10), transit: Duration::from_secs(1) };
     let pace = Pace::new(PaceSettings { rate: 0, ..limited }, None, &clock);
     for _ in 0..9 {
-        pace.acquire(&inflight(), key(0, false), Duration::ZERO).await.unwrap().sent();
+        pace.acquire(&inflight(), wait(key(0, false), Duration::ZERO)).await.unwrap().sent();
     }
     pace.reconfigure(limited);
     hands.advance(Duration::from_millis(10_900));
@@ -121,16 +127,16 @@ async fn calls_without_a_limit_count_once_a_limit_is_set() {
 async fn a_pause_applies_without_a_limit_too() {
     let (clock, hands) = Clock::shifted();
     let pace = Pace::new(PaceSettings { rate: 0, ..PACE }, None, &clock);
-    let permit = pace.acquire(&inflight(), key(0, false), Duration::ZERO).await.unwrap();
+    let permit = pace.acquire(&inflight(), wait(key(0, false), Duration::ZERO)).await.unwrap();
     assert_eq!(pace.allowed(clock.boot()), f64::INFINITY);
     permit.throttled(clock.boot());
     assert_eq!(pace.allowed(clock.boot()), 0.0);
     assert!(
-        pace.acquire(&inflight(), key(0, false), Duration::ZERO).await.is_err()
+        pace.acquire(&inflight(), wait(key(0, false), Duration::ZERO)).await.is_err()
             && pace.try_acquire(&inflight()).is_none()
     );
     hands.advance(PACE.per);
-    assert!(pace.acquire(&inflight(), key(0, false), Duration::ZERO).await.is_ok());
+    assert!(pace.acquire(&inflight(), wait(key(0, false), Duration::ZERO)).await.is_ok());
 }
 
 /// Those in progress when the limit begins, too.
@@ -141,7 +147,7 @@ async fn calls_that_began_without_a_limit_take_slots_until_they_are_counted() {
     let pace = Pace::new(PaceSettings { rate: 0, ..limited }, None, &clock);
     let mut unsent = Vec::new();
     for _ in 0..2 {
-        unsent.push(pace.acquire(&inflight(), key(0, false), Duration::ZERO).await.unwrap());
+        unsent.push(pace.acquire(&inflight(), wait(key(0, false), Duration::ZERO)).await.unwrap());
     }
     pace.reconfigure(limited);
     hands.advance(Duration::from_secs(12));
@@ -159,13 +165,13 @@ async fn order_with_one_in_flight(calls: &[(usize, usize)]) -> Vec<usize> {
     let (clock, inflight) = (Clock::system(), InflightLimit::new(1));
     let many = PaceSettings { rate: 100, ..PACE };
     let paces: Vec<_> = (0..9).map(|_| Pace::new(many, None, &clock)).collect();
-    let first = paces[8].acquire(&inflight, key(9, false), LONG).await.unwrap();
+    let first = paces[8].acquire(&inflight, wait(key(9, false), LONG)).await.unwrap();
     let served = Arc::new(Mutex::new(Vec::new()));
     let mut waiting = tokio::task::JoinSet::new();
     for (number, (caller, path)) in calls.iter().copied().enumerate() {
         let (pace, inflight, served) = (Arc::clone(&paces[path]), Arc::clone(&inflight), Arc::clone(&served));
         waiting.spawn(async move {
-            let permit = pace.acquire(&inflight, key(caller, false), LONG).await.unwrap();
+            let permit = pace.acquire(&inflight, wait(key(caller, false), LONG)).await.unwrap();
             served.lock().push(number);
             permit.sent();
             permit.answered();
@@ -192,14 +198,14 @@ async fn callers_take_turns_in_flight_however_many_paths_they_use() {
 async fn no_slot_is_held_by_a_request_that_waits_for_capacity() {
     let (clock, inflight) = (Clock::system(), InflightLimit::new(1));
     let pace = Pace::new(PaceSettings { rate: 2, per: LONG, ..PACE }, None, &clock);
-    let first = pace.acquire(&inflight, key(0, false), LONG).await.unwrap();
+    let first = pace.acquire(&inflight, wait(key(0, false), LONG)).await.unwrap();
     first.sent();
-    let refused = pace.acquire(&inflight, key(0, false), Duration::ZERO).await;
+    let refused = pace.acquire(&inflight, wait(key(0, false), Duration::ZERO)).await;
     assert_eq!(refused.unwrap_err(), NoPermit::NoCapacity);
     let (other, full) = (Arc::clone(&pace), Arc::clone(&inflight));
-    let waiting = tokio::spawn(async move { other.acquire(&full, key(0, false), LONG).await.is_ok() });
+    let waiting = tokio::spawn(async move { other.acquire(&full, wait(key(0, false), LONG)).await.is_ok() });
     tokio::task::yield_now().await;
-    let behind = pace.acquire(&inflight, key(0, false), Duration::from_millis(20)).await;
+    let behind = pace.acquire(&inflight, wait(key(0, false), Duration::from_millis(20))).await;
     assert!(matches!(behind, Err(NoPermit::Limited(_))), "the one slot that is free is another's: {behind:?}");
     assert!(pace.queue.lock().slots.next_free(2) < Some(clock.boot()), "one of two slots is free");
     waiting.abort();
@@ -213,13 +219,13 @@ async fn no_slot_is_held_by_a_request_that_waits_for_capacity() {
 async fn a_request_that_waits_for_its_tenants_capacity_holds_up_no_other_tenant() {
     let (clock, busy, other) = (Clock::system(), InflightLimit::new(1), InflightLimit::new(1));
     let pace = Pace::new(PaceSettings { rate: 9, ..PACE }, None, &clock);
-    let _in_flight = pace.acquire(&busy, key(0, false), LONG).await.unwrap();
+    let _in_flight = pace.acquire(&busy, wait(key(0, false), LONG)).await.unwrap();
     let (waits, full) = (Arc::clone(&pace), Arc::clone(&busy));
-    let waiting = tokio::spawn(async move { waits.acquire(&full, key(0, false), LONG).await.is_ok() });
+    let waiting = tokio::spawn(async move { waits.acquire(&full, wait(key(0, false), LONG)).await.is_ok() });
     tokio::task::yield_now().await;
     for _ in 0..3 {
         let second = QueueKey { tenant: 1, ..key(0, false) };
-        assert!(pace.acquire(&other, second, Duration::ZERO).await.is_ok());
+        assert!(pace.acquire(&other, wait(second, Duration::ZERO)).await.is_ok());
     }
     waiting.abort();
 }
@@ -230,7 +236,7 @@ async fn a_request_behind_calls_without_a_limit_waits_for_a_change() {
     let clock = Clock::system();
     let limited = PaceSettings { rate: 1, ..PACE };
     let pace = Pace::new(PaceSettings { rate: 0, ..limited }, None, &clock);
-    let unlimited = pace.acquire(&inflight(), key(0, false), LONG).await.unwrap();
+    let unlimited = pace.acquire(&inflight(), wait(key(0, false), LONG)).await.unwrap();
     pace.reconfigure(limited);
     tokio::time::sleep(2 * PACE.per).await;
     let mut queue = pace.queue.lock();
@@ -245,7 +251,7 @@ async fn a_call_that_began_without_a_limit_and_broke_counts_until_it_cannot_arri
     let (clock, hands) = Clock::shifted();
     let limited = PaceSettings { rate: 1, per: Duration::from_secs(10), transit: Duration::from_secs(5) };
     let pace = Pace::new(PaceSettings { rate: 0, ..limited }, None, &clock);
-    let unlimited = pace.acquire(&inflight(), key(0, false), LONG).await.unwrap();
+    let unlimited = pace.acquire(&inflight(), wait(key(0, false), LONG)).await.unwrap();
     pace.reconfigure(limited);
     hands.advance(Duration::from_secs(16));
     unlimited.sent();
@@ -254,4 +260,54 @@ async fn a_call_that_began_without_a_limit_and_broke_counts_until_it_cannot_arri
     assert!(pace.try_acquire(&inflight()).is_none(), "it may have been counted 5 s after it was sent");
     hands.advance(Duration::from_secs(4));
     assert!(pace.try_acquire(&inflight()).is_some());
+}
+
+/// Its call waits in the lane of each caller that waits for it, and each has the same time to wait.
+#[tokio::test]
+async fn whoever_joins_a_call_lets_it_wait_in_a_lane_of_their_own() {
+    let (clock, pace) = (Clock::system(), Pace::new(PaceSettings { rate: 1, ..PACE }, None, &Clock::system()));
+    let first = pace.acquire(&inflight(), wait(key(9, false), LONG)).await.unwrap();
+    let (served, joined) = (Arc::new(Mutex::new(Vec::new())), Arc::new(CallState::default()));
+    let mut waiting = tokio::task::JoinSet::new();
+    for number in 0..6 {
+        let (pace, served) = (Arc::clone(&pace), Arc::clone(&served));
+        let call = if number == 5 { Arc::clone(&joined) } else { Arc::default() };
+        waiting.spawn(async move {
+            let wait = WaitFor { key: key(1, false), max_wait: LONG, deadline: Boot::NEVER, call: &call };
+            let permit = pace.acquire(&inflight(), wait).await.unwrap();
+            served.lock().push(number);
+            permit.sent();
+            permit.answered();
+        });
+    }
+    tokio::task::yield_now().await;
+    joined.join(2);
+    joined.join(2);
+    tokio::task::yield_now().await;
+    first.sent();
+    first.answered();
+    drop(first);
+    waiting.join_all().await;
+    assert_eq!(*served.lock(), [0, 5, 1, 2, 3, 4]);
+    assert!(pace.queue.lock().waiting.is_empty());
+
+    // The last of those that wait decides for how long.
+    let blocked = Pace::new(PaceSettings { per: LONG, ..PACE }, None, &clock);
+    let first = blocked.acquire(&inflight(), wait(key(9, false), LONG)).await.unwrap();
+    let call = CallState::default();
+    let max_wait = Duration::from_millis(300);
+    let started = clock.boot();
+    let late = async {
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        call.join(2);
+    };
+    let wait = |deadline| WaitFor { key: key(1, false), max_wait, deadline, call: &call };
+    let inflight = inflight();
+    let (refused, ()) = tokio::join!(blocked.acquire(&inflight, wait(Boot::NEVER)), late);
+    assert!(refused.is_err() && clock.boot().since(started) >= Duration::from_millis(500));
+    let started = clock.boot();
+    let deadline = started + Duration::from_millis(100);
+    assert!(blocked.acquire(&inflight, wait(deadline)).await.is_err());
+    assert!(clock.boot().since(started) < max_wait, "the deadline holds for all");
+    drop(first);
 }

@@ -1,25 +1,51 @@
-//! What a call to the platform takes, for the logs: written by the task that makes the call, read by everybody who waits for it, also
-//! while it is under way.
+//! What the task that makes a call to the platform shares with everybody who waits for it, while it is under way: what the call takes,
+//! for the logs, and who waits, for the queue.
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+
 use crate::clock::{Boot, millis};
 
-/// The attempts of a call so far, and how long they take.
+/// The state of a call.
 #[derive(Debug, Default)]
-pub struct CallTimings {
+pub struct CallState {
     attempts: AtomicU32,
+    /// The callers, by their indices, that wait for it beside the one that began it.
+    callers: Mutex<Vec<usize>>,
+    /// Notified when one is added.
+    joined: Notify,
     /// Waiting for a slot and for capacity in flight.
     pub queue: Stopwatch,
     /// With the platform.
     pub upstream: Stopwatch,
 }
 
-impl CallTimings {
+impl CallState {
     /// An attempt begins.
     pub fn attempt(&self) {
         self.attempts.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A caller waits for it, too.
+    pub fn join(&self, caller: usize) {
+        let mut callers = self.callers.lock();
+        if !callers.contains(&caller) {
+            callers.push(caller);
+            self.joined.notify_one();
+        }
+    }
+
+    /// The callers that joined, after the first so many of them.
+    pub fn callers(&self, after: usize) -> Vec<usize> {
+        self.callers.lock().get(after..).map(<[usize]>::to_vec).unwrap_or_default()
+    }
+
+    /// Waits until another caller joins.
+    pub async fn another_joined(&self) {
+        self.joined.notified().await;
     }
 
     /// How many attempts began.
