@@ -122,10 +122,10 @@ impl HitMemo {
             return;
         }
         let Some(set) = self.set(repeat) else { return };
-        let is_free = |slot: &&Slot| {
-            slot.load().as_ref().is_none_or(|known| known.is_repeated_by(repeat) || !known.answer.is_live())
-        };
-        let Some(slot) = set.iter().find(is_free).or_else(|| set.get(fastrand::usize(..WAYS))) else { return };
+        let holds = |slot: &&Slot| slot.load().as_ref().is_some_and(|known| known.is_repeated_by(repeat));
+        let is_free = |slot: &&Slot| slot.load().as_ref().is_none_or(|known| !known.answer.is_live());
+        let found = set.iter().find(holds).or_else(|| set.iter().find(is_free));
+        let Some(slot) = found.or_else(|| set.get(fastrand::usize(..WAYS))) else { return };
         slot.store(Some(Arc::new(Known {
             caller: repeat.caller,
             route: repeat.route,

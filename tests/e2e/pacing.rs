@@ -5,10 +5,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use serde_json::json;
+use sha2::{Digest, Sha256};
 use zvgate::configuration::Configuration;
 use zvgate::settings::Sources;
 
-use crate::scripted::{Action, Scripted};
+use crate::scripted::{Action, Scripted, http_text};
 use crate::support::{Caller, MERCHANTS, Platform, READ, Reply, TestGateway, Upstream, WRITE};
 
 /// Sends `rate` requests a second, each for another customer, for `seconds`.
@@ -308,4 +309,46 @@ async fn a_changed_grant_gets_no_second_rate_and_sees_writes_of_the_old_one() {
         answered += u32::from(gateway.read(&customer.to_string()).await.status == 200);
     }
     assert_eq!(answered, 2, "eight of ten slots are taken");
+}
+
+/// The call of a caller that asked for much waits behind that; whoever joins it has a turn of their own.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_caller_that_joins_the_fetch_of_a_busy_one_does_not_wait_for_all_it_asked() {
+    let hash = |key: &str| Sha256::digest(key.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    let answer = || vec![Vec::new(), http_text("200 OK", "", r#"{"status":true,"code":0,"data":[]}"#)];
+    let upstream = Scripted::start(move |_, _| Action::RespondInParts(answer())).await;
+    let (busy, other) = (hash("busy"), hash("other"));
+    let overrides = [
+        ("callers.busy.key_sha256", busy.as_str()),
+        ("callers.busy.tenants", "*"),
+        ("callers.busy.routes", "*"),
+        ("callers.other.key_sha256", &other),
+        ("callers.other.tenants", "*"),
+        ("callers.other.routes", "*"),
+        ("upstream.max_inflight", "1"),
+        ("limits.upstream.rate", "100"),
+    ];
+    let gateway = Arc::new(TestGateway::start(&upstream, &overrides).await);
+    let ask = |key: &'static str, customer: usize| {
+        let gateway = Arc::clone(&gateway);
+        tokio::spawn(async move {
+            let body = json!({ "params": { "customerId": format!("c{customer}") } }).to_string();
+            gateway.post(READ, &[("authorization", &format!("Bearer {key}"))], &body).await
+        })
+    };
+    let mut busy = Vec::new();
+    for customer in 0..20 {
+        busy.push(ask("busy", customer));
+        // They wait in this order.
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let (before, wanted) = (upstream.seen().len(), 19);
+    let reply = ask("other", wanted).await.unwrap();
+    assert_eq!(reply.header("cache-status"), "zvgate; fwd=miss; collapsed");
+    let calls = upstream.seen().len() - before;
+    assert!(calls <= 3, "{calls} calls were made before its own");
+    for reply in busy {
+        assert_eq!(reply.await.unwrap().status, 200);
+    }
+    assert_eq!(upstream.seen().len(), 20);
 }
