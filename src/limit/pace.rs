@@ -129,6 +129,10 @@ impl Pace {
         wait: WaitFor<'_>,
     ) -> Result<Permit, NoPermit> {
         let WaitFor { key, max_wait, deadline, call } = wait;
+        // Most often nobody waits.
+        if let Some(permit) = self.try_acquire(inflight) {
+            return Ok(permit);
+        }
         let mut position = QueuePosition::join(self, inflight, key);
         let mut until = deadline.min(self.clock.boot() + max_wait);
         let mut has_waited = false;

@@ -30,6 +30,8 @@ const IDENTITY: HeaderValue = HeaderValue::from_static("identity");
 const AGENT: HeaderValue = HeaderValue::from_static(concat!("zvgate/", env!("CARGO_PKG_VERSION")));
 /// Bytes that may come before the head of an answer is complete: more are a flood of interim responses, or an endless head.
 const MAX_BEFORE_ANSWER: u64 = 256 << 10;
+/// Frames of a body that are read before others may run; nearly every answer has fewer.
+const FRAMES_AT_ONCE: u32 = 16;
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 
 /// An answer, with what callers do not get of it.
@@ -112,8 +114,8 @@ impl Connection {
         let mut reported = before;
         let outcome = if within.is_zero() {
             Err(AttemptError::Timeout)
-        } else if !self.http1.is_ready() {
-            // Closed, or the server spoke first: that would be taken for the answer.
+        } else if !reused && !self.http1.is_ready() {
+            // Closed, or the server spoke first, which would be taken for the answer. An idle one was checked as it was taken.
             Err(AttemptError::Reset(None))
         } else {
             let exchange = pin!(async {
@@ -208,10 +210,13 @@ impl Connection {
         if announced > max {
             return Err(AttemptError::Oversized);
         }
-        let mut whole = Vec::with_capacity(announced);
+        let (mut whole, mut frames) = (Vec::with_capacity(announced), 0u32);
         while let Some(frame) = poll_fn(|cx| self.poll_frame(&mut body, cx)).await? {
-            // Many small frames delay neither other requests of this worker nor the timeout.
-            tokio::task::consume_budget().await;
+            frames += 1;
+            if frames.is_multiple_of(FRAMES_AT_ONCE) {
+                // Many small frames delay neither other requests of this worker nor the timeout.
+                tokio::task::consume_budget().await;
+            }
             let Some(data) = frame.data_ref() else { continue };
             if whole.len() + data.len() > max {
                 return Err(AttemptError::Oversized);

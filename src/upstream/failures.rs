@@ -1,5 +1,6 @@
 //! When failures of a kind begin and end, so that one line is logged when a kind begins and one when it ends, not one per attempt.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -26,12 +27,17 @@ pub struct Episode {
 
 /// The failures that have not ended yet: one entry for each kind, and kinds are few.
 #[derive(Debug, Default)]
-pub(super) struct Failures(Mutex<Vec<Episode>>);
+pub(super) struct Failures {
+    episodes: Mutex<Vec<Episode>>,
+    /// Whether there are any: most often there are none, and a success changes nothing.
+    are_any: AtomicBool,
+}
 
 impl Failures {
     /// Records a failure; returns whether it is the first of its kind.
     pub(super) fn failed(&self, kind: &'static str, now: Boot) -> bool {
-        let mut episodes = self.0.lock();
+        let mut episodes = self.episodes.lock();
+        self.are_any.store(true, Ordering::Relaxed);
         match episodes.iter_mut().find(|episode| episode.kind == kind) {
             Some(episode) => {
                 (episode.count, episode.last, episode.succeeded_since) = (episode.count + 1, now, false);
@@ -46,18 +52,23 @@ impl Failures {
 
     /// Records a success.
     pub(super) fn succeeded(&self) {
-        self.0.lock().iter_mut().for_each(|episode| episode.succeeded_since = true);
+        if self.are_any.load(Ordering::Relaxed) {
+            self.episodes.lock().iter_mut().for_each(|episode| episode.succeeded_since = true);
+        }
     }
 
     /// Removes and returns those that have ended.
     pub(super) fn take_ended(&self, now: Boot) -> Vec<Episode> {
         let has_ended = |episode: &mut Episode| episode.succeeded_since && now.since(episode.last) >= QUIET;
-        self.0.lock().extract_if(.., has_ended).collect()
+        let mut episodes = self.episodes.lock();
+        let ended = episodes.extract_if(.., has_ended).collect();
+        self.are_any.store(!episodes.is_empty(), Ordering::Relaxed);
+        ended
     }
 
     /// Whether all have ended.
     pub(super) fn have_ended(&self) -> bool {
-        self.0.lock().is_empty()
+        self.episodes.lock().is_empty()
     }
 }
 
