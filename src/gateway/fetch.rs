@@ -230,21 +230,18 @@ impl Fetcher {
         let waited = job.call_state.queue.stop(self.time.boot());
         job.metrics().wait.observe(waited.as_secs_f64());
         let is_late = remaining < job.max_wait;
-        let permit = permit.inspect_err(|no_permit| {
-            let reason = match no_permit {
-                NoPermit::Limited(_) => "no_slot",
-                NoPermit::NoCapacity => "too_many_in_flight",
-            };
-            if circuit.failed(reason) {
-                CallLog::begun(job).rejections_began(reason);
-            }
-        });
         let permit = permit.map_err(|no_permit| match no_permit {
             // Unless the next slot is further off than anybody waits for one.
             NoPermit::Limited(limited) if is_late && limited.retry_after <= job.max_wait => NotSent::DeadlineExceeded,
             NoPermit::NoCapacity if is_late => NotSent::DeadlineExceeded,
             NoPermit::Limited(limited) => NotSent::Limited { limited, is_key_suspect: circuit.is_key_suspect() },
             NoPermit::NoCapacity => NotSent::Rejected(Rejected::TooManyInFlight),
+        });
+        let permit = permit.inspect_err(|not_sent| {
+            let is_rejection = !matches!(not_sent, NotSent::DeadlineExceeded);
+            if is_rejection && circuit.failed(not_sent.name()) {
+                CallLog::begun(job).rejections_began(not_sent.name());
+            }
         })?;
         let attempt = self.begin(job, circuit)?;
         Ok((permit, attempt))

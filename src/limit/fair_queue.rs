@@ -16,9 +16,9 @@ pub struct QueueKey {
     pub write: bool,
 }
 
-/// A request's place in a queue.
+/// A request's position in a queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Place {
+pub(super) struct Position {
     key: QueueKey,
     /// Counts the requests that joined.
     number: u64,
@@ -46,11 +46,11 @@ impl<T> FairQueue<T> {
     }
 
     /// Adds a request behind earlier ones of the same caller and tenant.
-    pub(super) fn join(&mut self, key: QueueKey, request: T) -> Place {
+    pub(super) fn join(&mut self, key: QueueKey, request: T) -> Position {
         self.joined += 1;
-        let place = Place { key, number: self.joined };
-        self.side_mut(key.write).join(place, request);
-        place
+        let position = Position { key, number: self.joined };
+        self.side_mut(key.write).join(position, request);
+        position
     }
 
     /// The first write and the first read of each caller and tenant, one of which is served next.
@@ -59,38 +59,40 @@ impl<T> FairQueue<T> {
     }
 
     /// Whether a request is one of these.
-    pub(super) fn is_first(&self, place: Place) -> bool {
-        let side = if place.key.write { &self.writes } else { &self.reads };
-        side.lane(place.key).and_then(|lane| lane.first_key_value()).is_some_and(|(number, _)| *number == place.number)
+    pub(super) fn is_first(&self, position: Position) -> bool {
+        let side = if position.key.write { &self.writes } else { &self.reads };
+        side.lane(position.key)
+            .and_then(|lane| lane.first_key_value())
+            .is_some_and(|(number, _)| *number == position.number)
     }
 
     /// The request that is served next.
-    pub(super) fn next(&self) -> Option<(Place, &T)> {
+    pub(super) fn next(&self) -> Option<(Position, &T)> {
         let write = self.is_for_write();
         let (key, lane) = if write { &self.writes } else { &self.reads }.lanes.front()?;
         let (number, request) = lane.first_key_value()?;
-        Some((Place { key: QueueKey { write, ..*key }, number: *number }, request))
+        Some((Position { key: QueueKey { write, ..*key }, number: *number }, request))
     }
 
     /// Removes a request that is served: the next one, or another first one.
-    pub(super) fn serve(&mut self, place: Place) {
-        self.read_is_next = place.key.write && self.reads.len > 0;
-        self.side_mut(place.key.write).serve(place);
+    pub(super) fn serve(&mut self, position: Position) {
+        self.read_is_next = position.key.write && self.reads.len > 0;
+        self.side_mut(position.key.write).serve(position);
     }
 
     /// Removes a request that waits no longer, if it is still there.
-    pub(super) fn leave(&mut self, place: Place) {
-        self.side_mut(place.key.write).leave(place);
+    pub(super) fn leave(&mut self, position: Position) {
+        self.side_mut(position.key.write).leave(position);
     }
 
     /// How many requests are served before this one, if none is added or removed.
-    pub(super) fn ahead(&self, place: Place) -> usize {
+    pub(super) fn ahead(&self, position: Position) -> usize {
         let owed = usize::from(self.read_is_next);
-        if place.key.write {
-            let writes = self.writes.ahead(place);
+        if position.key.write {
+            let writes = self.writes.ahead(position);
             return writes + self.reads.len.min(writes + owed);
         }
-        let reads = self.reads.ahead(place);
+        let reads = self.reads.ahead(position);
         reads + self.writes.len.min(reads + 1 - owed)
     }
 
@@ -121,15 +123,15 @@ impl<T> Default for RoundRobin<T> {
 }
 
 impl<T> RoundRobin<T> {
-    fn position(&self, key: QueueKey) -> Option<usize> {
+    fn lane_index(&self, key: QueueKey) -> Option<usize> {
         self.lanes.iter().position(|(other, _)| *other == key)
     }
 
     fn lane(&self, key: QueueKey) -> Option<&Lane<T>> {
-        self.lanes.get(self.position(key)?).map(|(_, lane)| lane)
+        self.lanes.get(self.lane_index(key)?).map(|(_, lane)| lane)
     }
 
-    fn join(&mut self, Place { key, number }: Place, request: T) {
+    fn join(&mut self, Position { key, number }: Position, request: T) {
         self.len += 1;
         match self.lanes.iter_mut().find(|(other, _)| *other == key) {
             Some((_, lane)) => drop(lane.insert(number, request)),
@@ -142,16 +144,18 @@ impl<T> RoundRobin<T> {
     }
 
     /// Removes a request, whose lane comes last then.
-    fn serve(&mut self, Place { key, number }: Place) {
-        let Some((key, mut lane)) = self.position(key).and_then(|position| self.lanes.remove(position)) else { return };
+    fn serve(&mut self, Position { key, number }: Position) {
+        let Some((key, mut lane)) = self.lane_index(key).and_then(|position| self.lanes.remove(position)) else {
+            return;
+        };
         self.len -= usize::from(lane.remove(&number).is_some());
         if !lane.is_empty() {
             self.lanes.push_back((key, lane));
         }
     }
 
-    fn leave(&mut self, Place { key, number }: Place) {
-        let Some(position) = self.position(key) else { return };
+    fn leave(&mut self, Position { key, number }: Position) {
+        let Some(position) = self.lane_index(key) else { return };
         let Some((_, lane)) = self.lanes.get_mut(position) else { return };
         self.len -= usize::from(lane.remove(&number).is_some());
         if lane.is_empty() {
@@ -160,8 +164,8 @@ impl<T> RoundRobin<T> {
     }
 
     /// How many of these are served before a request.
-    fn ahead(&self, Place { key, number }: Place) -> usize {
-        let Some(own) = self.position(key) else { return 0 };
+    fn ahead(&self, Position { key, number }: Position) -> usize {
+        let Some(own) = self.lane_index(key) else { return 0 };
         let position = self.lanes.get(own).map_or(0, |(_, lane)| lane.range(..number).count());
         // Each lane before it in the round is served once more than each behind it.
         let served = |(other, (_, lane)): (usize, &(QueueKey, Lane<T>))| match other.cmp(&own) {
@@ -186,22 +190,22 @@ mod tests {
         QueueKey { caller, tenant: 0, write: true }
     }
 
-    /// A queue of these requests, each known by its index, and their places.
-    fn queue(keys: &[QueueKey]) -> (FairQueue<usize>, Vec<Place>) {
+    /// A queue of these requests, each known by its index, and their positions.
+    fn queue(keys: &[QueueKey]) -> (FairQueue<usize>, Vec<Position>) {
         let mut queue = FairQueue::default();
-        let places = keys.iter().enumerate().map(|(index, key)| queue.join(*key, index)).collect();
-        (queue, places)
+        let positions = keys.iter().enumerate().map(|(index, key)| queue.join(*key, index)).collect();
+        (queue, positions)
     }
 
     fn serve_next(queue: &mut FairQueue<usize>) -> Option<usize> {
-        let (place, next) = queue.next()?;
+        let (position, next) = queue.next()?;
         let next = *next;
-        assert!(queue.is_first(place));
-        queue.serve(place);
+        assert!(queue.is_first(position));
+        queue.serve(position);
         Some(next)
     }
 
-    fn order((mut queue, _): (FairQueue<usize>, Vec<Place>)) -> Vec<usize> {
+    fn order((mut queue, _): (FairQueue<usize>, Vec<Position>)) -> Vec<usize> {
         let order = std::iter::from_fn(|| serve_next(&mut queue)).collect();
         assert!(queue.is_empty());
         order
@@ -227,29 +231,29 @@ mod tests {
 
     #[test]
     fn a_write_takes_precedence_again_if_no_read_waited_for_the_last_one() {
-        let (mut queue, places) = queue(&[write(1)]);
-        queue.serve(places[0]);
+        let (mut queue, positions) = queue(&[write(1)]);
+        queue.serve(positions[0]);
         queue.join(read(1), 1);
         queue.join(write(1), 2);
-        assert_eq!(order((queue, places)), [2, 1]);
+        assert_eq!(order((queue, positions)), [2, 1]);
     }
 
     #[test]
     fn a_caller_that_is_served_out_of_turn_waits_for_the_others_as_usual() {
-        let (mut queue, places) = queue(&[read(1), read(1), read(2), read(3), read(2), write(4)]);
+        let (mut queue, positions) = queue(&[read(1), read(1), read(2), read(3), read(2), write(4)]);
         assert_eq!(queue.firsts().copied().collect::<Vec<_>>(), [5, 0, 2, 3]);
-        assert!(queue.is_first(places[2]) && !queue.is_first(places[4]));
-        queue.serve(places[2]);
-        assert_eq!(order((queue, places)), [5, 0, 3, 4, 1]);
+        assert!(queue.is_first(positions[2]) && !queue.is_first(positions[4]));
+        queue.serve(positions[2]);
+        assert_eq!(order((queue, positions)), [5, 0, 3, 4, 1]);
     }
 
     #[test]
     fn a_request_that_leaves_does_not_affect_the_order_of_others() {
-        let (mut queue, places) = queue(&[read(1), read(2), write(3), read(1)]);
-        for place in [2, 0, 2] {
-            queue.leave(places[place]);
+        let (mut queue, positions) = queue(&[read(1), read(2), write(3), read(1)]);
+        for position in [2, 0, 2] {
+            queue.leave(positions[position]);
         }
-        assert_eq!(order((queue, places)), [3, 1]);
+        assert_eq!(order((queue, positions)), [3, 1]);
     }
 
     proptest! {
@@ -262,18 +266,18 @@ mod tests {
         ) {
             let keys: Vec<_> = came.iter().map(|(caller, write)| QueueKey { caller: *caller, tenant: 0, write: *write }).collect();
             let half = keys.len() / 2;
-            let (mut queue, mut places) = queue(&keys[..half]);
+            let (mut queue, mut positions) = queue(&keys[..half]);
             for _ in 0..served {
                 serve_next(&mut queue);
             }
             for (ticket, key) in keys.iter().enumerate().skip(half) {
-                places.push(queue.join(*key, ticket));
+                positions.push(queue.join(*key, ticket));
             }
-            left.iter().filter_map(|left| places.get(*left)).for_each(|place| queue.leave(*place));
-            let positions: Vec<_> = places.iter().map(|place| queue.ahead(*place)).collect();
-            let order = order((queue, places));
+            left.iter().filter_map(|left| positions.get(*left)).for_each(|position| queue.leave(*position));
+            let ahead: Vec<_> = positions.iter().map(|position| queue.ahead(*position)).collect();
+            let order = order((queue, positions));
             for (turn, ticket) in order.iter().enumerate() {
-                prop_assert_eq!(positions[*ticket], turn, "{:?} of {:?}", ticket, order);
+                prop_assert_eq!(ahead[*ticket], turn, "{:?} of {:?}", ticket, order);
             }
             for (turn, ticket) in order.iter().enumerate() {
                 let earlier = order[turn..].iter().find(|other| keys[**other] == keys[*ticket] && *other < ticket);

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
-use super::fair_queue::{FairQueue, Place};
+use super::fair_queue::{FairQueue, Position};
 
 /// Wakes a request that waits.
 #[derive(Clone, Debug, Default)]
@@ -63,20 +63,20 @@ impl InflightLimit {
         Arc::new(Self(Mutex::new(State { free: max, waiting: FairQueue::default() })))
     }
 
-    /// Lets a request wait for its turn, when it is woken; returns its place.
-    pub(super) fn join(&self, key: super::QueueKey, waker: &Waker) -> Place {
+    /// Lets a request wait for its turn, when it is woken; returns its position.
+    pub(super) fn join(&self, key: super::QueueKey, waker: &Waker) -> Position {
         waker.set_awaits_capacity(true);
         self.0.lock().waiting.join(key, waker.clone())
     }
 
     /// Takes capacity for a request that waits for it, if there is some and it is its turn.
-    pub(super) fn take(self: &Arc<Self>, place: Place, waker: &Waker) -> Option<InflightPermit> {
+    pub(super) fn take(self: &Arc<Self>, position: Position, waker: &Waker) -> Option<InflightPermit> {
         let mut state = self.0.lock();
-        if state.free == 0 || state.waiting.next().is_none_or(|(next, _)| next != place) {
+        if state.free == 0 || state.waiting.next().is_none_or(|(next, _)| next != position) {
             state.wake_next();
             return None;
         }
-        state.waiting.serve(place);
+        state.waiting.serve(position);
         waker.set_awaits_capacity(false);
         state.free -= 1;
         state.wake_next();
@@ -94,9 +94,9 @@ impl InflightLimit {
     }
 
     /// A request does not wait any more.
-    pub(super) fn leave(&self, place: Place, waker: &Waker) {
+    pub(super) fn leave(&self, position: Position, waker: &Waker) {
         let mut state = self.0.lock();
-        state.waiting.leave(place);
+        state.waiting.leave(position);
         waker.set_awaits_capacity(false);
         state.wake_next();
     }

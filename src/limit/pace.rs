@@ -9,7 +9,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 
 pub use self::permit::{Permit, Throttled};
-use super::fair_queue::{FairQueue, Place};
+use super::fair_queue::{FairQueue, Position};
 use super::inflight::Waker;
 use super::throttle::{Ended, ThrottleState};
 use super::{Claim, InflightLimit, Limited, QueueKey, Slots};
@@ -76,14 +76,14 @@ impl Queue {
         }
     }
 
-    /// The earliest moment at which a request in these places can get a permit, if those ahead of it stay.
-    fn earliest(&self, places: impl Iterator<Item = Place>, now: Boot) -> Boot {
+    /// The earliest moment at which a request in these positions can get a permit, if those ahead of it stay.
+    fn earliest(&self, positions: impl Iterator<Item = Position>, now: Boot) -> Boot {
         let rate = self.rate();
         let from = self.throttle.paused_until(now).unwrap_or(now);
         if rate == 0 {
             return from;
         }
-        let ahead = places.map(|place| self.waiting.ahead(place)).min().unwrap_or_default();
+        let ahead = positions.map(|position| self.waiting.ahead(position)).min().unwrap_or_default();
         let held_back = self.slots.earliest(ahead, self.throttle.allowed(rate, now), now, from);
         held_back.min(self.slots.earliest(ahead, rate, now, from.max(self.throttle.ends_at())))
     }
@@ -265,26 +265,26 @@ struct QueuePosition<'a> {
 struct Lane {
     key: QueueKey,
     /// In the queue for slots.
-    place: Place,
+    position: Position,
     /// In the queue for capacity, while it could have a slot.
-    inflight: Option<Place>,
+    inflight: Option<Position>,
 }
 
 impl<'a> QueuePosition<'a> {
     fn join(pace: &'a Arc<Pace>, inflight: &'a Arc<InflightLimit>, key: QueueKey) -> Self {
         let waker = Waker::default();
-        let place = pace.queue.lock().waiting.join(key, waker.clone());
-        let own = Lane { key, place, inflight: None };
+        let position = pace.queue.lock().waiting.join(key, waker.clone());
+        let own = Lane { key, position, inflight: None };
         Self { pace, inflight, waker, own, joined: Vec::new() }
     }
 
     fn join_lane(&mut self, key: QueueKey) {
-        let place = self.pace.queue.lock().waiting.join(key, self.waker.clone());
-        self.joined.push(Lane { key, place, inflight: None });
+        let position = self.pace.queue.lock().waiting.join(key, self.waker.clone());
+        self.joined.push(Lane { key, position, inflight: None });
     }
 
-    fn places(&self) -> impl Iterator<Item = Place> {
-        std::iter::once(&self.own).chain(&self.joined).map(|lane| lane.place)
+    fn positions(&self) -> impl Iterator<Item = Position> {
+        std::iter::once(&self.own).chain(&self.joined).map(|lane| lane.position)
     }
 
     fn lanes_mut(&mut self) -> impl Iterator<Item = &mut Lane> {
@@ -297,7 +297,7 @@ impl<'a> QueuePosition<'a> {
     fn try_take(&mut self, now: Boot) -> Result<Permit, Wait> {
         let (pace, inflight, waker) = (self.pace, self.inflight, self.waker.clone());
         let mut queue = pace.queue.lock();
-        let first = self.places().find(|place| queue.waiting.is_first(*place));
+        let first = self.positions().find(|position| queue.waiting.is_first(*position));
         let slot = match first {
             Some(_) => queue.take(now).map_err(|next| next.map_or(Wait::Change, Wait::Until)),
             None => Err(Wait::Change),
@@ -307,7 +307,7 @@ impl<'a> QueuePosition<'a> {
             lane.inflight.get_or_insert_with(|| inflight.join(lane.key, &waker));
         }
         let next = queue.waiting.next().map(|(next, waker)| (next, waker.awaits_capacity()));
-        let own_turn = next.map(|(next, _)| next).filter(|next| self.places().any(|place| place == *next));
+        let own_turn = next.map(|(next, _)| next).filter(|next| self.positions().any(|position| position == *next));
         let is_allowed = own_turn.is_some() || next.is_some_and(|(_, awaits_capacity)| awaits_capacity);
         let mut lanes = self.lanes_mut().filter(|_| is_allowed);
         let Some(capacity) = lanes.find_map(|lane| inflight.take(lane.inflight?, &waker)) else {
@@ -316,21 +316,21 @@ impl<'a> QueuePosition<'a> {
         };
         drop(lanes);
         self.leave_inflight();
-        own_turn.or(first).into_iter().for_each(|place| queue.waiting.serve(place));
+        own_turn.or(first).into_iter().for_each(|position| queue.waiting.serve(position));
         Ok(Permit::new(pace, claim, capacity))
     }
 
     fn leave_inflight(&mut self) {
         let (inflight, waker) = (self.inflight, self.waker.clone());
-        for place in self.lanes_mut().filter_map(|lane| lane.inflight.take()) {
-            inflight.leave(place, &waker);
+        for position in self.lanes_mut().filter_map(|lane| lane.inflight.take()) {
+            inflight.leave(position, &waker);
         }
     }
 
     /// How long this position has to wait at least.
     fn limited(&self, now: Boot) -> Limited {
         let queue = self.pace.queue.lock();
-        queue.limited(queue.earliest(self.places(), now).since(now))
+        queue.limited(queue.earliest(self.positions(), now).since(now))
     }
 }
 
@@ -338,7 +338,7 @@ impl Drop for QueuePosition<'_> {
     fn drop(&mut self) {
         self.leave_inflight();
         let mut queue = self.pace.queue.lock();
-        self.places().for_each(|place| queue.waiting.leave(place));
+        self.positions().for_each(|position| queue.waiting.leave(position));
         queue.wake_firsts();
     }
 }

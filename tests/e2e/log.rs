@@ -213,6 +213,37 @@ async fn a_key_that_may_be_refused_is_reported_until_a_call_succeeds() {
     assert_eq!(gateway.metric("zvgate_key_suspect{tenant=\"one\"}").await, 0.0);
 }
 
+/// One line for all of them, and each is counted.
+#[tokio::test(flavor = "multi_thread")]
+async fn calls_that_are_rejected_by_a_limit_are_reported_when_that_begins() {
+    let log = crate::support::captured_log();
+    let counted = "zvgate_limited_total{caller=\"anonymous\",limit=\"upstream\"}";
+    let upstream = crate::scripted::Scripted::start(|_, _| crate::scripted::Action::Hang).await;
+    let of_slots = [("limits.upstream.rate", "1"), ("limits.upstream.per", "1h"), ("limits.max_wait", "0s")];
+    let in_flight = [("limits.upstream.rate", "0"), ("upstream.max_inflight", "1"), ("limits.max_wait", "0s")];
+    for (overrides, reason, status) in [(of_slots, "no_slot", 429), (in_flight, "too_many_in_flight", 503)] {
+        let gateway = std::sync::Arc::new(TestGateway::start(&upstream, &overrides).await);
+        let before = upstream.seen().len();
+        let first = {
+            let gateway = std::sync::Arc::clone(&gateway);
+            tokio::spawn(async move { gateway.read("0").await })
+        };
+        while upstream.seen().len() == before {
+            tokio::task::yield_now().await;
+        }
+        for customer in ["1", "2", "3"] {
+            assert_eq!(gateway.read(customer).await.status, status, "{reason}");
+        }
+        assert_eq!(gateway.metric(counted).await, 3.0, "{reason}");
+        first.abort();
+    }
+    let lines = log.lines();
+    let reasons: Vec<_> = lines.iter().filter(|line| line["message"] == "upstream calls rejected").collect();
+    let shown = |line: &&Value| [&line["level"], &line["tenant"], &line["route"], &line["reason"]].map(Clone::clone);
+    let expected = ["no_slot", "too_many_in_flight"].map(|reason| ["WARN", "one", READ, reason].map(Value::from));
+    assert_eq!(reasons.iter().map(shown).collect::<Vec<_>>(), expected, "{lines:#?}");
+}
+
 /// A mistyped key must not bring a customer's id into the log.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_refused_admin_key_is_logged_without_the_customer() {
