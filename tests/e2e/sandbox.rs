@@ -231,6 +231,7 @@ async fn lists_have_pages_and_unknown_interfaces_are_the_platforms_error() {
     let whole = list(json!({ "customerId": "1" })).await;
     let total = whole["total"].as_u64().unwrap();
     assert!(total > 53 && whole["list"].as_array().unwrap().len() == 50, "{whole}");
+    assert_eq!(list(json!({ "customerId": "1", "pageSize": 99 })).await, whole, "no page is longer");
     let second = list(json!({ "customerId": "1", "page": 2, "pageSize": "20" })).await;
     assert_eq!(second["list"].as_array().unwrap()[..], whole["list"].as_array().unwrap()[20..40]);
     let last = list(json!({ "customerId": "1", "page": 2 })).await;
