@@ -44,7 +44,9 @@ fuzz_target!(|input: &[u8]| {
         assert!(matches!(verdict, Verdict::HttpOther | Verdict::Throttled | Verdict::Http5xx));
         return;
     }
-    let tree = std::str::from_utf8(body).ok().and_then(Tree::parse);
+    // A byte order mark is skipped.
+    let text = std::str::from_utf8(body).ok().map(|text| text.strip_prefix('\u{feff}').unwrap_or(text));
+    let tree = text.and_then(Tree::parse);
     let valid = tree.filter(|tree| tree.members().is_some() && tree.depth() <= 128);
     assert_eq!(verdict == Verdict::Garbage, valid.is_none(), "which bodies are JSON");
     let members = valid.as_ref().and_then(Tree::members).unwrap_or_default();
