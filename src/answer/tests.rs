@@ -184,3 +184,16 @@ fn retry_after_is_read_in_both_forms() {
         assert_eq!(pause(none), None, "{none}");
     }
 }
+
+/// The platform chooses it, and each line of the log is held in memory until it is written.
+#[test]
+fn a_code_is_logged_in_bounded_length() {
+    let code = |body: String| {
+        Answer { status: 200, content_type: None, extra_headers: None, body: body.into_bytes().into() }.code()
+    };
+    assert_eq!(code("{\"code\":110004}".to_owned()).as_deref(), Some("110004"));
+    assert_eq!(code("\u{feff}{\"code\":\"0\"}".to_owned()).as_deref(), Some("0"));
+    let long = code(format!("{{\"code\":\"{}\"}}", "C".repeat(1000))).unwrap();
+    assert_eq!(long.len(), MAX_CODE);
+    assert_eq!(code(format!("{{\"code\":\"0\",\"data\":\"{}\"}}", "x".repeat(MAX_LOGGED_BODY))), None);
+}
