@@ -315,7 +315,6 @@ impl<'a> QueuePosition<'a> {
             return Err(Wait::Change);
         };
         drop(lanes);
-        self.leave_inflight();
         own_turn.or(first).into_iter().for_each(|position| queue.waiting.serve(position));
         Ok(Permit::new(pace, claim, capacity))
     }

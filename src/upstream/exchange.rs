@@ -114,9 +114,6 @@ impl Connection {
         let mut reported = before;
         let outcome = if within.is_zero() {
             Err(AttemptError::Timeout)
-        } else if !reused && !self.http1.is_ready() {
-            // Closed, or the server spoke first, which would be taken for the answer. An idle one was checked as it was taken.
-            Err(AttemptError::Reset(None))
         } else {
             let exchange = pin!(async {
                 let response = self.send(request, &mut reported, &on_sent).await?;
