@@ -135,7 +135,7 @@ impl Admin {
 
     /// Answers an operator's request; returns its body too, which no page reads.
     pub async fn handle(self, request: Request<Incoming>, peer: SocketAddr) -> (Response<Bytes>, Incoming) {
-        let (status, content_type, body) = self.page(&request, peer);
+        let (status, content_type, body) = self.page(&request, peer).await;
         let mut response = Response::new(Bytes::from(body));
         *response.status_mut() = status;
         let headers = response.headers_mut();
@@ -150,7 +150,7 @@ impl Admin {
         (response, request.into_body())
     }
 
-    fn page(&self, request: &Request<Incoming>, peer: SocketAddr) -> Page {
+    async fn page(&self, request: &Request<Incoming>, peer: SocketAddr) -> Page {
         let (method, path) = (request.method(), request.uri().path());
         let get = [Method::GET, Method::HEAD].contains(method);
         if let Err(expected) = RequestHead::of(request.headers()).check_single_host(request.version()) {
@@ -159,34 +159,38 @@ impl Admin {
         match path {
             "/metrics" if get => (StatusCode::OK, Metrics::CONTENT_TYPE, self.gateway.metrics_page()),
             "/healthz" if get => text(StatusCode::OK, "ok"),
-            "/readyz" if get => match self.readiness.reason_not_ready() {
+            "/readyz" if get => match self.reason_not_ready() {
                 None => text(StatusCode::OK, "ready"),
                 Some(reason) => text(StatusCode::SERVICE_UNAVAILABLE, reason),
             },
             "/metrics" | "/healthz" | "/readyz" => text(StatusCode::METHOD_NOT_ALLOWED, "only GET is allowed here"),
-            _ => self
-                .access
-                .check(request, &self.gateway, peer)
-                .map_or_else(|page| page, |()| self.protected_page(request, peer)),
+            _ => match self.access.check(request, &self.gateway, peer) {
+                Ok(()) => self.protected_page(request, peer).await,
+                Err(page) => page,
+            },
         }
     }
 
+    fn reason_not_ready(&self) -> Option<&'static str> {
+        self.readiness.reason_not_ready().or_else(|| self.gateway.cluster().reason_not_ready())
+    }
+
     /// The pages that are not public.
-    fn protected_page(&self, request: &Request<Incoming>, peer: SocketAddr) -> Page {
+    async fn protected_page(&self, request: &Request<Incoming>, peer: SocketAddr) -> Page {
         let (method, path) = (request.method(), request.uri().path());
         let get = [Method::GET, Method::HEAD].contains(method);
         let customer = path.strip_prefix(CUSTOMERS).filter(|id| !id.is_empty() && !id.contains('/'));
         match path {
             "/config" if get => (StatusCode::OK, TOML, self.gateway.configuration()),
             "/config" => text(StatusCode::METHOD_NOT_ALLOWED, "only GET is allowed here"),
-            "/cache" if *method == Method::DELETE => self.purge(request, peer),
+            "/cache" if *method == Method::DELETE => self.purge(request, peer).await,
             "/cache" => text(StatusCode::METHOD_NOT_ALLOWED, "only DELETE is allowed here"),
             _ => match customer {
                 None => not_found(),
                 Some(_) if !get && *method != Method::DELETE => {
                     text(StatusCode::METHOD_NOT_ALLOWED, "only GET and DELETE are allowed here")
                 }
-                Some(id) => self.customer(request, id, get, peer),
+                Some(id) => self.customer(request, id, get, peer).await,
             },
         }
     }
@@ -197,7 +201,7 @@ impl Admin {
         known.ok_or_else(|| text(StatusCode::NOT_FOUND, "?tenant= names no tenant of this gateway"))
     }
 
-    fn customer(&self, request: &Request<Incoming>, id: &str, get: bool, peer: SocketAddr) -> Page {
+    async fn customer(&self, request: &Request<Incoming>, id: &str, get: bool, peer: SocketAddr) -> Page {
         const EXPECTED: &str = "expected no parameter but tenant=NAME";
         let tenant = match parameter(request) {
             Ok(None) => self
@@ -224,12 +228,12 @@ impl Admin {
                 format!("{{\"tenant\":\"{}\",\"answers\":[{}]}}\n", tenant.name, entries.join(",")),
             );
         }
-        let dropped = self.gateway.purge_customer(&tenant, &id);
+        let dropped = self.gateway.purge_customer(&tenant, &id).await;
         tracing::info!(target: AUDIT, %peer, tenant = tenant.name, customers = self.gateway.pseudonym(&id), dropped, "purge");
         (StatusCode::OK, JSON, format!("{{\"dropped\":{dropped}}}\n"))
     }
 
-    fn purge(&self, request: &Request<Incoming>, peer: SocketAddr) -> Page {
+    async fn purge(&self, request: &Request<Incoming>, peer: SocketAddr) -> Page {
         const EXPECTED: &str = "expected one parameter, tenant=NAME or all=true; nothing was purged";
         let tenant = match parameter(request) {
             Ok(Some(("tenant", name))) => self.tenant(name).map(Some),
@@ -240,7 +244,7 @@ impl Admin {
             Ok(tenant) => tenant,
             Err(page) => return page,
         };
-        let dropped = self.gateway.purge(tenant.as_deref());
+        let dropped = self.gateway.purge(tenant.as_deref()).await;
         tracing::info!(target: AUDIT, %peer, tenant = tenant.as_ref().map_or("all", |tenant| tenant.name.as_str()), dropped, "purge");
         (StatusCode::OK, JSON, format!("{{\"dropped\":{dropped}}}\n"))
     }

@@ -14,11 +14,13 @@ pub use self::sockets::Inherited;
 use self::sockets::Sockets;
 use crate::admin::{Access, Admin, Readiness};
 use crate::clock::Clock;
+use crate::cluster::{Cluster, Member};
 use crate::configuration::{Configuration, ConnectKeys};
 use crate::gateway::{Dependencies, DroppedLogLines, Gateway};
-use crate::limit::EarlierCalls;
+use crate::limit::{EarlierCalls, Sharing};
 pub use crate::listener::Workers;
 use crate::listener::{Bounds, Listener, ListenerMetrics, PeerInfo, Rejections};
+use crate::metrics::Metrics;
 use crate::pseudonym::Pseudonyms;
 use crate::settings::{ListenerSettings, Settings};
 use crate::signer::Nonces;
@@ -87,6 +89,7 @@ impl Surroundings {
 pub struct App {
     gateway: Arc<Gateway>,
     sockets: Sockets,
+    member: Option<Member>,
     listeners: ListenerSettings,
     readiness: Arc<Readiness>,
     clock: Clock,
@@ -108,11 +111,19 @@ impl App {
         let dependencies = move || dependencies(&settings, connect, &now, earlier_calls);
         let dependencies = tokio::task::spawn_blocking(dependencies).await;
         let dependencies = dependencies.unwrap_or_else(|lost| Err(StartError::Unusable(lost.to_string())))?;
-        let dependencies = Dependencies { dropped_log_lines, ..dependencies };
         let sockets = Sockets::open(&configuration.settings, inherited).await?;
         let listeners = configuration.settings.fixed.listeners.clone();
+        let (cluster, sharing, member) = Cluster::new(
+            &configuration.settings.fixed.cluster,
+            configuration.redis.clone(),
+            &dependencies.pseudonyms,
+            &dependencies.metrics,
+            &clock,
+            &instance(&sockets),
+        );
+        let dependencies = Dependencies { dropped_log_lines, cluster, sharing, ..dependencies };
         let gateway = Arc::new(Gateway::new(configuration, sockets.is_loopback(), dependencies));
-        Ok(Self { gateway, sockets, listeners, readiness: Arc::default(), clock })
+        Ok(Self { gateway, sockets, member, listeners, readiness: Arc::default(), clock })
     }
 
     /// The address of the data listener.
@@ -143,7 +154,13 @@ impl App {
     /// If a task that must run as long as the process has ended: a gateway that does not accept, resolve or reload any more shall
     /// be restarted.
     pub async fn run(self, workers: Workers, stop: CancellationToken) -> Result<(), TaskEnded> {
-        let Self { gateway, sockets, listeners, readiness, clock } = self;
+        let Self { gateway, sockets, member, listeners, readiness, clock } = self;
+        if let Some(member) = member
+            && let Err(error) = member.start(gateway.replica())
+        {
+            tracing::error!(%error, "cluster: no thread");
+            return Err(TaskEnded("exchange with other replicas"));
+        }
         let (stop_data, stop_admin) = (CancellationToken::new(), CancellationToken::new());
 
         let access = Access::new(&listeners, sockets.admin_is_loopback());
@@ -205,6 +222,7 @@ impl App {
         if !(is_drained && has_finished) {
             tracing::warn!("drain timed out: requests in progress are abandoned");
         }
+        gateway.cluster().leave().await;
         [maintaining, resolving, reading].iter().for_each(tokio::task::JoinHandle::abort);
         stop_admin.cancel();
         admin.abort();
@@ -272,6 +290,13 @@ async fn read_again<F: Send + 'static, R: Send + 'static>(
     }
 }
 
+/// What distinguishes this replica from others, also after a restart: its machine and address.
+fn instance(sockets: &Sockets) -> String {
+    let host = rustix::system::uname();
+    let address = sockets.data.local_addr().map_or_else(|_| String::new(), |address| address.to_string());
+    format!("{} {address}", host.nodename().to_string_lossy())
+}
+
 /// Checks that a gateway could be started with these settings, as far as that can be known without listening.
 ///
 /// # Errors
@@ -299,5 +324,15 @@ fn dependencies(
         None => no_randomness(error),
     })?;
     let dropped_log_lines: DroppedLogLines = Arc::new(|| [0, 0]);
-    Ok(Dependencies { clock: clock.clone(), upstream, nonces, pseudonyms, earlier_calls, dropped_log_lines })
+    Ok(Dependencies {
+        clock: clock.clone(),
+        upstream,
+        nonces,
+        pseudonyms: Arc::new(pseudonyms),
+        metrics: Metrics::new(),
+        cluster: Cluster::alone(),
+        sharing: Sharing::split(1),
+        earlier_calls,
+        dropped_log_lines,
+    })
 }

@@ -12,6 +12,7 @@ mod entry;
 mod fetch_guard;
 mod flight;
 mod freshness;
+mod hit;
 mod refresh;
 mod request_control;
 mod stripe;
@@ -27,14 +28,14 @@ use parking_lot::MutexGuard;
 use prometheus::{IntCounter, IntGauge};
 
 pub use self::entry::{AnswerRef, Generation, Question, Subject};
-use self::entry::{CachedAnswer, CustomerEntry, TenantState};
+use self::entry::{CustomerEntry, Held, TenantState};
 pub use self::fetch_guard::{FetchGuard, Stored};
 use self::flight::Flight;
 pub use self::flight::{FetchOutcome, Waiter};
 pub use self::freshness::{Freshness, LimitedBy, Staleness, StoreDecision};
+pub use self::hit::{Hit, Lookup, StaleHit};
 pub use self::request_control::RequestCacheControl;
 use self::stripe::{Stripe, Stripes};
-use crate::answer::Answer;
 use crate::clock::{Boot, Now};
 
 /// How a cache is configured.
@@ -61,57 +62,6 @@ pub struct CacheMetrics {
     pub expired: IntCounter,
     /// Answers evicted because the cache was full.
     pub size: IntCounter,
-}
-
-/// A fresh answer from the cache.
-#[derive(Clone, Debug)]
-pub struct Hit {
-    cached: Arc<CachedAnswer>,
-    /// How long it is still fresh.
-    pub remaining: Duration,
-}
-
-impl Hit {
-    /// The answer.
-    pub fn answer(&self) -> &Arc<Answer> {
-        &self.cached.answer
-    }
-
-    /// Its freshness.
-    pub fn freshness(&self) -> &Freshness {
-        &self.cached.freshness
-    }
-}
-
-/// A stale answer from the cache.
-#[derive(Clone, Debug)]
-pub struct StaleHit {
-    cached: Arc<CachedAnswer>,
-    /// How it may be served.
-    pub stale: Staleness,
-}
-
-impl StaleHit {
-    /// The answer.
-    pub fn answer(&self) -> &Arc<Answer> {
-        &self.cached.answer
-    }
-
-    /// Its freshness.
-    pub fn freshness(&self) -> &Freshness {
-        &self.cached.freshness
-    }
-}
-
-/// What a lookup found.
-#[derive(Clone, Debug)]
-pub enum Lookup {
-    /// A fresh answer.
-    Fresh(Hit),
-    /// A stale answer, to be served at once, and whether a refresh is due ([`Cache::claim_refresh`]).
-    Stale(StaleHit, bool),
-    /// Nothing that may be served.
-    Miss,
 }
 
 /// How a question is answered that a lookup missed.
@@ -240,6 +190,32 @@ impl<F: Clone> Cache<F> {
         self.entries.get(&question.subject).is_some_and(|entry| entry.claim_refresh(question, generation, now.boot))
     }
 
+    /// What is held of a tenant's answers: those since it was last invalidated for certain, under the rules in force.
+    fn held_generations(&self, tenant: usize) -> Held {
+        let since = self.tenants.get(tenant).map_or(0, |state| state.held_since.load(Ordering::SeqCst));
+        Held { since, rules: self.rules.load(Ordering::SeqCst) }
+    }
+
+    /// Serves nothing any more that is in memory or being fetched, since invalidations may have been missed. It is still held: see
+    /// [`Cache::held`].
+    pub fn distrust(&self) {
+        for (_, state) in &self.tenants {
+            state.invalidations.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+
+    /// The answer that is in memory and may be served in place of a failure, although invalidations may have been missed since it was
+    /// fetched.
+    pub fn held(&self, question: &Question, now: Now) -> Option<StaleHit> {
+        let entry = self.stripe(&question.subject).entry(&question.subject).cloned()?;
+        let cached = entry.held(&question.key, self.held_generations(question.subject.tenant))?;
+        let stale = match cached.freshness.remaining(now) {
+            Some(_) => Staleness { past: Duration::ZERO, revalidate: false, if_error: true },
+            None => cached.freshness.stale(now).filter(|stale| stale.if_error)?,
+        };
+        Some(StaleHit { cached: Arc::clone(cached), stale })
+    }
+
     /// The stale answer that may be served in place of a failure.
     pub fn stale_for_error(&self, question: &Question, generation: Generation, now: Now) -> Option<StaleHit> {
         let entry = self.stripe(&question.subject).entry(&question.subject).cloned()?;
@@ -294,7 +270,8 @@ impl<F: Clone> Cache<F> {
     pub fn invalidate_tenant(&self, tenant: usize, settle_until: Boot) {
         if let Some(state) = self.tenants.get(tenant) {
             state.settle_until.fetch_max(settle_until.millis(), Ordering::SeqCst);
-            state.invalidations.fetch_add(1, Ordering::SeqCst);
+            let before = state.invalidations.fetch_add(1, Ordering::SeqCst);
+            state.held_since.fetch_max(before + 1, Ordering::SeqCst);
         }
     }
 

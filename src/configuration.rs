@@ -9,11 +9,12 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use http::HeaderValue;
 use rustls::ClientConfig;
+use rustls::pki_types::CertificateDer;
 
 use crate::secret::Secret;
 use crate::settings::{ConfigError, ConfigErrors, FileReference, Holds, KeySource, Parsed, Settings, Sources};
 use crate::tenant::{TenantKeys, read_key};
-use crate::tls::{PlatformTls, Tls, platform_tls, read_certificates};
+use crate::tls::{ClientTls, Tls, client_tls, read_certificates};
 
 /// A configuration that can be used.
 pub struct Configuration {
@@ -25,6 +26,8 @@ pub struct Configuration {
     pub tls: Option<Arc<Tls>>,
     /// What connecting to the platform needs.
     pub connect: ConnectKeys,
+    /// What connecting to Redis needs.
+    pub redis: RedisKeys,
     /// What an operator should know of it although it is valid.
     pub warnings: Vec<String>,
 }
@@ -38,12 +41,23 @@ pub struct ConnectKeys {
     pub proxy_authorization: Option<HeaderValue>,
 }
 
+/// What connecting to Redis needs beside settings.
+#[derive(Clone, Debug, Default)]
+pub struct RedisKeys {
+    /// TLS towards it; `None`: plain text.
+    pub tls: Option<Arc<ClientConfig>>,
+    /// The password of its user.
+    pub password: Option<Secret>,
+}
+
 /// The contents of files that a configuration names.
 #[derive(Default)]
 struct Contents {
     keys: HashMap<String, Secret>,
-    trusted: Option<Vec<rustls::pki_types::CertificateDer<'static>>>,
+    trusted: Option<Vec<CertificateDer<'static>>>,
     proxy_authorization: Option<HeaderValue>,
+    redis_trusted: Option<Vec<CertificateDer<'static>>>,
+    redis_password: Option<Secret>,
 }
 
 impl Configuration {
@@ -71,17 +85,27 @@ impl Configuration {
             None
         });
         let base_url = settings.as_ref().and_then(|settings| settings.fixed.client.base_url.as_ref());
-        let client_tls = base_url.filter(|url| url.is_tls()).map(|_| contents.client_tls(&sources.named_roots));
-        let client_tls = client_tls.transpose().unwrap_or_else(|error| {
-            errors.push(error);
-            None
+        let cluster = settings.as_ref().and_then(|settings| settings.fixed.cluster.redis.as_ref());
+        let roots = &sources.named_roots;
+        let platform = base_url.filter(|url| url.is_tls());
+        let platform = platform.map(|_| trust("upstream.ca", contents.trusted.as_deref(), roots, Some("http/1.1")));
+        let redis = cluster.filter(|redis| redis.url.is_tls());
+        let redis = redis.map(|_| trust("cluster.ca", contents.redis_trusted.as_deref(), roots, None));
+        let [platform, redis] = [platform, redis].map(|tls| {
+            tls.transpose().unwrap_or_else(|error| {
+                errors.push(error);
+                None
+            })
         });
-        if client_tls.as_ref().is_some_and(|tls| tls.uses_bundled) {
+        if [&platform, &redis].into_iter().flatten().any(|tls| tls.uses_bundled) {
             let warning = "the system has no trusted CA certificates; those included in this program are used";
             warnings.push(warning.to_owned());
         }
-        let tls_config = client_tls.map(|tls| tls.config);
-        let connect = ConnectKeys { tls: tls_config, proxy_authorization: contents.proxy_authorization.take() };
+        let connect = ConnectKeys {
+            tls: platform.map(|tls| tls.config),
+            proxy_authorization: contents.proxy_authorization.take(),
+        };
+        let redis = RedisKeys { tls: redis.map(|tls| tls.config), password: contents.redis_password.take() };
         if let Some(settings) = &settings {
             warnings.extend(exposures(settings, secret_files, tls.is_some()));
         }
@@ -91,7 +115,7 @@ impl Configuration {
             KeySource::File(_) => None,
         });
         contents.keys.extend(inline);
-        Ok(Self { settings, keys: TenantKeys::new(contents.keys), tls: tls.map(Arc::new), connect, warnings })
+        Ok(Self { settings, keys: TenantKeys::new(contents.keys), tls: tls.map(Arc::new), connect, redis, warnings })
     }
 }
 
@@ -101,7 +125,9 @@ fn exposures(settings: &Settings, secret_files: BTreeSet<PathBuf>, has_tls: bool
         KeySource::File(path) => Some(path),
         KeySource::Inline(_) => None,
     });
-    let others = settings.fixed.client.proxy_auth_file.iter().chain(&settings.fixed.log.hash_key_file);
+    let fixed = &settings.fixed;
+    let redis = fixed.cluster.redis.as_ref().and_then(|redis| redis.password_file.as_ref());
+    let others = fixed.client.proxy_auth_file.iter().chain(&fixed.log.hash_key_file).chain(redis);
     let files = secret_files.into_iter().chain(keys.chain(others).cloned());
     let is_exposed = |file: &PathBuf| std::fs::metadata(file).is_ok_and(|metadata| metadata.mode() & 0o006 != 0);
     let warning = |file: PathBuf| {
@@ -117,18 +143,33 @@ fn exposures(settings: &Settings, secret_files: BTreeSet<PathBuf>, has_tls: bool
             "server.listen: callers' keys and coupons cross the network to {listen} in plain text; expected server.tls, or a proxy on this machine that terminates TLS"
         ));
     }
+    if let Some(redis) = &fixed.cluster.redis
+        && redis.password_file.is_some()
+        && !redis.url.is_tls()
+        && !redis.url.is_loopback()
+    {
+        warnings.push(
+            "cluster.url: the password of Redis crosses the network in plain text; expected rediss://, or a network that nobody else is in"
+                .to_owned(),
+        );
+    }
     warnings
 }
 
-impl Contents {
-    /// TLS towards the platform; `named_roots` are the variables that name the system's CAs.
-    fn client_tls(&self, named_roots: &[&str]) -> Result<PlatformTls, ConfigError> {
-        platform_tls(self.trusted.as_deref(), named_roots).map_err(|text| match named_roots {
-            [] => ConfigError { origin: None, key: "upstream.ca".to_owned(), text },
-            named => ConfigError { origin: Some("environment".to_owned()), key: named.join(", "), text },
-        })
-    }
+/// TLS towards a server that also trusts the CAs in the file of `key`; `named_roots` are the variables that name the system's CAs.
+fn trust(
+    key: &str,
+    ca: Option<&[CertificateDer<'static>]>,
+    named_roots: &[&str],
+    protocol: Option<&str>,
+) -> Result<ClientTls, ConfigError> {
+    client_tls(ca, named_roots, protocol).map_err(|text| match named_roots {
+        [] => ConfigError { origin: None, key: key.to_owned(), text },
+        named => ConfigError { origin: Some("environment".to_owned()), key: named.join(", "), text },
+    })
+}
 
+impl Contents {
     /// Reads a file.
     fn read(&mut self, file: &FileReference) -> Result<(), String> {
         match &file.holds {
@@ -138,6 +179,13 @@ impl Contents {
                 self.keys.insert(tenant.clone(), key);
             }
             Holds::TrustedCas => self.trusted = Some(read_certificates(&file.path)?),
+            Holds::RedisCas => self.redis_trusted = Some(read_certificates(&file.path)?),
+            Holds::RedisPassword => {
+                let password = read_key(&file.path);
+                let password =
+                    password.map_err(|problem| format!("{problem}; expected a file that holds the password"))?;
+                self.redis_password = Some(password);
+            }
             Holds::ProxyCredentials => {
                 const EXPECTED: &str = "expected a file that holds user:password";
                 let secret = read_key(&file.path).map_err(|problem| format!("{problem}; {EXPECTED}"))?;

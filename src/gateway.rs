@@ -4,9 +4,12 @@
 //! `Job`, and what became of it is one [`Outcome`](crate::upstream::Outcome).
 
 mod access_log;
+mod attempt_result;
 mod auth;
 mod body;
 mod call_log;
+mod capacity;
+mod dropped_lines;
 mod fetch;
 mod hit_memo;
 mod invalidate;
@@ -15,6 +18,7 @@ mod pass;
 mod path;
 mod policy;
 mod read;
+mod replica;
 mod request;
 mod request_head;
 mod tasks;
@@ -24,7 +28,7 @@ mod write;
 use std::future::Future;
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
@@ -32,10 +36,12 @@ use http::request::Parts;
 use http::{HeaderMap, Method, Response, Uri};
 use hyper::body::Incoming;
 use parking_lot::Mutex;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use self::access_log::{RequestGuard, RequestInfo, WriteLog};
 pub use self::auth::CrossSite;
+pub use self::capacity::{Capacity, SharedCapacity};
+use self::dropped_lines::DroppedLines;
+pub use self::dropped_lines::DroppedLogLines;
 use self::fetch::Fetcher;
 use self::hit_memo::Repeat;
 use self::invalidate::Invalidator;
@@ -44,6 +50,7 @@ use self::pass::Passes;
 pub use self::path::shown_path;
 use self::policy::Policy;
 use self::read::Reads;
+use self::replica::Merchants;
 use self::request::Request;
 pub use self::request_head::RequestHead;
 use self::tasks::Tasks;
@@ -54,19 +61,20 @@ use crate::cache::Cache;
 use crate::call_state::CallState;
 use crate::caller::Caller;
 use crate::clock::{Boot, Clock};
+use crate::cluster::{Cluster, Standing};
 use crate::configuration::Configuration;
 use crate::envelope::Envelope;
-use crate::limit::{EarlierCalls, Paces};
+use crate::limit::{EarlierCalls, Paces, Sharing};
 use crate::line_limit::LineLimit;
 use crate::metrics::Metrics;
 use crate::pseudonym::Pseudonyms;
 use crate::reply::{Denied, GatewayError, OverCapacity, Reply};
 use crate::route::Route;
-use crate::settings::{AccessLog, CachedSettings, KindSettings};
+use crate::settings::{AccessLog, CachedSettings, ClusterSettings, KindSettings};
 use crate::signer::Nonces;
 use crate::skew::Skew;
 use crate::tenant::Identities;
-use crate::upstream::Upstream;
+use crate::upstream::{NotSent, Upstream};
 
 /// Where callers report changes that were made elsewhere.
 const INVALIDATE: &str = "/v1/invalidate";
@@ -88,22 +96,13 @@ pub struct Gateway {
     writes: Arc<Writes>,
     passes: Arc<Passes>,
     invalidator: Arc<Invalidator>,
+    cluster: Cluster,
+    cluster_settings: ClusterSettings,
+    merchants: Arc<Merchants>,
     pseudonyms: Arc<Pseudonyms>,
     metrics: Metrics,
     tasks: Tasks,
-    dropped_log_lines: DroppedLogLines,
-    reported_lines: Mutex<ReportedLines>,
-}
-
-/// What the log reported of lines that were dropped: numbers of audit lines, then of others.
-#[derive(Debug, Default)]
-struct ReportedLines {
-    /// As they were seen last.
-    seen: [u64; 2],
-    /// In lines that were themselves written.
-    reported: [u64; 2],
-    /// In a line of which that is not known yet.
-    reporting: Option<[u64; 2]>,
+    dropped_lines: DroppedLines,
 }
 
 /// What a gateway needs beside its configuration.
@@ -115,51 +114,17 @@ pub struct Dependencies {
     /// The one source of nonces.
     pub nonces: Nonces,
     /// Customers' names in logs.
-    pub pseudonyms: Pseudonyms,
+    pub pseudonyms: Arc<Pseudonyms>,
+    /// The metrics.
+    pub metrics: Metrics,
+    /// The other replicas.
+    pub cluster: Cluster,
+    /// How they share slots towards the platform.
+    pub sharing: Arc<Sharing>,
     /// What the platform may have counted before.
     pub earlier_calls: EarlierCalls,
     /// How many log lines were dropped.
     pub dropped_log_lines: DroppedLogLines,
-}
-
-/// How many log lines were dropped or could not be written: audit lines, then others.
-pub type DroppedLogLines = Arc<dyn Fn() -> [u64; 2] + Send + Sync>;
-
-/// Capacity for a request.
-#[derive(Clone, Debug)]
-pub enum Capacity {
-    /// There is some.
-    Available,
-    /// There is none: the request is rejected.
-    Exhausted,
-    /// Part of a limit that all callers share: taken once the caller is known, so that nobody unknown can use it up.
-    Shared(Arc<SharedCapacity>),
-}
-
-/// One request's part of a limit that all callers share; given back when this is dropped.
-#[derive(Debug)]
-pub struct SharedCapacity {
-    limit: Arc<Semaphore>,
-    taken: OnceLock<OwnedSemaphorePermit>,
-}
-
-impl SharedCapacity {
-    /// Part of a limit, not taken yet.
-    pub fn new(limit: &Arc<Semaphore>) -> Arc<Self> {
-        Arc::new(Self { limit: Arc::clone(limit), taken: OnceLock::new() })
-    }
-}
-
-impl Capacity {
-    /// Takes it, now that the caller is known.
-    fn take(&self) -> Result<(), GatewayError> {
-        let Self::Shared(shared) = self else { return Ok(()) };
-        let permit = Arc::clone(&shared.limit).try_acquire_owned();
-        let permit = permit.map_err(|_| GatewayError::OverCapacity(OverCapacity::Connections))?;
-        // One request has one caller.
-        let _ = shared.taken.set(permit);
-        Ok(())
-    }
 }
 
 /// How far a request was answered without waiting.
@@ -173,15 +138,29 @@ enum Step {
 impl Gateway {
     /// A gateway with an empty cache. `is_loopback`: whether only this machine can connect.
     pub fn new(configuration: Configuration, is_loopback: bool, dependencies: Dependencies) -> Self {
-        let Dependencies { clock, upstream, nonces, pseudonyms, earlier_calls, dropped_log_lines } = dependencies;
+        let Dependencies {
+            clock,
+            upstream,
+            nonces,
+            pseudonyms,
+            metrics,
+            cluster,
+            sharing,
+            earlier_calls,
+            dropped_log_lines,
+        } = dependencies;
         let fixed = configuration.settings.fixed.clone();
-        let (metrics, mut identities) = (Metrics::new(), Identities::default());
+        let mut identities = Identities::default();
         let policy = Policy::new(configuration, None, is_loopback, &mut identities, &metrics, &clock);
         let time = Arc::new(Time { skew: Skew::new(fixed.client.follows_clock()), clock });
         let cache = Arc::new(Cache::new(&policy.cache_options(&identities), metrics.cache.clone()));
-        let (upstream, paces) =
-            (Arc::new(upstream), Arc::new(Paces::new(policy.pace_rules(), earlier_calls, &time.clock)));
-        let (pseudonyms, tasks) = (Arc::new(pseudonyms), Tasks::new(fixed.listeners.max_connections));
+        let paces = Arc::new(Paces::new(policy.pace_rules(), earlier_calls, &time.clock, &sharing));
+        let (upstream, tasks) = (Arc::new(upstream), Tasks::new(fixed.listeners.max_connections));
+        let merchants = Arc::new(Merchants::default());
+        merchants.learn(policy.tenants.all(), &cluster);
+        if !cluster.is_alone() {
+            paces.prepare(policy.tenants.all(), policy.routes.all());
+        }
         let fetcher = Arc::new(Fetcher {
             time: Arc::clone(&time),
             upstream: Arc::clone(&upstream),
@@ -192,12 +171,15 @@ impl Gateway {
             cache: Arc::clone(&cache),
             time: Arc::clone(&time),
             counters: metrics.invalidations.clone(),
+            cluster: cluster.clone(),
+            merchants: Arc::clone(&merchants),
         });
         let passes = Arc::new(Passes { fetcher: Arc::clone(&fetcher), tasks: tasks.clone() });
         let reads = Arc::new(Reads {
             cache: Arc::clone(&cache),
             fetcher: Arc::clone(&fetcher),
             passes: Arc::clone(&passes),
+            invalidator: Arc::clone(&invalidator),
             time: Arc::clone(&time),
             tasks: tasks.clone(),
             ttl: metrics.cache_ttl.clone(),
@@ -221,11 +203,13 @@ impl Gateway {
             writes,
             passes,
             invalidator,
+            cluster,
+            cluster_settings: fixed.cluster,
+            merchants,
             pseudonyms,
             metrics,
             tasks,
-            dropped_log_lines,
-            reported_lines: Mutex::default(),
+            dropped_lines: DroppedLines::new(dropped_log_lines),
         }
     }
 
@@ -315,10 +299,24 @@ impl Gateway {
         }
         let body = body.strip_prefix(BYTE_ORDER_MARK.as_bytes()).unwrap_or(&body);
         let deadline = received + fields.timeout(settings.request_timeout)?;
-        match route {
-            Some(route) => self.dispatch(policy, caller, route, path, fields, body, deadline, info),
-            None => self.invalidate(policy, caller, fields, body, info).map(Step::Done),
+        let Some(route) = route else {
+            return self.invalidate(policy, caller, fields, body, info).await.map(Step::Done);
+        };
+        let standing = match policy.serves_from_memory(route) {
+            true => self.standing(received, deadline).await?,
+            false => Standing::Fenced,
+        };
+        self.dispatch(policy, caller, route, path, fields, body, deadline, standing, info)
+    }
+
+    /// How a request that began at `at` may be served from memory.
+    async fn standing(&self, at: Boot, deadline: Boot) -> Result<Standing, GatewayError> {
+        if let Some(known) = self.cluster.standing(at) {
+            return Ok(known);
         }
+        let remaining = deadline.since(self.time.boot());
+        let known = tokio::time::timeout(remaining, self.cluster.wait_for_standing(at)).await;
+        known.map_err(|_| GatewayError::NotSent(NotSent::DeadlineExceeded))
     }
 
     /// The stages from the complete body on. Nothing is waited for here.
@@ -332,6 +330,7 @@ impl Gateway {
         head: &RequestHead<'_>,
         body: &[u8],
         deadline: Boot,
+        standing: Standing,
         info: &mut RequestInfo,
     ) -> Result<Step, GatewayError> {
         let (mut cache_control, now) = (head.cache_control(), self.time.now());
@@ -340,16 +339,19 @@ impl Gateway {
         }
         let tenant_header = head.tenant();
         let repeat = Repeat::new(caller, route, path, tenant_header.as_ref().copied().unwrap_or_default(), body);
+        let logs_customers = policy.settings.access_log.access == AccessLog::All;
         let known = policy.hit_memo.find(&repeat);
         if tenant_header.is_ok()
+            && (self.cluster.is_alone() || !logs_customers)
             && let Some(known) = known.as_deref().and_then(Option::as_ref)
             && let Some(hit) = known.answer.fresh(&cache_control, now)
         {
             info.tenant = Some(known.tenant);
-            if policy.settings.access_log.access == AccessLog::All {
+            if logs_customers {
                 info.customers = known.answer.subject().customer_id().map(str::to_owned).into_iter().collect();
             }
             policy.handles.hit(known.tenant, route.index, hit.freshness().negative);
+            self.cluster.count_hit(standing);
             return Ok(Step::Done(Reply::hit(&hit, now)));
         }
         let envelope = Envelope::parse(body).map_err(GatewayError::Body)?;
@@ -375,6 +377,8 @@ impl Gateway {
             info,
             now,
             deadline,
+            cluster: &self.cluster,
+            standing,
         };
         match &route.kind {
             KindSettings::Cached(cached) => self.reads.read(&request, cached),

@@ -39,6 +39,8 @@ pub mod upstream;
 pub mod metrics;
 pub mod pseudonym;
 
+pub mod cluster;
+
 pub mod reply;
 
 pub mod gateway;

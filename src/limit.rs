@@ -5,6 +5,7 @@ mod fair_queue;
 mod inflight;
 mod pace;
 mod paces;
+mod sharing;
 mod slots;
 mod throttle;
 
@@ -15,6 +16,7 @@ pub use self::fair_queue::QueueKey;
 pub use self::inflight::InflightLimit;
 pub use self::pace::{NoPermit, Pace, Permit, Throttled, WaitFor};
 pub use self::paces::{EarlierCalls, Paces, Rules};
+pub use self::sharing::{Ask, LATENESS, SEND_WITHIN, SILENCE, SharedSlot, Sharing, SlotRequest, SlotSource, hold};
 pub use self::slots::{Claim, Slots};
 pub use self::throttle::Ended;
 

@@ -1,5 +1,6 @@
 //! Prometheus metrics: typed handles, made once; label values are closed sets or names from the configuration.
 
+mod cluster;
 mod handles;
 mod labels;
 mod names;
@@ -13,10 +14,12 @@ use prometheus::{
     Opts, Registry, TextEncoder,
 };
 
+pub use self::cluster::ClusterMetrics;
 use self::handles::UNROUTED;
 pub use self::handles::{ANONYMOUS, CallMetrics, CallerMetrics, Handles, Per, RouteMetrics, TenantMetrics};
 pub use self::labels::{
-    AttemptResult, BreakerState, CacheUse, Changed, Invalidation, Label, Limit, LookupResult, Unparsed,
+    AttemptResult, BreakerState, CacheUse, Changed, ClusterOp, ClusterResult, Invalidation, Label, Limit, LookupResult,
+    Unparsed,
 };
 use self::names::{Names, Retain};
 use crate::cache::{CacheMetrics, LimitedBy};
@@ -185,6 +188,11 @@ impl Metrics {
             labelled: make.labelled.into_inner(),
             registry: make.registry,
         }
+    }
+
+    /// Those of a replica that shares a Redis with others. Called once: without Redis there is none of these.
+    pub fn cluster(&self) -> ClusterMetrics {
+        ClusterMetrics::new(&Maker { registry: self.registry.clone(), labelled: RefCell::default() })
     }
 
     /// Handles for the names of a configuration: routes and callers in order, tenants with their numbers. Counters of names

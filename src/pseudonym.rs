@@ -28,12 +28,16 @@ impl Pseudonyms {
 
     /// A customer's name in logs: the first digits of the HMAC-SHA256 of its id, in hexadecimal.
     pub fn of(&self, customer: &str) -> String {
-        let mut mac = Hmac::<Sha256>::new_from_slice(&self.0).expect("HMAC takes a key of any length (RFC 2104)");
-        mac.update(customer.as_bytes());
-        let hash = mac.finalize().into_bytes();
-        let mut name: String = hash.iter().map(|byte| format!("{byte:02x}")).collect();
+        let mut name: String = self.hash(customer).iter().map(|byte| format!("{byte:02x}")).collect();
         name.truncate(SHOWN);
         name
+    }
+
+    /// The HMAC-SHA256 of a text.
+    pub fn hash(&self, text: &str) -> [u8; 32] {
+        let mut mac = Hmac::<Sha256>::new_from_slice(&self.0).expect("HMAC takes a key of any length (RFC 2104)");
+        mac.update(text.as_bytes());
+        mac.finalize().into_bytes().into()
     }
 }
 

@@ -49,7 +49,11 @@ impl Reply {
 
     /// A stale answer from the cache.
     pub fn stale(hit: &StaleHit, reason: StaleReason, now: Now) -> Self {
-        let cache_status = CacheStatus::Stale { age: hit.freshness().age(now), past: hit.stale.past, reason };
+        let ttl = hit
+            .freshness()
+            .remaining(now)
+            .map_or_else(|| -seconds(whole_seconds(hit.stale.past)), |left| seconds(left.as_secs()));
+        let cache_status = CacheStatus::Stale { age: hit.freshness().age(now), ttl, reason };
         Self { answer: Arc::clone(hit.answer()), cache_status, effect: None }
     }
 }
@@ -99,8 +103,8 @@ pub enum CacheStatus {
     Stale {
         /// How long ago it was received.
         age: Duration,
-        /// How long ago its freshness ended.
-        past: Duration,
+        /// For how many seconds it is still fresh; negative: how long ago that ended.
+        ttl: i64,
         /// Why it was served.
         reason: StaleReason,
     },
@@ -192,17 +196,14 @@ fn cache_status_text(cache_status: CacheStatus) -> Option<HeaderValue> {
         CacheStatus::Requested => HeaderValue::from_static("zvgate; fwd=request"),
         CacheStatus::Bypass => HeaderValue::from_static("zvgate; fwd=bypass"),
         CacheStatus::None => return None,
-        CacheStatus::Stale { past, reason, .. } => {
-            let ttl = whole_seconds(past);
-            value(&match reason {
-                StaleReason::Revalidating => format!("zvgate; hit; ttl=-{ttl}; detail=stale-while-revalidate"),
-                StaleReason::Answered(status) => {
-                    format!("zvgate; fwd=stale; fwd-status={status}; ttl=-{ttl}; detail=stale-if-error")
-                }
-                StaleReason::NoAnswer => format!("zvgate; fwd=stale; ttl=-{ttl}; detail=stale-if-error"),
-                StaleReason::NothingSent => format!("zvgate; hit; ttl=-{ttl}; detail=stale-if-error"),
-            })
-        }
+        CacheStatus::Stale { ttl, reason, .. } => value(&match reason {
+            StaleReason::Revalidating => format!("zvgate; hit; ttl={ttl}; detail=stale-while-revalidate"),
+            StaleReason::Answered(status) => {
+                format!("zvgate; fwd=stale; fwd-status={status}; ttl={ttl}; detail=stale-if-error")
+            }
+            StaleReason::NoAnswer => format!("zvgate; fwd=stale; ttl={ttl}; detail=stale-if-error"),
+            StaleReason::NothingSent => format!("zvgate; hit; ttl={ttl}; detail=stale-if-error"),
+        }),
     })
 }
 
@@ -249,6 +250,10 @@ fn policy_text(policy: &str, limited: &Limited) -> String {
 /// Rounded up, and at least one, so that a retry does not come too early.
 fn whole_seconds(pause: Duration) -> u64 {
     pause.as_secs().saturating_add(u64::from(pause.subsec_nanos() > 0)).max(1)
+}
+
+fn seconds(whole: u64) -> i64 {
+    i64::try_from(whole).unwrap_or(i64::MAX)
 }
 
 /// The text itself, without copying it.

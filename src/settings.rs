@@ -6,11 +6,13 @@
 mod base_url;
 mod breaker;
 mod callers;
+mod cluster;
 mod effective;
 mod load;
 mod log;
 mod rate;
 mod reader;
+mod redis_url;
 mod routes;
 mod server;
 mod tenants;
@@ -24,6 +26,7 @@ use time::UtcOffset;
 pub use base_url::BaseUrl;
 pub use breaker::{BreakerSettings, Ratio};
 pub use callers::{CallerSettings, NoCache, Permitted};
+pub use cluster::{ClusterSettings, RedisSettings, UnfencedWrites};
 use effective::Scope;
 pub use effective::{Differences, Effective};
 pub use load::{FileReference, Holds, Parsed, Sources};
@@ -32,6 +35,7 @@ pub use rate::{CallerLimit, PaceSettings};
 use rate::{UPSTREAM_PACE, at_least_one, greater_than_zero};
 use reader::Table;
 pub use reader::{ConfigError, ConfigErrors};
+pub use redis_url::{HostPort, RedisServer, RedisUrl};
 pub use routes::{CachedSettings, KindSettings, RouteSettings, UnknownCustomer, WriteSettings, covers, is_own};
 pub use server::{ListenerSettings, RequestSettings};
 pub use tenants::{KeySource, TenantSettings};
@@ -60,6 +64,8 @@ pub struct StaticSettings {
     pub cache_max_bytes: Size,
     /// Logging.
     pub log: LogSettings,
+    /// Several replicas that act as one.
+    pub cluster: ClusterSettings,
 }
 
 /// Settings that a reload replaces as a whole.
@@ -186,6 +192,24 @@ const fn seconds(number: u64) -> Duration {
     Duration::from_secs(number)
 }
 
+/// The rate limits towards the platform: the common one, and those of tenants and routes.
+fn rates(
+    common: PaceSettings,
+    tenants: Option<&[TenantSettings]>,
+    routes: Option<&[RouteSettings]>,
+) -> impl Iterator<Item = u32> {
+    let tenants = tenants.unwrap_or_default().iter().filter_map(|tenant| tenant.pace);
+    let routes = routes.unwrap_or_default().iter().filter_map(|route| route.pace);
+    std::iter::once(common).chain(tenants).chain(routes).map(|pace| pace.rate)
+}
+
+impl DynamicSettings {
+    /// The rate limits towards the platform.
+    pub fn rates(&self) -> impl Iterator<Item = u32> {
+        rates(self.limits.upstream, Some(&self.tenants), Some(&self.routes))
+    }
+}
+
 impl Settings {
     fn read(mut root: Table<'_>) -> Option<Self> {
         let has_callers = root.has_within("callers");
@@ -198,9 +222,14 @@ impl Settings {
         let callers = root.secret_tables("callers");
         let callers = callers::read(callers, limits.caller, tenants.as_deref(), routes.as_deref());
         let (log, access_log) = log::read(root.table("log"));
+        let cluster = cluster::read(root.table("cluster"), log.hash_key_file.is_some());
+        let rates = rates(limits.upstream, tenants.as_deref(), routes.as_deref());
+        if let Some(problem) = cluster.problem_with_rates(rates) {
+            root.error("cluster.replicas", problem);
+        }
         root.finish();
         Some(Self {
-            fixed: StaticSettings { listeners, client, cache_max_bytes, log },
+            fixed: StaticSettings { listeners, client, cache_max_bytes, log, cluster },
             dynamic: DynamicSettings {
                 requests,
                 attempts,

@@ -1,7 +1,7 @@
-//! TLS: for callers, certificates in files, which are read completely, checked, and read again when they change; towards the
-//! platform, the CAs that are trusted.
+//! TLS: for callers, certificates in files, which are read completely, checked, and read again when they change; towards
+//! servers, the CAs that are trusted.
 
-mod platform;
+mod client;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -18,7 +18,7 @@ use sha2::{Digest, Sha256};
 use x509_cert::der::Decode;
 use zeroize::Zeroizing;
 
-pub use self::platform::{PlatformTls, platform_tls, read_certificates};
+pub use self::client::{ClientTls, client_tls, read_certificates};
 
 /// Longer than any chain or bundle of roots, so that another file that is named by mistake is not read completely.
 const MAX_FILE: u64 = 4 << 20;

@@ -71,6 +71,7 @@ fn the_reference_documents_every_key() {
         ("limits", ""),
         ("cache", ""),
         ("log", ""),
+        ("cluster", ""),
         ("limits.upstream", ""),
         ("limits.caller", "rate = 1\n"),
         (
@@ -203,6 +204,32 @@ fn every_error_names_its_key_its_value_and_what_is_expected() {
         ("[limits.caller]\nrate = 1\nper = \"1d\"\nburst = 300000", "limits.caller.rate", "cannot be enforced"),
         ("\"cache.ttl\" = \"5s\"", "cache.ttl", "unknown key"),
         ("[log]\naccess = \"some\"", "log.access", "found \"some\"; expected \"all\", \"errors\" or \"none\""),
+        ("[cluster]\nreplicas = 0", "cluster.replicas", "expected a whole number of at least 1"),
+        ("[cluster]\nreplicas = 20", "cluster.replicas", "rate 10 cannot be split among 20"),
+        (
+            "[cluster]\nreplicas = 3\n[limits.upstream]\nrate = 9\n[[routes]]\npath = \"/a\"\nkind = \"pass\"\npace = { rate = 2 }",
+            "cluster.replicas",
+            "rate 2 cannot be split among 3",
+        ),
+        (
+            "[cluster]\nurl = \"redis://a\"\n[log]\nhash_key_file = \"/a\"",
+            "cluster.replicas",
+            "is missing; with cluster.url, expected how many replicas run",
+        ),
+        ("[cluster]\nreplicas = 3\nurl = \"redis://a\"", "cluster.url", "is given without log.hash_key_file"),
+        (
+            "[cluster]\nreplicas = 3\nurl = \"redis://u:canary@a\"\n[log]\nhash_key_file = \"/a\"",
+            "cluster.url",
+            "expected redis://HOST:PORT, rediss://HOST:PORT, or",
+        ),
+        (
+            "[cluster]\nreplicas = 3\nurl = \"redis://u@a\"\n[log]\nhash_key_file = \"/a\"",
+            "cluster.url",
+            "names a user, without cluster.password_file",
+        ),
+        ("[cluster]\nprefix = \"a b\"", "cluster.prefix", "expected at most 64 letters, digits"),
+        ("[cluster]\nlease = \"1ms\"", "cluster.lease", "expected \"0s\" (ask on every read), or \"20ms\" to \"5s\""),
+        ("[cluster]\nunfenced_writes = \"no\"", "cluster.unfenced_writes", "expected \"send\" or \"refuse\""),
         ("server = 5", "server", "expected a table of keys"),
         ("routes = 5", "routes", "each begun by [[routes]]"),
         (

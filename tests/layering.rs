@@ -12,6 +12,7 @@ const MODULES: &[&[&str]] = &[
     &["configuration", "caller"],
     &["cache", "limit", "signer"],
     &["upstream", "metrics", "pseudonym"],
+    &["cluster"],
     &["reply"],
     &["gateway"],
     &["listener", "admin"],

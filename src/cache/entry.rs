@@ -23,7 +23,8 @@ const ANSWER_OVERHEAD: usize = 356;
 /// How often an answer that is hit by reference is looked up all the same, so that moka learns that it is in use and does not evict it.
 const LOOK_UP_EVERY: Duration = Duration::from_secs(10);
 
-/// Whom an answer is about: the unit of invalidation. The platform's ids are short enough to be stored inline.
+/// Whom an answer is about: the unit of invalidation. The platform's ids, and the names of customers among replicas, are short enough
+/// to be stored inline with a letter that says what they are.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Subject {
     /// The number of the tenant's `open_id`: the platform's customers are the same under each grant.
@@ -34,17 +35,17 @@ pub struct Subject {
 impl Subject {
     /// A customer of a tenant.
     pub fn customer(tenant: usize, customer: &str) -> Self {
-        Self { tenant, text: format_smolstr!("c:{customer}") }
+        Self { tenant, text: format_smolstr!("c{customer}") }
     }
 
     /// A question that is about no customer is its own subject.
     pub fn question(tenant: usize, key: &str) -> Self {
-        Self { tenant, text: format_smolstr!("q:{key}") }
+        Self { tenant, text: format_smolstr!("q{key}") }
     }
 
     /// The customer, unless it is a question.
     pub fn customer_id(&self) -> Option<&str> {
-        self.text.strip_prefix("c:")
+        self.text.strip_prefix('c')
     }
 
     /// Bytes on the heap.
@@ -71,11 +72,26 @@ pub struct Generation {
     pub(super) rules: u64,
 }
 
+/// The generations whose answers are held.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Held {
+    pub(super) since: u64,
+    pub(super) rules: u64,
+}
+
+impl Held {
+    pub(super) const fn contains(self, generation: Generation) -> bool {
+        generation.rules == self.rules && generation.tenant >= self.since
+    }
+}
+
 /// What is known of a tenant beyond its subjects.
 #[derive(Debug, Default)]
 pub(super) struct TenantState {
-    /// How often everything of the tenant was invalidated.
+    /// How often everything of the tenant was invalidated, or could have been without notice.
     pub(super) invalidations: AtomicU64,
+    /// That number when it was last invalidated for certain. Answers since then are held, although not all may be served.
+    pub(super) held_since: AtomicU64,
     /// Until when the platform may lag behind a write without a known customer, in milliseconds since boot.
     pub(super) settle_until: AtomicU64,
 }
@@ -194,12 +210,12 @@ impl CustomerEntry {
     pub(super) fn replacing(
         old: Option<&Self>,
         key: &str,
-        generation: Generation,
+        held: Held,
         new: Option<CachedAnswer>,
         now: Now,
     ) -> Option<Self> {
         let is_kept = |cached: &&Arc<CachedAnswer>| {
-            *cached.key != *key && cached.generation == generation && now.boot < cached.freshness.retain_until()
+            *cached.key != *key && held.contains(cached.generation) && now.boot < cached.freshness.retain_until()
         };
         let mut answers: Vec<_> = old.into_iter().flat_map(|old| &old.answers).filter(is_kept).cloned().collect();
         if new.is_some() && answers.len() >= MAX_ANSWERS {
@@ -223,6 +239,12 @@ impl CustomerEntry {
     /// The answer to a question, if it is valid and of this generation.
     pub(super) fn find(&self, key: &str, generation: Generation) -> Option<&Arc<CachedAnswer>> {
         let is_same = |cached: &&Arc<CachedAnswer>| *cached.key == *key && cached.generation == generation;
+        self.answers.iter().find(is_same).filter(|cached| cached.is_valid())
+    }
+
+    /// The answer to a question that is held, if it is valid.
+    pub(super) fn held(&self, key: &str, held: Held) -> Option<&Arc<CachedAnswer>> {
+        let is_same = |cached: &&Arc<CachedAnswer>| *cached.key == *key && held.contains(cached.generation);
         self.answers.iter().find(is_same).filter(|cached| cached.is_valid())
     }
 

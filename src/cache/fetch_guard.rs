@@ -57,6 +57,16 @@ impl<F: Clone> FetchGuard<F> {
         self.flight.mark_begun();
     }
 
+    /// What is asked.
+    pub fn question(&self) -> &Question {
+        &self.question
+    }
+
+    /// Whether the answer replaces all others of its customer.
+    pub fn drops_others(&self) -> bool {
+        self.flight.drops_others()
+    }
+
     /// The first byte of a request was sent.
     pub fn mark_sent(&self) {
         self.flight.mark_sent();
@@ -123,7 +133,7 @@ impl<F: Clone> FetchGuard<F> {
             stripe.remove_flights(subject);
         }
         let kept = old.as_deref().filter(|_| !drops_others);
-        let entry = CustomerEntry::replacing(kept, &question.key, generation, new, now);
+        let entry = CustomerEntry::replacing(kept, &question.key, cache.held_generations(subject.tenant), new, now);
         stripe.replace(subject, entry.map(Arc::new).as_ref());
         drop(stripe);
         cache.publish(subject);

@@ -154,11 +154,19 @@ impl Freshness {
     }
 
     /// The freshness of the same answer if it may change at any moment: at most `ttl`, and no stale modes.
-    pub(super) fn unsettled(self, ttl: Duration) -> Self {
+    pub fn unsettled(self, ttl: Duration) -> Self {
         let is_shorter = ttl < self.lifetime();
         let fresh_until = if is_shorter { self.received + ttl } else { self.fresh_until };
         let limited_by = if is_shorter { LimitedBy::Unsettled } else { self.limited_by };
         Self { fresh_until, revalidate_until: fresh_until, if_error_until: fresh_until, limited_by, ..self }
+    }
+
+    /// The freshness of the same answer if it may have changed without notice: at most `ttl`, after which it is only served in place of
+    /// failures.
+    pub fn provisional(self, ttl: Duration) -> Self {
+        let unsettled = self.unsettled(ttl);
+        let if_error = self.if_error_until.since(self.fresh_until);
+        Self { if_error_until: unsettled.fresh_until + if_error, ..unsettled }
     }
 
     /// Until when the answer is of any use. It is retained for as long again as it was fresh, to be compared with the one that

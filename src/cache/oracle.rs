@@ -9,7 +9,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use super::*;
-use crate::answer::{Contents, End, Verdict};
+use crate::answer::{Answer, Contents, End, Verdict};
 use crate::clock::Wall;
 use crate::settings::Lifetimes;
 

@@ -1,8 +1,10 @@
+mod held;
+
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::*;
-use crate::answer::{Contents, Verdict};
+use crate::answer::{Answer, Contents, Verdict};
 use crate::clock::Clock;
 use crate::settings::Lifetimes;
 

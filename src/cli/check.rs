@@ -6,6 +6,7 @@ use super::{ConfigArguments, FAILED, UNUSABLE, eprint, fail, print, runtime};
 use crate::answer::{Reader, Verdict};
 use crate::app;
 use crate::clock::Clock;
+use crate::cluster;
 use crate::configuration::Configuration;
 use crate::settings::AttemptSettings;
 use crate::signer::{Call, Nonces, SignedRequest};
@@ -21,7 +22,7 @@ const LIVE_MEMBERS: &str = "\"params\":{\"customerId\":\"1\"}";
 pub(super) struct Arguments {
     #[command(flatten)]
     configuration: ConfigArguments,
-    /// Make one signed call per tenant
+    /// Make one signed call per tenant, and try all that replicas ask Redis
     #[arg(long)]
     live: bool,
 }
@@ -47,6 +48,16 @@ async fn live(configuration: &Configuration) -> Result<(), u8> {
         let result = call(&settings.dynamic.attempts, &upstream, &nonces, tenant, &clock).await;
         all_accepted &= result.is_ok();
         print(&format!("live {}: {}", tenant.name, result.unwrap_or_else(|error| error)))?;
+    }
+    if let Some(redis) = &settings.fixed.cluster.redis {
+        let problems = cluster::check(redis, configuration.redis.clone()).await;
+        all_accepted &= problems.is_empty();
+        if problems.is_empty() {
+            print("live redis: all commands accepted")?;
+        }
+        for problem in problems {
+            print(&format!("live redis: {problem}"))?;
+        }
     }
     if all_accepted { Ok(()) } else { Err(FAILED) }
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use prometheus::IntGauge;
 
+use super::attempt_result::result_of;
 use super::call_log::CallLog;
 use super::request::Job;
 use super::time::Time;
@@ -14,13 +15,16 @@ use crate::limit::{NoPermit, Paces, Permit, WaitFor};
 use crate::metrics::{AttemptResult, Label};
 use crate::signer::{Nonces, SignedRequest};
 use crate::upstream::{
-    Answered, Attempt, AttemptError, Circuit, ExchangeError, Exchanged, Failure, NotSent, Outcome, Rejected, Retry,
-    Reuse, Upstream, pause_before_retry,
+    Answered, Attempt, AttemptError, Circuit, ExchangeError, Exchanged, NotSent, Outcome, Rejected, Retry, Reuse,
+    Upstream, pause_before_retry,
 };
 
 /// An idle connection that the platform closes just when it is used breaks within a round trip; one that breaks later was
 /// broken by the request.
 const IDLE_CLOSE_WITHIN: Duration = Duration::from_secs(1);
+
+/// How long a call that nobody waits for waits for a slot that all replicas share.
+const ASK_FOR_SPARE_WITHIN: Duration = Duration::from_millis(300);
 
 const SERVICE_UNAVAILABLE: u16 = 503;
 const TOO_MANY_REQUESTS: u16 = 429;
@@ -56,6 +60,43 @@ impl<'a> InFlight<'a> {
 impl Drop for InFlight<'_> {
     fn drop(&mut self) {
         self.0.dec();
+    }
+}
+
+/// What a call needs that nobody waits for.
+pub(super) enum Spare {
+    /// A permit.
+    Permit(Permit),
+    /// A slot that all replicas share, which must be asked for.
+    ToBeAskedFor,
+}
+
+impl Spare {
+    pub(super) fn into_permit(self) -> Option<Permit> {
+        match self {
+            Self::Permit(permit) => Some(permit),
+            Self::ToBeAskedFor => None,
+        }
+    }
+}
+
+/// Why there was no exchange, or none that ended well.
+enum Stopped {
+    /// Its slot had come too early, and there was no other.
+    NotSent(NotSent),
+    /// It failed.
+    Failed(ExchangeError),
+}
+
+impl From<NotSent> for Stopped {
+    fn from(not_sent: NotSent) -> Self {
+        Self::NotSent(not_sent)
+    }
+}
+
+impl From<ExchangeError> for Stopped {
+    fn from(failed: ExchangeError) -> Self {
+        Self::Failed(failed)
     }
 }
 
@@ -117,9 +158,17 @@ impl Fetcher {
         }
     }
 
-    /// A permit for a call that nobody waits for, if there is one to spare.
-    pub(super) fn spare_permit(&self, job: &Job) -> Option<Permit> {
-        self.paces.of(&job.call.tenant, &job.route, &job.call.path).try_acquire(self.circuit(job).inflight())
+    /// What a call needs that nobody waits for, if it is to spare.
+    pub(super) fn spare(&self, job: &mut Job) -> Option<Spare> {
+        let pace = self.paces.of(&job.call.tenant, &job.route, &job.call.path);
+        if let Some(permit) = pace.try_acquire(self.circuit(job).inflight()) {
+            return Some(Spare::Permit(permit));
+        }
+        let may_have_spare = pace.may_have_spare();
+        may_have_spare.then(|| {
+            job.max_wait = ASK_FOR_SPARE_WITHIN;
+            Spare::ToBeAskedFor
+        })
     }
 
     fn circuit(&self, job: &Job) -> Circuit {
@@ -141,12 +190,12 @@ impl Fetcher {
             Some(permit) => self.begin(job, circuit).map(|attempt| (permit, attempt)),
             None => tokio::select! {
                 biased;
+                () = cancelled => Err(NotSent::Cancelled),
                 acquired = self.acquire(job, circuit) => acquired,
                 rejected = circuit.rejects(breaker) => Err(NotSent::Rejected(rejected)),
-                () = cancelled => Err(NotSent::Cancelled),
             },
         };
-        let (permit, attempt) = match begun {
+        let (mut permit, attempt) = match begun {
             Ok(begun) => begun,
             Err(not_sent) => return not_sent.into(),
         };
@@ -154,9 +203,14 @@ impl Fetcher {
         let in_flight = InFlight::new(&tenant.inflight);
         job.call_state.attempt();
         job.call_state.upstream.start(self.time.boot());
-        let exchanged = self.exchange(job, reuse, &permit, on_progress).await;
+        let exchanged = self.exchange(job, circuit, reuse, &mut permit, on_progress).await;
         drop(in_flight);
         metrics.duration.observe(job.call_state.upstream.stop(self.time.boot()).as_secs_f64());
+        let exchanged = match exchanged {
+            Ok(answered) => Ok(answered),
+            Err(Stopped::Failed(failed)) => Err(failed),
+            Err(Stopped::NotSent(not_sent)) => return not_sent.into(),
+        };
         let is_idle_close = exchanged.as_ref().is_err_and(ExchangeError::is_idle_close);
         let outcome = match exchanged {
             // Only its bytes are passed on, and nobody knows what they mean.
@@ -217,9 +271,16 @@ impl Fetcher {
         }
     }
 
-    /// Waits for a slot, and until fewer than `upstream.max_inflight` attempts are in flight.
+    /// Waits for a permit, and begins an attempt.
     async fn acquire(&self, job: &Job, circuit: &Circuit) -> Result<(Permit, Attempt), NotSent> {
         circuit.check(&job.policy.settings.attempts.breaker).map_err(NotSent::Rejected)?;
+        let permit = self.permit(job, circuit).await?;
+        let attempt = self.begin(job, circuit)?;
+        Ok((permit, attempt))
+    }
+
+    /// Waits for a slot, and until fewer than `upstream.max_inflight` attempts are in flight.
+    async fn permit(&self, job: &Job, circuit: &Circuit) -> Result<Permit, NotSent> {
         let queued = self.time.boot();
         job.call_state.queue.start(queued);
         let remaining = job.deadline.since(queued);
@@ -237,14 +298,12 @@ impl Fetcher {
             NoPermit::Limited(limited) => NotSent::Limited { limited, is_key_suspect: circuit.is_key_suspect() },
             NoPermit::NoCapacity => NotSent::Rejected(Rejected::TooManyInFlight),
         });
-        let permit = permit.inspect_err(|not_sent| {
+        permit.inspect_err(|not_sent| {
             let is_rejection = !matches!(not_sent, NotSent::DeadlineExceeded);
             if is_rejection && circuit.failed(not_sent.name()) {
                 CallLog::begun(job).rejections_began(not_sent.name());
             }
-        })?;
-        let attempt = self.begin(job, circuit)?;
-        Ok((permit, attempt))
+        })
     }
 
     fn begin(&self, job: &Job, circuit: &Circuit) -> Result<Attempt, NotSent> {
@@ -257,14 +316,20 @@ impl Fetcher {
     async fn exchange(
         &self,
         job: &Job,
+        circuit: &Circuit,
         mut reuse: Reuse,
-        permit: &Permit,
+        permit: &mut Permit,
         on_progress: &(impl Fn(Progress) + Sync),
-    ) -> Result<Answered, ExchangeError> {
+    ) -> Result<Answered, Stopped> {
         loop {
             let remaining = job.deadline.since(self.time.boot());
             let connection = tokio::time::timeout(remaining, self.upstream.connection(reuse)).await;
             let connection = connection.unwrap_or_else(|_| Err(ExchangeError::before(AttemptError::Timeout)))?;
+            if !permit.is_timely() {
+                // Connecting took so long that its slot may count for others by now.
+                *permit = self.permit(job, circuit).await?;
+            }
+            let permit = &*permit;
             on_progress(Progress::Begun);
             let sent = self.time.clock.now();
             let request = SignedRequest::sign(&job.call, &self.nonces, self.time.skew.signing_time(sent));
@@ -283,7 +348,7 @@ impl Fetcher {
                 Err(failed) if failed.is_idle_close() && !failed.sent => reuse = Reuse::New,
                 Err(failed) => {
                     let is_soon = self.time.boot().since(sent.boot) < IDLE_CLOSE_WITHIN;
-                    return Err(ExchangeError { reused: failed.reused && is_soon, ..failed });
+                    return Err(ExchangeError { reused: failed.reused && is_soon, ..failed }.into());
                 }
                 // What a server says to an idle connection before it closes it (RFC 9110, section 15.5.9), just when it is used.
                 Ok(Exchanged { answer, .. }) if reused && answer.status == REQUEST_TIMEOUT => {
@@ -292,7 +357,8 @@ impl Fetcher {
                         sent: true,
                         reused: true,
                         answering: false,
-                    });
+                    }
+                    .into());
                 }
                 Ok(Exchanged { answer, date }) => {
                     let earliest = self.time.earliest(sent, date, answered_at.get());
@@ -327,52 +393,5 @@ fn may_retry(job: &Job, circuit: &Circuit) -> bool {
             }
             false
         }
-    }
-}
-
-/// How an attempt ended, for metrics and the log.
-fn result_of(outcome: &Outcome) -> AttemptResult {
-    match outcome {
-        Outcome::Answered(answered) => match answered.verdict {
-            Verdict::Success(_) => AttemptResult::Ok,
-            Verdict::Exception => AttemptResult::Exception,
-            Verdict::Error => AttemptResult::Error,
-            Verdict::Throttled => AttemptResult::Throttled,
-            Verdict::Garbage | Verdict::Ambiguous => AttemptResult::Garbage,
-            Verdict::Http5xx => AttemptResult::Http5xx,
-            Verdict::HttpOther => AttemptResult::HttpOther,
-        },
-        Outcome::NotSent(_) | Outcome::Unknown(_) => match outcome.error().map(AttemptError::failure) {
-            Some(Failure::Dns | Failure::DnsTimeout) => AttemptResult::Dns,
-            Some(Failure::Refused | Failure::Unroutable | Failure::ConnectTimeout | Failure::Connect) => {
-                AttemptResult::Connect
-            }
-            Some(
-                Failure::ProxyUnreachable
-                | Failure::ProxyUnauthenticated
-                | Failure::ProxyRejected
-                | Failure::ProxyTimeout,
-            ) => AttemptResult::Proxy,
-            Some(
-                Failure::CertificateExpired
-                | Failure::CertificateNotYetValid
-                | Failure::CertificateUnknownCa
-                | Failure::CertificateWrongName
-                | Failure::Certificate
-                | Failure::TlsAlert
-                | Failure::Tls
-                | Failure::TlsTimeout,
-            ) => AttemptResult::Tls,
-            Some(Failure::Timeout) => AttemptResult::Timeout,
-            Some(Failure::Redirect) => AttemptResult::HttpOther,
-            Some(
-                Failure::Oversized
-                | Failure::NotHttp
-                | Failure::TransferCoding
-                | Failure::NotJson
-                | Failure::Compressed,
-            ) => AttemptResult::Garbage,
-            Some(Failure::Reset | Failure::Incomplete) | None => AttemptResult::Reset,
-        },
     }
 }

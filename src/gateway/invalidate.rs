@@ -1,12 +1,15 @@
-//! Invalidation: by writes, by callers that learn of a change made elsewhere, and by operators.
+//! Invalidation, here and in all other replicas: by writes, by callers that learn of a change made elsewhere, and by operators.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
 use prometheus::IntCounter;
 
+use super::replica::Merchants;
 use super::time::Time;
 use crate::cache::{Cache, Subject};
+use crate::cluster::{Cluster, Ended};
 use crate::metrics::{Invalidation, Per};
 use crate::reply::GatewayError;
 
@@ -15,27 +18,61 @@ pub(super) struct Invalidator {
     pub(super) cache: Arc<Cache<GatewayError>>,
     pub(super) time: Arc<Time>,
     pub(super) counters: Per<Invalidation, IntCounter>,
+    pub(super) cluster: Cluster,
+    pub(super) merchants: Arc<Merchants>,
 }
 
 impl Invalidator {
-    /// Invalidates the answers for a customer, behind which the platform may lag for `settle`. Returns how many answers were
-    /// dropped that could still be served.
-    pub(super) fn customer(&self, tenant: usize, customer: &str, settle: Duration, cause: Invalidation) -> usize {
+    /// Invalidates the answers for customers of a merchant, behind which the platform may lag for `settle`. Returns how many answers
+    /// were dropped here that could still be served, and what completes once no other replica serves one.
+    pub(super) fn customers<T: AsRef<str>>(
+        &self,
+        merchant: usize,
+        ids: &[T],
+        settle: Duration,
+        cause: Invalidation,
+    ) -> (usize, Ended) {
         let now = self.time.now();
-        self.counters.of(cause).inc();
-        self.cache.invalidate(&Subject::customer(tenant, customer), now.boot + settle, now)
+        let mut dropped = 0;
+        let names = ids.iter().map(|id| {
+            let name = self.cluster.customer(id.as_ref());
+            self.counters.of(cause).inc();
+            dropped += self.cache.invalidate(&Subject::customer(merchant, &name), now.boot + settle, now);
+            name.into_owned()
+        });
+        let names: Vec<String> = names.collect();
+        let ended = if names.is_empty() { Ended::default() } else { self.end(merchant, Some(names), settle) };
+        (dropped, ended)
     }
 
-    /// Invalidates all answers of a tenant.
-    pub(super) fn tenant(&self, tenant: usize, settle: Duration, cause: Invalidation) {
+    /// Invalidates all answers of a merchant.
+    pub(super) fn merchant(&self, merchant: usize, settle: Duration, cause: Invalidation) -> Ended {
         self.counters.of(cause).inc();
-        self.cache.invalidate_tenant(tenant, self.time.boot() + settle);
+        self.cache.invalidate_tenant(merchant, self.time.boot() + settle);
+        self.end(merchant, None, settle)
     }
 
-    /// The same, and frees their memory. Returns how many answers were dropped that could still be served.
-    pub(super) fn purge_tenant(&self, tenant: usize, settle: Duration) -> usize {
+    /// The same for some merchants, and frees their memory here.
+    pub(super) fn purge(&self, merchants: Range<usize>, settle: Duration) -> (usize, Vec<Ended>) {
         let now = self.time.now();
-        self.counters.of(Invalidation::Purge).inc();
-        self.cache.purge_tenant(tenant, now.boot + settle, now)
+        let purge = |merchant: usize| {
+            self.counters.of(Invalidation::Purge).inc();
+            let dropped = self.cache.purge_tenant(merchant, now.boot + settle, now);
+            (dropped, self.end(merchant, None, settle))
+        };
+        let (dropped, ended): (Vec<usize>, _) = merchants.map(purge).unzip();
+        (dropped.into_iter().sum(), ended)
+    }
+
+    /// Newer answers than other replicas may have are about to be served for a customer. Returns what completes once they do not serve
+    /// theirs any more.
+    pub(super) fn superseded(&self, subject: &Subject) -> Ended {
+        let customer = subject.customer_id().map(|name| vec![name.to_owned()]);
+        // What is about no customer is not known to others by name.
+        customer.map_or_else(Ended::default, |name| self.end(subject.tenant, Some(name), Duration::ZERO))
+    }
+
+    fn end(&self, merchant: usize, customers: Option<Vec<String>>, settle: Duration) -> Ended {
+        self.cluster.end(&self.merchants.name(merchant), customers, settle)
     }
 }

@@ -5,11 +5,13 @@ use std::time::Duration;
 
 use super::body::MAX_CUSTOMERS;
 use super::policy::Policy;
+use super::replica::LocalReplica;
 use super::request_head::RequestHead;
 use super::{Gateway, RequestInfo, call_log};
 use crate::answer::{Answer, ContentType};
 use crate::cache::{Freshness, Subject};
 use crate::caller::Caller;
+use crate::cluster::{Cluster, Ended, Replica};
 use crate::configuration::Configuration;
 use crate::envelope::{MAX_DEPTH, check_names, push_text};
 use crate::json::Node;
@@ -51,7 +53,7 @@ impl CachedQuestion {
 
 impl Gateway {
     /// `POST /v1/invalidate`: fences as a write does.
-    pub(super) fn invalidate(
+    pub(super) async fn invalidate(
         &self,
         policy: &Policy,
         caller: &Caller,
@@ -76,9 +78,10 @@ impl Gateway {
             return Err(GatewayError::Forbidden(Denied::Tenant));
         }
         let settle = policy.settings.cache.settle;
-        let invalidate = |id: &&str| self.invalidator.customer(tenant.merchant, id, settle, Invalidation::Invalidate);
-        let dropped: usize = customers.iter().map(invalidate).sum();
+        let (dropped, ended) =
+            self.invalidator.customers(tenant.merchant, &customers, settle, Invalidation::Invalidate);
         self.audit_invalidation(policy, info, dropped);
+        ended.wait().await;
         let answer = Answer {
             status: 200,
             content_type: Some(ContentType::json()),
@@ -88,6 +91,21 @@ impl Gateway {
         Ok(Reply { answer: Arc::new(answer), cache_status: CacheStatus::None, effect: None })
     }
 
+    /// This gateway, for other replicas.
+    pub fn replica(&self) -> Arc<dyn Replica> {
+        Arc::new(LocalReplica {
+            cache: Arc::clone(&self.cache),
+            paces: Arc::clone(&self.paces),
+            time: Arc::clone(&self.time),
+            merchants: Arc::clone(&self.merchants),
+        })
+    }
+
+    /// The other replicas.
+    pub fn cluster(&self) -> &Cluster {
+        &self.cluster
+    }
+
     /// The tenant of this name; without a name, the default one.
     pub fn tenant(&self, name: Option<&str>) -> Option<Arc<Tenant>> {
         let policy = self.policy.load();
@@ -95,19 +113,23 @@ impl Gateway {
         name.map_or_else(|| tenants.default(), |name| tenants.all().iter().find(|tenant| tenant.name == name)).cloned()
     }
 
-    /// Purges the entries of a customer; returns how many answers were dropped.
-    pub fn purge_customer(&self, tenant: &Tenant, customer: &str) -> usize {
+    /// Purges the entries of a customer, in all replicas; returns how many answers were dropped in this one.
+    pub async fn purge_customer(&self, tenant: &Tenant, customer: &str) -> usize {
         let settle = self.policy.load().settings.cache.settle;
-        self.invalidator.customer(tenant.merchant, customer, settle, Invalidation::Purge)
+        let (dropped, ended) = self.invalidator.customers(tenant.merchant, &[customer], settle, Invalidation::Purge);
+        ended.wait().await;
+        dropped
     }
 
-    /// Purges the entries of a tenant, or of all, those included that left the configuration; returns how many answers were
-    /// dropped.
-    pub fn purge(&self, tenant: Option<&Tenant>) -> usize {
+    /// Purges the entries of a tenant, or of all, those included that left the configuration, in all replicas; returns how many
+    /// answers were dropped in this one.
+    pub async fn purge(&self, tenant: Option<&Tenant>) -> usize {
         let all = 0..self.identities.lock().merchants();
         let settle = self.policy.load().settings.cache.settle;
         let purged = tenant.map_or(all, |tenant| tenant.merchant..tenant.merchant + 1);
-        purged.map(|index| self.invalidator.purge_tenant(index, settle)).sum()
+        let (dropped, ended) = self.invalidator.purge(purged, settle);
+        futures_util::future::join_all(ended.into_iter().map(Ended::wait)).await;
+        dropped
     }
 
     /// What is cached for a customer.
@@ -119,7 +141,7 @@ impl Gateway {
             remaining: freshness.remaining(now),
             servable_for: freshness.servable_for(now),
         };
-        let cached = self.cache.inspect(&Subject::customer(tenant.merchant, customer), now);
+        let cached = self.cache.inspect(&Subject::customer(tenant.merchant, &self.cluster.customer(customer)), now);
         cached.into_iter().map(shown).collect()
     }
 
@@ -160,7 +182,7 @@ impl Gateway {
         #[expect(clippy::cast_precision_loss, reason = "a gauge in seconds")]
         self.metrics.clock_skew.set(skew as f64 / 1000.0);
         self.metrics.set_certificate_expiry(policy.tls.as_ref().and_then(|tls| tls.expires()));
-        let dropped: u64 = (self.dropped_log_lines)().iter().sum();
+        let dropped: u64 = self.dropped_lines.total();
         let counted = &self.metrics.log_lines_dropped;
         counted.inc_by(dropped.saturating_sub(counted.get()));
         self.metrics.page()
@@ -173,7 +195,7 @@ impl Gateway {
             .cache_bytes
             .set(i64::try_from(self.cache.bytes() + self.policy.load().hit_memo.max_bytes()).unwrap_or(i64::MAX));
         self.upstream.close_expired();
-        self.report_dropped_lines();
+        self.dropped_lines.report();
         let policy = self.policy.load();
         for (merchant, path, ended) in self.paces.ended_throttling() {
             // Those of one merchant share its paces.
@@ -187,21 +209,6 @@ impl Gateway {
             }
             self.upstream.ended_denial(tenant).iter().for_each(|episode| call_log::denial_ended(tenant, episode));
         }
-    }
-
-    /// Reports log lines that were dropped, once no more are: until then this line would be, too.
-    fn report_dropped_lines(&self) {
-        let now = (self.dropped_log_lines)();
-        let mut lines = self.reported_lines.lock();
-        let was_written = lines.reporting.take().filter(|reporting| *reporting == now);
-        lines.reported = was_written.unwrap_or(lines.reported);
-        if now == lines.seen && now != lines.reported {
-            let ([audit, other], [audits, others]) = (now, lines.reported);
-            let (audit, other) = (audit - audits, other - others);
-            tracing::warn!(audit, other, "log lines dropped: they were read too slowly, or could not be written");
-            lines.reporting = Some(now);
-        }
-        lines.seen = now;
     }
 
     /// Resolves the platform's name again.
@@ -280,6 +287,9 @@ impl Gateway {
         if !missing.is_empty() {
             return Some(format!("the configuration lacks {}", missing.join(", ")));
         }
+        if let Some(problem) = self.cluster_settings.problem_with_rates(settings.dynamic.rates()) {
+            return Some(format!("cluster.replicas: {problem}"));
+        }
         let is_open = settings.dynamic.callers.is_empty() && !settings.dynamic.requests.allow_anonymous;
         (!self.is_loopback && is_open)
             .then(|| "server.listen: without callers, a restart is needed to listen on loopback".to_owned())
@@ -293,11 +303,15 @@ impl Gateway {
         let (metrics, clock) = (&self.metrics, &self.time.clock);
         let new = Policy::new(configuration, Some(&old), self.is_loopback, &mut identities, metrics, clock);
         let new = Arc::new(new);
+        self.merchants.learn(new.tenants.all(), &self.cluster);
         self.cache.reconfigure(&new.cache_options(&identities));
         self.policy.store(Arc::clone(&new));
         // Requests in progress may keep the old policy for a while, and its memory counts no longer.
         old.hit_memo.clear();
         self.paces.reconfigure(new.pace_rules(), |path| new.pattern(path));
+        if !self.cluster.is_alone() {
+            self.paces.prepare(new.tenants.all(), new.routes.all());
+        }
         for tenant in new.tenants.all() {
             let same = old.tenants.all().iter().find(|other| other.index == tenant.index);
             if same.is_some_and(|other| *other.open_key() != *tenant.open_key()) {

@@ -13,7 +13,9 @@ use crate::configuration::Configuration;
 use crate::limit::{CallerLimiter, Limited, Rules};
 use crate::metrics::{Handles, Metrics};
 use crate::route::{Route, Routes};
-use crate::settings::{AttemptSettings, CachedSettings, CallerLimit, DynamicSettings, Effective, KindSettings, Size};
+use crate::settings::{
+    AttemptSettings, CacheMode, CachedSettings, CallerLimit, DynamicSettings, Effective, KindSettings, Size,
+};
 use crate::tenant::{Identities, Tenants};
 use crate::tls::Tls;
 
@@ -143,6 +145,11 @@ impl Policy {
     pub(super) fn pattern(&self, path: &str) -> Option<Arc<str>> {
         let same = || self.routes.all().iter().find(|route| *route.pattern == *path);
         self.routes.find(path).or_else(same).map(|route| Arc::clone(&route.pattern))
+    }
+
+    /// Whether requests to a route may be served from memory.
+    pub(super) fn serves_from_memory(&self, route: &Route) -> bool {
+        matches!(route.kind, KindSettings::Cached(_)) && self.settings.cache.mode == CacheMode::On
     }
 
     /// How a route's answers are read.

@@ -1,9 +1,11 @@
 //! Cached routes: answered from the cache, by a fetch in progress, or by a new one.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::Step;
-use super::fetch::{Fetcher, Progress};
+use super::fetch::{Fetcher, Progress, Spare};
+use super::invalidate::Invalidator;
 use super::pass::Passes;
 use super::policy::Policy;
 use super::request::{Job, Request};
@@ -14,7 +16,7 @@ use crate::cache::{
     Waiter,
 };
 use crate::clock::Boot;
-use crate::limit::Permit;
+use crate::cluster::Standing;
 use crate::metrics::{Changed, LookupResult, Per};
 use crate::reply::{CacheStatus, GatewayError, OverCapacity, Reply, StaleReason};
 use crate::settings::{CacheMode, CachedSettings};
@@ -27,10 +29,22 @@ pub(super) struct Reads {
     pub(super) cache: Arc<Cache<GatewayError>>,
     pub(super) fetcher: Arc<Fetcher>,
     pub(super) passes: Arc<Passes>,
+    pub(super) invalidator: Arc<Invalidator>,
     pub(super) time: Arc<Time>,
     pub(super) tasks: Tasks,
     /// Lifetimes of stored answers, in seconds.
     pub(super) ttl: Per<LimitedBy, prometheus::Histogram>,
+}
+
+/// What is known of writes through other replicas to the customer of a fetch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Certainty {
+    /// The platform does not lag behind one.
+    Settled,
+    /// It may lag.
+    Unsettled,
+    /// Nothing is known as long as this replica is cut off.
+    CutOff,
 }
 
 /// A caller that waits for a fetch.
@@ -70,19 +84,30 @@ impl Reads {
                 return Ok(Step::Done(request.hit(&hit)));
             }
             Lookup::Stale(hit, is_due) => {
-                if !(is_due && self.refresh(request, &question)) {
-                    request.call_metrics().saved.inc();
-                }
-                lookups.of(LookupResult::Stale).inc();
-                return Ok(Step::Done(Reply::stale(&hit, StaleReason::Revalidating, *now)));
+                let refreshes = is_due && self.refresh(request, &question);
+                return Ok(Step::Done(request.stale(&hit, StaleReason::Revalidating, refreshes)));
             }
             Lookup::Miss => {}
         }
+        let mut job = request.fetch_job(self.time.boot());
+        // While cut off, what is held is served in place of any error, and if no slot is to spare.
+        let is_held = request.standing == Standing::Unfenced && cache_control.allows_stale();
+        let held = is_held.then(|| self.cache.held(&question, *now)).flatten();
+        let in_place_of = |error| match &held {
+            Some(hit) => Ok(Step::Done(request.stale(hit, StaleReason::NothingSent, false))),
+            None => Err(error),
+        };
         if cache_control.only_if_cached {
             lookups.of(LookupResult::Miss).inc();
-            return Err(GatewayError::NotCached);
+            return in_place_of(GatewayError::NotCached);
         }
-        self.tasks.check_capacity()?;
+        if let Err(error) = self.tasks.check_capacity() {
+            return in_place_of(error);
+        }
+        let spare = held.as_ref().and_then(|_| self.fetcher.spare(&mut job));
+        if let Some(hit) = held.as_ref().filter(|_| spare.is_none()) {
+            return Ok(Step::Done(request.stale(hit, StaleReason::NothingSent, false)));
+        }
         let (wants_new, mut is_joined) = (cache_control.wants_new(), false);
         let (waiter, cache_status) = match self.cache.join(&question, generation, cache_control, *now) {
             Join::Hit(hit) => return Ok(Step::Done(request.hit(&hit))),
@@ -94,10 +119,10 @@ impl Reads {
             }
             Join::Started(guard, waiter) => {
                 lookups.of(LookupResult::Miss).inc();
-                self.start_fetch(request.fetch_job(self.time.boot()), guard, None);
+                self.start_fetch(job, guard, spare);
                 (waiter, wants_new.then_some(CacheStatus::Requested))
             }
-            Join::TooManyWaiters => return Err(GatewayError::OverCapacity(OverCapacity::Waiters)),
+            Join::TooManyWaiters => return in_place_of(GatewayError::OverCapacity(OverCapacity::Waiters)),
         };
         let pending = PendingRead {
             policy: Arc::clone(policy),
@@ -115,8 +140,8 @@ impl Reads {
 
     /// Begins to refresh a stale answer, if there is a slot that nobody waits for; returns whether it did.
     fn refresh(self: &Arc<Self>, request: &Request<'_>, question: &Question) -> bool {
-        let job = request.fetch_job(self.time.boot());
-        let Some(permit) = self.fetcher.spare_permit(&job) else { return false };
+        let mut job = request.fetch_job(self.time.boot());
+        let Some(spare) = self.fetcher.spare(&mut job) else { return false };
         let generation = self.cache.generation(request.tenant.merchant, request.policy.rules);
         if !self.cache.claim_refresh(question, generation, request.now) {
             return false;
@@ -124,25 +149,31 @@ impl Reads {
         let default = RequestCacheControl::default();
         if let Join::Started(guard, _nobody_waits) = self.cache.join(question, generation, &default, request.now) {
             request.route_metrics().lookups.of(LookupResult::Refresh).inc();
-            self.start_fetch(job, guard, Some(permit));
+            self.start_fetch(job, guard, Some(spare));
             return true;
         }
         false
     }
 
-    fn start_fetch(self: &Arc<Self>, job: Job, guard: FetchGuard<GatewayError>, permit: Option<Permit>) {
+    fn start_fetch(self: &Arc<Self>, job: Job, guard: FetchGuard<GatewayError>, spare: Option<Spare>) {
         let job = Job { call_state: Arc::clone(guard.call_state()), ..job };
-        self.tasks.spawn(Arc::clone(self).fetch(job, guard, permit));
+        self.tasks.spawn(Arc::clone(self).fetch(job, guard, spare));
     }
 
     /// The fetch itself, which outlives every caller that waits for it.
-    async fn fetch(self: Arc<Self>, job: Job, mut guard: FetchGuard<GatewayError>, permit: Option<Permit>) {
+    async fn fetch(self: Arc<Self>, job: Job, mut guard: FetchGuard<GatewayError>, spare: Option<Spare>) {
         guard.turn().await;
+        let (needs_waiters, permit) = (spare.is_none(), spare.and_then(Spare::into_permit));
+        let no_waiters = async || match needs_waiters {
+            true => guard.no_waiters().await,
+            false => std::future::pending().await,
+        };
         let on_progress = |progress| match progress {
             Progress::Begun => guard.mark_begun(),
             Progress::Sent => guard.mark_sent(),
         };
-        let outcome = self.fetcher.fetch(&job, permit, on_progress, || guard.no_waiters()).await;
+        let fetching = self.fetcher.fetch(&job, permit, on_progress, no_waiters);
+        let (outcome, certainty) = tokio::join!(fetching, self.certainty(guard.question()));
         match outcome {
             Outcome::Answered(answered) => {
                 let decision = StoreDecision::of(
@@ -155,8 +186,16 @@ impl Reads {
                 // Any other 2xx may be a part or a transformation of the answer (RFC 9111, section 3).
                 let decision = match decision {
                     StoreDecision::Store(_) if answered.answer.status != OK => StoreDecision::Ignore,
+                    StoreDecision::Store(freshness) => StoreDecision::Store(match certainty {
+                        Certainty::Settled => freshness,
+                        Certainty::Unsettled => freshness.unsettled(job.lifetimes().unsettled_ttl),
+                        Certainty::CutOff => freshness.provisional(job.lifetimes().unsettled_ttl),
+                    }),
                     decision => decision,
                 };
+                if guard.drops_others() && !self.invalidator.cluster.is_cut_off() {
+                    self.invalidator.superseded(&guard.question().subject).wait().await;
+                }
                 let stored = guard.complete(answered.answer, decision, answered.sent.boot, answered.received);
                 self.count(&job, stored);
             }
@@ -164,6 +203,20 @@ impl Reads {
             Outcome::NotSent(NotSent::Cancelled) => {}
             Outcome::NotSent(not_sent) => guard.fail(GatewayError::NotSent(not_sent)),
             Outcome::Unknown(error) => guard.fail(GatewayError::NoAnswer(error)),
+        }
+    }
+
+    /// What is known of writes through other replicas.
+    async fn certainty(&self, question: &Question) -> Certainty {
+        let Invalidator { cluster, merchants, .. } = &*self.invalidator;
+        if cluster.is_alone() {
+            return Certainty::Settled;
+        }
+        let subject = &question.subject;
+        match cluster.lag(&merchants.name(subject.tenant), subject.customer_id()).await {
+            Some(Duration::ZERO) => Certainty::Settled,
+            _ if cluster.is_cut_off() => Certainty::CutOff,
+            Some(_) | None => Certainty::Unsettled,
         }
     }
 
@@ -203,7 +256,7 @@ impl Reads {
             Ok(reply) => return Ok(reply),
             Err(failed) => failed,
         };
-        let (now, reason) = (self.time.now(), failed.stale_reason());
+        let (now, reason, cluster) = (self.time.now(), failed.stale_reason(), &self.invalidator.cluster);
         let Some(question) = question else { return failed.into() };
         let generation = self.cache.generation(question.subject.tenant, policy.rules);
         // A newer fetch may have stored its answer: this one's flight may have been removed by a write.
@@ -211,7 +264,13 @@ impl Reads {
         if let Some(hit) = self.cache.fresh(&question, generation, &default, now) {
             return Ok(Reply::hit(&hit, now));
         }
-        let Some(hit) = self.cache.stale_for_error(&question, generation, now) else { return failed.into() };
+        let standing = if cluster.is_cut_off() { Standing::Unfenced } else { Standing::Fenced };
+        let hit = match standing {
+            Standing::Fenced => self.cache.stale_for_error(&question, generation, now),
+            Standing::Unfenced => self.cache.held(&question, now),
+        };
+        let Some(hit) = hit else { return failed.into() };
+        cluster.count_hit(standing);
         if reason == StaleReason::NothingSent {
             saved.inc();
         }

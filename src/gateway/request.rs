@@ -6,14 +6,15 @@ use std::time::Duration;
 use super::access_log::RequestInfo;
 use super::hit_memo::Repeat;
 use super::policy::Policy;
-use crate::cache::{Hit, Question, RequestCacheControl, Subject};
+use crate::cache::{Hit, Question, RequestCacheControl, StaleHit, Subject};
 use crate::call_state::CallState;
 use crate::caller::Caller;
 use crate::clock::{Boot, Now};
+use crate::cluster::{Cluster, Standing};
 use crate::envelope::Envelope;
 use crate::limit::QueueKey;
-use crate::metrics::{CallMetrics, RouteMetrics};
-use crate::reply::Reply;
+use crate::metrics::{CallMetrics, LookupResult, RouteMetrics};
+use crate::reply::{Reply, StaleReason};
 use crate::route::Route;
 use crate::settings::{CachedSettings, KindSettings, Lifetimes};
 use crate::signer::Call;
@@ -34,6 +35,9 @@ pub(super) struct Request<'a> {
     pub(super) info: &'a RequestInfo,
     pub(super) now: Now,
     pub(super) deadline: Boot,
+    pub(super) cluster: &'a Cluster,
+    /// How it may be served from memory.
+    pub(super) standing: Standing,
 }
 
 impl Request<'_> {
@@ -46,7 +50,7 @@ impl Request<'_> {
             key.push_str(&format!(" {}", self.tenant.grant));
         }
         let subject = match self.info.customers.first() {
-            Some(customer) => Subject::customer(merchant, customer),
+            Some(customer) => Subject::customer(merchant, &self.cluster.customer(customer)),
             None => Subject::question(merchant, &key),
         };
         Question { subject, key: key.into() }
@@ -55,7 +59,18 @@ impl Request<'_> {
     /// The reply from the cache to it, counted.
     pub(super) fn hit(&self, hit: &Hit) -> Reply {
         self.policy.handles.hit(self.tenant.index, self.route.index, hit.freshness().negative);
+        self.cluster.count_hit(self.standing);
         Reply::hit(hit, self.now)
+    }
+
+    /// The reply from the cache to it although that is not fresh, or not for certain, counted. `is_fetched`: whether that causes a call.
+    pub(super) fn stale(&self, hit: &StaleHit, reason: StaleReason, is_fetched: bool) -> Reply {
+        if !is_fetched {
+            self.call_metrics().saved.inc();
+        }
+        self.route_metrics().lookups.of(LookupResult::Stale).inc();
+        self.cluster.count_hit(self.standing);
+        Reply::stale(hit, reason, self.now)
     }
 
     /// The metrics of its route.

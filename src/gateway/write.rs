@@ -10,11 +10,12 @@ use super::invalidate::Invalidator;
 use super::request::{Job, Request};
 use super::tasks::Tasks;
 use crate::answer;
+use crate::cluster::Ended;
 use crate::line_limit::LineLimit;
 use crate::metrics::Invalidation;
 use crate::reply::{CacheStatus, GatewayError, Reply};
 use crate::settings::{UnknownCustomer, WriteSettings};
-use crate::upstream::{Answered, AttemptError, Effect, Outcome};
+use crate::upstream::{Answered, AttemptError, Effect, NotSent, Outcome};
 
 /// Carries out writes.
 pub(super) struct Writes {
@@ -61,8 +62,13 @@ impl Writes {
         written: Written,
     ) -> Result<Reply, GatewayError> {
         let write = Write { writes: &self, job: &job, settings: &settings, info: &info, has_ended: false };
-        let outcome = self.fetcher.fetch(&job, None, |_| {}, std::future::pending::<()>).await;
-        let customers = write.end(&outcome);
+        let cluster = &self.invalidator.cluster;
+        let outcome = match self.fetcher.fetch(&job, None, |_| {}, || cluster.refuses_writes()).await {
+            Outcome::NotSent(NotSent::Cancelled) => Outcome::NotSent(NotSent::Unfenced),
+            outcome => outcome,
+        };
+        let (customers, ended) = write.end(&outcome);
+        ended.wait().await;
         let effect = outcome.effect();
         if effect == Effect::Unknown {
             job.metrics().outcome_unknown.inc();
@@ -86,55 +92,54 @@ impl Writes {
 
 impl Write<'_> {
     /// Invalidates what the write may have changed: no read that starts from here on is answered with data that was fetched
-    /// before. Returns the write's customers.
-    fn end(mut self, outcome: &Outcome) -> Vec<String> {
+    /// before, and none through another replica once what is returned has completed. Returns the write's customers, too.
+    fn end(mut self, outcome: &Outcome) -> (Vec<String>, Ended) {
         let mut customers = self.info.customers.to_vec();
         if let Outcome::Answered(answered) = outcome {
             customers.extend(answer::customers(&answered.answer.body, &self.settings.customer_answer));
         }
         customers.sort_unstable();
         customers.dedup();
-        self.invalidate(&customers, outcome.effect());
+        let ended = self.invalidate(&customers, outcome.effect());
         // Last, so that a panic before this point invalidates all the same.
         self.has_ended = true;
-        customers
+        (customers, ended)
     }
 
-    fn invalidate(&self, customers: &[String], effect: Effect) {
+    fn invalidate(&self, customers: &[String], effect: Effect) -> Ended {
         let (policy, tenant) = (&self.job.policy, &self.job.call.tenant);
         let settings = &policy.settings.cache;
         let settle = match effect {
-            Effect::NotSent | Effect::Throttled => return,
+            Effect::NotSent | Effect::Throttled => return Ended::default(),
             Effect::Executed | Effect::Refused => settings.settle,
             Effect::Unknown => settings.settle_unknown,
         };
         let invalidator = &self.writes.invalidator;
         if (1..=MAX_CUSTOMERS).contains(&customers.len()) {
-            for customer in customers {
-                invalidator.customer(tenant.merchant, customer, settle, Invalidation::Write);
-            }
-            return;
+            return invalidator.customers(tenant.merchant, customers, settle, Invalidation::Write).1;
         }
         let may_concern_anybody = effect != Effect::Refused && self.settings.unknown_customer != UnknownCustomer::Ttl;
-        if !customers.is_empty() || may_concern_anybody {
-            invalidator.tenant(tenant.merchant, settle, Invalidation::UnknownCustomer);
-            if let Some(suppressed) = self.writes.unknown_customers.next() {
-                tracing::warn!(
-                    tenant = tenant.name,
-                    route = self.job.route.label,
-                    request_id = self.info.shown_id(),
-                    suppressed,
-                    "write without a known customer, or with too many: all answers of its tenant are invalidated"
-                );
-            }
+        if customers.is_empty() && !may_concern_anybody {
+            return Ended::default();
         }
+        if let Some(suppressed) = self.writes.unknown_customers.next() {
+            tracing::warn!(
+                tenant = tenant.name,
+                route = self.job.route.label,
+                request_id = self.info.shown_id(),
+                suppressed,
+                "write without a known customer, or with too many: all answers of its tenant are invalidated"
+            );
+        }
+        invalidator.merchant(tenant.merchant, settle, Invalidation::UnknownCustomer)
     }
 }
 
 impl Drop for Write<'_> {
     fn drop(&mut self) {
         if !self.has_ended {
-            self.invalidate(&self.info.customers, Effect::Unknown);
+            // Nobody is answered who could wait for other replicas.
+            drop(self.invalidate(&self.info.customers, Effect::Unknown));
         }
     }
 }

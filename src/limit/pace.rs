@@ -2,6 +2,7 @@
 //! bounded time.
 
 mod permit;
+mod queue;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,112 +10,82 @@ use std::time::Duration;
 use parking_lot::Mutex;
 
 pub use self::permit::{Permit, Throttled};
-use super::fair_queue::{FairQueue, Position};
+use self::queue::{Claimed, Queue};
+use super::fair_queue::Position;
 use super::inflight::Waker;
-use super::throttle::{Ended, ThrottleState};
-use super::{Claim, InflightLimit, Limited, QueueKey, Slots};
+use super::sharing::{SharedSlot, Sharing, SlotRequest, SlotSource};
+use super::throttle::Ended;
+use super::{InflightLimit, Limited, QueueKey};
 use crate::call_state::CallState;
 use crate::clock::{Boot, Clock};
 use crate::settings::PaceSettings;
+
+/// How soon the place of the shared slots is asked again if it did not answer.
+const ASK_AGAIN_AFTER: Duration = Duration::from_millis(50);
 
 /// The rate limit of one tenant and path.
 #[derive(Debug)]
 pub struct Pace {
     queue: Mutex<Queue>,
     clock: Clock,
-}
-
-#[derive(Debug)]
-struct Queue {
-    settings: PaceSettings,
-    slots: Slots,
-    throttle: ThrottleState,
-    waiting: FairQueue<Waker>,
-    /// Calls in progress that began without a limit, and so have no slot.
-    unlimited: usize,
-}
-
-impl Queue {
-    fn rate(&self) -> usize {
-        usize::try_from(self.settings.rate).unwrap_or(usize::MAX)
-    }
-
-    fn limited(&self, retry_after: Duration) -> Limited {
-        Limited { quota: self.settings.rate, per: self.settings.per, retry_after }
-    }
-
-    /// Takes a slot, if one is free now. The error says when to try again; `None`: when something changes.
-    fn take(&mut self, now: Boot) -> Result<Option<Claim>, Option<Boot>> {
-        if let Some(until) = self.throttle.paused_until(now) {
-            return Err(Some(until));
-        }
-        let rate = self.rate();
-        if rate == 0 {
-            self.unlimited += 1;
-            return Ok(None);
-        }
-        let allowed = self.throttle.allowed(rate, now);
-        let is_held_back = allowed < rate;
-        let allowed = allowed.saturating_sub(self.unlimited);
-        let claim = self.slots.take(allowed, now).ok_or_else(|| {
-            let next = self.slots.next_free(allowed);
-            // When throttling has ended, more slots are allowed at once.
-            if is_held_back {
-                Some(next.map_or(self.throttle.ends_at(), |next| next.min(self.throttle.ends_at())))
-            } else {
-                next
-            }
-        });
-        claim.map(Some)
-    }
-
-    /// Gives back a slot of which nothing was sent.
-    fn give_back(&mut self, claim: Option<Claim>) {
-        match claim {
-            Some(claim) => self.slots.abandoned(claim),
-            None => self.unlimited -= 1,
-        }
-    }
-
-    /// The earliest moment at which a request in these positions can get a permit, if those ahead of it stay.
-    fn earliest(&self, positions: impl Iterator<Item = Position>, now: Boot) -> Boot {
-        let rate = self.rate();
-        let from = self.throttle.paused_until(now).unwrap_or(now);
-        if rate == 0 {
-            return from;
-        }
-        let ahead = positions.map(|position| self.waiting.ahead(position)).min().unwrap_or_default();
-        let held_back = self.slots.earliest(ahead, self.throttle.allowed(rate, now), now, from);
-        held_back.min(self.slots.earliest(ahead, rate, now, from.max(self.throttle.ends_at())))
-    }
-
-    /// Wakes those that may be served next: which of them is, depends on whose turn it is for capacity in flight, too.
-    fn wake_firsts(&self) {
-        self.waiting.firsts().for_each(Waker::wake);
-    }
+    sharing: Arc<Sharing>,
+    /// By which the place of the shared slots knows it.
+    name: Arc<str>,
 }
 
 impl Pace {
     /// A limit; `counted` is when the platform may last have counted a call that is not known here.
-    pub(super) fn new(settings: PaceSettings, counted: Option<Boot>, clock: &Clock) -> Arc<Self> {
-        let (slots, throttle) = (Slots::new(&settings, counted), ThrottleState::new(settings.per));
-        let queue = Queue { settings, slots, throttle, waiting: FairQueue::default(), unlimited: 0 };
-        Arc::new(Self { queue: Mutex::new(queue), clock: clock.clone() })
+    pub(super) fn new(
+        settings: PaceSettings,
+        counted: Option<Boot>,
+        clock: &Clock,
+        sharing: &Arc<Sharing>,
+        name: Arc<str>,
+    ) -> Arc<Self> {
+        let queue = Mutex::new(Queue::new(settings, counted));
+        Arc::new(Self { queue, clock: clock.clone(), sharing: Arc::clone(sharing), name })
+    }
+
+    /// The name by which the place of the shared slots knows it.
+    pub(super) const fn name(&self) -> &Arc<str> {
+        &self.name
     }
 
     /// Changes the limit, and forgets nothing.
     pub(super) fn reconfigure(&self, settings: PaceSettings) {
         let mut queue = self.queue.lock();
         if queue.settings != settings {
-            let was_unlimited = queue.rate() == 0;
-            queue.settings = settings;
-            match was_unlimited {
-                true => queue.slots.limit_again(&settings, self.clock.boot() + settings.transit),
-                false => queue.slots.reconfigure(&settings),
-            }
-            queue.throttle.reconfigure(settings.per);
+            queue.reconfigure(settings, self.clock.boot());
             queue.wake_firsts();
         }
+    }
+
+    /// Slots come from elsewhere now.
+    pub(super) fn source_changed(&self) {
+        self.queue.lock().source_changed();
+    }
+
+    /// A shared slot was granted.
+    pub(super) fn granted(&self, slot: SharedSlot) {
+        let mut queue = self.queue.lock();
+        queue.granted(slot).into_iter().for_each(|spare| self.release(spare));
+        queue.wake_firsts();
+    }
+
+    /// No shared slot is free before `until`.
+    pub(super) fn denied(&self, until: Boot) {
+        let mut queue = self.queue.lock();
+        queue.denied(until);
+        queue.wake_firsts();
+    }
+
+    /// Nobody knows whether a shared slot is free.
+    pub(super) fn not_answered(&self) {
+        self.denied(self.clock.boot() + ASK_AGAIN_AFTER);
+    }
+
+    fn release(&self, slot: SharedSlot) {
+        self.sharing.request(SlotRequest::Release(slot));
     }
 
     /// Waits for a slot and for capacity in flight, as `wait` says: both are taken together, so that no slot is held by a request
@@ -174,15 +145,39 @@ impl Pace {
     /// Takes a slot and capacity that nobody waits for, at once or not at all.
     pub fn try_acquire(self: &Arc<Self>, inflight: &Arc<InflightLimit>) -> Option<Permit> {
         let mut queue = self.queue.lock();
-        if !queue.waiting.is_empty() {
+        if !queue.waiting.is_empty() || self.sharing.source() == SlotSource::Shared {
             return None;
         }
-        let claim = queue.take(self.clock.boot()).ok()?;
+        let claim = queue.take(self, self.clock.boot()).ok()?;
         let Some(capacity) = inflight.take_spare() else {
-            queue.give_back(claim);
+            self.give_back(&mut queue, claim);
             return None;
         };
         Some(Permit::new(self, claim, capacity))
+    }
+
+    /// Whether there may be a slot to spare in the place of the shared ones, which must be asked for it.
+    pub fn may_have_spare(&self) -> bool {
+        let queue = self.queue.lock();
+        self.sharing.source() == SlotSource::Shared && queue.may_have_spare(self.clock.boot())
+    }
+
+    fn give_back(&self, queue: &mut Queue, claim: Claimed) {
+        queue.give_back(claim, self.clock.boot()).into_iter().for_each(|spare| self.release(spare));
+    }
+
+    /// Another replica's call was throttled.
+    pub(super) fn throttled_elsewhere(&self) {
+        let (mut queue, now) = (self.queue.lock(), self.clock.boot());
+        queue.throttle.throttled(now, now);
+        queue.wake_firsts();
+    }
+
+    /// The platform asked another replica for a pause.
+    pub(super) fn paused_elsewhere(&self, pause: Duration) {
+        let mut queue = self.queue.lock();
+        queue.throttle.pause(pause, self.clock.boot());
+        queue.wake_firsts();
     }
 
     /// Credentials or the signing clock changed.
@@ -202,20 +197,21 @@ impl Pace {
     /// Calls that a window allows now; without a limit, infinitely many.
     pub(super) fn allowed(&self, now: Boot) -> f64 {
         let queue = self.queue.lock();
-        match (queue.throttle.paused_until(now), queue.rate()) {
+        match (queue.nothing_before(self.sharing.source(), now), queue.rate()) {
             (Some(_), _) => 0.0,
             (None, 0) => f64::INFINITY,
-            (None, rate) => u32::try_from(queue.throttle.allowed(rate, now)).map_or(f64::INFINITY, f64::from),
+            (None, _) => u32::try_from(queue.allowed(self.sharing.source(), now)).map_or(f64::INFINITY, f64::from),
         }
     }
 
     /// Whether a new limit would behave the same.
     pub(super) fn is_idle(&self, now: Boot) -> bool {
-        let queue = self.queue.lock();
-        queue.waiting.is_empty()
-            && queue.unlimited == 0
-            && queue.slots.are_all_free(now)
-            && queue.throttle.has_ended(now)
+        self.queue.lock().is_idle(now)
+    }
+
+    /// Whether no call that this replica made in its own part of the limit is in a window any more.
+    pub(super) fn has_cooled(&self, now: Boot) -> bool {
+        self.queue.lock().slots.are_all_free(now)
     }
 }
 
@@ -299,7 +295,7 @@ impl<'a> QueuePosition<'a> {
         let mut queue = pace.queue.lock();
         let first = self.positions().find(|position| queue.waiting.is_first(*position));
         let slot = match first {
-            Some(_) => queue.take(now).map_err(|next| next.map_or(Wait::Change, Wait::Until)),
+            Some(_) => queue.take(pace, now).map_err(|next| next.map_or(Wait::Change, Wait::Until)),
             None => Err(Wait::Change),
         };
         let claim = slot.inspect_err(|_| self.leave_inflight())?;
@@ -311,7 +307,7 @@ impl<'a> QueuePosition<'a> {
         let is_allowed = own_turn.is_some() || next.is_some_and(|(_, awaits_capacity)| awaits_capacity);
         let mut lanes = self.lanes_mut().filter(|_| is_allowed);
         let Some(capacity) = lanes.find_map(|lane| inflight.take(lane.inflight?, &waker)) else {
-            queue.give_back(claim);
+            pace.give_back(&mut queue, claim);
             return Err(Wait::Change);
         };
         drop(lanes);
@@ -329,7 +325,7 @@ impl<'a> QueuePosition<'a> {
     /// How long this position has to wait at least.
     fn limited(&self, now: Boot) -> Limited {
         let queue = self.pace.queue.lock();
-        queue.limited(queue.earliest(self.positions(), now).since(now))
+        queue.limited(queue.earliest(self.pace.sharing.source(), self.positions(), now).since(now))
     }
 }
 
@@ -338,6 +334,7 @@ impl Drop for QueuePosition<'_> {
         self.leave_inflight();
         let mut queue = self.pace.queue.lock();
         self.positions().for_each(|position| queue.waiting.leave(position));
+        queue.take_unneeded().into_iter().for_each(|spare| self.pace.release(spare));
         queue.wake_firsts();
     }
 }

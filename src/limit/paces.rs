@@ -2,10 +2,11 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use parking_lot::Mutex;
 
-use super::{Ended, Pace};
+use super::{Ended, Pace, Sharing};
 use crate::clock::{Boot, Clock};
 use crate::route::Route;
 use crate::settings::{PaceSettings, covers};
@@ -44,6 +45,12 @@ impl Rules {
         }
     }
 
+    /// How long any call may be in a window after it was sent.
+    fn longest_cooldown(&self) -> Duration {
+        let all = std::iter::once(&self.all).chain(self.tenants.values()).chain(self.routes.values());
+        all.map(|pace| pace.transit + pace.per).max().unwrap_or_default()
+    }
+
     fn of(&self, tenant: usize, pattern: &str) -> PaceSettings {
         self.routes.get(pattern).or_else(|| self.tenants.get(&tenant)).copied().unwrap_or(self.all)
     }
@@ -56,6 +63,7 @@ pub struct Paces {
     /// When a call may last have been sent that is not known here.
     counted: Option<Boot>,
     clock: Clock,
+    sharing: Arc<Sharing>,
 }
 
 #[derive(Debug)]
@@ -80,12 +88,13 @@ impl Entry {
 
 impl Paces {
     /// Without limits yet.
-    pub fn new(rules: Rules, earlier: EarlierCalls, clock: &Clock) -> Self {
+    pub fn new(rules: Rules, earlier: EarlierCalls, clock: &Clock, sharing: &Arc<Sharing>) -> Self {
         let counted = match earlier {
             EarlierCalls::Unknown => Some(clock.boot()),
             EarlierCalls::None => None,
         };
-        Self { state: Mutex::new(State { rules, all: HashMap::new() }), counted, clock: clock.clone() }
+        let state = Mutex::new(State { rules, all: HashMap::new() });
+        Self { state, counted, clock: clock.clone(), sharing: Arc::clone(sharing) }
     }
 
     /// The limit of a tenant's calls to a path.
@@ -107,22 +116,36 @@ impl Paces {
         if route.wildcard && paths.values().filter(|entry| of_route(entry)).count() >= MAX_PATHS {
             paths.retain(|_, entry| !of_route(entry) || !entry.is_idle(now));
             if paths.values().filter(|entry| of_route(entry)).count() >= MAX_PATHS {
-                return self.added(paths, Arc::clone(&route.pattern), route, settings);
+                return self.added(paths, Arc::clone(&route.pattern), tenant, route, settings);
             }
         }
-        self.added(paths, path.into(), route, settings)
+        self.added(paths, path.into(), tenant, route, settings)
+    }
+
+    /// Makes the limits of all calls of these tenants to these routes, so that what other replicas learn of them is not lost.
+    pub fn prepare(&self, tenants: &[Arc<Tenant>], routes: &[Arc<Route>]) {
+        for tenant in tenants {
+            for route in routes.iter().filter(|route| !route.wildcard) {
+                self.of(tenant, route, &route.pattern);
+            }
+        }
     }
 
     fn added(
         &self,
         paths: &mut HashMap<Arc<str>, Entry>,
         path: Arc<str>,
+        tenant: &Tenant,
         route: &Route,
         settings: PaceSettings,
     ) -> Arc<Pace> {
         // A call of an earlier process may have been sent just before its end.
         let counted = self.counted.map(|counted| counted + settings.transit);
-        let new = || Entry { pace: Pace::new(settings, counted, &self.clock), pattern: Arc::clone(&route.pattern) };
+        let name = self.sharing.name(&tenant.open_id, &path);
+        let new = || Entry {
+            pace: Pace::new(settings, counted, &self.clock, &self.sharing, name),
+            pattern: Arc::clone(&route.pattern),
+        };
         Arc::clone(&paths.entry(path).or_insert_with(new).pace)
     }
 
@@ -142,6 +165,44 @@ impl Paces {
             });
         }
         state.rules = rules;
+    }
+
+    /// Slots come from elsewhere now.
+    pub fn source_changed(&self) {
+        self.for_each(Pace::source_changed);
+    }
+
+    /// Another replica's call was throttled, on the pace of this name.
+    pub fn throttled_elsewhere(&self, name: &str) {
+        self.for_each(|pace| {
+            if **pace.name() == *name {
+                pace.throttled_elsewhere();
+            }
+        });
+    }
+
+    /// The platform asked another replica for a pause, on the pace of this name.
+    pub fn paused_elsewhere(&self, name: &str, pause_for: Duration) {
+        self.for_each(|pace| {
+            if **pace.name() == *name {
+                pace.paused_elsewhere(pause_for);
+            }
+        });
+    }
+
+    /// Whether no call that this replica made in its own part of the limits is in a window any more, nor one that an earlier process
+    /// may have made.
+    pub fn have_cooled(&self) -> bool {
+        let now = self.clock.boot();
+        let mut have_cooled = true;
+        self.for_each(|pace| have_cooled &= pace.has_cooled(now));
+        let longest = self.state.lock().rules.longest_cooldown();
+        have_cooled && self.counted.is_none_or(|counted| counted + longest <= now)
+    }
+
+    fn for_each(&self, mut act: impl FnMut(&Pace)) {
+        let state = self.state.lock();
+        state.all.values().flat_map(HashMap::values).for_each(|entry| act(&entry.pace));
     }
 
     /// A tenant's credentials or the signing clock changed: what the platform refused just before may not have been throttling.
@@ -173,7 +234,7 @@ impl Paces {
     pub fn allowed(&self, tenant: &Tenant, route: &Route) -> f64 {
         let now = self.clock.boot();
         let state = self.state.lock();
-        let rate = state.rules.of(tenant.merchant, &route.pattern).rate;
+        let rate = self.sharing.source().part_of(state.rules.of(tenant.merchant, &route.pattern).rate);
         let normal = if rate == 0 { f64::INFINITY } else { f64::from(rate) };
         let paths = state.all.get(&tenant.merchant).into_iter().flat_map(HashMap::values);
         paths

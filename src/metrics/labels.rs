@@ -164,6 +164,40 @@ label! {
 }
 
 label! {
+    /// What Redis was asked.
+    ClusterOp {
+        /// To note that this replica lives.
+        Heartbeat = "heartbeat",
+        /// To end a write for all replicas.
+        End = "end",
+        /// To tell a replica that its end is known here.
+        Acknowledge = "acknowledge",
+        /// How long the platform may lag behind a write.
+        Fence = "fence",
+        /// For a slot.
+        Take = "take",
+        /// To change until when a call counts.
+        Slot = "slot",
+        /// To tell all replicas something else.
+        Publish = "publish",
+        /// For a connection.
+        Connect = "connect",
+    }
+}
+
+label! {
+    /// What came of it.
+    ClusterResult {
+        /// An answer.
+        Ok = "ok",
+        /// No answer in time.
+        Timeout = "timeout",
+        /// An error.
+        Error = "error",
+    }
+}
+
+label! {
     /// Which limit rejected a request.
     Limit {
         /// The rate limit of a caller.

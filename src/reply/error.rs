@@ -98,7 +98,7 @@ impl GatewayError {
             Self::NotSent(NotSent::Limited { .. }) => {
                 (StatusCode::TOO_MANY_REQUESTS, "upstream_limited", "http_request_denied")
             }
-            Self::NotSent(NotSent::Rejected(_) | NotSent::Abandoned) => {
+            Self::NotSent(NotSent::Rejected(_) | NotSent::Unfenced | NotSent::Abandoned) => {
                 (UNAVAILABLE, "unavailable", "destination_unavailable")
             }
             Self::NotSent(NotSent::DeadlineExceeded | NotSent::Cancelled) => {
@@ -170,6 +170,9 @@ impl GatewayError {
             Self::NotSent(NotSent::Rejected(Rejected::BreakerOpen(_))) => {
                 "the circuit breaker is open, because calls to the open platform failed; nothing was sent".to_owned()
             }
+            Self::NotSent(NotSent::Unfenced) => {
+                "Redis is unreachable, so that other replicas cannot invalidate what this write changes, and cluster.unfenced_writes is \"refuse\"; nothing was sent".to_owned()
+            }
             Self::NotSent(NotSent::Abandoned) => "the gateway is stopping; nothing was sent".to_owned(),
             Self::NotSent(NotSent::DeadlineExceeded | NotSent::Cancelled) => {
                 "the request took too long; nothing was sent to the open platform".to_owned()
@@ -186,7 +189,9 @@ impl GatewayError {
             Self::NotSent(NotSent::Limited { limited, .. }) => RetryAfter::Limit("upstream", limited),
             Self::NotSent(NotSent::Rejected(Rejected::BreakerOpen(wait))) => RetryAfter::In(*wait),
             Self::OverCapacity(_)
-            | Self::NotSent(NotSent::Rejected(Rejected::TooManyInFlight) | NotSent::Abandoned) => RetryAfter::In(SOON),
+            | Self::NotSent(NotSent::Rejected(Rejected::TooManyInFlight) | NotSent::Unfenced | NotSent::Abandoned) => {
+                RetryAfter::In(SOON)
+            }
             Self::Body(_)
             | Self::BadRequest(_)
             | Self::UnknownTenant(_)

@@ -147,6 +147,10 @@ pub enum Holds {
     TrustedCas,
     /// `user:password` for the forward proxy.
     ProxyCredentials,
+    /// The password of Redis.
+    RedisPassword,
+    /// CAs that are trusted for Redis.
+    RedisCas,
 }
 
 /// The first default file that exists and that nobody else could have written.

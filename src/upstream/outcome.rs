@@ -53,6 +53,8 @@ pub enum NotSent {
     Cancelled,
     /// There was no connection, or it broke before a byte was sent.
     Failed(Arc<AttemptError>),
+    /// Other replicas could not be told of this write.
+    Unfenced,
     /// Its task ended early.
     Abandoned,
 }
@@ -67,6 +69,7 @@ impl NotSent {
             Self::DeadlineExceeded => "deadline_exceeded",
             Self::Cancelled => "cancelled",
             Self::Failed(error) => error.failure().name(),
+            Self::Unfenced => "unfenced",
             Self::Abandoned => "abandoned",
         }
     }

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a failed step is a failed test")]
 
 mod program;
+mod redis;
 mod scripted;
 mod support;
 
@@ -9,6 +10,7 @@ mod addresses;
 mod auth;
 mod breaker;
 mod caching;
+mod cluster;
 mod consistency;
 mod drill;
 mod errors;

@@ -3,6 +3,11 @@ use super::*;
 const PACE: PaceSettings = PaceSettings { rate: 1, per: Duration::from_millis(40), transit: Duration::ZERO };
 const LONG: Duration = Duration::from_secs(60);
 
+/// One that shares nothing.
+fn new_pace(settings: PaceSettings, counted: Option<Boot>, clock: &Clock) -> Arc<Pace> {
+    Pace::new(settings, counted, clock, &Sharing::split(1), Arc::default())
+}
+
 /// A limit that is never reached.
 fn inflight() -> Arc<InflightLimit> {
     InflightLimit::new(99)
@@ -22,7 +27,7 @@ const fn key(caller: usize, write: bool) -> QueueKey {
 #[tokio::test]
 async fn requests_are_woken_in_the_order_of_the_queue() {
     let clock = Clock::system();
-    let pace = Pace::new(PACE, None, &clock);
+    let pace = new_pace(PACE, None, &clock);
     let first = pace.acquire(&inflight(), wait(key(0, false), LONG)).await.unwrap();
     let served = Arc::new(Mutex::new(Vec::new()));
     let mut waiting = tokio::task::JoinSet::new();
@@ -50,7 +55,7 @@ async fn requests_are_woken_in_the_order_of_the_queue() {
 async fn a_request_that_cannot_get_a_permit_in_time_is_rejected_immediately() {
     let clock = Clock::system();
     let hour = PaceSettings { per: Duration::from_secs(3600), ..PACE };
-    let pace = Pace::new(hour, None, &clock);
+    let pace = new_pace(hour, None, &clock);
     let first = pace.acquire(&inflight(), wait(key(0, false), LONG)).await.unwrap();
     first.sent();
     let Err(NoPermit::Limited(limited)) = pace.acquire(&inflight(), wait(key(0, false), LONG)).await else {
@@ -63,7 +68,7 @@ async fn a_request_that_cannot_get_a_permit_in_time_is_rejected_immediately() {
 #[tokio::test]
 async fn requests_waiting_for_a_pause_continue_when_credentials_change() {
     let clock = Clock::system();
-    let pace = Pace::new(PaceSettings { rate: 2, per: Duration::from_secs(30), ..PACE }, None, &clock);
+    let pace = new_pace(PaceSettings { rate: 2, per: Duration::from_secs(30), ..PACE }, None, &clock);
     let permit = pace.acquire(&inflight(), wait(key(0, false), LONG)).await.unwrap();
     permit.throttled(clock.boot());
     let other = Arc::clone(&pace);
@@ -77,7 +82,7 @@ async fn requests_waiting_for_a_pause_continue_when_credentials_change() {
 #[tokio::test]
 async fn throttling_may_end_before_the_next_slot_is_free() {
     let (clock, hands) = Clock::shifted();
-    let pace = Pace::new(PaceSettings { rate: 4, per: Duration::from_secs(40), ..PACE }, None, &clock);
+    let pace = new_pace(PaceSettings { rate: 4, per: Duration::from_secs(40), ..PACE }, None, &clock);
     pace.acquire(&inflight(), wait(key(0, false), LONG)).await.unwrap().throttled(clock.boot());
     hands.advance(Duration::from_secs(41));
     for _ in 0..2 {
@@ -96,7 +101,7 @@ async fn throttling_may_end_before_the_next_slot_is_free() {
 #[tokio::test]
 async fn a_changed_limit_applies_to_waiting_requests() {
     let clock = Clock::system();
-    let pace = Pace::new(PaceSettings { per: Duration::from_secs(3600), ..PACE }, None, &clock);
+    let pace = new_pace(PaceSettings { per: Duration::from_secs(3600), ..PACE }, None, &clock);
     let first = pace.acquire(&inflight(), wait(key(0, false), LONG)).await.unwrap();
     let other = Arc::clone(&pace);
     let waiting = tokio::spawn(async move { other.acquire(&inflight(), wait(key(0, false), LONG)).await.is_ok() });
@@ -112,7 +117,7 @@ async fn a_changed_limit_applies_to_waiting_requests() {
 async fn calls_without_a_limit_count_once_a_limit_is_set() {
     let (clock, hands) = Clock::shifted();
     let limited = PaceSettings { rate: 2, per: Duration::from_secs(10), transit: Duration::from_secs(1) };
-    let pace = Pace::new(PaceSettings { rate: 0, ..limited }, None, &clock);
+    let pace = new_pace(PaceSettings { rate: 0, ..limited }, None, &clock);
     for _ in 0..9 {
         pace.acquire(&inflight(), wait(key(0, false), Duration::ZERO)).await.unwrap().sent();
     }
@@ -126,7 +131,7 @@ async fn calls_without_a_limit_count_once_a_limit_is_set() {
 #[tokio::test]
 async fn a_pause_applies_without_a_limit_too() {
     let (clock, hands) = Clock::shifted();
-    let pace = Pace::new(PaceSettings { rate: 0, ..PACE }, None, &clock);
+    let pace = new_pace(PaceSettings { rate: 0, ..PACE }, None, &clock);
     let permit = pace.acquire(&inflight(), wait(key(0, false), Duration::ZERO)).await.unwrap();
     assert_eq!(pace.allowed(clock.boot()), f64::INFINITY);
     permit.throttled(clock.boot());
@@ -144,7 +149,7 @@ async fn a_pause_applies_without_a_limit_too() {
 async fn calls_that_began_without_a_limit_take_slots_until_they_are_counted() {
     let (clock, hands) = Clock::shifted();
     let limited = PaceSettings { rate: 3, per: Duration::from_secs(10), transit: Duration::from_secs(1) };
-    let pace = Pace::new(PaceSettings { rate: 0, ..limited }, None, &clock);
+    let pace = new_pace(PaceSettings { rate: 0, ..limited }, None, &clock);
     let mut unsent = Vec::new();
     for _ in 0..2 {
         unsent.push(pace.acquire(&inflight(), wait(key(0, false), Duration::ZERO)).await.unwrap());
@@ -164,7 +169,7 @@ async fn calls_that_began_without_a_limit_take_slots_until_they_are_counted() {
 async fn order_with_one_in_flight(calls: &[(usize, usize)]) -> Vec<usize> {
     let (clock, inflight) = (Clock::system(), InflightLimit::new(1));
     let many = PaceSettings { rate: 100, ..PACE };
-    let paces: Vec<_> = (0..9).map(|_| Pace::new(many, None, &clock)).collect();
+    let paces: Vec<_> = (0..9).map(|_| new_pace(many, None, &clock)).collect();
     let first = paces[8].acquire(&inflight, wait(key(9, false), LONG)).await.unwrap();
     let served = Arc::new(Mutex::new(Vec::new()));
     let mut waiting = tokio::task::JoinSet::new();
@@ -197,7 +202,7 @@ async fn callers_take_turns_in_flight_however_many_paths_they_use() {
 #[tokio::test]
 async fn no_slot_is_held_by_a_request_that_waits_for_capacity() {
     let (clock, inflight) = (Clock::system(), InflightLimit::new(1));
-    let pace = Pace::new(PaceSettings { rate: 2, per: LONG, ..PACE }, None, &clock);
+    let pace = new_pace(PaceSettings { rate: 2, per: LONG, ..PACE }, None, &clock);
     let first = pace.acquire(&inflight, wait(key(0, false), LONG)).await.unwrap();
     first.sent();
     let refused = pace.acquire(&inflight, wait(key(0, false), Duration::ZERO)).await;
@@ -218,7 +223,7 @@ async fn no_slot_is_held_by_a_request_that_waits_for_capacity() {
 #[tokio::test]
 async fn a_request_that_waits_for_its_tenants_capacity_holds_up_no_other_tenant() {
     let (clock, busy, other) = (Clock::system(), InflightLimit::new(1), InflightLimit::new(1));
-    let pace = Pace::new(PaceSettings { rate: 9, ..PACE }, None, &clock);
+    let pace = new_pace(PaceSettings { rate: 9, ..PACE }, None, &clock);
     let _in_flight = pace.acquire(&busy, wait(key(0, false), LONG)).await.unwrap();
     let (waits, full) = (Arc::clone(&pace), Arc::clone(&busy));
     let waiting = tokio::spawn(async move { waits.acquire(&full, wait(key(0, false), LONG)).await.is_ok() });
@@ -235,12 +240,12 @@ async fn a_request_that_waits_for_its_tenants_capacity_holds_up_no_other_tenant(
 async fn a_request_behind_calls_without_a_limit_waits_for_a_change() {
     let clock = Clock::system();
     let limited = PaceSettings { rate: 1, ..PACE };
-    let pace = Pace::new(PaceSettings { rate: 0, ..limited }, None, &clock);
+    let pace = new_pace(PaceSettings { rate: 0, ..limited }, None, &clock);
     let unlimited = pace.acquire(&inflight(), wait(key(0, false), LONG)).await.unwrap();
     pace.reconfigure(limited);
     tokio::time::sleep(2 * PACE.per).await;
     let mut queue = pace.queue.lock();
-    assert_eq!(queue.take(clock.boot()), Err(None), "it is known when none of them ends");
+    assert!(matches!(queue.take(&pace, clock.boot()), Err(None)), "it is known when none of them ends");
     drop(queue);
     drop(unlimited);
     assert!(pace.try_acquire(&inflight()).is_some());
@@ -250,7 +255,7 @@ async fn a_request_behind_calls_without_a_limit_waits_for_a_change() {
 async fn a_call_that_began_without_a_limit_and_broke_counts_until_it_cannot_arrive() {
     let (clock, hands) = Clock::shifted();
     let limited = PaceSettings { rate: 1, per: Duration::from_secs(10), transit: Duration::from_secs(5) };
-    let pace = Pace::new(PaceSettings { rate: 0, ..limited }, None, &clock);
+    let pace = new_pace(PaceSettings { rate: 0, ..limited }, None, &clock);
     let unlimited = pace.acquire(&inflight(), wait(key(0, false), LONG)).await.unwrap();
     pace.reconfigure(limited);
     hands.advance(Duration::from_secs(16));
@@ -265,7 +270,7 @@ async fn a_call_that_began_without_a_limit_and_broke_counts_until_it_cannot_arri
 /// Its call waits in the lane of each caller that waits for it, and each has the same time to wait.
 #[tokio::test]
 async fn whoever_joins_a_call_lets_it_wait_in_a_lane_of_their_own() {
-    let (clock, pace) = (Clock::system(), Pace::new(PaceSettings { rate: 1, ..PACE }, None, &Clock::system()));
+    let (clock, pace) = (Clock::system(), new_pace(PaceSettings { rate: 1, ..PACE }, None, &Clock::system()));
     let first = pace.acquire(&inflight(), wait(key(9, false), LONG)).await.unwrap();
     let (served, joined) = (Arc::new(Mutex::new(Vec::new())), Arc::new(CallState::default()));
     let mut waiting = tokio::task::JoinSet::new();
@@ -292,7 +297,7 @@ async fn whoever_joins_a_call_lets_it_wait_in_a_lane_of_their_own() {
     assert!(pace.queue.lock().waiting.is_empty());
 
     // The last of those that wait decides for how long.
-    let blocked = Pace::new(PaceSettings { per: LONG, ..PACE }, None, &clock);
+    let blocked = new_pace(PaceSettings { per: LONG, ..PACE }, None, &clock);
     let first = blocked.acquire(&inflight(), wait(key(9, false), LONG)).await.unwrap();
     let call = CallState::default();
     let max_wait = Duration::from_millis(300);

@@ -1,4 +1,4 @@
-//! TLS towards the platform: which CAs are trusted.
+//! TLS towards servers: the platform and Redis. Which CAs are trusted.
 
 use std::path::Path;
 
@@ -8,9 +8,9 @@ use rustls::{ClientConfig, RootCertStore};
 
 use super::{Arc, read_limited};
 
-/// TLS towards the platform.
+/// TLS towards a server.
 #[derive(Debug)]
-pub struct PlatformTls {
+pub struct ClientTls {
     /// Its configuration.
     pub config: Arc<ClientConfig>,
     /// Whether the system has no trusted CAs, so that those of the Mozilla root program, which this program includes, are.
@@ -18,11 +18,16 @@ pub struct PlatformTls {
 }
 
 /// Trusts the system's CAs, and `ca`. `named`: the system's are those that these environment variables name
-/// (`SSL_CERT_FILE`, `SSL_CERT_DIR`), and must be usable. Without any, those that this program includes.
+/// (`SSL_CERT_FILE`, `SSL_CERT_DIR`), and must be usable. Without any, those that this program includes. `protocol` is the one that
+/// is negotiated, if any is (RFC 7301).
 ///
 /// # Errors
 /// Which file cannot be used, and why.
-pub fn platform_tls(ca: Option<&[CertificateDer<'static>]>, named: &[&str]) -> Result<PlatformTls, String> {
+pub fn client_tls(
+    ca: Option<&[CertificateDer<'static>]>,
+    named: &[&str],
+    protocol: Option<&str>,
+) -> Result<ClientTls, String> {
     let mut roots = RootCertStore::empty();
     let system = rustls_native_certs::load_native_certs();
     if let Some(error) = system.errors.first().filter(|_| !named.is_empty()) {
@@ -43,8 +48,8 @@ pub fn platform_tls(ca: Option<&[CertificateDer<'static>]>, named: &[&str]) -> R
     let builder = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
     let builder = builder.map_err(|error| format!("cannot be used: TLS cannot be configured ({error})"))?;
     let mut config = builder.with_root_certificates(roots).with_no_client_auth();
-    config.alpn_protocols = vec![b"http/1.1".to_vec()];
-    Ok(PlatformTls { config: Arc::new(config), uses_bundled })
+    config.alpn_protocols = protocol.iter().map(|protocol| protocol.as_bytes().to_vec()).collect();
+    Ok(ClientTls { config: Arc::new(config), uses_bundled })
 }
 
 /// The certificates in a PEM file.

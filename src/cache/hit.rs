@@ -1,0 +1,59 @@
+//! What a lookup finds.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::entry::CachedAnswer;
+use super::freshness::{Freshness, Staleness};
+use crate::answer::Answer;
+
+/// A fresh answer from the cache.
+#[derive(Clone, Debug)]
+pub struct Hit {
+    pub(super) cached: Arc<CachedAnswer>,
+    /// How long it is still fresh.
+    pub remaining: Duration,
+}
+
+impl Hit {
+    /// The answer.
+    pub fn answer(&self) -> &Arc<Answer> {
+        &self.cached.answer
+    }
+
+    /// Its freshness.
+    pub fn freshness(&self) -> &Freshness {
+        &self.cached.freshness
+    }
+}
+
+/// A stale answer from the cache.
+#[derive(Clone, Debug)]
+pub struct StaleHit {
+    pub(super) cached: Arc<CachedAnswer>,
+    /// How it may be served.
+    pub stale: Staleness,
+}
+
+impl StaleHit {
+    /// The answer.
+    pub fn answer(&self) -> &Arc<Answer> {
+        &self.cached.answer
+    }
+
+    /// Its freshness.
+    pub fn freshness(&self) -> &Freshness {
+        &self.cached.freshness
+    }
+}
+
+/// What a lookup found.
+#[derive(Clone, Debug)]
+pub enum Lookup {
+    /// A fresh answer.
+    Fresh(Hit),
+    /// A stale answer, to be served at once, and whether a refresh is due ([`Cache::claim_refresh`](super::Cache::claim_refresh)).
+    Stale(StaleHit, bool),
+    /// Nothing that may be served.
+    Miss,
+}

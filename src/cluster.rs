@@ -1,0 +1,261 @@
+//! Several replicas that act as one, through a Redis that they share.
+//!
+//! A replica serves from its own memory while it has the right to ([`Standing`]): for a lease after a heartbeat that was answered.
+//! A write that ends is published to all replicas, each of which drops what it holds of its customers and acknowledges that; the
+//! caller is answered once all have that may still serve from before it, or once their rights have lapsed ([`Cluster::end`]).
+//! Slots towards the platform are taken from Redis ([`crate::limit::Sharing`]).
+//!
+//! Redis executes commands one by one, and sends replies and messages to a connection in that order. Messages are handled as they are
+//! received, before later replies: so a reply proves that every message that was caused before it has been handled.
+//!
+//! Without a heartbeat's reply for half a second a replica is cut off: it no longer serves what it held, except in place of
+//! failures, uses its own part of the rate limit after a while, and joins again by itself. Without Redis there is one replica, or
+//! each has its part of the rate limit, and nothing here costs anything.
+
+mod check;
+mod connection;
+mod ends;
+mod event;
+mod link;
+mod member;
+mod names;
+mod offset;
+mod receiver;
+mod right;
+mod slots;
+
+use std::borrow::Cow;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwapOption;
+use parking_lot::Mutex;
+use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
+use tokio::sync::oneshot;
+
+pub use self::check::check;
+pub use self::connection::ClusterError;
+use self::connection::Connector;
+use self::ends::Ends;
+use self::link::Link;
+pub use self::member::{Member, Replica};
+use self::names::Names;
+use self::right::Right;
+pub use self::right::Standing;
+use crate::clock::{Boot, Clock};
+use crate::configuration::RedisKeys;
+use crate::limit::{Sharing, SlotSource};
+use crate::metrics::Metrics;
+use crate::pseudonym::Pseudonyms;
+use crate::settings::{ClusterSettings, RedisSettings, UnfencedWrites};
+
+/// After so long the gateway is ready even if Redis never answered.
+const READY_WITHOUT_REDIS: Duration = Duration::from_secs(10);
+
+/// What the rest of the gateway knows of the other replicas; cheap to clone.
+#[derive(Clone)]
+pub struct Cluster(Option<Joined>);
+
+#[derive(Clone)]
+struct Joined {
+    shared: Arc<Shared>,
+    /// The thread of the member ends with the last of these.
+    commands: UnboundedSender<Command>,
+}
+
+/// What requests and the thread of the member share.
+struct Shared {
+    settings: RedisSettings,
+    replicas: u32,
+    /// This process, among the replicas.
+    member: Arc<str>,
+    names: Names,
+    clock: Clock,
+    started: Boot,
+    metrics: crate::metrics::ClusterMetrics,
+    sharing: Arc<Sharing>,
+    right: Right,
+    /// The connections, while this replica acts as one with the others.
+    link: ArcSwapOption<Link>,
+    ends: Ends,
+    joining: Mutex<Joining>,
+}
+
+/// How joining goes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Joining {
+    has_joined: bool,
+    is_incompatible: bool,
+}
+
+/// What the thread of the member is asked for.
+enum Command {
+    /// To end a write for all replicas.
+    End(Ending, oneshot::Sender<()>),
+    /// To leave the others.
+    Leave(oneshot::Sender<()>),
+}
+
+/// What is ended for all replicas.
+#[derive(Clone, Debug)]
+pub struct Ending {
+    /// The merchant, by its name in the cluster.
+    merchant: Arc<str>,
+    /// The customers, by their names in the cluster; `None`: all of the merchant's.
+    customers: Option<Vec<String>>,
+    /// How long the platform may lag.
+    settle: Duration,
+}
+
+/// What completes once no replica serves from before an end.
+#[derive(Debug, Default)]
+pub struct Ended(Option<oneshot::Receiver<()>>);
+
+impl Ended {
+    /// Waits for it, if there is something to wait for.
+    pub async fn wait(self) {
+        if let Some(done) = self.0 {
+            // The sender is lost only if the process ends.
+            let _ = done.await;
+        }
+    }
+}
+
+impl Cluster {
+    /// One that has no others.
+    pub const fn alone() -> Self {
+        Self(None)
+    }
+
+    /// Alone, or as one of the replicas that share a Redis; then with what is to be started ([`Member::start`]). `instance`:
+    /// what distinguishes this replica from the others, and stays the same when it is restarted.
+    pub fn new(
+        settings: &ClusterSettings,
+        keys: RedisKeys,
+        pseudonyms: &Arc<Pseudonyms>,
+        metrics: &Metrics,
+        clock: &Clock,
+        instance: &str,
+    ) -> (Self, Arc<Sharing>, Option<Member>) {
+        let Some(redis) = &settings.redis else { return (Self(None), Sharing::split(settings.replicas), None) };
+        let names = Names(Arc::clone(pseudonyms));
+        let (slot_sender, slots) = unbounded_channel();
+        let (commands, received) = unbounded_channel();
+        let started = clock.boot();
+        let source = SlotSource::CutOff { last_heartbeat: started, replicas: settings.replicas };
+        let namer = names.clone();
+        let sharing = Sharing::shared(source, slot_sender, move |open_id, path| namer.pace(open_id, path));
+        let shared = Arc::new(Shared {
+            settings: redis.clone(),
+            replicas: settings.replicas,
+            member: member::new_id().into(),
+            names,
+            clock: clock.clone(),
+            started,
+            metrics: metrics.cluster(),
+            sharing: Arc::clone(&sharing),
+            right: Right::new(redis.lease),
+            link: ArcSwapOption::empty(),
+            ends: Ends::default(),
+            joining: Mutex::default(),
+        });
+        let connector = Connector::new(redis.clone(), keys);
+        let member = Member::new(Arc::clone(&shared), connector, received, slots, instance);
+        (Self(Some(Joined { shared, commands })), sharing, Some(member))
+    }
+
+    /// Whether there are no other replicas. Otherwise customers have other names in memory than their ids.
+    pub const fn is_alone(&self) -> bool {
+        self.0.is_none()
+    }
+
+    /// The name of a customer in memory and towards other replicas.
+    pub fn customer<'a>(&self, id: &'a str) -> Cow<'a, str> {
+        match &self.0 {
+            None => Cow::Borrowed(id),
+            Some(joined) => Cow::Owned(joined.shared.names.customer(id)),
+        }
+    }
+
+    /// The name of a merchant towards other replicas; alone, it has none.
+    pub fn merchant(&self, open_id: &str) -> Arc<str> {
+        self.0.as_ref().map_or_else(Arc::default, |joined| joined.shared.names.merchant(open_id))
+    }
+
+    /// How a request that began at this moment may be served from memory; `None`: [`Cluster::wait_for_standing`] finds out.
+    pub fn standing(&self, at: Boot) -> Option<Standing> {
+        self.0.as_ref().map_or(Some(Standing::Fenced), |joined| joined.shared.right.standing(at))
+    }
+
+    /// The same, by a heartbeat.
+    pub async fn wait_for_standing(&self, at: Boot) -> Standing {
+        match &self.0 {
+            None => Standing::Fenced,
+            Some(joined) => joined.shared.right.wait(at).await,
+        }
+    }
+
+    /// Whether this replica is cut off from the others.
+    pub fn is_cut_off(&self) -> bool {
+        self.0.as_ref().is_some_and(|joined| joined.shared.right.is_cut_off())
+    }
+
+    /// Counts a request that was served from memory with this standing.
+    pub fn count_hit(&self, standing: Standing) {
+        if standing == Standing::Unfenced
+            && let Some(joined) = &self.0
+        {
+            joined.shared.metrics.unfenced_hits.inc();
+        }
+    }
+
+    /// Completes when writes are not to be sent, since other replicas could not be told of them.
+    pub async fn refuses_writes(&self) {
+        let refuses = |joined: &&Joined| joined.shared.settings.unfenced_writes == UnfencedWrites::Refuse;
+        match self.0.as_ref().filter(refuses) {
+            Some(joined) => joined.shared.right.wait_for_cut_off().await,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Ends a write for all replicas: what they hold of these customers, or of all of a merchant, is not served any more, and for
+    /// `settle` the platform may lag. What this replica holds must have been invalidated already. All are named as in the cluster.
+    pub fn end(&self, merchant: &Arc<str>, customers: Option<Vec<String>>, settle: Duration) -> Ended {
+        let Some(joined) = &self.0 else { return Ended::default() };
+        let (done, wait) = oneshot::channel();
+        let ending = Ending { merchant: Arc::clone(merchant), customers, settle };
+        // If nobody receives it, the process ends, and so does the wait.
+        let _ = joined.commands.send(Command::End(ending, done));
+        Ended(Some(wait))
+    }
+
+    /// Whether the platform may lag behind a write that another replica ended before this one joined: for so long. `None`: nobody
+    /// knows. `customer` is the name of a customer in the cluster.
+    pub async fn lag(&self, merchant: &str, customer: Option<&str>) -> Option<Duration> {
+        let Some(joined) = &self.0 else { return Some(Duration::ZERO) };
+        let link = joined.shared.link.load_full()?;
+        link.fence(merchant, customer).await.ok()
+    }
+
+    /// Why this replica is not ready, if it is not because of the others.
+    pub fn reason_not_ready(&self) -> Option<&'static str> {
+        let shared = &self.0.as_ref()?.shared;
+        let joining = *shared.joining.lock();
+        if joining.is_incompatible {
+            return Some(
+                "cluster: the other replicas have another version of the protocol, or another key in log.hash_key_file",
+            );
+        }
+        let is_early = shared.clock.boot().since(shared.started) < READY_WITHOUT_REDIS;
+        (!joining.has_joined && is_early).then_some("cluster: Redis has not answered yet")
+    }
+
+    /// Leaves the others, so that they use this replica's part of the rate limit at once.
+    pub async fn leave(&self) {
+        let Some(joined) = &self.0 else { return };
+        let (done, left) = oneshot::channel();
+        if joined.commands.send(Command::Leave(done)).is_ok() {
+            let _ = left.await;
+        }
+    }
+}

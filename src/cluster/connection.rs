@@ -1,0 +1,188 @@
+//! Connections to the primary: found directly or by Sentinels, with TLS or without.
+
+use std::future::Future;
+use std::io;
+use std::time::Duration;
+
+use redis::aio::MultiplexedConnection;
+use redis::{AsyncConnectionConfig, FromRedisValue, ProtocolVersion, PushInfo, RedisConnectionInfo, RedisError};
+use rustls::pki_types::ServerName;
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+
+use crate::configuration::RedisKeys;
+use crate::settings::{HostPort, RedisServer, RedisSettings};
+
+/// Nothing that Redis is asked is waited for longer.
+pub(super) const TIMEOUT: Duration = Duration::from_millis(300);
+
+/// Why Redis cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ClusterError {
+    /// No connection.
+    #[error("{address}: {source}")]
+    Connect {
+        /// To this address.
+        address: String,
+        /// For this reason.
+        source: io::Error,
+    },
+    /// No answer in time.
+    #[error("no answer within {} ms", TIMEOUT.as_millis())]
+    Timeout,
+    /// The server refuses or does not understand something, or closed the connection.
+    #[error(transparent)]
+    Redis(#[from] RedisError),
+    /// No Sentinel knows the primary.
+    #[error("no Sentinel knows the primary {0:?}")]
+    UnknownPrimary(String),
+    /// The server is not a primary.
+    #[error("the server is not a primary: its role is {0:?}")]
+    NotPrimary(String),
+    /// Other replicas speak another protocol or have another key.
+    #[error("the other replicas have another version of the protocol, or another key in log.hash_key_file")]
+    Incompatible,
+    /// The namespace is not the one any more.
+    #[error("a new namespace began")]
+    Moved,
+    /// A clock jumped.
+    #[error("the clock of Redis or of this machine jumped")]
+    Jumped,
+    /// Redis executed a command too late.
+    #[error("Redis executed a command too late")]
+    Late,
+    /// There is no connection.
+    #[error("not connected")]
+    Disconnected,
+}
+
+impl ClusterError {
+    /// Whether nothing was answered in time.
+    pub(super) fn is_timeout(&self) -> bool {
+        matches!(self, Self::Timeout)
+    }
+}
+
+/// Waits for Redis, for a bounded time.
+pub(super) async fn bounded<T, E: Into<ClusterError>>(
+    answer: impl Future<Output = Result<T, E>>,
+) -> Result<T, ClusterError> {
+    let answered = tokio::time::timeout(TIMEOUT, answer).await;
+    answered.map_or(Err(ClusterError::Timeout), |answer| answer.map_err(Into::into))
+}
+
+/// Asks Redis one command.
+pub(super) async fn ask<T: FromRedisValue>(
+    connection: &MultiplexedConnection,
+    command: &redis::Cmd,
+) -> Result<T, ClusterError> {
+    let mut connection = connection.clone();
+    bounded(command.query_async(&mut connection)).await
+}
+
+/// How the primary is reached.
+pub(super) struct Connector {
+    settings: RedisSettings,
+    keys: RedisKeys,
+}
+
+impl Connector {
+    pub(super) const fn new(settings: RedisSettings, keys: RedisKeys) -> Self {
+        Self { settings, keys }
+    }
+
+    /// The address of the primary; under Sentinel the one that a Sentinel says.
+    pub(super) async fn primary(&self) -> Result<HostPort, ClusterError> {
+        let (sentinels, name) = match &self.settings.url.server {
+            RedisServer::Direct { address, .. } => return Ok(address.clone()),
+            RedisServer::Sentinel { sentinels, name } => (sentinels, name),
+        };
+        let mut failure = None;
+        for sentinel in sentinels {
+            match self.ask_sentinel(sentinel, name).await {
+                Ok(Some(primary)) => return Ok(primary),
+                Ok(None) => {}
+                Err(error) => failure = Some(error),
+            }
+        }
+        Err(failure.unwrap_or_else(|| ClusterError::UnknownPrimary(name.clone())))
+    }
+
+    /// Whether Sentinels say where the primary is, which may change.
+    pub(super) const fn asks_sentinels(&self) -> bool {
+        matches!(self.settings.url.server, RedisServer::Sentinel { .. })
+    }
+
+    async fn ask_sentinel(&self, sentinel: &HostPort, name: &str) -> Result<Option<HostPort>, ClusterError> {
+        let info = RedisConnectionInfo::default().set_skip_set_lib_name();
+        let connection = connect(sentinel, &info, AsyncConnectionConfig::new(), None).await?;
+        let command = redis::cmd("SENTINEL").arg("GET-MASTER-ADDR-BY-NAME").arg(name).take();
+        let address: Option<(String, u16)> = ask(&connection.0, &command).await?;
+        Ok(address.map(|(host, port)| HostPort { host, port }))
+    }
+
+    /// Opens a connection to the primary. Messages go to `on_push`, in the order in which they and replies were sent.
+    pub(super) async fn open(
+        &self,
+        primary: &HostPort,
+        on_push: Option<impl Fn(PushInfo) + Send + Sync + 'static>,
+    ) -> Result<Connection, ClusterError> {
+        let info =
+            RedisConnectionInfo::default().set_protocol(ProtocolVersion::RESP3).set_db(self.settings.url.database);
+        let mut info = info.set_skip_set_lib_name();
+        if let Some(user) = &self.settings.url.user {
+            info = info.set_username(user);
+        }
+        if let Some(password) = &self.keys.password {
+            info = info.set_password(password.expose());
+        }
+        let mut config = AsyncConnectionConfig::new();
+        if let Some(on_push) = on_push {
+            config = config.set_push_sender(move |push: PushInfo| {
+                on_push(push);
+                Ok::<(), ()>(())
+            });
+        }
+        let tls = self.keys.tls.as_ref().map(|tls| TlsConnector::from(std::sync::Arc::clone(tls)));
+        connect(primary, &info, config, tls).await
+    }
+}
+
+/// A connection, closed when this is dropped.
+pub(super) struct Connection(pub(super) MultiplexedConnection, tokio::task::AbortHandle);
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.1.abort();
+    }
+}
+
+async fn connect(
+    address: &HostPort,
+    info: &RedisConnectionInfo,
+    config: AsyncConnectionConfig,
+    tls: Option<TlsConnector>,
+) -> Result<Connection, ClusterError> {
+    let failed = |source: io::Error| ClusterError::Connect { address: address.to_string(), source };
+    // What it is asked is bounded by whoever asks.
+    let config = config.set_response_timeout(None);
+    let tcp = bounded(async {
+        let tcp = TcpStream::connect((address.host.as_str(), address.port)).await.map_err(failed)?;
+        tcp.set_nodelay(true).map_err(failed)?;
+        Ok::<_, ClusterError>(tcp)
+    });
+    let tcp = tcp.await?;
+    let Some(tls) = tls else { return begin(info, tcp, config).await };
+    let name = ServerName::try_from(address.host.clone()).map_err(|error| failed(io::Error::other(error)))?;
+    let secured = bounded(async { tls.connect(name, tcp).await.map_err(failed) });
+    begin(info, secured.await?, config).await
+}
+
+async fn begin(
+    info: &RedisConnectionInfo,
+    stream: impl tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
+    config: AsyncConnectionConfig,
+) -> Result<Connection, ClusterError> {
+    let (connection, driver) = bounded(MultiplexedConnection::new_with_config(info, stream, config)).await?;
+    Ok(Connection(connection, tokio::spawn(driver).abort_handle()))
+}

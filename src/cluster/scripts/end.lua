@@ -1,0 +1,28 @@
+#!lua flags=allow-oom
+-- Ends a write for all replicas: publishes it, and notes until when the platform may lag. Returns what it did, and the members that may
+-- still serve from before it, each with the milliseconds for which they may.
+-- KEYS: members, about, jumps, then the fence of each customer, or that of the tenant
+-- ARGV: channel, message, how long the platform may lag (ms), known jumps
+if (redis.call('GET', KEYS[3]) or '0') ~= ARGV[4] then return {'moved', {}} end
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local lag = tonumber(ARGV[3])
+if lag > 0 then
+  for place = 4, #KEYS do
+    local known = tonumber(redis.call('GET', KEYS[place]) or '0')
+    if known < now + lag then redis.call('SET', KEYS[place], now + lag, 'PX', lag) end
+  end
+end
+redis.call('PUBLISH', ARGV[1], ARGV[2])
+local waits = {}
+local seen = redis.call('ZRANGEBYSCORE', KEYS[1], now - 5000, '+inf', 'WITHSCORES')
+for place = 1, #seen, 2 do
+  local lease = tonumber(string.match(redis.call('HGET', KEYS[2], seen[place]) or '5000', '^%d+'))
+  -- Rounded up, as the time was rounded down.
+  local left = tonumber(seen[place + 1]) + 1 + lease - now
+  if left > 0 then
+    waits[#waits + 1] = seen[place]
+    waits[#waits + 1] = tostring(left)
+  end
+end
+return {'ok', waits}

@@ -1,0 +1,70 @@
+//! What is counted of the replicas' exchange through Redis.
+
+use prometheus::{Histogram, IntCounter, IntGauge};
+
+use super::handles::Per;
+use super::labels::{ClusterOp, ClusterResult};
+use super::{DURATIONS, Maker};
+
+/// The metrics of a replica that shares a Redis with others.
+#[derive(Clone, Debug)]
+pub struct ClusterMetrics {
+    /// Whether it acts as one with the others.
+    pub up: IntGauge,
+    /// Replicas that live, this one included.
+    pub replicas: IntGauge,
+    requests: Per<ClusterOp, Per<ClusterResult, IntCounter>>,
+    /// Durations of what Redis was asked, in seconds.
+    pub duration: Per<ClusterOp, Histogram>,
+    /// How often the right to serve from memory lapsed.
+    pub lease_lost: IntCounter,
+    /// Ends of writes that other replicas did not learn of in time.
+    pub fence_missed: IntCounter,
+    /// Requests served from memory while cut off.
+    pub unfenced_hits: IntCounter,
+}
+
+impl ClusterMetrics {
+    pub(super) fn new(make: &Maker) -> Self {
+        let requests = make.counters(
+            "zvgate_cluster_requests_total",
+            "Requests to Redis by operation and result",
+            &["op", "result"],
+        );
+        let duration = make.histograms(
+            "zvgate_cluster_duration_seconds",
+            "Time that Redis took to answer in seconds, by operation",
+            &["op"],
+            DURATIONS,
+        );
+        Self {
+            up: make
+                .gauge("zvgate_cluster_up", "Whether this replica acts as one with the others through Redis: 0 or 1"),
+            replicas: make.gauge("zvgate_cluster_replicas", "Live replicas, as this one last heard"),
+            requests: Per::new(|op| Per::new(|result| requests.with_label_values(&[op, result]))),
+            duration: Per::new(|op| duration.with_label_values(&[op])),
+            lease_lost: make.counter(
+                "zvgate_cluster_lease_lost_total",
+                "Times that the right to serve from memory lapsed because no heartbeat was answered in time",
+            ),
+            fence_missed: make.counter(
+                "zvgate_cluster_fence_missed_total",
+                "Ends of writes, and other invalidations, that the other replicas did not learn of in time",
+            ),
+            unfenced_hits: make.counter(
+                "zvgate_cluster_unfenced_hits_total",
+                "Requests served from memory while Redis was unreachable",
+            ),
+        }
+    }
+
+    /// Counts a request to Redis: an error is whether it timed out.
+    pub fn count(&self, op: ClusterOp, result: Result<(), bool>) {
+        let result = match result {
+            Ok(()) => ClusterResult::Ok,
+            Err(true) => ClusterResult::Timeout,
+            Err(false) => ClusterResult::Error,
+        };
+        self.requests.of(op).of(result).inc();
+    }
+}

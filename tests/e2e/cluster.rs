@@ -1,0 +1,8 @@
+//! Several replicas that act as one, on a real Redis.
+
+mod answers;
+mod failures;
+mod history;
+mod processes;
+mod setup;
+mod slots;

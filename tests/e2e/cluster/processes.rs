@@ -1,0 +1,113 @@
+//! Replicas as processes, of which one is suspended or killed.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use serde_json::json;
+
+use crate::program::{Running, serve, write_config};
+use crate::redis::{Redis, until};
+use crate::support::{Platform, READ, Upstream, WRITE, metric, post};
+
+struct Process {
+    running: Running,
+    _log: std::io::BufReader<std::process::ChildStderr>,
+    address: SocketAddr,
+    admin: SocketAddr,
+    _folder: tempfile::TempDir,
+}
+
+impl Process {
+    async fn start(platform: &Platform, redis: &Redis, more: &str) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let more = format!(
+            "[log]\nhash_key_file = {:?}\naccess = \"none\"\nwrites = false\n[cluster]\nreplicas = 3\nurl = {:?}\n[cache]\nsettle = \"0s\"\n{more}",
+            redis.file("hash-key"),
+            redis.url()
+        );
+        let config = write_config(folder.path(), &platform.url(), &more);
+        let (running, log, record) = serve(&config);
+        let address = |name: &str| record[name].as_str().unwrap().parse().unwrap();
+        let (address, admin) = (address("listen"), address("admin_listen"));
+        until("it has joined", async || metric(admin, "zvgate_cluster_up").await == Some(1.0)).await;
+        Self { running, _log: log, address, admin, _folder: folder }
+    }
+
+    async fn read(&self) -> crate::support::Reply {
+        post(self.address, READ, &[], r#"{"params":{"customerId":"1"}}"#).await
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_suspended_replica_delays_a_write_by_a_lease_and_serves_nothing_from_before_it() {
+    let (platform, redis) = (Platform::unlimited().await, Redis::start());
+    let (one, two) = (Process::start(&platform, &redis, "").await, Process::start(&platform, &redis, "").await);
+    let card = until_read(&one).await.json()["data"]["list"][0]["cardId"].clone();
+    for number in 1..6 {
+        until("it holds the answer", async || two.read().await.is_hit()).await;
+        // Sometimes while the end of the write waits for it.
+        let (suspended, resumed) = (Duration::from_millis(20 * (number % 2)), Duration::from_millis(150 * number));
+        let path = if number % 2 == 1 { WRITE } else { crate::support::REVERSE };
+        let body = json!({ "params": {
+            "bizId": format!("b{}", number.div_ceil(2)), "customerId": "1", "couponsCardList": [card],
+        } });
+        let write = tokio::spawn(async move { post(one.address, path, &[], &body.to_string()).await });
+        tokio::time::sleep(suspended).await;
+        two.running.signal("STOP");
+        let written = tokio::time::timeout(Duration::from_secs(5), write).await.unwrap().unwrap();
+        assert_eq!(written.json()["code"], 0, "{written:?}");
+        // Asked while it is suspended: it answers when it continues.
+        let address = two.address;
+        let read = tokio::spawn(async move { post(address, READ, &[], r#"{"params":{"customerId":"1"}}"#).await });
+        tokio::time::sleep(resumed).await;
+        two.running.signal("CONT");
+        let read = read.await.unwrap();
+        assert!(read.status != 200 || read.text().contains(&format!("version={number}")), "{number}: {read:?}");
+        until("it has joined", async || metric(two.admin, "zvgate_cluster_up").await == Some(1.0)).await;
+    }
+    assert_eq!(metric(one.admin, "zvgate_cluster_fence_missed_total").await, Some(0.0));
+}
+
+async fn until_read(process: &Process) -> crate::support::Reply {
+    until("there is a slot", async || process.read().await.status == 200).await;
+    process.read().await
+}
+
+/// Nobody may use its part of the rate until it has been silent for a while, and it may be among those that are live again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_killed_replica_is_replaced_without_a_rejected_call() {
+    let (platform, redis) = (Platform::start(9, zvgate::clock::Clock::system()).await, Redis::start());
+    let rate = "[limits]\nmax_wait = \"10s\"\nupstream = { rate = 9, per = \"1s\", transit = \"500ms\" }\n";
+    let mut all = Vec::new();
+    for _ in 0..3 {
+        all.push(Process::start(&platform, &redis, rate).await);
+    }
+    let flood = |address: SocketAddr, name: &'static str| {
+        tokio::spawn(async move {
+            let mut number = 0;
+            loop {
+                number += 1;
+                let body = json!({ "params": { "customerId": format!("{name}-{number}") } }).to_string();
+                let address = tokio::net::TcpStream::connect(address).await.map(|_| address);
+                let Ok(address) = address else { return };
+                post(address, READ, &[], &body).await;
+            }
+        })
+    };
+    until("there is a slot", async || all[0].read().await.status == 200).await;
+    let flooding = [flood(all[0].address, "a"), flood(all[0].address, "b"), flood(all[1].address, "c")];
+    let replicas = async || metric(all[0].admin, "zvgate_cluster_replicas").await;
+    until("all are live", async || replicas().await == Some(3.0)).await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    // The last one.
+    let killed = &all[2].running;
+    killed.signal("KILL");
+    until("it is silent", async || replicas().await == Some(2.0)).await;
+    let next = Process::start(&platform, &redis, rate).await;
+    until("another is live", async || replicas().await == Some(3.0)).await;
+    let flooding_next = flood(next.address, "d");
+    let before = platform.requests(READ).await;
+    until("calls are made again", async || platform.requests(READ).await > before + 20).await;
+    flooding.iter().chain([&flooding_next]).for_each(tokio::task::JoinHandle::abort);
+    assert_eq!(platform.stats().await["refused"], json!({}), "the platform rejected a call");
+}

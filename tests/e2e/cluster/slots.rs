@@ -1,0 +1,132 @@
+//! The rate towards the platform, which counts strictly: shared through Redis, or split.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use serde_json::json;
+
+use super::history::{RATE, part, platform};
+use crate::redis::Redis;
+use crate::support::{Platform, READ, TestGateway};
+
+/// Callers that ask each replica for one customer after another.
+struct Flood {
+    /// Reads that were answered, by replica.
+    counts: Vec<Arc<AtomicUsize>>,
+    _tasks: tokio::task::JoinSet<()>,
+}
+
+impl Flood {
+    fn start(replicas: &[Arc<TestGateway>], callers: usize) -> Self {
+        let (mut counts, mut tasks) = (Vec::new(), tokio::task::JoinSet::new());
+        for (place, replica) in replicas.iter().enumerate() {
+            let count = Arc::<AtomicUsize>::default();
+            counts.push(Arc::clone(&count));
+            for caller in 0..callers {
+                let (replica, count) = (Arc::clone(replica), Arc::clone(&count));
+                tasks.spawn(async move {
+                    for number in 0.. {
+                        let reply = replica.read(&format!("{place}-{caller}-{number}")).await;
+                        count.fetch_add(usize::from(reply.status == 200), Ordering::SeqCst);
+                    }
+                });
+            }
+        }
+        Self { counts, _tasks: tasks }
+    }
+
+    fn counts(&self) -> Vec<usize> {
+        self.counts.iter().map(|count| count.load(Ordering::SeqCst)).collect()
+    }
+
+    /// Waits until so many more were answered; returns how many each replica had, and how long that took. Calls come in bursts, one in
+    /// each `per`: only whole periods can be compared.
+    async fn measure(&self, calls: usize) -> (Vec<usize>, Duration) {
+        let clock = zvgate::clock::Clock::system();
+        let (began, before) = (clock.boot(), self.counts());
+        let difference =
+            || -> Vec<usize> { self.counts().iter().zip(&before).map(|(now, before)| now - before).collect() };
+        while difference().iter().sum::<usize>() < calls {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        (difference(), clock.boot().since(began))
+    }
+}
+
+/// The part of the rate that was used.
+fn used(calls: usize, took: Duration) -> f64 {
+    calls as f64 / took.as_secs_f64() / RATE as f64
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn flooded_replicas_use_the_shared_rate_and_a_third_of_it_each() {
+    let (platform, redis) = (platform().await, Redis::start());
+    let overrides = [("limits.upstream.rate", "100"), ("limits.max_wait", "10s")];
+    let replicas = redis.replicas(&platform, &overrides).await.map(Arc::new);
+    let flood = Flood::start(&replicas, 20);
+    flood.measure(2 * RATE).await;
+    let calls = 2 * RATE * usize::try_from(part().as_secs()).unwrap();
+    let (counts, took) = flood.measure(calls).await;
+    println!("{counts:?} in {took:?}: {:.3} of the rate", used(calls, took));
+    assert_eq!(platform.stats().await["refused"], json!({}), "the platform rejected a call");
+    assert!(used(calls, took) >= 0.9);
+    for count in counts {
+        let third = calls as f64 / 3.0;
+        assert!((count as f64 - third).abs() <= 0.2 * third, "{count} of {calls}");
+    }
+}
+
+/// One that is alone in asking may use what the others do not.
+#[tokio::test(flavor = "multi_thread")]
+async fn one_busy_replica_uses_the_whole_rate() {
+    let (platform, redis) = (platform().await, Redis::start());
+    let overrides = [("limits.upstream.rate", "100"), ("limits.max_wait", "10s")];
+    let replicas = redis.replicas(&platform, &overrides).await.map(Arc::new);
+    let flood = Flood::start(&replicas[..1], 60);
+    flood.measure(2 * RATE).await;
+    let calls = RATE * usize::try_from(part().as_secs()).unwrap();
+    let (_, took) = flood.measure(calls).await;
+    println!("{took:?}: {:.3} of the rate", used(calls, took));
+    assert_eq!(platform.stats().await["refused"], json!({}), "the platform rejected a call");
+    assert!(used(calls, took) >= 0.9);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_redis_each_replica_uses_its_part_of_the_rate() {
+    let platform = Platform::rate_limited().await;
+    let overrides = [("cluster.replicas", "3"), ("limits.max_wait", "0s")];
+    let mut replicas = Vec::new();
+    for _ in 0..3 {
+        replicas.push(Arc::new(TestGateway::start(&platform, &overrides).await));
+    }
+    let rate = format!("zvgate_upstream_rate{{route=\"{READ}\",tenant=\"one\"}}");
+    assert_eq!(replicas[0].metric(&rate).await, 3.0);
+    for replica in &replicas {
+        let mut statuses = Vec::new();
+        for number in 0..4 {
+            statuses.push(replica.read(&format!("{}-{number}", replica.address)).await.status);
+        }
+        assert_eq!(statuses, [200, 200, 200, 429]);
+    }
+    let flood = Flood::start(&replicas, 10);
+    flood.measure(9 * 3).await;
+    drop(flood);
+    assert_eq!(platform.stats().await["refused"], json!({}), "the platform rejected a call");
+    assert_eq!(replicas[0].page("/readyz").await.status, 200);
+    assert!(!replicas[0].page("/metrics").await.text().contains("zvgate_cluster_"), "there is no Redis");
+}
+
+/// A pause that the platform asks one replica for, and throttling of one's call, hold for all.
+#[tokio::test(flavor = "multi_thread")]
+async fn throttling_and_pauses_are_shared() {
+    let (platform, redis) = (Platform::unlimited().await, Redis::start());
+    let overrides = [("limits.max_wait", "100ms"), ("upstream.retries", "0"), ("cache.stale_if_error", "0s")];
+    let [one, two, _three] = redis.replicas(&platform, &overrides).await;
+    platform.faults(json!({ "fault": "http503", "times": 1 })).await;
+    let paused = one.read("1").await;
+    assert_eq!((paused.status, paused.header("retry-after")), (503, "7"));
+    platform.faults(json!({})).await;
+    crate::redis::until("the other pauses, too", async || two.read("2").await.status == 429).await;
+    two.read("3").await.assert_error(429, "upstream_limited");
+}
