@@ -38,6 +38,8 @@ struct Bounds {
     /// Lost connections and restarts of the reading replica.
     reconnects: u8,
     restarts_of_redis: u8,
+    /// Jumps of Redis' clock, which the reading replica notices first: a new namespace begins beside the one in which its writer still is.
+    jumps: u8,
 }
 
 /// A step of the protocol that can be left out.
@@ -53,6 +55,8 @@ enum Step {
     HoldInYoungNamespace,
     /// If *end* fails, the lease is waited for.
     HoldAfterFailure,
+    /// *end* fails in a namespace that is not the current one, and is sent again in that.
+    EndChecksNamespace,
     /// A new connection makes everything in memory unservable, and takes flights out of their stripe.
     DropOnReconnect,
     /// *end* takes flights out of their stripe, so that they are not kept.
@@ -189,6 +193,8 @@ struct State {
     namespace_since: i8,
     acknowledgement: Acknowledgement,
     is_released: bool,
+    /// Whether the writer is in an earlier namespace than the reader.
+    is_behind: bool,
     // The reading replica.
     is_connected: bool,
     right_until: i8,
@@ -206,6 +212,7 @@ struct State {
     heartbeats: u8,
     reconnects: u8,
     restarts: u8,
+    jumps: u8,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -247,6 +254,7 @@ impl State {
             namespace_since: -LEASE,
             acknowledgement: Acknowledgement::None,
             is_released: false,
+            is_behind: false,
             is_connected: !matches!(start, Start::Late),
             right_until: if is_warm { LEASE } else { -1 },
             memory: is_warm.then_some(0),
@@ -260,7 +268,16 @@ impl State {
             heartbeats: 0,
             reconnects: 0,
             restarts: 0,
+            jumps: 0,
         }
+    }
+
+    /// An empty namespace begins, in which the reader is not yet.
+    fn begin_namespace(&mut self) {
+        // Fresh numbers: those of one namespace match nothing in another.
+        let fresh = 10 * (self.restarts + self.jumps);
+        (self.numbers, self.shared, self.knows_reader) = ((fresh, fresh), None, false);
+        self.disconnect();
     }
 
     /// The least version that a read which starts now must get.
@@ -312,6 +329,7 @@ impl Model {
         }
         self.writer(state, &mut all);
         self.connections(state, &mut all);
+        self.jumps(state, &mut all);
         self.redis(state, &mut all);
         self.messages(state, &mut all);
         self.platform(state, &mut all);
@@ -332,6 +350,12 @@ impl Model {
             })),
             Writing::Executed => all.push(self.to("writer: answered", s, |s| s.writing = Writing::Answered)),
             Writing::Answered => all.push(self.to("writer: sends end", s, |s| s.writing = Writing::EndSent)),
+            Writing::EndSent if s.is_behind && self.has(Step::EndChecksNamespace) => {
+                all.push(self.to("redis: rejects end", s, |s| s.writing = Writing::Answered));
+            }
+            Writing::EndSent if s.is_behind => all.push(self.to("redis: executes end in the old namespace", s, |s| {
+                s.writing = Writing::EndExecuted { lists_reader: true };
+            })),
             Writing::EndSent if s.events.has_room() => all.push(self.to("redis: executes end", s, |s| {
                 match self.write {
                     Write::Customer | Write::Purge => s.numbers.0 += 1,
@@ -406,14 +430,25 @@ impl Model {
         if s.restarts < self.bounds.restarts_of_redis {
             all.push(self.to("redis: restarts, and the writer reconnects", s, |s| {
                 s.restarts += 1;
-                // Fresh numbers: those of one namespace match nothing in another.
-                s.numbers = (10 * s.restarts, 10 * s.restarts);
-                (s.shared, s.knows_reader, s.namespace_since) = (None, false, s.now);
-                s.disconnect();
+                s.begin_namespace();
+                (s.namespace_since, s.is_behind) = (s.now, false);
                 if let Writing::EndSent | Writing::EndExecuted { .. } = s.writing {
                     s.writing = Writing::EndFailed { at: s.now };
                 }
             }));
+        }
+    }
+
+    fn jumps(&self, s: &State, all: &mut Vec<Next>) {
+        if s.jumps < self.bounds.jumps {
+            all.push(self.to("redis: its clock jumps, and the reader notices", s, |s| {
+                s.jumps += 1;
+                s.begin_namespace();
+                s.is_behind = true;
+            }));
+        }
+        if s.is_behind {
+            all.push(self.to("writer: notices the jump", s, |s| (s.namespace_since, s.is_behind) = (s.now, false)));
         }
     }
 
@@ -617,10 +652,11 @@ fn search(model: &Model, start: Start) -> (usize, Option<Vec<&'static str>>) {
 }
 
 /// Searched one after another, since everything at once is more than can be.
-const BOUNDS: [Bounds; 3] = [
-    Bounds { ticks: 3, reads: 2, no_cache: false, heartbeats: 2, reconnects: 1, restarts_of_redis: 0 },
-    Bounds { ticks: 3, reads: 2, no_cache: false, heartbeats: 2, reconnects: 0, restarts_of_redis: 1 },
-    Bounds { ticks: 3, reads: 2, no_cache: true, heartbeats: 1, reconnects: 0, restarts_of_redis: 0 },
+const BOUNDS: [Bounds; 4] = [
+    Bounds { ticks: 3, reads: 2, no_cache: false, heartbeats: 2, reconnects: 1, restarts_of_redis: 0, jumps: 0 },
+    Bounds { ticks: 3, reads: 2, no_cache: false, heartbeats: 2, reconnects: 0, restarts_of_redis: 1, jumps: 0 },
+    Bounds { ticks: 3, reads: 2, no_cache: true, heartbeats: 1, reconnects: 0, restarts_of_redis: 0, jumps: 0 },
+    Bounds { ticks: 3, reads: 2, no_cache: false, heartbeats: 2, reconnects: 0, restarts_of_redis: 0, jumps: 1 },
 ];
 
 /// The shortest way to a violation from any start, within any bounds.
@@ -648,6 +684,7 @@ fn without_any_one_step_some_order_violates_the_guarantee() {
         Step::Hold,
         Step::HoldInYoungNamespace,
         Step::HoldAfterFailure,
+        Step::EndChecksNamespace,
         Step::DropOnReconnect,
         Step::EndTakesFlights,
         Step::EndDropsMemory,
