@@ -4,6 +4,7 @@ mod sockets;
 
 use std::io;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -155,12 +156,17 @@ impl App {
     /// be restarted.
     pub async fn run(self, workers: Workers, stop: CancellationToken) -> Result<(), TaskEnded> {
         let Self { gateway, sockets, member, listeners, readiness, clock } = self;
-        if let Some(member) = member
-            && let Err(error) = member.start(gateway.replica())
-        {
-            tracing::error!(%error, "cluster: no thread");
-            return Err(TaskEnded("exchange with other replicas"));
-        }
+        let exchanging = member.map(|member| member.start(gateway.replica())).transpose();
+        let exchanging = exchanging.map_err(|error| {
+            tracing::error!(%error, "cluster: thread cannot be started");
+            TaskEnded("exchange with other replicas")
+        })?;
+        let mut exchanging = pin!(async {
+            match exchanging {
+                Some(exchanging) => exchanging.await,
+                None => std::future::pending().await,
+            }
+        });
         let (stop_data, stop_admin) = (CancellationToken::new(), CancellationToken::new());
 
         let access = Access::new(&listeners, sockets.admin_is_loopback());
@@ -208,6 +214,7 @@ impl App {
             _ = &mut maintaining => Some("maintenance"),
             _ = &mut resolving => Some("resolving the platform's name"),
             _ = &mut reading => Some("reading key and certificate files"),
+            () = &mut exchanging => Some("exchange with other replicas"),
         };
         if let Some(task) = ended {
             return Err(TaskEnded(task));

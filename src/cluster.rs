@@ -22,10 +22,12 @@ mod names;
 mod offset;
 mod receiver;
 mod right;
+mod running;
 mod slots;
 
 use std::borrow::Cow;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
@@ -45,6 +47,7 @@ pub use self::right::Standing;
 use crate::clock::{Boot, Clock};
 use crate::configuration::RedisKeys;
 use crate::limit::{Sharing, SlotSource};
+use crate::line_limit::LineLimit;
 use crate::metrics::Metrics;
 use crate::pseudonym::Pseudonyms;
 use crate::settings::{ClusterSettings, RedisSettings, UnfencedWrites};
@@ -78,7 +81,11 @@ struct Shared {
     /// The connections, while this replica acts as one with the others.
     link: ArcSwapOption<Link>,
     ends: Ends,
+    /// Lines about commands that Redis refuses.
+    refusals: Arc<LineLimit>,
     joining: Mutex<Joining>,
+    /// Whether this replica sends no heartbeats any more.
+    is_leaving: AtomicBool,
 }
 
 /// How joining goes.
@@ -88,7 +95,7 @@ struct Joining {
     is_incompatible: bool,
 }
 
-/// What the thread of the member is asked for.
+/// Requests to the thread of the member.
 enum Command {
     /// To end a write for all replicas.
     End(Ending, oneshot::Sender<()>),
@@ -157,7 +164,9 @@ impl Cluster {
             right: Right::new(redis.lease),
             link: ArcSwapOption::empty(),
             ends: Ends::default(),
+            refusals: Arc::default(),
             joining: Mutex::default(),
+            is_leaving: AtomicBool::new(false),
         });
         let connector = Connector::new(redis.clone(), keys);
         let member = Member::new(Arc::clone(&shared), connector, received, slots, instance);
@@ -202,20 +211,19 @@ impl Cluster {
 
     /// Counts a request that was served from memory with this standing.
     pub fn count_hit(&self, standing: Standing) {
-        if standing == Standing::Unfenced
+        if standing != Standing::Fenced
             && let Some(joined) = &self.0
         {
             joined.shared.metrics.unfenced_hits.inc();
         }
     }
 
-    /// Completes when writes are not to be sent, since other replicas could not be told of them.
-    pub async fn refuses_writes(&self) {
-        let refuses = |joined: &&Joined| joined.shared.settings.unfenced_writes == UnfencedWrites::Refuse;
-        match self.0.as_ref().filter(refuses) {
-            Some(joined) => joined.shared.right.wait_for_cut_off().await,
-            None => std::future::pending().await,
-        }
+    /// Whether a write may be sent now: other replicas can be notified of it, or that is not required.
+    pub fn admits_writes(&self) -> bool {
+        let admits = |joined: &Joined| {
+            joined.shared.settings.unfenced_writes == UnfencedWrites::Send || joined.shared.link.load().is_some()
+        };
+        self.0.as_ref().is_none_or(admits)
     }
 
     /// Ends a write for all replicas: what they hold of these customers, or of all of a merchant, is not served any more, and for
@@ -224,8 +232,10 @@ impl Cluster {
         let Some(joined) = &self.0 else { return Ended::default() };
         let (done, wait) = oneshot::channel();
         let ending = Ending { merchant: Arc::clone(merchant), customers, settle };
-        // If nobody receives it, the process ends, and so does the wait.
-        let _ = joined.commands.send(Command::End(ending, done));
+        if joined.commands.send(Command::End(ending, done)).is_err() {
+            // This replica has left the others.
+            joined.shared.metrics.fence_missed.inc();
+        }
         Ended(Some(wait))
     }
 

@@ -74,7 +74,7 @@ use crate::settings::{AccessLog, CachedSettings, ClusterSettings, KindSettings};
 use crate::signer::Nonces;
 use crate::skew::Skew;
 use crate::tenant::Identities;
-use crate::upstream::{NotSent, Upstream};
+use crate::upstream::Upstream;
 
 /// Where callers report changes that were made elsewhere.
 const INVALIDATE: &str = "/v1/invalidate";
@@ -166,6 +166,7 @@ impl Gateway {
             upstream: Arc::clone(&upstream),
             paces: Arc::clone(&paces),
             nonces,
+            cluster: cluster.clone(),
         });
         let invalidator = Arc::new(Invalidator {
             cache: Arc::clone(&cache),
@@ -303,20 +304,19 @@ impl Gateway {
             return self.invalidate(policy, caller, fields, body, info).await.map(Step::Done);
         };
         let standing = match policy.serves_from_memory(route) {
-            true => self.standing(received, deadline).await?,
+            true => self.standing(received, deadline).await,
             false => Standing::Fenced,
         };
         self.dispatch(policy, caller, route, path, fields, body, deadline, standing, info)
     }
 
     /// How a request that began at `at` may be served from memory.
-    async fn standing(&self, at: Boot, deadline: Boot) -> Result<Standing, GatewayError> {
+    async fn standing(&self, at: Boot, deadline: Boot) -> Standing {
         if let Some(known) = self.cluster.standing(at) {
-            return Ok(known);
+            return known;
         }
         let remaining = deadline.since(self.time.boot());
-        let known = tokio::time::timeout(remaining, self.cluster.wait_for_standing(at)).await;
-        known.map_err(|_| GatewayError::NotSent(NotSent::DeadlineExceeded))
+        tokio::time::timeout(remaining, self.cluster.wait_for_standing(at)).await.unwrap_or(Standing::Unknown)
     }
 
     /// The stages from the complete body on. Nothing is waited for here.
@@ -342,7 +342,7 @@ impl Gateway {
         let logs_customers = policy.settings.access_log.access == AccessLog::All;
         let known = policy.hit_memo.find(&repeat);
         if tenant_header.is_ok()
-            && (self.cluster.is_alone() || !logs_customers)
+            && (self.cluster.is_alone() || !(logs_customers || standing == Standing::Unknown))
             && let Some(known) = known.as_deref().and_then(Option::as_ref)
             && let Some(hit) = known.answer.fresh(&cache_control, now)
         {

@@ -220,7 +220,7 @@ fn every_error_names_its_key_its_value_and_what_is_expected() {
         (
             "[cluster]\nreplicas = 3\nurl = \"redis://u:canary@a\"\n[log]\nhash_key_file = \"/a\"",
             "cluster.url",
-            "expected redis://HOST:PORT, rediss://HOST:PORT, or",
+            "expected redis://HOST:PORT, rediss://HOST:PORT, both",
         ),
         (
             "[cluster]\nreplicas = 3\nurl = \"redis://u@a\"\n[log]\nhash_key_file = \"/a\"",

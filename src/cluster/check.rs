@@ -2,7 +2,7 @@
 
 use redis::{Cmd, Value};
 
-use super::connection::{ClusterError, Connection, Connector, ask};
+use super::connection::{ClusterError, Connection, Connector, send};
 use super::link::ServerInfo;
 use super::member::new_id;
 use crate::configuration::RedisKeys;
@@ -33,6 +33,8 @@ const IN_SCRIPTS: &[&str] = &[
 const DIRECTLY: &[&str] = &["GET KEY", "TIME", "PUBLISH KEY:channel a", "SUBSCRIBE KEY:channel"];
 /// Runs one command, also while Redis is full.
 const RUN: &str = "#!lua flags=allow-oom\nreturn redis.call(unpack(ARGV))";
+/// Calls nothing.
+const PROBE: &str = "#!lua flags=allow-oom\nreturn 1";
 /// Scripts have declared flags since this version.
 const LEAST_VERSION: u32 = 7;
 
@@ -44,13 +46,19 @@ fn command<'a>(words: impl Iterator<Item = &'a str>) -> Cmd {
     command
 }
 
-/// Tries every command that replicas use. Returns what is wrong, if anything is.
+/// Tries every Sentinel, and every command that replicas use. Returns what is wrong, if anything is.
 pub async fn check(settings: &RedisSettings, keys: RedisKeys) -> Vec<String> {
     let connector = Connector::new(settings.clone(), keys);
-    match connect(&connector).await {
-        Ok(connection) => try_all(&settings.prefix, &connection).await,
-        Err(error) => vec![error.to_string()],
+    let mut problems = Vec::new();
+    for sentinel in settings.url.sentinels() {
+        problems.extend(connector.primary_by(sentinel).await.err().map(|error| error.to_string()));
     }
+    match connect(&connector).await {
+        Ok(connection) => problems.extend(try_all(&settings.prefix, &connection).await),
+        Err(error) if problems.is_empty() => problems.push(error.to_string()),
+        Err(_) => {}
+    }
+    problems
 }
 
 async fn connect(connector: &Connector) -> Result<Connection, ClusterError> {
@@ -65,6 +73,10 @@ async fn try_all(prefix: &str, connection: &Connection) -> Vec<String> {
             if major.is_none_or(|major: u32| major < LEAST_VERSION) {
                 problems.push(format!("its version is {}; expected {LEAST_VERSION} or later", server.version));
             }
+            if server.mode == "cluster" {
+                problems
+                    .push("it is a node of a Redis Cluster; expected one primary, alone or under Sentinel".to_owned());
+            }
             if !server.never_evicts() {
                 problems.push(format!("maxmemory-policy is {}; expected noeviction", server.memory_policy));
             }
@@ -73,17 +85,21 @@ async fn try_all(prefix: &str, connection: &Connection) -> Vec<String> {
     }
     let key = format!("{prefix}:check:{}", new_id());
     let worded = |text: &'static str| text.split(' ').map(|word| word.replace("KEY", &key)).collect::<Vec<_>>();
-    for text in IN_SCRIPTS {
+    let mut probe = redis::cmd("EVAL");
+    let runs: Result<Value, _> = send("EVAL", &connection.0, probe.arg(PROBE).arg(0)).await;
+    let can_run = runs.is_ok();
+    problems.extend(runs.err().map(|error| format!("EVAL: {error}")));
+    for text in IN_SCRIPTS.iter().filter(|_| can_run) {
         let (words, name) = (worded(text), text.split(' ').next().unwrap_or_default());
         let named: Vec<_> = words.iter().filter(|word| word.starts_with(&key)).collect();
         let mut script = redis::cmd("EVAL");
         script.arg(RUN).arg(named.len()).arg(named).arg(&words);
-        let answer: Result<Value, _> = ask(&connection.0, &script).await;
+        let answer: Result<Value, _> = send(name, &connection.0, &script).await;
         problems.extend(answer.err().map(|error| format!("{name} in a script: {error}")));
     }
     for text in DIRECTLY {
         let (words, name) = (worded(text), text.split(' ').next().unwrap_or_default());
-        let answer: Result<Value, _> = ask(&connection.0, &command(words.iter().map(String::as_str))).await;
+        let answer: Result<Value, _> = send(name, &connection.0, &command(words.iter().map(String::as_str))).await;
         problems.extend(answer.err().map(|error| format!("{name}: {error}")));
     }
     problems
@@ -107,8 +123,9 @@ mod tests {
         let called = names(text.split("redis.call('").skip(1));
         assert_eq!(called, names(IN_SCRIPTS.iter().copied()));
         let acl = include_str!("../../deploy/redis/users.acl");
+        let acl = acl.lines().find(|line| line.starts_with("user zvgate ")).unwrap();
         let allowed = names(acl.split(" +").skip(1).map(str::trim));
-        let direct = names(DIRECTLY.iter().copied().chain(["EVAL", "INFO"]));
+        let direct = names(DIRECTLY.iter().copied().chain(["EVAL", "INFO", "SELECT"]));
         assert_eq!(allowed, called.union(&direct).cloned().collect());
     }
 }

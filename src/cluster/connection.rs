@@ -11,9 +11,10 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
 use crate::configuration::RedisKeys;
+use crate::metrics::ClusterResult;
 use crate::settings::{HostPort, RedisServer, RedisSettings};
 
-/// Nothing that Redis is asked is waited for longer.
+/// No reply of Redis is waited for longer.
 pub(super) const TIMEOUT: Duration = Duration::from_millis(300);
 
 /// Why Redis cannot be used.
@@ -27,24 +28,32 @@ pub enum ClusterError {
         /// For this reason.
         source: io::Error,
     },
-    /// No answer in time.
-    #[error("no answer within {} ms", TIMEOUT.as_millis())]
-    Timeout,
+    /// No answer in time, to what is named.
+    #[error("{0}: no answer within {limit} ms", limit = TIMEOUT.as_millis())]
+    Timeout(String),
     /// The server refuses or does not understand something, or closed the connection.
     #[error(transparent)]
     Redis(#[from] RedisError),
-    /// No Sentinel knows the primary.
-    #[error("no Sentinel knows the primary {0:?}")]
-    UnknownPrimary(String),
+    /// A Sentinel does not monitor the primary.
+    #[error("Sentinel {sentinel} monitors no primary {name:?}")]
+    UnknownPrimary {
+        /// Its address.
+        sentinel: String,
+        /// The name of the primary.
+        name: String,
+    },
     /// The server is not a primary.
     #[error("the server is not a primary: its role is {0:?}")]
     NotPrimary(String),
     /// Other replicas speak another protocol or have another key.
     #[error("the other replicas have another version of the protocol, or another key in log.hash_key_file")]
     Incompatible,
-    /// The namespace is not the one any more.
-    #[error("a new namespace began")]
+    /// The namespace that a command was for is not the current one any more.
+    #[error("a new namespace began: Redis was restarted, or a clock jumped")]
     Moved,
+    /// Sentinels name another primary.
+    #[error("another primary took over")]
+    OtherPrimary,
     /// A clock jumped.
     #[error("the clock of Redis or of this machine jumped")]
     Jumped,
@@ -56,28 +65,32 @@ pub enum ClusterError {
     Disconnected,
 }
 
-impl ClusterError {
-    /// Whether nothing was answered in time.
-    pub(super) fn is_timeout(&self) -> bool {
-        matches!(self, Self::Timeout)
+/// A result, for metrics.
+pub(super) const fn result_of<T>(result: &Result<T, ClusterError>) -> ClusterResult {
+    match result {
+        Ok(_) => ClusterResult::Ok,
+        Err(ClusterError::Timeout(_)) => ClusterResult::Timeout,
+        Err(_) => ClusterResult::Error,
     }
 }
 
-/// Waits for Redis, for a bounded time.
+/// Waits for Redis, for a bounded time. `what`: for what.
 pub(super) async fn bounded<T, E: Into<ClusterError>>(
+    what: impl FnOnce() -> String,
     answer: impl Future<Output = Result<T, E>>,
 ) -> Result<T, ClusterError> {
     let answered = tokio::time::timeout(TIMEOUT, answer).await;
-    answered.map_or(Err(ClusterError::Timeout), |answer| answer.map_err(Into::into))
+    answered.map_or_else(|_| Err(ClusterError::Timeout(what())), |answer| answer.map_err(Into::into))
 }
 
-/// Asks Redis one command.
-pub(super) async fn ask<T: FromRedisValue>(
+/// Sends Redis one command, and waits for its reply. `what`: its name in errors.
+pub(super) async fn send<T: FromRedisValue>(
+    what: &str,
     connection: &MultiplexedConnection,
     command: &redis::Cmd,
 ) -> Result<T, ClusterError> {
     let mut connection = connection.clone();
-    bounded(command.query_async(&mut connection)).await
+    bounded(|| what.to_owned(), command.query_async(&mut connection)).await
 }
 
 /// How the primary is reached.
@@ -91,34 +104,37 @@ impl Connector {
         Self { settings, keys }
     }
 
-    /// The address of the primary; under Sentinel the one that a Sentinel says.
+    /// The address of the primary; under Sentinel the one that a Sentinel names.
     pub(super) async fn primary(&self) -> Result<HostPort, ClusterError> {
-        let (sentinels, name) = match &self.settings.url.server {
-            RedisServer::Direct { address, .. } => return Ok(address.clone()),
-            RedisServer::Sentinel { sentinels, name } => (sentinels, name),
-        };
+        if let RedisServer::Direct { address, .. } = &self.settings.url.server {
+            return Ok(address.clone());
+        }
         let mut failure = None;
-        for sentinel in sentinels {
-            match self.ask_sentinel(sentinel, name).await {
-                Ok(Some(primary)) => return Ok(primary),
-                Ok(None) => {}
+        for sentinel in self.settings.url.sentinels() {
+            match self.primary_by(sentinel).await {
+                Ok(primary) => return Ok(primary),
                 Err(error) => failure = Some(error),
             }
         }
-        Err(failure.unwrap_or_else(|| ClusterError::UnknownPrimary(name.clone())))
+        Err(failure.unwrap_or(ClusterError::Disconnected))
     }
 
     /// Whether Sentinels say where the primary is, which may change.
-    pub(super) const fn asks_sentinels(&self) -> bool {
+    pub(super) const fn uses_sentinels(&self) -> bool {
         matches!(self.settings.url.server, RedisServer::Sentinel { .. })
     }
 
-    async fn ask_sentinel(&self, sentinel: &HostPort, name: &str) -> Result<Option<HostPort>, ClusterError> {
+    /// The address of the primary that one Sentinel names.
+    pub(super) async fn primary_by(&self, sentinel: &HostPort) -> Result<HostPort, ClusterError> {
+        let RedisServer::Sentinel { name, .. } = &self.settings.url.server else {
+            return Err(ClusterError::Disconnected);
+        };
         let info = RedisConnectionInfo::default().set_skip_set_lib_name();
         let connection = connect(sentinel, &info, AsyncConnectionConfig::new(), None).await?;
         let command = redis::cmd("SENTINEL").arg("GET-MASTER-ADDR-BY-NAME").arg(name).take();
-        let address: Option<(String, u16)> = ask(&connection.0, &command).await?;
-        Ok(address.map(|(host, port)| HostPort { host, port }))
+        let address: Option<(String, u16)> = send(&format!("Sentinel {sentinel}"), &connection.0, &command).await?;
+        let unknown = || ClusterError::UnknownPrimary { sentinel: sentinel.to_string(), name: name.clone() };
+        address.map(|(host, port)| HostPort { host, port }).ok_or_else(unknown)
     }
 
     /// Opens a connection to the primary. Messages go to `on_push`, in the order in which they and replies were sent.
@@ -164,25 +180,28 @@ async fn connect(
     tls: Option<TlsConnector>,
 ) -> Result<Connection, ClusterError> {
     let failed = |source: io::Error| ClusterError::Connect { address: address.to_string(), source };
-    // What it is asked is bounded by whoever asks.
+    // Each command is bounded by whoever sends it.
     let config = config.set_response_timeout(None);
-    let tcp = bounded(async {
+    let tcp = bounded(|| format!("connecting to {address}"), async {
         let tcp = TcpStream::connect((address.host.as_str(), address.port)).await.map_err(failed)?;
         tcp.set_nodelay(true).map_err(failed)?;
         Ok::<_, ClusterError>(tcp)
     });
     let tcp = tcp.await?;
-    let Some(tls) = tls else { return begin(info, tcp, config).await };
+    let Some(tls) = tls else { return begin(address, info, tcp, config).await };
     let name = ServerName::try_from(address.host.clone()).map_err(|error| failed(io::Error::other(error)))?;
-    let secured = bounded(async { tls.connect(name, tcp).await.map_err(failed) });
-    begin(info, secured.await?, config).await
+    let secured =
+        bounded(|| format!("TLS handshake with {address}"), async { tls.connect(name, tcp).await.map_err(failed) });
+    begin(address, info, secured.await?, config).await
 }
 
 async fn begin(
+    address: &HostPort,
     info: &RedisConnectionInfo,
     stream: impl tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
     config: AsyncConnectionConfig,
 ) -> Result<Connection, ClusterError> {
-    let (connection, driver) = bounded(MultiplexedConnection::new_with_config(info, stream, config)).await?;
+    let (connection, driver) =
+        bounded(|| format!("login at {address}"), MultiplexedConnection::new_with_config(info, stream, config)).await?;
     Ok(Connection(connection, tokio::spawn(driver).abort_handle()))
 }

@@ -1,4 +1,4 @@
-//! The ends of writes: told to all replicas, and waited for until none of them serves from before.
+//! The ends of writes: published to all replicas, and waited for until none of them serves from before.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
@@ -18,8 +18,13 @@ use crate::line_limit::LineLimit;
 /// Customers whose missed ends are remembered; with more, all of their merchant are ended instead.
 const MAX_MISSED: usize = 10_000;
 
-/// How soon it is tried again to tell of an end.
-pub(super) const TELL_AGAIN_AFTER: Duration = Duration::from_millis(50);
+/// How soon it is tried again to publish an end.
+pub(super) const PUBLISH_AGAIN_AFTER: Duration = Duration::from_millis(50);
+/// How long a replica that leaves waits for the ends of its last writes, and how often it looks.
+const FINISHED_WITHIN: Duration = Duration::from_secs(1);
+const FINISHED_EVERY: Duration = Duration::from_millis(10);
+/// Customers in one message.
+const MAX_PUBLISHED: usize = 1000;
 /// The longest lease that may be configured: what Redis says is no longer.
 const LONGEST_LEASE: Duration = Duration::from_secs(5);
 
@@ -55,19 +60,29 @@ impl Pending {
     }
 }
 
-/// Ends that others do not know of, with how long the platform may lag.
+/// Ends that others do not know of, by merchant.
 #[derive(Debug, Default)]
 struct Missed {
-    /// By merchant; `None`: all of its customers.
-    customers: BTreeMap<Arc<str>, Option<HashSet<String>>>,
+    merchants: BTreeMap<Arc<str>, MissedEnds>,
+    /// Of customers, those of all merchants.
     count: usize,
+}
+
+/// Those of one merchant.
+#[derive(Debug)]
+struct MissedEnds {
+    /// `None`: all.
+    customers: Option<HashSet<String>>,
+    /// How long the platform may lag.
     settle: Duration,
 }
 
 impl Missed {
     fn add(&mut self, ending: &Ending) {
-        self.settle = self.settle.max(ending.settle);
-        let known = self.customers.entry(Arc::clone(&ending.merchant)).or_insert_with(|| Some(HashSet::new()));
+        let new = || MissedEnds { customers: Some(HashSet::new()), settle: Duration::ZERO };
+        let MissedEnds { customers: known, settle } =
+            self.merchants.entry(Arc::clone(&ending.merchant)).or_insert_with(new);
+        *settle = ending.settle.max(*settle);
         match (known.as_mut(), &ending.customers) {
             (Some(known), Some(new)) if self.count + new.len() <= MAX_MISSED => {
                 let before = known.len();
@@ -82,16 +97,38 @@ impl Missed {
         }
     }
 
-    /// Takes one merchant's.
+    /// Takes one message's.
     fn take(&mut self) -> Option<Ending> {
-        let (merchant, customers) = self.customers.pop_first()?;
-        self.count -= customers.as_ref().map_or(0, HashSet::len);
-        let customers = customers.map(|customers| customers.into_iter().collect());
-        Some(Ending { merchant, customers, settle: self.settle })
+        let mut entry = self.merchants.first_entry()?;
+        let (merchant, missed) = (Arc::clone(entry.key()), entry.get_mut());
+        let settle = missed.settle;
+        let Some(customers) = &mut missed.customers else {
+            entry.remove();
+            return Some(Ending { merchant, customers: None, settle });
+        };
+        let taken: Vec<String> = customers.iter().take(MAX_PUBLISHED).cloned().collect();
+        for customer in &taken {
+            customers.remove(customer);
+        }
+        self.count -= taken.len();
+        if customers.is_empty() {
+            entry.remove();
+        }
+        Some(Ending { merchant, customers: Some(taken), settle })
     }
 }
 
 impl Ends {
+    /// Waits until none is waited for any more, for a bounded time.
+    pub(super) async fn finished(&self) {
+        for _ in 0..FINISHED_WITHIN.as_millis() / FINISHED_EVERY.as_millis() {
+            if self.pending.lock().is_empty() {
+                return;
+            }
+            tokio::time::sleep(FINISHED_EVERY).await;
+        }
+    }
+
     /// Another replica acknowledged an end.
     pub(super) fn acknowledged(&self, number: u64, member: &str) {
         let pending = self.pending.lock().get(&number).cloned();
@@ -102,8 +139,8 @@ impl Ends {
     }
 }
 
-/// Tells all replicas of an end. Returns those that may still serve from before it, and for how long.
-async fn tell(shared: &Shared, number: u64, ending: &Ending) -> Result<Vec<(String, Duration)>, ClusterError> {
+/// Publishes an end. Returns those that may still serve from before it, and for how long.
+async fn publish(shared: &Shared, number: u64, ending: &Ending) -> Result<Vec<(String, Duration)>, ClusterError> {
     let link = shared.link.load_full().ok_or(ClusterError::Disconnected)?;
     let scope = Scope { merchant: &ending.merchant, customers: ending.customers.as_deref() };
     let customers = ending.customers.as_ref().map(|customers| customers.iter().map(String::as_str).collect());
@@ -111,15 +148,15 @@ async fn tell(shared: &Shared, number: u64, ending: &Ending) -> Result<Vec<(Stri
     link.end(&scope, ending.settle, &event.encode(&shared.member)).await
 }
 
-/// Tells all replicas of an end, once more if the connection to Redis has just been replaced, or is about to be.
-async fn tell_again(shared: &Shared, number: u64, ending: &Ending) -> Result<Vec<(String, Duration)>, ClusterError> {
+/// The same, once more if the connection to Redis has just been replaced, or is about to be.
+async fn publish_again(shared: &Shared, number: u64, ending: &Ending) -> Result<Vec<(String, Duration)>, ClusterError> {
     let until = shared.clock.boot() + SILENCE;
     loop {
-        match tell(shared, number, ending).await {
+        match publish(shared, number, ending).await {
             Err(_) if shared.link.load().is_some() && shared.clock.boot() < until => {
-                tokio::time::sleep(TELL_AGAIN_AFTER).await;
+                tokio::time::sleep(PUBLISH_AGAIN_AFTER).await;
             }
-            told => return told,
+            published => return published,
         }
     }
 }
@@ -130,8 +167,7 @@ pub(super) async fn end(shared: &Shared, ending: Ending) {
     let pending = Arc::<Pending>::default();
     // It may be acknowledged before the reply is seen here.
     shared.ends.pending.lock().insert(number, Arc::clone(&pending));
-    let told = tell_again(shared, number, &ending).await;
-    match told {
+    match publish_again(shared, number, &ending).await {
         Ok(mut members) => {
             members.retain(|(member, _)| **member != *shared.member);
             let longest = members.iter().map(|(_, left)| *left).max().unwrap_or_default().min(LONGEST_LEASE);
@@ -148,7 +184,7 @@ pub(super) async fn end(shared: &Shared, ending: Ending) {
                 tracing::warn!(
                     %error,
                     suppressed,
-                    "cluster: the other replicas do not know of the end of a write yet, and may serve older answers"
+                    "cluster: invalidation not published: other replicas may serve older answers until it is"
                 );
             }
             shared.ends.missed.lock().add(&ending);
@@ -160,12 +196,12 @@ pub(super) async fn end(shared: &Shared, ending: Ending) {
     shared.ends.pending.lock().remove(&number);
 }
 
-/// Tells all replicas of the ends that they missed; returns whether all are told.
-pub(super) async fn tell_missed(shared: &Shared) -> bool {
+/// Publishes the ends that other replicas missed; returns whether that succeeded for all.
+pub(super) async fn publish_missed(shared: &Shared) -> bool {
     loop {
         let Some(ending) = shared.ends.missed.lock().take() else { return true };
         let number = shared.ends.numbers.fetch_add(1, Ordering::Relaxed);
-        if tell(shared, number, &ending).await.is_err() {
+        if publish(shared, number, &ending).await.is_err() {
             shared.ends.missed.lock().add(&ending);
             return false;
         }

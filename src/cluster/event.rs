@@ -1,4 +1,4 @@
-//! What replicas tell each other: a line of text, whose first word is the version of the protocol.
+//! Messages between replicas: a line of text, whose first word is the version of the protocol.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! What a replica and Redis say to each other over one pair of connections, within one namespace.
+//! Commands and scripts over one pair of connections, within one namespace.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,13 +9,13 @@ use redis::{Cmd, FromRedisValue};
 use sha2::{Digest, Sha256};
 
 use super::Shared;
-use super::connection::{ClusterError, Connection, ask};
+use super::connection::{ClusterError, Connection, bounded, result_of, send};
 use super::offset::Offset;
 use crate::clock::{Boot, Clock, millis};
-use crate::limit::{Ask, LATENESS, SEND_WITHIN, SharedSlot, hold};
+use crate::limit::{LATENESS, PendingSlot, SEND_WITHIN, SharedSlot, hold};
 use crate::line_limit::LineLimit;
 use crate::metrics::{ClusterMetrics, ClusterOp, Label};
-use crate::settings::PaceSettings;
+use crate::settings::{HostPort, PaceSettings};
 
 const HEARTBEAT: &str = include_str!("scripts/heartbeat.lua");
 const END: &str = include_str!("scripts/end.lua");
@@ -36,12 +36,14 @@ pub(super) struct ServerInfo {
     /// What it evicts when it is full.
     pub(super) memory_policy: String,
     pub(super) version: String,
+    /// `standalone` or `cluster`.
+    pub(super) mode: String,
 }
 
 impl ServerInfo {
     /// Asks a server for it.
     pub(super) async fn of(connection: &MultiplexedConnection) -> Result<Self, ClusterError> {
-        let text: String = ask(connection, &redis::cmd("INFO")).await?;
+        let text: String = send("INFO", connection, &redis::cmd("INFO")).await?;
         let field = |name: &str| {
             let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
             value.unwrap_or_default().trim().to_owned()
@@ -52,7 +54,7 @@ impl ServerInfo {
         }
         let (run_id, replication_id) = (field("run_id"), field("master_replid"));
         let (memory_policy, version) = (field("maxmemory_policy"), field("redis_version"));
-        Ok(Self { run_id, replication_id, memory_policy, version })
+        Ok(Self { run_id, replication_id, memory_policy, version, mode: field("redis_mode") })
     }
 
     /// Whether it never evicts what is needed.
@@ -78,7 +80,7 @@ impl Namespace {
         prefix: &str,
         server: &ServerInfo,
     ) -> Result<Self, ClusterError> {
-        let jumps: Option<String> = ask(connection, redis::cmd("GET").arg(format!("{prefix}:jumps"))).await?;
+        let jumps: Option<String> = send("GET", connection, redis::cmd("GET").arg(format!("{prefix}:jumps"))).await?;
         let jumps = jumps.unwrap_or_else(|| "0".to_owned());
         let hash = Sha256::digest(format!("{} {} {jumps}", server.run_id, server.replication_id));
         let mut run: String = hash.iter().map(|byte| format!("{byte:02x}")).collect();
@@ -91,12 +93,12 @@ impl Namespace {
         format!("{}{name}", self.start)
     }
 
-    /// The channel on which replicas hear of what concerns all.
+    /// The channel of messages to all replicas.
     pub(super) fn events(&self) -> String {
         self.name("events")
     }
 
-    /// The channel on which a replica is told that others know of its ends.
+    /// The channel on which a replica receives acknowledgements of its ends.
     pub(super) fn acknowledgements(&self, member: &str) -> String {
         self.name(&format!("acks:{member}"))
     }
@@ -107,6 +109,11 @@ impl Namespace {
 
     fn jumps_key(&self) -> String {
         format!("{}:jumps", self.prefix)
+    }
+
+    /// The key with the name of the current namespace: that of a server may change while it runs, when replicas of it come and go.
+    fn current_key(&self) -> String {
+        format!("{}:current", self.prefix)
     }
 }
 
@@ -120,6 +127,8 @@ pub(super) struct Scope<'a> {
 
 /// A pair of connections.
 pub(super) struct Link {
+    /// Where it leads to.
+    pub(super) primary: HostPort,
     pub(super) namespace: Namespace,
     /// When this replica first heard of the namespace.
     pub(super) since: Boot,
@@ -131,7 +140,7 @@ pub(super) struct Link {
     clock: Clock,
     metrics: ClusterMetrics,
     /// Lines about refused commands.
-    refusals: LineLimit,
+    refusals: Arc<LineLimit>,
 }
 
 /// What a heartbeat says of its sender.
@@ -156,6 +165,11 @@ pub(super) struct Beat {
     pub(super) members: u32,
 }
 
+/// Redis' time, in microseconds since the Unix epoch.
+const fn unix_micros(seconds: i64, micros: i64) -> i64 {
+    seconds.saturating_mul(1_000_000).saturating_add(micros)
+}
+
 /// A command that runs a script.
 fn script(text: &str, keys: &[String]) -> Cmd {
     let mut command = redis::cmd("EVAL");
@@ -166,6 +180,7 @@ fn script(text: &str, keys: &[String]) -> Cmd {
 impl Link {
     /// Over two connections to the same server. `known`: what was known of its clock before, in the same namespace.
     pub(super) async fn new(
+        primary: HostPort,
         namespace: Namespace,
         since: Boot,
         (control, data): (Connection, Connection),
@@ -174,11 +189,11 @@ impl Link {
     ) -> Result<Self, ClusterError> {
         let (member, clock, metrics) = (Arc::clone(&shared.member), shared.clock.clone(), shared.metrics.clone());
         let sent = clock.boot();
-        let (seconds, micros): (i64, i64) = ask(&control.0, &redis::cmd("TIME")).await?;
-        let redis = seconds * 1_000_000 + micros;
+        let (seconds, micros): (i64, i64) = send("TIME", &control.0, &redis::cmd("TIME")).await?;
+        let redis = unix_micros(seconds, micros);
         let offset = known.unwrap_or_else(|| Arc::new(Mutex::new(Offset::new(sent, redis, clock.boot()))));
-        let refusals = LineLimit::default();
-        let link = Self { namespace, since, offset, control, data, member, clock, metrics, refusals };
+        let refusals = Arc::clone(&shared.refusals);
+        let link = Self { primary, namespace, since, offset, control, data, member, clock, metrics, refusals };
         if let Err(jumped) = link.narrow(sent, redis) {
             link.jump().await?;
             return Err(jumped);
@@ -188,8 +203,15 @@ impl Link {
 
     /// Receives messages from now on.
     pub(super) async fn subscribe(&self) -> Result<(), ClusterError> {
-        let channels = [self.namespace.events(), self.namespace.acknowledgements(&self.member)];
-        ask(&self.control.0, redis::cmd("SUBSCRIBE").arg(&channels)).await
+        let channels = vec![self.namespace.events(), self.namespace.acknowledgements(&self.member)];
+        let mut connection = self.control.0.clone();
+        bounded(|| "SUBSCRIBE".to_owned(), connection.subscribe(channels)).await
+    }
+
+    /// Whether the connection for what is not on the other one works.
+    pub(super) async fn check_data(&self) -> Result<(), ClusterError> {
+        let _: (i64, i64) = send("TIME", &self.data.0, &redis::cmd("TIME")).await?;
+        Ok(())
     }
 
     /// Runs a command, and counts and times it.
@@ -200,8 +222,8 @@ impl Link {
         command: &Cmd,
     ) -> Result<T, ClusterError> {
         let began = self.clock.boot();
-        let answer = ask(&connection.0, command).await;
-        self.metrics.count(op, answer.as_ref().map(|_| ()).map_err(ClusterError::is_timeout));
+        let answer = send(op.name(), &connection.0, command).await;
+        self.metrics.count(op, result_of(&answer));
         self.metrics.duration.of(op).observe(self.clock.boot().since(began).as_secs_f64());
         if let Err(ClusterError::Redis(error)) = &answer
             && error.code().is_some()
@@ -225,14 +247,14 @@ impl Link {
     /// Says that this replica lives.
     pub(super) async fn heartbeat(&self, pulse: Pulse<'_>) -> Result<Beat, ClusterError> {
         let mut keys = self.keys(["members", "live", "about", "protocol", "born"]);
-        keys.push(self.namespace.jumps_key());
+        keys.push(self.namespace.current_key());
         let mut command = script(HEARTBEAT, &keys);
         let sent = self.clock.boot();
         command.arg(&*self.member).arg(pulse.about).arg(pulse.protocol).arg(self.latest());
-        command.arg(i32::from(pulse.is_live)).arg(i32::from(pulse.joins)).arg(&self.namespace.jumps);
+        command.arg(i32::from(pulse.is_live)).arg(i32::from(pulse.joins)).arg(&*self.namespace.start);
         let (what, seconds, micros, live, members): (String, i64, i64, u32, u32) =
             self.run(ClusterOp::Heartbeat, &self.control, &command).await?;
-        self.narrow(sent, seconds * 1_000_000 + micros)?;
+        self.narrow(sent, unix_micros(seconds, micros))?;
         match what.as_str() {
             "ok" => {}
             "late" => return Err(ClusterError::Late),
@@ -251,8 +273,8 @@ impl Link {
 
     /// A clock jumped: lets a new namespace begin.
     pub(super) async fn jump(&self) -> Result<(), ClusterError> {
-        let mut command = script(JUMP, &[self.namespace.jumps_key()]);
-        ask(&self.control.0, command.arg(&self.namespace.jumps)).await
+        let mut command = script(JUMP, &[self.namespace.jumps_key(), self.namespace.current_key()]);
+        send("jump", &self.control.0, command.arg(&self.namespace.jumps)).await
     }
 
     /// Ends a write for all replicas. Returns those that may still serve from before it, and for how long.
@@ -263,7 +285,7 @@ impl Link {
         message: &str,
     ) -> Result<Vec<(String, Duration)>, ClusterError> {
         let mut keys = self.keys(["members", "about"]);
-        keys.push(self.namespace.jumps_key());
+        keys.push(self.namespace.current_key());
         match scope.customers {
             Some(customers) => {
                 let fence = |customer: &String| self.namespace.fence(scope.merchant, Some(customer));
@@ -272,8 +294,12 @@ impl Link {
             None => keys.push(self.namespace.fence(scope.merchant, None)),
         }
         let mut command = script(END, &keys);
-        command.arg(self.namespace.events()).arg(message).arg(millis(settle)).arg(&self.namespace.jumps);
-        let (what, waits): (String, Vec<(String, u64)>) = self.run(ClusterOp::End, &self.control, &command).await?;
+        command.arg(self.namespace.events()).arg(message).arg(millis(settle)).arg(&*self.namespace.start);
+        let sent = self.clock.boot();
+        let (what, seconds, micros, waits): (String, i64, i64, Vec<(String, u64)>) =
+            self.run(ClusterOp::End, &self.control, &command).await?;
+        // By a clock that jumped it is not known who may still serve from before.
+        self.narrow(sent, unix_micros(seconds, micros))?;
         if what != "ok" {
             return Err(ClusterError::Moved);
         }
@@ -294,7 +320,7 @@ impl Link {
         self.run(ClusterOp::Publish, &self.control, command.arg(self.namespace.events()).arg(message)).await
     }
 
-    /// Tells a replica that this one knows of its end.
+    /// Acknowledges the end of another replica.
     pub(super) async fn acknowledge(&self, sender: &str, message: &str) -> Result<(), ClusterError> {
         let mut command = redis::cmd("PUBLISH");
         command.arg(self.namespace.acknowledgements(sender)).arg(message);
@@ -310,23 +336,27 @@ impl Link {
     }
 
     /// Takes a slot. `parts`: among so many replicas the limit is divided.
-    pub(super) async fn take(&self, ask: Ask, number: u64, parts: u32) {
-        let settings = ask.settings;
-        let mut keys = vec![self.slots(ask.name())];
+    pub(super) async fn take(&self, pending: PendingSlot, number: u64, parts: u32) {
+        let settings = pending.settings;
+        let mut keys = vec![self.slots(pending.name())];
         keys.extend(self.keys(["live", "members", "born"]));
-        let asked = self.clock.boot();
+        keys.push(self.namespace.current_key());
+        let requested = self.clock.boot();
         let counts_for = SEND_WITHIN + settings.transit + settings.per;
         let mut command = script(TAKE, &keys);
-        command.arg(self.call(number)).arg(ask.allowed).arg(millis(counts_for)).arg(millis(hold(&settings)));
-        command.arg(parts).arg(self.latest());
-        match self.run(ClusterOp::Take, &self.control, &command).await {
-            Ok((1, _)) => {
-                let pace = Arc::clone(ask.name());
-                ask.granted(SharedSlot { pace, number, asked });
+        command.arg(self.call(number)).arg(settings.rate).arg(millis(counts_for)).arg(millis(hold(&settings)));
+        command.arg(parts).arg(self.latest()).arg(pending.allowed).arg(&*self.namespace.start);
+        let taken: Result<(i64, u64, i64, i64), _> = self.run(ClusterOp::Take, &self.control, &command).await;
+        let Ok((what, wait, seconds, micros)) = taken else { return };
+        // By a clock that jumped it is not known which calls still count.
+        match (what, self.narrow(requested, unix_micros(seconds, micros))) {
+            (1, Ok(())) => {
+                let pace = Arc::clone(pending.name());
+                pending.granted(SharedSlot { pace, number, requested });
             }
             // More than that only follows from a clock that jumped.
-            Ok((0, wait)) => ask.denied(self.clock.boot() + Duration::from_millis(wait).min(hold(&settings))),
-            Ok(_) | Err(_) => drop(ask),
+            (0, Ok(())) => pending.denied(self.clock.boot() + Duration::from_millis(wait).min(hold(&settings))),
+            _ => {}
         }
     }
 
@@ -355,6 +385,6 @@ impl Link {
     /// This replica ends in order.
     pub(super) async fn leave(&self) {
         let mut command = script(LEAVE, &self.keys(["members", "live", "about"]));
-        let _: Result<(), _> = ask(&self.control.0, command.arg(&*self.member)).await;
+        let _: Result<(), _> = send("leave", &self.control.0, command.arg(&*self.member)).await;
     }
 }

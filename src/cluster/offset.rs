@@ -22,7 +22,7 @@ pub(super) struct Jumped;
 impl Offset {
     /// From one reply, which said `redis` (in microseconds since the Unix epoch).
     pub(super) fn new(sent: Boot, redis: i64, received: Boot) -> Self {
-        Self { least: redis - micros(received), most: redis - micros(sent), at: received }
+        Self { least: redis.saturating_sub(micros(received)), most: redis.saturating_sub(micros(sent)), at: received }
     }
 
     /// With what another reply says.
@@ -36,7 +36,7 @@ impl Offset {
 
     /// A moment by Redis' clock, in milliseconds since the Unix epoch: the earliest that it may be.
     pub(super) fn earliest(self, at: Boot) -> i64 {
-        (micros(at) + self.least).div_euclid(1000)
+        micros(at).saturating_add(self.least).div_euclid(1000)
     }
 }
 

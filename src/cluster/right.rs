@@ -17,6 +17,8 @@ pub enum Standing {
     Fenced,
     /// Those through this replica are known: it is cut off from the others.
     Unfenced,
+    /// It was not known in time which of the two.
+    Unknown,
 }
 
 /// While cut off.
@@ -79,24 +81,24 @@ impl Right {
         }
     }
 
-    /// Waits until this replica is cut off.
-    pub(super) async fn wait_for_cut_off(&self) {
-        // The sender lives as long as this.
-        let _ = self.beats.subscribe().wait_for(|beat| beat.is_cut_off).await;
-    }
-
     /// A heartbeat that was sent at this moment was answered. Returns whether the right had lapsed.
     pub(super) fn extend(&self, sent: Boot, now: Boot) -> bool {
         let until = (sent + self.span()).nanos();
         let before = self.until.fetch_max(until, Ordering::SeqCst);
         self.beats.send_modify(|beat| beat.sent = beat.sent.max(Some(sent)));
-        !self.lease.is_zero() && before > 0 && before < now.nanos()
+        self.has_lapsed(before, now)
     }
 
-    /// It ends, until another heartbeat is answered.
-    pub(super) fn revoke(&self) {
-        self.until.store(0, Ordering::SeqCst);
+    /// It ends, until another heartbeat is answered. Returns whether it had lapsed.
+    pub(super) fn revoke(&self, now: Boot) -> bool {
+        let until = self.until.swap(0, Ordering::SeqCst);
         self.beats.send_modify(|beat| *beat = Beat { sent: None, is_cut_off: false });
+        self.has_lapsed(until, now)
+    }
+
+    /// Whether it held until `until`, and no longer.
+    fn has_lapsed(&self, until: u64, now: Boot) -> bool {
+        !self.lease.is_zero() && until > 0 && until < now.nanos()
     }
 
     /// This replica is cut off, and serves what it fetches from now on.
@@ -123,8 +125,10 @@ mod tests {
         assert!(!right.extend(at(900), at(1010)), "an older one changes nothing");
         assert_eq!(right.standing(at(1197)), Some(Standing::Fenced));
         assert!(right.extend(at(1300), at(1301)), "it had lapsed");
-        right.revoke();
+        assert!(!right.revoke(at(1301)) && !right.revoke(at(9999)), "it holds, and is counted once");
         assert_eq!(right.standing(at(1301)), None);
+        right.extend(at(2000), at(2001));
+        assert!(right.revoke(at(2300)), "it had lapsed");
         right.cut_off();
         assert_eq!(right.standing(at(999_999)), Some(Standing::Unfenced));
         assert_eq!(right.wait(at(1)).await, Standing::Unfenced);

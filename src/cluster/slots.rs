@@ -12,13 +12,13 @@ use crate::limit::SlotRequest;
 pub(super) async fn serve_slots(shared: &Arc<Shared>, mut requests: UnboundedReceiver<SlotRequest>) {
     let (mut number, replicas) = (0, shared.replicas);
     while let Some(request) = requests.recv().await {
-        // Without a connection a slot that is asked for is denied; the other requests only save time.
+        // Without a connection a slot that is requested is denied; the other requests only save time.
         let Some(link) = shared.link.load_full() else { continue };
         let member = Arc::clone(&shared.member);
         number += 1;
         tokio::spawn(async move {
             match request {
-                SlotRequest::Take(ask) => link.take(ask, number, replicas).await,
+                SlotRequest::Take(pending) => link.take(pending, number, replicas).await,
                 SlotRequest::Sent(slot, pace) => link.sent(&slot, &pace).await,
                 SlotRequest::Answered(slot, pace) => link.answered(&slot, &pace).await,
                 SlotRequest::Release(slot) => link.release(&slot).await,

@@ -8,9 +8,10 @@ use prometheus::IntGauge;
 
 use super::attempt_result::result_of;
 use super::call_log::CallLog;
-use super::request::Job;
+use super::request::{Job, Spare};
 use super::time::Time;
 use crate::answer::{Answer, Verdict};
+use crate::cluster::Cluster;
 use crate::limit::{NoPermit, Paces, Permit, WaitFor};
 use crate::metrics::{AttemptResult, Label};
 use crate::signer::{Nonces, SignedRequest};
@@ -24,7 +25,7 @@ use crate::upstream::{
 const IDLE_CLOSE_WITHIN: Duration = Duration::from_secs(1);
 
 /// How long a call that nobody waits for waits for a slot that all replicas share.
-const ASK_FOR_SPARE_WITHIN: Duration = Duration::from_millis(300);
+const SPARE_WAIT: Duration = Duration::from_millis(300);
 
 const SERVICE_UNAVAILABLE: u16 = 503;
 const TOO_MANY_REQUESTS: u16 = 429;
@@ -36,6 +37,7 @@ pub(super) struct Fetcher {
     pub(super) upstream: Arc<Upstream>,
     pub(super) paces: Arc<Paces>,
     pub(super) nonces: Nonces,
+    pub(super) cluster: Cluster,
 }
 
 /// How far a call has come.
@@ -60,23 +62,6 @@ impl<'a> InFlight<'a> {
 impl Drop for InFlight<'_> {
     fn drop(&mut self) {
         self.0.dec();
-    }
-}
-
-/// What a call needs that nobody waits for.
-pub(super) enum Spare {
-    /// A permit.
-    Permit(Permit),
-    /// A slot that all replicas share, which must be asked for.
-    ToBeAskedFor,
-}
-
-impl Spare {
-    pub(super) fn into_permit(self) -> Option<Permit> {
-        match self {
-            Self::Permit(permit) => Some(permit),
-            Self::ToBeAskedFor => None,
-        }
     }
 }
 
@@ -166,8 +151,8 @@ impl Fetcher {
         }
         let may_have_spare = pace.may_have_spare();
         may_have_spare.then(|| {
-            job.max_wait = ASK_FOR_SPARE_WITHIN;
-            Spare::ToBeAskedFor
+            job.max_wait = SPARE_WAIT;
+            Spare::Shared
         })
     }
 
@@ -196,7 +181,7 @@ impl Fetcher {
             },
         };
         let (mut permit, attempt) = match begun {
-            Ok(begun) => begun,
+            Ok((permit, attempt)) => (Some(permit), attempt),
             Err(not_sent) => return not_sent.into(),
         };
         let (metrics, tenant) = (job.metrics(), job.policy.handles.tenant(job.call.tenant.index));
@@ -226,12 +211,12 @@ impl Fetcher {
             Err(failed) => Outcome::failed(failed.error, failed.sent),
         };
         let attempted = Attempted { outcome, is_idle_close };
-        self.record(job, circuit, attempt, &permit, &attempted);
+        self.record(job, circuit, attempt, permit.as_ref(), &attempted);
         attempted
     }
 
     /// Records how an attempt ended: in the breaker, the rate limit, metrics and the log.
-    fn record(&self, job: &Job, circuit: &Circuit, attempt: Attempt, permit: &Permit, attempted: &Attempted) {
+    fn record(&self, job: &Job, circuit: &Circuit, attempt: Attempt, permit: Option<&Permit>, attempted: &Attempted) {
         let Attempted { outcome, is_idle_close } = attempted;
         let call_log = CallLog::new(job, outcome);
         // An attempt that was cut off by the job's deadline, before its own timeout, is no sign of a failure.
@@ -257,7 +242,7 @@ impl Fetcher {
                 }
             }
         }
-        let Outcome::Answered(answered) = outcome else { return };
+        let (Outcome::Answered(answered), Some(permit)) = (outcome, permit) else { return };
         // HTTP 429 is no answer to a signature.
         if result == AttemptResult::Throttled && answered.answer.status != TOO_MANY_REQUESTS && circuit.throttled() {
             call_log.key_suspect(&answered.answer);
@@ -318,18 +303,23 @@ impl Fetcher {
         job: &Job,
         circuit: &Circuit,
         mut reuse: Reuse,
-        permit: &mut Permit,
+        own_permit: &mut Option<Permit>,
         on_progress: &(impl Fn(Progress) + Sync),
     ) -> Result<Answered, Stopped> {
         loop {
             let remaining = job.deadline.since(self.time.boot());
             let connection = tokio::time::timeout(remaining, self.upstream.connection(reuse)).await;
             let connection = connection.unwrap_or_else(|_| Err(ExchangeError::before(AttemptError::Timeout)))?;
-            if !permit.is_timely() {
-                // Connecting took so long that its slot may count for others by now.
-                *permit = self.permit(job, circuit).await?;
+            // If connecting took so long that its slot may count for others by now, it needs another one.
+            let timely = own_permit.take().filter(Permit::is_timely);
+            let permit = &*own_permit.insert(match timely {
+                Some(permit) => permit,
+                None => self.permit(job, circuit).await?,
+            });
+            // It may have waited for long.
+            if job.queue_key.write && !self.cluster.admits_writes() {
+                return Err(NotSent::Unfenced.into());
             }
-            let permit = &*permit;
             on_progress(Progress::Begun);
             let sent = self.time.clock.now();
             let request = SignedRequest::sign(&job.call, &self.nonces, self.time.skew.signing_time(sent));

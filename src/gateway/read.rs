@@ -4,11 +4,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::Step;
-use super::fetch::{Fetcher, Progress, Spare};
+use super::fetch::{Fetcher, Progress};
 use super::invalidate::Invalidator;
 use super::pass::Passes;
 use super::policy::Policy;
-use super::request::{Job, Request};
+use super::request::{Job, Request, Spare};
 use super::tasks::Tasks;
 use super::time::Time;
 use crate::cache::{
@@ -74,6 +74,11 @@ impl Reads {
             };
         }
         let question = request.question(cached);
+        if request.standing == Standing::Unknown {
+            let held = self.cache.held(&question, *now).filter(|_| cache_control.allows_stale());
+            let held = held.map(|hit| Step::Done(request.stale(&hit, StaleReason::NothingSent, false)));
+            return held.ok_or(GatewayError::NotSent(NotSent::DeadlineExceeded));
+        }
         let generation = self.cache.generation(request.tenant.merchant, policy.rules);
         let lookups = &request.route_metrics().lookups;
         match self.cache.lookup(&question, generation, cache_control, *now) {
@@ -98,8 +103,7 @@ impl Reads {
             None => Err(error),
         };
         if cache_control.only_if_cached {
-            lookups.of(LookupResult::Miss).inc();
-            return in_place_of(GatewayError::NotCached);
+            return in_place_of(GatewayError::NotCached).inspect_err(|_| lookups.of(LookupResult::Miss).inc());
         }
         if let Err(error) = self.tasks.check_capacity() {
             return in_place_of(error);
@@ -215,7 +219,7 @@ impl Reads {
         let subject = &question.subject;
         match cluster.lag(&merchants.name(subject.tenant), subject.customer_id()).await {
             Some(Duration::ZERO) => Certainty::Settled,
-            _ if cluster.is_cut_off() => Certainty::CutOff,
+            None if cluster.is_cut_off() => Certainty::CutOff,
             Some(_) | None => Certainty::Unsettled,
         }
     }
@@ -261,13 +265,14 @@ impl Reads {
         let generation = self.cache.generation(question.subject.tenant, policy.rules);
         // A newer fetch may have stored its answer: this one's flight may have been removed by a write.
         let default = RequestCacheControl::default();
+        let standing = if cluster.is_cut_off() { Standing::Unfenced } else { Standing::Fenced };
         if let Some(hit) = self.cache.fresh(&question, generation, &default, now) {
+            cluster.count_hit(standing);
             return Ok(Reply::hit(&hit, now));
         }
-        let standing = if cluster.is_cut_off() { Standing::Unfenced } else { Standing::Fenced };
         let hit = match standing {
             Standing::Fenced => self.cache.stale_for_error(&question, generation, now),
-            Standing::Unfenced => self.cache.held(&question, now),
+            Standing::Unfenced | Standing::Unknown => self.cache.held(&question, now),
         };
         let Some(hit) = hit else { return failed.into() };
         cluster.count_hit(standing);

@@ -12,7 +12,7 @@ use crate::caller::Caller;
 use crate::clock::{Boot, Now};
 use crate::cluster::{Cluster, Standing};
 use crate::envelope::Envelope;
-use crate::limit::QueueKey;
+use crate::limit::{Permit, QueueKey};
 use crate::metrics::{CallMetrics, LookupResult, RouteMetrics};
 use crate::reply::{Reply, StaleReason};
 use crate::route::Route;
@@ -186,6 +186,23 @@ impl Job {
                 .unwrap_or(common.stale_while_revalidate),
             stale_if_error: own.and_then(|own| own.stale_if_error).unwrap_or(common.stale_if_error),
             ..common
+        }
+    }
+}
+
+/// What a call needs that nobody waits for.
+pub(super) enum Spare {
+    /// A permit.
+    Permit(Permit),
+    /// A slot that all replicas share, which must be requested.
+    Shared,
+}
+
+impl Spare {
+    pub(super) fn into_permit(self) -> Option<Permit> {
+        match self {
+            Self::Permit(permit) => Some(permit),
+            Self::Shared => None,
         }
     }
 }

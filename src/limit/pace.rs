@@ -20,8 +20,10 @@ use crate::call_state::CallState;
 use crate::clock::{Boot, Clock};
 use crate::settings::PaceSettings;
 
-/// How soon the place of the shared slots is asked again if it did not answer.
-const ASK_AGAIN_AFTER: Duration = Duration::from_millis(50);
+/// Within this time it is known whether a shared slot is free.
+const ANSWERED_WITHIN: Duration = Duration::from_millis(300);
+/// How soon a shared slot is requested again if there was no answer.
+const REQUEST_AGAIN_AFTER: Duration = Duration::from_millis(50);
 
 /// The rate limit of one tenant and path.
 #[derive(Debug)]
@@ -81,7 +83,7 @@ impl Pace {
 
     /// Nobody knows whether a shared slot is free.
     pub(super) fn not_answered(&self) {
-        self.denied(self.clock.boot() + ASK_AGAIN_AFTER);
+        self.denied(self.clock.boot() + REQUEST_AGAIN_AFTER);
     }
 
     fn release(&self, slot: SharedSlot) {
@@ -105,7 +107,8 @@ impl Pace {
             return Ok(permit);
         }
         let mut position = QueuePosition::join(self, inflight, key);
-        let mut until = deadline.min(self.clock.boot() + max_wait);
+        let began = self.clock.boot();
+        let mut until = deadline.min(began + max_wait);
         let mut has_waited = false;
         loop {
             let now = self.clock.boot();
@@ -117,21 +120,26 @@ impl Pace {
                 Ok(permit) => return Ok(permit),
                 Err(wait) => wait,
             };
-            let remaining = until.since(now);
+            // Whether a shared slot is free is known only once that was answered, however short the request waits.
+            let is_shared = self.sharing.source() == SlotSource::Shared;
+            let answered = if is_shared { deadline.min(began + ANSWERED_WITHIN) } else { began };
+            let (remaining, waits_for) = (until.since(now), until.max(answered).since(now));
             let is_first = !std::mem::replace(&mut has_waited, true);
-            if is_first || remaining.is_zero() {
+            // While cut off, no slot comes before it is said to.
+            let is_cut_off = matches!(self.sharing.source(), SlotSource::CutOff { .. });
+            if is_first || is_cut_off || now < answered || waits_for.is_zero() {
                 let limited = position.limited(now);
-                if limited.retry_after > remaining {
+                if limited.retry_after > remaining || (waits_for.is_zero() && is_shared && !self.awaits_capacity()) {
                     return Err(NoPermit::Limited(limited));
                 }
-                if remaining.is_zero() {
+                if waits_for.is_zero() {
                     // A slot could have come by now: it was the capacity that did not.
                     return Err(NoPermit::NoCapacity);
                 }
             }
             let pause = match wait {
-                Wait::Until(next) => next.since(now).min(remaining),
-                Wait::Change => remaining,
+                Wait::Until(next) => next.since(now).min(waits_for),
+                Wait::Change => waits_for,
             };
             // Either the time has come, or something changed: try again.
             tokio::select! {
@@ -140,6 +148,11 @@ impl Pace {
                 () = call.another_joined() => {}
             }
         }
+    }
+
+    /// Whether whoever is next waits for capacity, and not for a slot.
+    fn awaits_capacity(&self) -> bool {
+        self.queue.lock().waiting.next().is_some_and(|(_, waker)| waker.awaits_capacity())
     }
 
     /// Takes a slot and capacity that nobody waits for, at once or not at all.
@@ -156,7 +169,7 @@ impl Pace {
         Some(Permit::new(self, claim, capacity))
     }
 
-    /// Whether there may be a slot to spare in the place of the shared ones, which must be asked for it.
+    /// Whether there may be a slot to spare in the place of the shared ones, from which it must be requested.
     pub fn may_have_spare(&self) -> bool {
         let queue = self.queue.lock();
         self.sharing.source() == SlotSource::Shared && queue.may_have_spare(self.clock.boot())

@@ -1,6 +1,6 @@
 //! How replicas share the slots towards the platform: each has its part of them, or all take them from one place.
 //!
-//! The platform counts a call that took a slot there no later than `SEND_WITHIN` and `transit` after it was asked for, and the call
+//! The platform counts a call that took a slot there no later than `SEND_WITHIN` and `transit` after it was requested, and the call
 //! leaves the window `per` later. A replica's heartbeat that arrives counts for `SILENCE`, and may arrive `LATENESS` after it was sent.
 //! [`hold`] adds up all that: for so long after its last heartbeat others may use the part of a replica that is cut off.
 
@@ -19,7 +19,7 @@ use crate::settings::PaceSettings;
 pub const LATENESS: Duration = Duration::from_millis(250);
 /// Without a heartbeat for so long a replica does not count as live, and without an answer to one it is cut off.
 pub const SILENCE: Duration = Duration::from_millis(500);
-/// How long after a slot was asked for its call may be sent.
+/// How long after a slot was requested its call may be sent.
 pub const SEND_WITHIN: Duration = Duration::from_millis(500);
 /// Between the check that a slot may still be used and the last byte of its call.
 const SEND_MARGIN: Duration = Duration::from_millis(50);
@@ -35,7 +35,7 @@ pub fn hold(pace: &PaceSettings) -> Duration {
 pub enum SlotSource {
     /// Each of so many replicas has its part.
     Split(u32),
-    /// One place that all replicas ask.
+    /// One place for all replicas.
     Shared,
     /// This replica is cut off from that place, and has its part after a while.
     CutOff {
@@ -47,21 +47,20 @@ pub enum SlotSource {
 }
 
 impl SlotSource {
-    /// The part of a limit that this replica has, if slots are not shared.
+    /// The part of a limit that this replica has, if slots are not shared; 0: nothing, unless there is no limit.
     pub(super) fn part_of(self, rate: u32) -> u32 {
         match self {
-            // A part of nothing would be no limit.
-            Self::Split(replicas) | Self::CutOff { replicas, .. } => (rate / replicas.max(1)).max(rate.min(1)),
+            Self::Split(replicas) | Self::CutOff { replicas, .. } => rate / replicas.max(1),
             Self::Shared => rate,
         }
     }
 }
 
-/// What the place of the shared slots is asked.
+/// A request to the place of the shared slots.
 #[derive(Debug)]
 pub enum SlotRequest {
     /// A slot.
-    Take(Ask),
+    Take(PendingSlot),
     /// The last byte of a call has just been sent.
     Sent(SharedSlot, PaceSettings),
     /// A call has just been answered.
@@ -79,22 +78,22 @@ pub enum SlotRequest {
 pub struct SharedSlot {
     /// The name of its pace.
     pub pace: Arc<str>,
-    /// Its number among those that this replica asked for.
+    /// Its number among those that this replica requested.
     pub number: u64,
-    /// When it was asked for.
-    pub asked: Boot,
+    /// When it was requested.
+    pub requested: Boot,
 }
 
 impl SharedSlot {
     /// Whether a call that is sent now is sent in time.
     pub(super) fn is_timely(&self, now: Boot) -> bool {
-        now < self.asked + (SEND_WITHIN - SEND_MARGIN)
+        now < self.requested + (SEND_WITHIN - SEND_MARGIN)
     }
 }
 
-/// A pace that asks for a slot. Dropped without an answer, it asks again soon.
+/// A slot that a pace has requested. Dropped without an answer, it is requested again soon.
 #[derive(Debug)]
-pub struct Ask {
+pub struct PendingSlot {
     pace: Arc<Pace>,
     is_answered: bool,
     /// The pace's settings.
@@ -103,7 +102,7 @@ pub struct Ask {
     pub allowed: usize,
 }
 
-impl Ask {
+impl PendingSlot {
     pub(super) fn new(pace: &Arc<Pace>, settings: PaceSettings, allowed: usize) -> Self {
         Self { pace: Arc::clone(pace), is_answered: false, settings, allowed }
     }
@@ -126,7 +125,7 @@ impl Ask {
     }
 }
 
-impl Drop for Ask {
+impl Drop for PendingSlot {
     fn drop(&mut self) {
         if !self.is_answered {
             self.pace.not_answered();
@@ -151,7 +150,7 @@ impl Sharing {
         Arc::new(Self { source: RwLock::new(SlotSource::Split(replicas)), requests: None, namer })
     }
 
-    /// Whoever receives the requests is asked for slots. Until they are shared, this replica is cut off.
+    /// Whoever receives the requests gives out slots. Until they are shared, this replica is cut off.
     pub fn shared(
         source: SlotSource,
         requests: UnboundedSender<SlotRequest>,
@@ -176,9 +175,9 @@ impl Sharing {
 
     pub(super) fn request(&self, request: SlotRequest) {
         let Some(requests) = &self.requests else { return };
-        // Nobody receives them any more when the process ends, and nobody may be told under the lock of the pace.
-        if let Err(SendError(SlotRequest::Take(mut ask))) = requests.send(request) {
-            ask.is_answered = true;
+        // There is no receiver any more when the process ends, and the pace, whose lock is held, cannot be notified.
+        if let Err(SendError(SlotRequest::Take(mut pending))) = requests.send(request) {
+            pending.is_answered = true;
         }
     }
 }

@@ -30,7 +30,7 @@ pub(super) struct ThrottleState {
     /// Until when throttling is ignored.
     ignore_until: Boot,
     /// Whether the platform asked for a pause whose end was not reported yet.
-    was_asked_to_pause: bool,
+    was_awaited_to_pause: bool,
 }
 
 /// What ended.
@@ -51,7 +51,7 @@ const NOTICEABLE: Duration = Duration::from_millis(500);
 impl ThrottleState {
     pub(super) const fn new(per: Duration) -> Self {
         let start = Boot::from_duration(Duration::ZERO);
-        Self { per, consecutive: 0, last: start, paused_until: start, ignore_until: start, was_asked_to_pause: false }
+        Self { per, consecutive: 0, last: start, paused_until: start, ignore_until: start, was_awaited_to_pause: false }
     }
 
     /// A call that was sent at `sent` was throttled; returns the pause that begins, if one does.
@@ -76,7 +76,7 @@ impl ThrottleState {
         let until = now + pause.min(LONGEST_ASKED);
         let is_news = until > self.paused_until.max(now) + NOTICEABLE;
         self.paused_until = self.paused_until.max(until);
-        self.was_asked_to_pause |= is_news;
+        self.was_awaited_to_pause |= is_news;
         is_news
     }
 
@@ -89,8 +89,8 @@ impl ThrottleState {
     /// and so may what looks like it for a while.
     pub(super) fn credentials_changed(&mut self, now: Boot) {
         if now < self.last + CREDENTIALS_GRACE {
-            let was_asked_to_pause = self.was_asked_to_pause;
-            *self = Self { was_asked_to_pause, ..Self::new(self.per) };
+            let was_awaited_to_pause = self.was_awaited_to_pause;
+            *self = Self { was_awaited_to_pause, ..Self::new(self.per) };
         }
         self.ignore_until = now + CREDENTIALS_GRACE;
     }
@@ -100,9 +100,9 @@ impl ThrottleState {
         if !self.has_ended(now) {
             return None;
         }
-        let was_asked_to_pause = std::mem::take(&mut self.was_asked_to_pause);
+        let was_awaited_to_pause = std::mem::take(&mut self.was_awaited_to_pause);
         match std::mem::take(&mut self.consecutive) {
-            0 => was_asked_to_pause.then_some(Ended::Pause),
+            0 => was_awaited_to_pause.then_some(Ended::Pause),
             _ => Some(Ended::Throttling { rate }),
         }
     }

@@ -40,7 +40,8 @@ impl ClusterMetrics {
         Self {
             up: make
                 .gauge("zvgate_cluster_up", "Whether this replica acts as one with the others through Redis: 0 or 1"),
-            replicas: make.gauge("zvgate_cluster_replicas", "Live replicas, as this one last heard"),
+            replicas: make
+                .gauge("zvgate_cluster_replicas", "Live replicas, this one included; 0 while it is disconnected"),
             requests: Per::new(|op| Per::new(|result| requests.with_label_values(&[op, result]))),
             duration: Per::new(|op| duration.with_label_values(&[op])),
             lease_lost: make.counter(
@@ -49,7 +50,7 @@ impl ClusterMetrics {
             ),
             fence_missed: make.counter(
                 "zvgate_cluster_fence_missed_total",
-                "Ends of writes, and other invalidations, that the other replicas did not learn of in time",
+                "Invalidations, by writes and others, that could not be published to other replicas in time",
             ),
             unfenced_hits: make.counter(
                 "zvgate_cluster_unfenced_hits_total",
@@ -58,13 +59,8 @@ impl ClusterMetrics {
         }
     }
 
-    /// Counts a request to Redis: an error is whether it timed out.
-    pub fn count(&self, op: ClusterOp, result: Result<(), bool>) {
-        let result = match result {
-            Ok(()) => ClusterResult::Ok,
-            Err(true) => ClusterResult::Timeout,
-            Err(false) => ClusterResult::Error,
-        };
+    /// Counts a request to Redis.
+    pub fn count(&self, op: ClusterOp, result: ClusterResult) {
         self.requests.of(op).of(result).inc();
     }
 }

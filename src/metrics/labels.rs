@@ -170,7 +170,7 @@ label! {
         Heartbeat = "heartbeat",
         /// To end a write for all replicas.
         End = "end",
-        /// To tell a replica that its end is known here.
+        /// To acknowledge an end of another replica.
         Acknowledge = "acknowledge",
         /// How long the platform may lag behind a write.
         Fence = "fence",
@@ -178,7 +178,7 @@ label! {
         Take = "take",
         /// To change until when a call counts.
         Slot = "slot",
-        /// To tell all replicas something else.
+        /// To send another message to all replicas.
         Publish = "publish",
         /// For a connection.
         Connect = "connect",
@@ -188,7 +188,7 @@ label! {
 label! {
     /// What came of it.
     ClusterResult {
-        /// An answer.
+        /// An answer, also that a command was executed too late, or for a namespace that has ended.
         Ok = "ok",
         /// No answer in time.
         Timeout = "timeout",

@@ -90,14 +90,22 @@ impl RedisUrl {
         Some(Self { text: text.to_owned(), server, user, database })
     }
 
-    /// Whether it is on this machine.
+    /// Whether it certainly is on this machine: nobody knows where the primary is that Sentinels name.
     pub fn is_loopback(&self) -> bool {
         let is_local = |host: &str| {
             host == "localhost" || host.parse().is_ok_and(|address: std::net::IpAddr| address.is_loopback())
         };
         match &self.server {
             RedisServer::Direct { address, .. } => is_local(&address.host),
-            RedisServer::Sentinel { sentinels, .. } => sentinels.iter().all(|sentinel| is_local(&sentinel.host)),
+            RedisServer::Sentinel { .. } => false,
+        }
+    }
+
+    /// The addresses of its Sentinels, if it has some.
+    pub fn sentinels(&self) -> &[HostPort] {
+        match &self.server {
+            RedisServer::Direct { .. } => &[],
+            RedisServer::Sentinel { sentinels, .. } => sentinels,
         }
     }
 
@@ -125,7 +133,7 @@ impl fmt::Display for RedisUrl {
 }
 
 impl Setting for RedisUrl {
-    const EXPECTED: &'static str = "redis://HOST:PORT, rediss://HOST:PORT, or redis+sentinel://HOST:PORT,HOST:PORT/NAME; before the first host a user as in redis://zvgate@HOST, whose password belongs in cluster.password_file";
+    const EXPECTED: &'static str = "redis://HOST:PORT, rediss://HOST:PORT, both with /NUMBER for a database, or redis+sentinel://HOST:PORT,HOST:PORT/NAME; before the first host a user as in redis://zvgate@HOST, whose password belongs in cluster.password_file";
 
     fn read(value: &ValueKind) -> Option<Self> {
         match value {

@@ -53,7 +53,7 @@ pub enum NotSent {
     Cancelled,
     /// There was no connection, or it broke before a byte was sent.
     Failed(Arc<AttemptError>),
-    /// Other replicas could not be told of this write.
+    /// Other replicas could not be notified of this write.
     Unfenced,
     /// Its task ended early.
     Abandoned,

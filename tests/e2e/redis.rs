@@ -47,13 +47,19 @@ impl Redis {
     pub(crate) fn launch(&mut self) {
         let mut command = Command::new("redis-server");
         command.envs(self.environment.iter().cloned());
-        let (file, args) = match self.args.split_first() {
-            Some((first, rest)) if !first.starts_with("--") => (Some(first), rest),
-            _ => (None, &*self.args),
-        };
-        command.args(file).args(["--bind", "127.0.0.1", "--port", &self.port.to_string(), "--save", ""]);
-        command.args(["--appendonly", "no", "--maxmemory-policy", "noeviction", "--dir"]).arg(self.folder.path());
-        command.args(args);
+        if self.args.first().is_none_or(|first| first.starts_with("--")) {
+            command.args([
+                "--bind",
+                "127.0.0.1",
+                "--save",
+                "",
+                "--appendonly",
+                "no",
+                "--maxmemory-policy",
+                "noeviction",
+            ]);
+        }
+        command.args(&self.args).args(["--port", &self.port.to_string(), "--dir"]).arg(self.folder.path());
         self.process = Some(Running(command.stdout(Stdio::null()).spawn().unwrap()));
         let is_up = || std::net::TcpStream::connect((Ipv4Addr::LOCALHOST, self.port)).is_ok();
         for _ in 0..2000 {
@@ -119,6 +125,11 @@ impl Redis {
         until("there is a slot", async || all[0].read("first").await.status == 200).await;
         all
     }
+}
+
+/// How often a replica connected.
+pub(crate) async fn connections(gateway: &TestGateway) -> f64 {
+    gateway.metric("zvgate_cluster_requests_total{op=\"connect\",result=\"ok\"}").await
 }
 
 /// Waits until something holds, for a while.

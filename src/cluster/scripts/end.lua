@@ -1,10 +1,10 @@
 #!lua flags=allow-oom
--- Ends a write for all replicas: publishes it, and notes until when the platform may lag. Returns what it did, and the members that may
--- still serve from before it, each with the milliseconds for which they may.
--- KEYS: members, about, jumps, then the fence of each customer, or that of the tenant
--- ARGV: channel, message, how long the platform may lag (ms), known jumps
-if (redis.call('GET', KEYS[3]) or '0') ~= ARGV[4] then return {'moved', {}} end
+-- Ends a write for all replicas: publishes it, and notes until when the platform may lag. Returns what it did, the time, and the members
+-- that may still serve from before it, each with the milliseconds for which they may.
+-- KEYS: members, about, current namespace, then the fence of each customer, or that of the tenant
+-- ARGV: channel, message, how long the platform may lag (ms), namespace
 local time = redis.call('TIME')
+if redis.call('GET', KEYS[3]) ~= ARGV[4] then return {'moved', tonumber(time[1]), tonumber(time[2]), {}} end
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local lag = tonumber(ARGV[3])
 if lag > 0 then
@@ -25,4 +25,4 @@ for place = 1, #seen, 2 do
     waits[#waits + 1] = tostring(left)
   end
 end
-return {'ok', waits}
+return {'ok', tonumber(time[1]), tonumber(time[2]), waits}

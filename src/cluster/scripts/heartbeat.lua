@@ -1,17 +1,19 @@
 #!lua flags=allow-oom
 -- Records that a replica lives. Returns what it did, the time, and how many replicas live and are known.
--- KEYS: members, live, about, protocol, born, jumps
--- ARGV: id, lease and name, protocol, latest time of execution (ms), whether slots may count on it, whether it joins, known jumps
+-- KEYS: members, live, about, protocol, born, current namespace
+-- ARGV: id, lease and name, protocol, latest time of execution (ms), whether slots may count on it, whether it joins, namespace
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local function reply(what, live, members)
   return {what, tonumber(time[1]), tonumber(time[2]), live, members}
 end
 if now > tonumber(ARGV[4]) then return reply('late', 0, 0) end
-if (redis.call('GET', KEYS[6]) or '0') ~= ARGV[7] then return reply('moved', 0, 0) end
+-- Whoever joins has just asked the server which run it is.
+if ARGV[6] == '0' and redis.call('GET', KEYS[6]) ~= ARGV[7] then return reply('moved', 0, 0) end
 local protocol = redis.call('GET', KEYS[4])
 if protocol and protocol ~= ARGV[3] then return reply(protocol, 0, 0) end
 redis.call('SET', KEYS[4], ARGV[3], 'PX', 10000)
+redis.call('SET', KEYS[6], ARGV[7])
 redis.call('SET', KEYS[5], now, 'NX')
 local silent = now - 500
 local function remove(id)

@@ -7,7 +7,7 @@ use super::Pace;
 use crate::clock::Boot;
 use crate::limit::fair_queue::{FairQueue, Position};
 use crate::limit::inflight::Waker;
-use crate::limit::sharing::{Ask, SharedSlot, SlotRequest, SlotSource, hold};
+use crate::limit::sharing::{PendingSlot, SharedSlot, SlotRequest, SlotSource, hold};
 use crate::limit::throttle::ThrottleState;
 use crate::limit::{Claim, Limited, Slots};
 use crate::settings::PaceSettings;
@@ -34,12 +34,14 @@ pub(super) struct Queue {
     pub(super) unlimited: usize,
     /// A shared slot for whoever is next.
     granted: Option<SharedSlot>,
-    /// Whether a shared slot was asked for, and there is no answer yet.
-    is_asking: bool,
+    /// Whether a shared slot was requested, and there is no answer yet.
+    is_pending: bool,
     /// No shared slot is free before this, as was last said.
     denied_until: Boot,
     /// Nor before this: calls without a slot may be in a window, also those of other replicas.
     held_until: Boot,
+    /// Until when a call with a shared slot may be in a window.
+    shared_until: Boot,
 }
 
 impl Queue {
@@ -51,9 +53,10 @@ impl Queue {
             waiting: FairQueue::default(),
             unlimited: 0,
             granted: None,
-            is_asking: false,
+            is_pending: false,
             denied_until: Boot::from_duration(Duration::ZERO),
             held_until: Boot::from_duration(Duration::ZERO),
+            shared_until: Boot::from_duration(Duration::ZERO),
         }
     }
 
@@ -89,6 +92,10 @@ impl Queue {
     /// Changes the limit, and forgets nothing.
     pub(super) fn reconfigure(&mut self, settings: PaceSettings, now: Boot) {
         let was_unlimited = self.rate() == 0;
+        if settings.transit + settings.per > self.settings.transit + self.settings.per && now < self.shared_until {
+            // Shared slots were taken for a shorter time.
+            self.held_until = self.held_until.max(now + hold(&settings));
+        }
         self.settings = settings;
         if was_unlimited {
             self.slots.limit_again(&settings, now + settings.transit);
@@ -129,21 +136,21 @@ impl Queue {
         claim.map(Claimed::Own)
     }
 
-    /// Takes a shared slot that was granted, or asks for one.
+    /// Takes a shared slot that was granted, or requests one.
     fn take_shared(&mut self, pace: &Arc<Pace>, allowed: usize, now: Boot) -> Result<SharedSlot, Option<Boot>> {
         match self.granted.take() {
             Some(slot) if slot.is_timely(now) => return Ok(slot),
             Some(late) => pace.release(late),
             None => {}
         }
-        if self.is_asking {
+        if self.is_pending {
             return Err(None);
         }
         if now < self.shared_from() {
             return Err(Some(self.shared_from()));
         }
-        self.is_asking = true;
-        pace.sharing.request(SlotRequest::Take(Ask::new(pace, self.settings, allowed)));
+        self.is_pending = true;
+        pace.sharing.request(SlotRequest::Take(PendingSlot::new(pace, self.settings, allowed)));
         Err(None)
     }
 
@@ -158,21 +165,22 @@ impl Queue {
         self.wake_firsts();
     }
 
-    /// Whether a shared slot that is asked for now may be free, and nobody waits for it.
+    /// Whether a shared slot that is requested now may be free, and nobody waits for it.
     pub(super) fn may_have_spare(&self, now: Boot) -> bool {
         self.waiting.is_empty() && now >= self.shared_from() && self.nothing_before(SlotSource::Shared, now).is_none()
     }
 
     /// A shared slot was granted; returns one that nobody needs.
     pub(super) fn granted(&mut self, slot: SharedSlot) -> Option<SharedSlot> {
-        self.is_asking = false;
+        self.is_pending = false;
+        self.shared_until = slot.requested + hold(&self.settings);
         let earlier = self.granted.replace(slot);
         earlier.or_else(|| self.take_unneeded())
     }
 
     /// No shared slot is free before `until`.
     pub(super) fn denied(&mut self, until: Boot) {
-        self.is_asking = false;
+        self.is_pending = false;
         self.denied_until = until;
     }
 
@@ -196,8 +204,12 @@ impl Queue {
     pub(super) fn earliest(&self, source: SlotSource, positions: impl Iterator<Item = Position>, now: Boot) -> Boot {
         let part = self.part(source);
         let from = self.nothing_before(source, now).unwrap_or(now);
-        if part == 0 {
+        if self.rate() == 0 {
             return from;
+        }
+        if part == 0 {
+            // Until slots are shared again.
+            return from.max(now + self.settings.per);
         }
         let ahead = positions.map(|position| self.waiting.ahead(position)).min().unwrap_or_default();
         let allowed = self.throttle.allowed(part, now);
@@ -214,8 +226,8 @@ impl Queue {
         self.waiting.is_empty()
             && self.unlimited == 0
             && self.granted.is_none()
-            && !self.is_asking
-            && now >= self.shared_from()
+            && !self.is_pending
+            && now >= self.shared_from().max(self.shared_until)
             && self.slots.are_all_free(now)
             && self.throttle.has_ended(now)
     }

@@ -9,7 +9,7 @@ use serde_json::json;
 use tokio::net::{TcpListener, TcpStream};
 
 use super::history::{OVERRIDES, Run, part, platform};
-use crate::redis::{Redis, free_port, until};
+use crate::redis::{Redis, connections, free_port, until};
 use crate::support::{Caller, Platform, READ, TestGateway, WRITE};
 
 async fn replicas(platform: &Platform, redis: &Redis, more: &[(&str, &str)]) -> [Arc<TestGateway>; 3] {
@@ -21,7 +21,6 @@ async fn pause(parts: f64) {
     tokio::time::sleep(part().mul_f64(parts)).await;
 }
 
-/// How often a replica lost the others.
 async fn joined(gateways: &[Arc<TestGateway>]) {
     for gateway in gateways {
         until("all have joined", async || gateway.metric("zvgate_cluster_up").await == 1.0).await;
@@ -35,7 +34,8 @@ async fn nothing_fails() {
         let gateways = replicas(&platform, &redis, &[("cluster.lease", lease)]).await;
         let run = Run::start("nothing fails", &platform, &gateways).await;
         pause(2.0).await;
-        run.finish(&platform).await;
+        let counts = run.finish(&platform).await;
+        assert_eq!((counts.unfenced, counts.failed), (0, 0));
         for gateway in &gateways {
             assert_eq!(gateway.metric("zvgate_cluster_fence_missed_total").await, 0.0);
         }
@@ -70,6 +70,8 @@ async fn redis_stutters() {
     }
     joined(&gateways).await;
     run.finish(&platform).await;
+    let lost = gateways[0].metric("zvgate_cluster_lease_lost_total").await;
+    assert!(lost > 1.0, "{lost}: heartbeats were late");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -79,9 +81,16 @@ async fn redis_is_killed_and_restarted() {
     let run = Run::start("Redis killed, at once and for a while", &platform, &gateways).await;
     for outage in [0, 2] {
         pause(1.0).await;
+        let mut before = Vec::new();
+        for gateway in &gateways {
+            before.push(connections(gateway).await);
+        }
         redis.kill();
         tokio::time::sleep(Duration::from_secs(outage)).await;
         redis.launch();
+        for (gateway, before) in gateways.iter().zip(before) {
+            until("it has connected again", async || connections(gateway).await > before).await;
+        }
         joined(&gateways).await;
     }
     pause(1.0).await;
@@ -249,7 +258,10 @@ async fn another_primary_takes_over_and_back_under_sentinel() {
     std::fs::write(&file, settings).unwrap();
     let process = std::process::Command::new("redis-sentinel").arg(&file).stdout(std::process::Stdio::null()).spawn();
     let _sentinel = crate::program::Running(process.unwrap());
-    let url = format!("redis+sentinel://127.0.0.1:{sentinel}/primary");
+    // The first two do not answer.
+    let deaf = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let deaf = deaf.local_addr().unwrap();
+    let url = format!("redis+sentinel://{deaf},{deaf},127.0.0.1:{sentinel}/primary");
     let gateways = replicas(&platform, &redis, &[("cluster.url", &url)]).await;
     let role = |redis: &Redis| redis.command(&["role"]).lines().next().unwrap_or_default().to_owned();
     let run = Run::start("failover and failback", &platform, &gateways).await;
@@ -258,7 +270,6 @@ async fn another_primary_takes_over_and_back_under_sentinel() {
         .await;
     redis.kill();
     until("the other is the primary", async || role(&other) == "master").await;
-    until("all have left", async || gateways[0].metric("zvgate_cluster_up").await == 1.0).await;
     joined(&gateways).await;
     pause(1.0).await;
     redis.launch();
@@ -270,6 +281,75 @@ async fn another_primary_takes_over_and_back_under_sentinel() {
     pause(1.0).await;
     run.finish(&platform).await;
     other.launch();
+}
+
+/// A primary gets a new replication id when a replica of it attaches, and runs on: nobody may stay in the namespace of the old one.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replica_of_redis_attaches() {
+    let (platform, redis) = (platform().await, Redis::start());
+    let gateways = replicas(&platform, &redis, &[]).await;
+    let run = Run::start("a replica of Redis attaches", &platform, &gateways).await;
+    pause(1.0).await;
+    let other = Redis::with(&["--replicaof", "127.0.0.1", &redis.port.to_string()]);
+    until("the other follows", async || other.command(&["info", "replication"]).contains("master_link_status:up"))
+        .await;
+    // One of the gateways connects again, and is in a namespace that the others have to follow it to.
+    let id = redis.command(&["client", "list", "type", "pubsub"]);
+    let id = id.split(' ').next().unwrap().trim_start_matches("id=").to_owned();
+    let mut before = Vec::new();
+    for gateway in &gateways {
+        before.push(connections(gateway).await);
+    }
+    assert_eq!(redis.command(&["client", "kill", "id", &id]), "1");
+    for (gateway, before) in gateways.iter().zip(before) {
+        until("it has connected again", async || connections(gateway).await > before).await;
+        until("all act as one", async || gateway.metric("zvgate_cluster_replicas").await == 3.0).await;
+    }
+    pause(1.0).await;
+    run.finish(&platform).await;
+}
+
+/// The connection that no heartbeat uses is lost: it is noticed.
+#[tokio::test(flavor = "multi_thread")]
+async fn one_of_two_connections_is_lost() {
+    let (platform, redis) = (Platform::unlimited().await, Redis::start());
+    let gateway = redis.replica(&platform, &[("limits.upstream.rate", "0")]).await;
+    let before = connections(&gateway).await;
+    let list = redis.command(&["client", "list", "type", "normal"]);
+    let data = list.lines().find(|line| line.contains(" cmd=time ") || line.contains(" cmd=info ")).unwrap();
+    let id = data.split(' ').next().unwrap().trim_start_matches("id=");
+    assert_eq!(redis.command(&["client", "kill", "id", id]), "1");
+    until("it has connected again", async || connections(&gateway).await > before).await;
+    until("it has joined", async || gateway.metric("zvgate_cluster_up").await == 1.0).await;
+    assert_eq!(gateway.read("1").await.header("cache-status"), "zvgate; fwd=miss; stored; ttl=30");
+}
+
+/// Longer than it takes until a silent replica is cut off.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_long_lease_does_not_cut_off() {
+    let (platform, redis) = (Platform::unlimited().await, Redis::start());
+    let gateway = redis.replica(&platform, &[("cluster.lease", "5s"), ("limits.upstream.rate", "0")]).await;
+    gateway.read("1").await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert!(gateway.read("1").await.is_hit());
+    assert_eq!(connections(&gateway).await, 1.0);
+}
+
+/// A caller that does not wait until it is certain gets what is held all the same.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_short_deadline_is_no_error_if_memory_holds_an_answer() {
+    let (platform, redis) = (Platform::unlimited().await, Redis::start());
+    let gateway = redis.replica(&platform, &[("limits.upstream.rate", "0")]).await;
+    gateway.read("1").await;
+    redis.signal("STOP");
+    tokio::time::sleep(Duration::from_millis(220)).await;
+    let body = |customer: &str| json!({ "params": { "customerId": customer } }).to_string();
+    let hurry = [("x-request-timeout-ms", "50")];
+    let held = gateway.post(READ, &hurry, &body("1")).await;
+    assert!(held.header("cache-status").ends_with("; detail=stale-if-error"), "{held:?}");
+    gateway.post(READ, &hurry, &body("2")).await.assert_error(504, "upstream_timeout");
+    assert_eq!(gateway.metric("zvgate_cluster_unfenced_hits_total").await, 1.0);
+    redis.signal("CONT");
 }
 
 /// What memory holds is served in place of failures, at once, and counted; nothing goes to the platform for a while, then this

@@ -66,6 +66,10 @@ pub(super) struct Run {
 pub(super) struct Counts {
     pub(super) hits: usize,
     pub(super) writes: usize,
+    /// Reads by replicas that were cut off.
+    pub(super) unfenced: usize,
+    /// Reads and writes that got an error.
+    pub(super) failed: usize,
 }
 
 fn version(text: &str) -> u64 {
@@ -136,7 +140,12 @@ impl Run {
         println!("{}: {:?}; calls {}", self.name, self.seen, stats["requests"]);
         assert_eq!(stats["refused"], json!({}), "the platform rejected a call");
         let count = |counter: &AtomicUsize| counter.load(Ordering::SeqCst);
-        let counts = Counts { hits: count(&self.seen.hits), writes: count(&self.seen.writes) };
+        let counts = Counts {
+            hits: count(&self.seen.hits),
+            writes: count(&self.seen.writes),
+            unfenced: count(&self.seen.unfenced) + count(&self.seen.unfenced_writes),
+            failed: self.seen.failed.lock().values().sum::<usize>() + count(&self.seen.failed_writes),
+        };
         assert!(counts.hits > 100 && counts.writes > 10, "too few for a meaningful result: {counts:?}");
         counts
     }

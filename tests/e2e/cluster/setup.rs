@@ -6,7 +6,7 @@ use crate::program::{run, write_config, zvgate};
 use crate::redis::{Redis, until};
 use crate::support::{Platform, TestGateway, Upstream, captured_log, configuration};
 
-const UNLIMITED: &[(&str, &str)] = &[("limits.upstream.rate", "0")];
+const UNLIMITED: &[(&str, &str)] = &[("limits.upstream.rate", "0"), ("limits.max_wait", "0s")];
 
 async fn readiness(gateway: &TestGateway) -> (u16, String) {
     let page = gateway.page("/readyz").await;
@@ -45,8 +45,9 @@ async fn a_replica_with_another_hash_key_does_not_join() {
     assert_eq!(readiness(&other).await.0, 503);
     assert_eq!(first.metric("zvgate_cluster_replicas").await, 1.0);
     let lines = log.lines();
-    let told = lines.iter().filter(|line| line["cause"].as_str().is_some_and(|cause| cause.contains("hash_key_file")));
-    assert_eq!(told.count(), 1, "once");
+    let failed = lines.iter().filter(|line| line["message"] == "cluster: connection to Redis failed, connecting again");
+    let failed = failed.filter(|line| line["cause"].as_str().unwrap().contains("hash_key_file"));
+    assert_eq!(failed.count(), 1, "once");
     // Once the others have gone, it is the first.
     drop(first);
     until("it has joined", async || other.metric("zvgate_cluster_up").await == 1.0).await;
@@ -78,15 +79,42 @@ async fn transitions_are_logged() {
     tokio::time::sleep(Duration::from_secs(3)).await;
     redis.signal("CONT");
     until("it has joined", async || gateway.metric("zvgate_cluster_up").await == 1.0).await;
-    let lines = log.lines();
-    let warnings: Vec<_> = lines.iter().filter(|line| line["level"] == "WARN").map(|line| &line["message"]).collect();
-    println!("{warnings:?}");
     assert_eq!(count("cluster: joined"), 2);
-    assert!(warnings.len() <= 4, "{warnings:?}");
-    assert!(
-        warnings[0].as_str().unwrap().starts_with("cluster: Redis unreachable, this replica acts alone"),
-        "{warnings:?}"
-    );
+    let lines = log.lines();
+    let of = |message: &str| {
+        let all = lines.iter().filter(|line| line["message"].as_str().unwrap().starts_with(message));
+        all.cloned().collect::<Vec<_>>()
+    };
+    let disconnected = of("cluster: disconnected");
+    assert_eq!(disconnected.len(), 1, "{disconnected:?}");
+    assert_eq!(disconnected[0]["cause"], "heartbeat: no answer within 300 ms");
+    let failed = of("cluster: connection to Redis failed");
+    let causes: std::collections::BTreeSet<_> = failed.iter().map(|line| line["cause"].as_str().unwrap()).collect();
+    assert_eq!(causes.len(), failed.len(), "each cause once: {failed:?}");
+    let joined = of("cluster: joined");
+    assert!(joined[1]["disconnected_ms"].as_u64().unwrap() > 3000, "{joined:?}");
+    assert_eq!(joined[1]["primary"], format!("127.0.0.1:{}", redis.port));
+    assert!(gateway.metric("zvgate_cluster_lease_lost_total").await > 0.0);
+}
+
+/// From the start, and only with Redis.
+#[tokio::test(flavor = "multi_thread")]
+async fn every_metric_of_the_cluster_exists_from_the_start() {
+    let (platform, mut redis) = (Platform::unlimited().await, Redis::start());
+    redis.kill();
+    let gateway = redis.early_replica(&platform, UNLIMITED).await;
+    let page = gateway.page("/metrics").await.text();
+    for series in [
+        "zvgate_cluster_up 0",
+        "zvgate_cluster_replicas 0",
+        "zvgate_cluster_lease_lost_total 0",
+        "zvgate_cluster_fence_missed_total 0",
+        "zvgate_cluster_unfenced_hits_total 0",
+        "zvgate_cluster_requests_total{op=\"take\",result=\"ok\"} 0",
+        "zvgate_cluster_duration_seconds_count{op=\"end\"} 0",
+    ] {
+        assert!(page.lines().any(|line| line == series), "{series}");
+    }
 }
 
 /// It is counted, and both lines say what is wrong.
@@ -106,7 +134,7 @@ async fn a_refused_command_is_reported() {
         refused["op"] == "end" && refused["error"].as_str().unwrap().contains("can't run this command"),
         "{refused}"
     );
-    assert!(line("cluster: the other replicas do not know of the end of a write yet").is_some());
+    assert!(line("cluster: invalidation not published").is_some());
     redis.command(&["acl", "setuser", "default", "+publish"]);
     const ENDS: &str = "zvgate_cluster_requests_total{op=\"end\",result=\"ok\"}";
     until("it is published", async || gateway.metric(ENDS).await > 0.0).await;
@@ -120,9 +148,8 @@ async fn tls_a_password_and_the_least_permissions_are_enough() {
     let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/redis");
     let users = folder.path().join("users.acl");
     let acl = std::fs::read_to_string(root.join("users.acl")).unwrap();
-    assert!(acl.contains(">REPLACE-THIS-PASSWORD "));
-    // A second user looks at what was refused.
-    let acl = acl.replace(">REPLACE-THIS-PASSWORD ", ">correct-horse ") + "user looker on nopass ~* &* +@all\n";
+    assert!(acl.contains(">REPLACE-THIS-PASSWORD ") && acl.contains(">REPLACE-THIS-PASSWORD-TOO "));
+    let acl = acl.replace(">REPLACE-THIS-PASSWORD ", ">correct-horse ").replace(">REPLACE-THIS-PASSWORD-TOO ", ">x ");
     std::fs::write(&users, acl).unwrap();
     let port = crate::redis::free_port();
     let config = std::fs::read_to_string(root.join("redis.conf")).unwrap();
@@ -152,7 +179,10 @@ async fn tls_a_password_and_the_least_permissions_are_enough() {
     assert!(two.read("1").await.is_stored_miss());
     one.stop.cancel();
     one.done.await.unwrap().unwrap();
-    let refused = redis.command(&["--user", "looker", "--pass", "x", "--no-auth-warning", "acl", "log"]);
+    let policy =
+        redis.command(&["--user", "admin", "--pass", "x", "--no-auth-warning", "config", "get", "maxmemory-policy"]);
+    assert!(policy.ends_with("noeviction"), "{policy}");
+    let refused = redis.command(&["--user", "admin", "--pass", "x", "--no-auth-warning", "acl", "log"]);
     assert_eq!(refused, "");
 
     let config = |more: &str| {

@@ -8,7 +8,7 @@ use serde_json::json;
 
 use super::history::{RATE, part, platform};
 use crate::redis::Redis;
-use crate::support::{Platform, READ, TestGateway};
+use crate::support::{Platform, READ, TestGateway, WRITE};
 
 /// Callers that ask each replica for one customer after another.
 struct Flood {
@@ -117,13 +117,48 @@ async fn without_redis_each_replica_uses_its_part_of_the_rate() {
     assert!(!replicas[0].page("/metrics").await.text().contains("zvgate_cluster_"), "there is no Redis");
 }
 
-/// A pause that the platform asks one replica for, and throttling of one's call, hold for all.
+/// A free slot is granted, and one that is not is rejected with the time when it is, although nobody waits.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_that_does_not_wait_gets_a_slot_that_is_free() {
+    let (platform, redis) = (Platform::rate_limited().await, Redis::start());
+    let overrides = [("limits.max_wait", "0s"), ("limits.upstream.per", "60s"), ("limits.upstream.transit", "0s")];
+    let one = Arc::new(redis.replica(&platform, &overrides).await);
+    let before = one.read("0").await;
+    before.assert_error(429, "upstream_limited");
+    assert!(before.header("retry-after").parse::<u32>().unwrap() > 50, "a new namespace: {before:?}");
+    let overrides = [("limits.max_wait", "0s"), ("limits.upstream.transit", "0s"), ("cluster.replicas", "1")];
+    let two = Redis::start();
+    let one = Arc::new(two.replica(&platform, &overrides).await);
+    crate::redis::until("there is a slot", async || one.read("0").await.status == 200).await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let reads = (0..20).map(|number| {
+        let one = Arc::clone(&one);
+        tokio::spawn(async move { one.read(&format!("n{number}")).await })
+    });
+    let mut statuses = Vec::new();
+    for read in reads.collect::<Vec<_>>() {
+        let reply = read.await.unwrap();
+        if reply.status != 200 {
+            reply.assert_error(429, "upstream_limited");
+        }
+        statuses.push(reply.status);
+    }
+    assert_eq!(statuses.iter().filter(|status| **status == 200).count(), 10, "{statuses:?}");
+}
+
+/// Throttling of one's call, and a pause that the platform asks one replica for, hold for all.
 #[tokio::test(flavor = "multi_thread")]
 async fn throttling_and_pauses_are_shared() {
     let (platform, redis) = (Platform::unlimited().await, Redis::start());
     let overrides = [("limits.max_wait", "100ms"), ("upstream.retries", "0"), ("cache.stale_if_error", "0s")];
     let [one, two, _three] = redis.replicas(&platform, &overrides).await;
-    platform.faults(json!({ "fault": "http503", "times": 1 })).await;
+    let rate = format!("zvgate_upstream_rate{{route=\"{WRITE}\",tenant=\"one\"}}");
+    assert_eq!(two.metric(&rate).await, 10.0);
+    platform.faults(json!({ "fault": "throttle", "route": WRITE })).await;
+    let body = json!({ "params": { "bizId": "b", "customerId": "1", "couponsCardList": ["1"] } }).to_string();
+    assert_eq!(one.post(WRITE, &[], &body).await.json()["code"], 110_004);
+    crate::redis::until("the other is throttled, too", async || two.metric(&rate).await < 10.0).await;
+    platform.faults(json!({ "fault": "http503", "route": READ, "times": 1 })).await;
     let paused = one.read("1").await;
     assert_eq!((paused.status, paused.header("retry-after")), (503, "7"));
     platform.faults(json!({})).await;
