@@ -175,9 +175,9 @@ impl Fetcher {
             Some(permit) => self.begin(job, circuit).map(|attempt| (permit, attempt)),
             None => tokio::select! {
                 biased;
-                () = cancelled => Err(NotSent::Cancelled),
                 acquired = self.acquire(job, circuit) => acquired,
                 rejected = circuit.rejects(breaker) => Err(NotSent::Rejected(rejected)),
+                () = cancelled => Err(NotSent::Cancelled),
             },
         };
         let (mut permit, attempt) = match begun {

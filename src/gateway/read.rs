@@ -177,7 +177,11 @@ impl Reads {
             Progress::Sent => guard.mark_sent(),
         };
         let fetching = self.fetcher.fetch(&job, permit, on_progress, no_waiters);
-        let (outcome, certainty) = tokio::join!(fetching, self.certainty(guard.question()));
+        let (outcome, certainty) = match self.invalidator.cluster.is_alone() {
+            true => (fetching.await, Certainty::Settled),
+            // Boxed, so that others need no memory for it.
+            false => Box::pin(async { tokio::join!(fetching, self.certainty(guard.question())) }).await,
+        };
         match outcome {
             Outcome::Answered(answered) => {
                 let decision = StoreDecision::of(
@@ -213,9 +217,6 @@ impl Reads {
     /// What is known of writes through other replicas.
     async fn certainty(&self, question: &Question) -> Certainty {
         let Invalidator { cluster, merchants, .. } = &*self.invalidator;
-        if cluster.is_alone() {
-            return Certainty::Settled;
-        }
         let subject = &question.subject;
         match cluster.lag(&merchants.name(subject.tenant), subject.customer_id()).await {
             Some(Duration::ZERO) => Certainty::Settled,
