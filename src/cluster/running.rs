@@ -124,9 +124,9 @@ impl Running {
                 // Another replica may see to it if this fails.
                 let _ = link.jump().await;
             }
-            // Until it joins: that Redis does not answer does not make it compatible.
             let cause = ended.to_string();
             *self.cause.lock() = cause.clone();
+            // Until it joins: that Redis does not answer does not make it compatible.
             if matches!(ended, ClusterError::Incompatible) && !self.shared.joining.lock().is_incompatible {
                 self.shared.joining.lock().is_incompatible = true;
                 self.cut_off();

@@ -187,8 +187,10 @@ async fn a_flood_of_other_lines_drops_no_line_of_a_write() {
     let writes = lines.iter().filter(|line| line.contains("\"message\":\"write\"")).count();
     assert_eq!(writes, WRITES, "of {} lines", lines.len());
     let lines = lines.iter().map(|line| serde_json::from_str::<Value>(line).unwrap());
-    let reported = lines.filter_map(|line| line["other"].as_f64()).fold(0.0, f64::max);
-    assert_eq!(reported, dropped, "the log itself says how many");
+    // Each line reports those since the last one that was certainly written: if one more was dropped just then, all of them again.
+    let reported: Vec<f64> = lines.filter_map(|line| line["other"].as_f64()).collect();
+    let (sum, most) = (reported.iter().sum::<f64>(), reported.iter().copied().fold(0.0, f64::max));
+    assert!(sum == dropped || most == dropped, "the log itself says how many: {reported:?} of {dropped}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

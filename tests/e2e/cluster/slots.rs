@@ -146,6 +146,41 @@ async fn a_request_that_does_not_wait_gets_a_slot_that_is_free() {
     assert_eq!(statuses.iter().filter(|status| **status == 200).count(), 10, "{statuses:?}");
 }
 
+/// Connecting took longer than a slot is reserved for: the call takes another one, and gives the first one back.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slot_that_came_too_early_is_taken_again() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let (platform, redis) = (Platform::rate_limited().await, Redis::start());
+    let listener = tokio::net::TcpListener::bind((std::net::Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let proxy = format!("http://{}", listener.local_addr().unwrap());
+    let address = platform.address;
+    tokio::spawn(async move {
+        loop {
+            let (mut client, _) = listener.accept().await.unwrap();
+            tokio::spawn(async move {
+                let mut head = vec![0; 4096];
+                let length = client.read(&mut head).await?;
+                assert!(head[..length].starts_with(b"CONNECT "));
+                tokio::time::sleep(Duration::from_millis(700)).await;
+                client.write_all(b"HTTP/1.1 200 OK\r\n\r\n").await?;
+                let mut server = tokio::net::TcpStream::connect(address).await?;
+                tokio::io::copy_bidirectional(&mut client, &mut server).await
+            });
+        }
+    });
+    let overrides = [("upstream.proxy", proxy.as_str()), ("cluster.replicas", "1"), ("upstream.max_inflight", "1")];
+    let one = redis.replica(&platform, &overrides).await;
+    const TAKEN: &str = "zvgate_cluster_requests_total{op=\"take\",result=\"ok\"}";
+    const CHANGED: &str = "zvgate_cluster_requests_total{op=\"slot\",result=\"ok\"}";
+    // The namespace is new.
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    let before = (one.metric(TAKEN).await, one.metric(CHANGED).await);
+    assert_eq!(one.read("1").await.status, 200);
+    crate::redis::until("all is counted", async || one.metric(CHANGED).await == before.1 + 3.0).await;
+    assert_eq!(one.metric(TAKEN).await, before.0 + 2.0, "released, sent, answered");
+    assert_eq!(platform.requests(READ).await, 1);
+}
+
 /// Throttling of one's call, and a pause that the platform asks one replica for, hold for all.
 #[tokio::test(flavor = "multi_thread")]
 async fn throttling_and_pauses_are_shared() {
