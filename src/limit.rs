@@ -17,7 +17,7 @@ pub use self::inflight::InflightLimit;
 pub use self::pace::{NoPermit, Pace, Permit, Throttled, WaitFor};
 pub use self::paces::{EarlierCalls, Paces, Rules};
 pub use self::sharing::{
-    LATENESS, PendingSlot, SEND_WITHIN, SILENCE, SharedSlot, Sharing, SlotRequest, SlotSource, hold,
+    LATENESS, PendingSlot, REPLY_WITHIN, SEND_WITHIN, SILENCE, SharedSlot, Sharing, SlotRequest, SlotSource, hold,
 };
 pub use self::slots::{Claim, Slots};
 pub use self::throttle::Ended;

@@ -2,7 +2,6 @@
 
 use std::future::Future;
 use std::io;
-use std::time::Duration;
 
 use redis::aio::MultiplexedConnection;
 use redis::{AsyncConnectionConfig, FromRedisValue, ProtocolVersion, PushInfo, RedisConnectionInfo, RedisError};
@@ -11,11 +10,9 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
 use crate::configuration::RedisKeys;
+use crate::limit::REPLY_WITHIN;
 use crate::metrics::ClusterResult;
 use crate::settings::{HostPort, RedisServer, RedisSettings};
-
-/// No reply of Redis is waited for longer.
-pub(super) const TIMEOUT: Duration = Duration::from_millis(300);
 
 /// Why Redis cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -29,7 +26,7 @@ pub enum ClusterError {
         source: io::Error,
     },
     /// No answer in time, to what is named.
-    #[error("{0}: no answer within {limit} ms", limit = TIMEOUT.as_millis())]
+    #[error("{0}: no answer within {limit} ms", limit = REPLY_WITHIN.as_millis())]
     Timeout(String),
     /// The server refuses or does not understand something, or closed the connection.
     #[error(transparent)]
@@ -79,7 +76,7 @@ pub(super) async fn bounded<T, E: Into<ClusterError>>(
     what: impl FnOnce() -> String,
     answer: impl Future<Output = Result<T, E>>,
 ) -> Result<T, ClusterError> {
-    let answered = tokio::time::timeout(TIMEOUT, answer).await;
+    let answered = tokio::time::timeout(REPLY_WITHIN, answer).await;
     answered.map_or_else(|_| Err(ClusterError::Timeout(what())), |answer| answer.map_err(Into::into))
 }
 

@@ -14,7 +14,7 @@ use tokio::sync::Notify;
 use tokio::sync::mpsc::UnboundedSender;
 
 use super::Shared;
-use super::connection::{ClusterError, Connector, TIMEOUT, result_of};
+use super::connection::{ClusterError, Connector, result_of};
 use super::ends::{PUBLISH_AGAIN_AFTER, publish_missed};
 use super::link::{Beat, Link, Namespace, Pulse, ServerInfo};
 use super::member::Replica;
@@ -22,7 +22,7 @@ use super::offset::Offset;
 use super::receiver::receiver;
 use crate::backoff::Backoff;
 use crate::clock::{Boot, millis};
-use crate::limit::{SILENCE, SlotSource};
+use crate::limit::{REPLY_WITHIN, SILENCE, SlotSource};
 use crate::metrics::ClusterOp;
 
 /// Pauses between attempts to connect.
@@ -329,7 +329,7 @@ impl Running {
             tokio::time::sleep(silent_at.since(self.shared.clock.boot())).await;
             if self.shared.clock.boot().since(silent_at) > PUNCTUAL {
                 // This process itself was suspended, or had no CPU: Redis may have answered meanwhile.
-                tokio::time::sleep(TIMEOUT).await;
+                tokio::time::sleep(REPLY_WITHIN).await;
             }
             if boot(&self.answered) == answered {
                 self.cut_off();

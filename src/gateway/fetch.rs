@@ -12,7 +12,7 @@ use super::request::{Job, Spare};
 use super::time::Time;
 use crate::answer::{Answer, Verdict};
 use crate::cluster::Cluster;
-use crate::limit::{NoPermit, Paces, Permit, WaitFor};
+use crate::limit::{NoPermit, Paces, Permit, REPLY_WITHIN, WaitFor};
 use crate::metrics::{AttemptResult, Label};
 use crate::signer::{Nonces, SignedRequest};
 use crate::upstream::{
@@ -23,9 +23,6 @@ use crate::upstream::{
 /// An idle connection that the platform closes just when it is used breaks within a round trip; one that breaks later was
 /// broken by the request.
 const IDLE_CLOSE_WITHIN: Duration = Duration::from_secs(1);
-
-/// How long a call that nobody waits for waits for a slot that all replicas share.
-const SPARE_WAIT: Duration = Duration::from_millis(300);
 
 const SERVICE_UNAVAILABLE: u16 = 503;
 const TOO_MANY_REQUESTS: u16 = 429;
@@ -99,19 +96,19 @@ impl From<NotSent> for Attempted {
 }
 
 impl Fetcher {
-    /// Makes a call, with a permit that it has or waits for, and retries it up to `job.retries` times. `on_progress` is called before
-    /// each request and each time that bytes were sent. Once `cancelled` completes nothing more is sent.
+    /// Makes a call and retries it up to `job.retries` times. `on_progress` is called before each request and each time that bytes were
+    /// sent. Once `cancelled` completes nothing more is sent, except for a first attempt with what is to `spare`.
     pub(super) async fn fetch<C: Future<Output = ()>>(
         &self,
         job: &Job,
-        permit: Option<Permit>,
+        spare: Option<Spare>,
         on_progress: impl Fn(Progress) + Sync,
         cancelled: impl Fn() -> C,
     ) -> Outcome {
         let breaker = &job.policy.settings.attempts.breaker;
         let circuit = self.circuit(job);
         let mut reuse = job.reuse;
-        let mut attempted = self.attempt(job, &circuit, reuse, permit, &on_progress, cancelled()).await;
+        let mut attempted = self.attempt(job, &circuit, reuse, spare, &on_progress, cancelled()).await;
         if job.retries > 0 && attempted.outcome.was_tried() {
             circuit.count_first();
         }
@@ -144,16 +141,10 @@ impl Fetcher {
     }
 
     /// What a call needs that nobody waits for, if it is to spare.
-    pub(super) fn spare(&self, job: &mut Job) -> Option<Spare> {
+    pub(super) fn spare(&self, job: &Job) -> Option<Spare> {
         let pace = self.paces.of(&job.call.tenant, &job.route, &job.call.path);
-        if let Some(permit) = pace.try_acquire(self.circuit(job).inflight()) {
-            return Some(Spare::Permit(permit));
-        }
-        let may_have_spare = pace.may_have_spare();
-        may_have_spare.then(|| {
-            job.max_wait = SPARE_WAIT;
-            Spare::Shared
-        })
+        let permit = pace.try_acquire(self.circuit(job).inflight()).map(Spare::Permit);
+        permit.or_else(|| pace.may_have_spare().then_some(Spare::Shared))
     }
 
     fn circuit(&self, job: &Job) -> Circuit {
@@ -166,16 +157,19 @@ impl Fetcher {
         job: &Job,
         circuit: &Circuit,
         reuse: Reuse,
-        permit: Option<Permit>,
+        spare: Option<Spare>,
         on_progress: &(impl Fn(Progress) + Sync),
         cancelled: impl Future<Output = ()>,
     ) -> Attempted {
         let breaker = &job.policy.settings.attempts.breaker;
-        let begun = match permit {
-            Some(permit) => self.begin(job, circuit).map(|attempt| (permit, attempt)),
+        let begun = match spare {
+            Some(Spare::Permit(permit)) => self.begin(job, circuit).map(|attempt| (permit, attempt)),
+            Some(Spare::Shared) => self.acquire(job, circuit, REPLY_WITHIN).await,
             None => tokio::select! {
                 biased;
-                acquired = self.acquire(job, circuit) => acquired,
+                acquired = self.acquire(job, circuit, job.max_wait) => {
+                    acquired.inspect_err(|not_sent| log_rejection(job, circuit, not_sent))
+                }
                 rejected = circuit.rejects(breaker) => Err(NotSent::Rejected(rejected)),
                 () = cancelled => Err(NotSent::Cancelled),
             },
@@ -257,37 +251,30 @@ impl Fetcher {
     }
 
     /// Waits for a permit, and begins an attempt.
-    async fn acquire(&self, job: &Job, circuit: &Circuit) -> Result<(Permit, Attempt), NotSent> {
+    async fn acquire(&self, job: &Job, circuit: &Circuit, max_wait: Duration) -> Result<(Permit, Attempt), NotSent> {
         circuit.check(&job.policy.settings.attempts.breaker).map_err(NotSent::Rejected)?;
-        let permit = self.permit(job, circuit).await?;
+        let permit = self.permit(job, circuit, max_wait).await?;
         let attempt = self.begin(job, circuit)?;
         Ok((permit, attempt))
     }
 
     /// Waits for a slot, and until fewer than `upstream.max_inflight` attempts are in flight.
-    async fn permit(&self, job: &Job, circuit: &Circuit) -> Result<Permit, NotSent> {
+    async fn permit(&self, job: &Job, circuit: &Circuit, max_wait: Duration) -> Result<Permit, NotSent> {
         let queued = self.time.boot();
         job.call_state.queue.start(queued);
         let remaining = job.deadline.since(queued);
         let pace = self.paces.of(&job.call.tenant, &job.route, &job.call.path);
-        let wait =
-            WaitFor { key: job.queue_key, max_wait: job.max_wait, deadline: job.deadline, call: &job.call_state };
+        let wait = WaitFor { key: job.queue_key, max_wait, deadline: job.deadline, call: &job.call_state };
         let permit = pace.acquire(circuit.inflight(), wait).await;
         let waited = job.call_state.queue.stop(self.time.boot());
         job.metrics().wait.observe(waited.as_secs_f64());
-        let is_late = remaining < job.max_wait;
-        let permit = permit.map_err(|no_permit| match no_permit {
+        let is_late = remaining < max_wait;
+        permit.map_err(|no_permit| match no_permit {
             // Unless the next slot is further off than anybody waits for one.
-            NoPermit::Limited(limited) if is_late && limited.retry_after <= job.max_wait => NotSent::DeadlineExceeded,
+            NoPermit::Limited(limited) if is_late && limited.retry_after <= max_wait => NotSent::DeadlineExceeded,
             NoPermit::NoCapacity if is_late => NotSent::DeadlineExceeded,
             NoPermit::Limited(limited) => NotSent::Limited { limited, is_key_suspect: circuit.is_key_suspect() },
             NoPermit::NoCapacity => NotSent::Rejected(Rejected::TooManyInFlight),
-        });
-        permit.inspect_err(|not_sent| {
-            let is_rejection = !matches!(not_sent, NotSent::DeadlineExceeded);
-            if is_rejection && circuit.failed(not_sent.name()) {
-                CallLog::begun(job).rejections_began(not_sent.name());
-            }
         })
     }
 
@@ -314,7 +301,10 @@ impl Fetcher {
             let timely = own_permit.take().filter(Permit::is_timely);
             let permit = &*own_permit.insert(match timely {
                 Some(permit) => permit,
-                None => self.permit(job, circuit).await?,
+                None => {
+                    let permit = self.permit(job, circuit, job.max_wait).await;
+                    permit.inspect_err(|not_sent| log_rejection(job, circuit, not_sent))?
+                }
             });
             // It may have waited for long.
             if job.queue_key.write && !self.cluster.admits_writes() {
@@ -370,6 +360,14 @@ impl Fetcher {
                 }
             }
         }
+    }
+}
+
+/// Logs that calls begin to be rejected for want of a slot or of capacity in flight.
+fn log_rejection(job: &Job, circuit: &Circuit, not_sent: &NotSent) {
+    let is_rejection = matches!(not_sent, NotSent::Limited { .. } | NotSent::Rejected(Rejected::TooManyInFlight));
+    if is_rejection && circuit.failed(not_sent.name()) {
+        CallLog::begun(job).rejections_began(not_sent.name());
     }
 }
 

@@ -12,8 +12,8 @@ use super::request::{Job, Request, Spare};
 use super::tasks::Tasks;
 use super::time::Time;
 use crate::cache::{
-    Cache, FetchGuard, FetchOutcome, Join, LimitedBy, Lookup, Question, RequestCacheControl, StoreDecision, Stored,
-    Waiter,
+    Cache, FetchGuard, FetchOutcome, Join, LimitedBy, Lookup, Question, RequestCacheControl, StaleHit, StoreDecision,
+    Stored, Waiter,
 };
 use crate::clock::Boot;
 use crate::cluster::Standing;
@@ -74,10 +74,13 @@ impl Reads {
             };
         }
         let question = request.question(cached);
+        // Unless this replica certainly acts as one with the others, what is held is served in place of any error.
+        let may_be_held = request.standing != Standing::Fenced && cache_control.allows_stale();
+        let held = || if may_be_held { self.cache.held(&question, *now) } else { None };
+        let serve_held = |hit: &StaleHit| Step::Done(request.stale(hit, StaleReason::NothingSent, false));
+        let in_place_of = |error| held().map(|hit| serve_held(&hit)).ok_or(error);
         if request.standing == Standing::Unknown {
-            let held = self.cache.held(&question, *now).filter(|_| cache_control.allows_stale());
-            let held = held.map(|hit| Step::Done(request.stale(&hit, StaleReason::NothingSent, false)));
-            return held.ok_or(GatewayError::NotSent(NotSent::DeadlineExceeded));
+            return in_place_of(GatewayError::NotSent(NotSent::DeadlineExceeded));
         }
         let generation = self.cache.generation(request.tenant.merchant, policy.rules);
         let lookups = &request.route_metrics().lookups;
@@ -94,23 +97,18 @@ impl Reads {
             }
             Lookup::Miss => {}
         }
-        let mut job = request.fetch_job(self.time.boot());
-        // While cut off, what is held is served in place of any error, and if no slot is to spare.
-        let is_held = request.standing == Standing::Unfenced && cache_control.allows_stale();
-        let held = is_held.then(|| self.cache.held(&question, *now)).flatten();
-        let in_place_of = |error| match &held {
-            Some(hit) => Ok(Step::Done(request.stale(hit, StaleReason::NothingSent, false))),
-            None => Err(error),
-        };
         if cache_control.only_if_cached {
             return in_place_of(GatewayError::NotCached).inspect_err(|_| lookups.of(LookupResult::Miss).inc());
         }
         if let Err(error) = self.tasks.check_capacity() {
             return in_place_of(error);
         }
-        let spare = held.as_ref().and_then(|_| self.fetcher.spare(&mut job));
-        if let Some(hit) = held.as_ref().filter(|_| spare.is_none()) {
-            return Ok(Step::Done(request.stale(hit, StaleReason::NothingSent, false)));
+        // It is also served if there is no slot to spare.
+        let mut spare = None;
+        if let Some(hit) = held() {
+            let job = request.fetch_job(self.time.boot());
+            let Some(found) = self.fetcher.spare(&job) else { return Ok(serve_held(&hit)) };
+            spare = Some((job, found));
         }
         let (wants_new, mut is_joined) = (cache_control.wants_new(), false);
         let (waiter, cache_status) = match self.cache.join(&question, generation, cache_control, *now) {
@@ -123,7 +121,8 @@ impl Reads {
             }
             Join::Started(guard, waiter) => {
                 lookups.of(LookupResult::Miss).inc();
-                self.start_fetch(job, guard, spare);
+                let (job, spare) = spare.unzip();
+                self.start_fetch(job.unwrap_or_else(|| request.fetch_job(self.time.boot())), guard, spare);
                 (waiter, wants_new.then_some(CacheStatus::Requested))
             }
             Join::TooManyWaiters => return in_place_of(GatewayError::OverCapacity(OverCapacity::Waiters)),
@@ -144,8 +143,8 @@ impl Reads {
 
     /// Begins to refresh a stale answer, if there is a slot that nobody waits for; returns whether it did.
     fn refresh(self: &Arc<Self>, request: &Request<'_>, question: &Question) -> bool {
-        let mut job = request.fetch_job(self.time.boot());
-        let Some(spare) = self.fetcher.spare(&mut job) else { return false };
+        let job = request.fetch_job(self.time.boot());
+        let Some(spare) = self.fetcher.spare(&job) else { return false };
         let generation = self.cache.generation(request.tenant.merchant, request.policy.rules);
         if !self.cache.claim_refresh(question, generation, request.now) {
             return false;
@@ -167,16 +166,11 @@ impl Reads {
     /// The fetch itself, which outlives every caller that waits for it.
     async fn fetch(self: Arc<Self>, job: Job, mut guard: FetchGuard<GatewayError>, spare: Option<Spare>) {
         guard.turn().await;
-        let (needs_waiters, permit) = (spare.is_none(), spare.and_then(Spare::into_permit));
-        let no_waiters = async || match needs_waiters {
-            true => guard.no_waiters().await,
-            false => std::future::pending().await,
-        };
         let on_progress = |progress| match progress {
             Progress::Begun => guard.mark_begun(),
             Progress::Sent => guard.mark_sent(),
         };
-        let fetching = self.fetcher.fetch(&job, permit, on_progress, no_waiters);
+        let fetching = self.fetcher.fetch(&job, spare, on_progress, || guard.no_waiters());
         let (outcome, certainty) = match self.invalidator.cluster.is_alone() {
             true => (fetching.await, Certainty::Settled),
             // Boxed, so that others need no memory for it.
@@ -201,7 +195,8 @@ impl Reads {
                     }),
                     decision => decision,
                 };
-                if guard.drops_others() && !self.invalidator.cluster.is_cut_off() {
+                let is_newer = matches!(decision, StoreDecision::Store(_) | StoreDecision::Supersede);
+                if is_newer && guard.drops_others() && !self.invalidator.cluster.is_cut_off() {
                     self.invalidator.superseded(&guard.question().subject).wait().await;
                 }
                 let stored = guard.complete(answered.answer, decision, answered.sent.boot, answered.received);

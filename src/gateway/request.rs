@@ -197,12 +197,3 @@ pub(super) enum Spare {
     /// A slot that all replicas share, which must be requested.
     Shared,
 }
-
-impl Spare {
-    pub(super) fn into_permit(self) -> Option<Permit> {
-        match self {
-            Self::Permit(permit) => Some(permit),
-            Self::Shared => None,
-        }
-    }
-}

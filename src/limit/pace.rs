@@ -13,15 +13,13 @@ pub use self::permit::{Permit, Throttled};
 use self::queue::{Claimed, Queue};
 use super::fair_queue::Position;
 use super::inflight::Waker;
-use super::sharing::{SharedSlot, Sharing, SlotRequest, SlotSource};
+use super::sharing::{REPLY_WITHIN, SharedSlot, Sharing, SlotRequest, SlotSource};
 use super::throttle::Ended;
 use super::{InflightLimit, Limited, QueueKey};
 use crate::call_state::CallState;
 use crate::clock::{Boot, Clock};
 use crate::settings::PaceSettings;
 
-/// Within this time it is known whether a shared slot is free.
-const ANSWERED_WITHIN: Duration = Duration::from_millis(300);
 /// How soon a shared slot is requested again if there was no answer.
 const REQUEST_AGAIN_AFTER: Duration = Duration::from_millis(50);
 
@@ -122,7 +120,7 @@ impl Pace {
             };
             // Whether a shared slot is free is known only once that was answered, however short the request waits.
             let is_shared = self.sharing.source() == SlotSource::Shared;
-            let answered = if is_shared { deadline.min(began + ANSWERED_WITHIN) } else { began };
+            let answered = if is_shared { deadline.min(began + REPLY_WITHIN) } else { began };
             let (remaining, waits_for) = (until.since(now), until.max(answered).since(now));
             let is_first = !std::mem::replace(&mut has_waited, true);
             // While cut off, no slot comes before it is said to.

@@ -21,6 +21,8 @@ pub const LATENESS: Duration = Duration::from_millis(250);
 pub const SILENCE: Duration = Duration::from_millis(500);
 /// How long after a slot was requested its call may be sent.
 pub const SEND_WITHIN: Duration = Duration::from_millis(500);
+/// A reply of the place of the shared slots is not waited for longer.
+pub const REPLY_WITHIN: Duration = Duration::from_millis(300);
 /// Between the check that a slot may still be used and the last byte of its call.
 const SEND_MARGIN: Duration = Duration::from_millis(50);
 

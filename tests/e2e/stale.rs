@@ -44,6 +44,20 @@ async fn a_stale_answer_is_served_immediately_while_one_call_refreshes_it() {
     assert_eq!(gateway.metric(&refetched).await, 1.0);
 }
 
+/// A retry waits in the queue for slots, in which a refresh that nobody waits for has no place.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failed_refresh_is_not_retried_while_nobody_waits_for_it() {
+    let platform = Platform::unlimited().await;
+    let gateway = TestGateway::start(&platform, &[SWR]).await;
+    gateway.read(CUSTOMER).await;
+    platform.faults(json!({ "fault": "http500" })).await;
+    gateway.clock.advance(Duration::from_secs(31));
+    assert!(gateway.read(CUSTOMER).await.header("cache-status").contains("stale-while-revalidate"));
+    // Longer than the pauses before two retries.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(platform.requests(READ).await, 2, "the first read, and one refresh");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn failed_refreshes_back_off_and_do_not_extend_the_stale_period() {
     let platform = Platform::unlimited().await;

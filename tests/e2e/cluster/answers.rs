@@ -95,6 +95,14 @@ async fn whatever_ends_answers_does_so_in_all_replicas() {
     assert_eq!(hits(&replicas, "1").await, [false; 3], "a newer answer was served");
     assert!(two.post(READ, &[], &other).await.is_hit(), "that one");
     assert!(!one.post(READ, &[], &other).await.is_hit());
+
+    // One that fails is no newer answer.
+    for replica in &replicas {
+        replica.read("1").await;
+    }
+    platform.faults(json!({ "fault": "http500", "route": READ })).await;
+    two.post(READ, &[("cache-control", "no-cache")], &other).await;
+    assert_eq!(hits(&replicas, "1").await, [true; 3], "nothing newer was served");
 }
 
 /// It did not hear of the write, and the platform may lag behind it.
