@@ -18,7 +18,7 @@ use crate::clock::Clock;
 use crate::cluster::{Cluster, Member};
 use crate::configuration::{Configuration, ConnectKeys};
 use crate::gateway::{Dependencies, DroppedLogLines, Gateway};
-use crate::limit::{EarlierCalls, Sharing};
+use crate::limit::EarlierCalls;
 pub use crate::listener::Workers;
 use crate::listener::{Bounds, Listener, ListenerMetrics, PeerInfo, Rejections};
 use crate::metrics::Metrics;
@@ -109,20 +109,31 @@ impl App {
         let Surroundings { earlier_calls, inherited, dropped_log_lines } = surroundings;
         // What can fail without listening fails first. It reads files, which may block.
         let (settings, connect, now) = (configuration.settings.clone(), configuration.connect.clone(), clock.clone());
-        let dependencies = move || dependencies(&settings, connect, &now, earlier_calls);
-        let dependencies = tokio::task::spawn_blocking(dependencies).await;
-        let dependencies = dependencies.unwrap_or_else(|lost| Err(StartError::Unusable(lost.to_string())))?;
+        let prepared = tokio::task::spawn_blocking(move || prepare(&settings, connect, &now)).await;
+        let prepared = prepared.unwrap_or_else(|lost| Err(StartError::Unusable(lost.to_string())))?;
+        let Prepared { upstream, nonces, pseudonyms } = prepared;
         let sockets = Sockets::open(&configuration.settings, inherited).await?;
         let listeners = configuration.settings.fixed.listeners.clone();
+        let metrics = Metrics::new();
         let (cluster, sharing, member) = Cluster::new(
             &configuration.settings.fixed.cluster,
             configuration.redis.clone(),
-            &dependencies.pseudonyms,
-            &dependencies.metrics,
+            &pseudonyms,
+            &metrics,
             &clock,
             &instance(&sockets),
         );
-        let dependencies = Dependencies { dropped_log_lines, cluster, sharing, ..dependencies };
+        let dependencies = Dependencies {
+            clock: clock.clone(),
+            upstream,
+            nonces,
+            pseudonyms,
+            metrics,
+            cluster,
+            sharing,
+            earlier_calls,
+            dropped_log_lines,
+        };
         let gateway = Arc::new(Gateway::new(configuration, sockets.is_loopback(), dependencies));
         Ok(Self { gateway, sockets, member, listeners, readiness: Arc::default(), clock })
     }
@@ -310,15 +321,17 @@ fn instance(sockets: &Sockets) -> String {
 /// Those of [`App::bind`].
 pub fn check(configuration: &Configuration) -> Result<(), StartError> {
     let Configuration { settings, connect, .. } = configuration;
-    dependencies(settings, connect.clone(), &Clock::system(), EarlierCalls::Unknown).map(|_| ())
+    prepare(settings, connect.clone(), &Clock::system()).map(|_| ())
 }
 
-fn dependencies(
-    settings: &Settings,
-    connect: ConnectKeys,
-    clock: &Clock,
-    earlier_calls: EarlierCalls,
-) -> Result<Dependencies, StartError> {
+/// What may fail without listening.
+struct Prepared {
+    upstream: Upstream,
+    nonces: Nonces,
+    pseudonyms: Arc<Pseudonyms>,
+}
+
+fn prepare(settings: &Settings, connect: ConnectKeys, clock: &Clock) -> Result<Prepared, StartError> {
     let missing = settings.missing_for_serving();
     let fixed = &settings.fixed;
     let base_url = fixed.client.base_url.as_ref().filter(|_| missing.is_empty()).ok_or(StartError::Missing(missing))?;
@@ -330,16 +343,5 @@ fn dependencies(
         Some(file) => StartError::Unusable(format!("log.hash_key_file: {}: {error}", file.display())),
         None => no_randomness(error),
     })?;
-    let dropped_log_lines: DroppedLogLines = Arc::new(|| [0, 0]);
-    Ok(Dependencies {
-        clock: clock.clone(),
-        upstream,
-        nonces,
-        pseudonyms: Arc::new(pseudonyms),
-        metrics: Metrics::new(),
-        cluster: Cluster::alone(),
-        sharing: Sharing::split(1),
-        earlier_calls,
-        dropped_log_lines,
-    })
+    Ok(Prepared { upstream, nonces, pseudonyms: Arc::new(pseudonyms) })
 }

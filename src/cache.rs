@@ -32,7 +32,7 @@ use self::entry::{CustomerEntry, Held, TenantState};
 pub use self::fetch_guard::{FetchGuard, Stored};
 use self::flight::Flight;
 pub use self::flight::{FetchOutcome, Waiter};
-pub use self::freshness::{Freshness, LimitedBy, Staleness, StoreDecision};
+pub use self::freshness::{Freshness, LimitedBy, RelativeFreshness, Staleness, StoreDecision};
 pub use self::hit::{Hit, Lookup, StaleHit};
 pub use self::request_control::RequestCacheControl;
 use self::stripe::{Stripe, Stripes};

@@ -19,6 +19,16 @@ impl Wall {
         Self(seconds.saturating_mul(1000))
     }
 
+    /// The moment `millis` after the Unix epoch.
+    pub const fn from_unix_millis(millis: i64) -> Self {
+        Self(millis)
+    }
+
+    /// Milliseconds since the Unix epoch.
+    pub const fn unix_millis(self) -> i64 {
+        self.0
+    }
+
     /// The moment that an HTTP date names (RFC 9110, section 5.6.7).
     pub fn from_http_date(text: &str) -> Option<Self> {
         let since = httpdate::parse_http_date(text).ok()?.duration_since(SystemTime::UNIX_EPOCH).ok()?;

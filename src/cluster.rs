@@ -19,6 +19,7 @@ mod event;
 mod link;
 mod member;
 mod names;
+mod namespace;
 mod offset;
 mod receiver;
 mod right;
@@ -116,9 +117,9 @@ pub struct Ending {
 
 /// What completes once no replica serves from before an end.
 #[derive(Debug, Default)]
-pub struct Ended(Option<oneshot::Receiver<()>>);
+pub struct Completion(Option<oneshot::Receiver<()>>);
 
-impl Ended {
+impl Completion {
     /// Waits for it, if there is something to wait for.
     pub async fn wait(self) {
         if let Some(done) = self.0 {
@@ -129,11 +130,6 @@ impl Ended {
 }
 
 impl Cluster {
-    /// One that has no others.
-    pub const fn alone() -> Self {
-        Self(None)
-    }
-
     /// Alone, or as one of the replicas that share a Redis; then with what is to be started ([`Member::start`]). `instance`:
     /// what distinguishes this replica from the others, and stays the same when it is restarted.
     pub fn new(
@@ -228,15 +224,17 @@ impl Cluster {
 
     /// Ends a write for all replicas: what they hold of these customers, or of all of a merchant, is not served any more, and for
     /// `settle` the platform may lag. What this replica holds must have been invalidated already. All are named as in the cluster.
-    pub fn end(&self, merchant: &Arc<str>, customers: Option<Vec<String>>, settle: Duration) -> Ended {
-        let Some(joined) = &self.0 else { return Ended::default() };
+    pub fn end(&self, merchant: &Arc<str>, customers: Option<Vec<Cow<'_, str>>>, settle: Duration) -> Completion {
+        let joined = self.0.as_ref().filter(|_| customers.as_ref().is_none_or(|customers| !customers.is_empty()));
+        let Some(joined) = joined else { return Completion::default() };
+        let customers = customers.map(|customers| customers.into_iter().map(Cow::into_owned).collect());
         let (done, wait) = oneshot::channel();
         let ending = Ending { merchant: Arc::clone(merchant), customers, settle };
         if joined.commands.send(Command::End(ending, done)).is_err() {
             // This replica has left the others.
             joined.shared.metrics.fence_missed.inc();
         }
-        Ended(Some(wait))
+        Completion(Some(wait))
     }
 
     /// Whether the platform may lag behind a write that another replica ended before this one joined: for so long. `None`: nobody

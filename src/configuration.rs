@@ -172,27 +172,24 @@ fn trust(
 impl Contents {
     /// Reads a file.
     fn read(&mut self, file: &FileReference) -> Result<(), String> {
+        let secret = |expected: &str| read_key(&file.path).map_err(|problem| format!("{problem}; {expected}"));
         match &file.holds {
             Holds::SigningKey(tenant) => {
-                let key = read_key(&file.path);
-                let key = key.map_err(|problem| format!("{problem}; expected a file that holds the signing key"))?;
+                let key = secret("expected a file that holds the signing key")?;
                 self.keys.insert(tenant.clone(), key);
             }
             Holds::TrustedCas => self.trusted = Some(read_certificates(&file.path)?),
             Holds::RedisCas => self.redis_trusted = Some(read_certificates(&file.path)?),
             Holds::RedisPassword => {
-                let password = read_key(&file.path);
-                let password =
-                    password.map_err(|problem| format!("{problem}; expected a file that holds the password"))?;
-                self.redis_password = Some(password);
+                self.redis_password = Some(secret("expected a file that holds the password")?);
             }
             Holds::ProxyCredentials => {
                 const EXPECTED: &str = "expected a file that holds user:password";
-                let secret = read_key(&file.path).map_err(|problem| format!("{problem}; {EXPECTED}"))?;
-                if !secret.expose().contains(':') {
+                let credentials = secret(EXPECTED)?;
+                if !credentials.expose().contains(':') {
                     return Err(format!("names {}, which has no colon; {EXPECTED}", file.path.display()));
                 }
-                let basic = format!("Basic {}", STANDARD.encode(secret.expose()));
+                let basic = format!("Basic {}", STANDARD.encode(credentials.expose()));
                 let value = HeaderValue::from_str(&basic).map_err(|_| EXPECTED.to_owned())?;
                 self.proxy_authorization = Some(sensitive(value));
             }

@@ -3,8 +3,12 @@
 use std::path::Path;
 
 use hmac::{Hmac, KeyInit, Mac};
+use ring::aead::{CHACHA20_POLY1305, UnboundKey};
+use ring::hkdf;
 use sha2::Sha256;
 use zeroize::Zeroizing;
+
+use crate::secret::hex;
 
 /// Characters of the hash that are shown: enough to distinguish a company's customers.
 const SHOWN: usize = 16;
@@ -28,9 +32,17 @@ impl Pseudonyms {
 
     /// A customer's name in logs: the first digits of the HMAC-SHA256 of its id, in hexadecimal.
     pub fn of(&self, customer: &str) -> String {
-        let mut name: String = self.hash(customer).iter().map(|byte| format!("{byte:02x}")).collect();
+        let mut name: String = hex(&self.hash(customer));
         name.truncate(SHOWN);
         name
+    }
+
+    /// A key to seal what only those with the same key may read (HKDF-SHA256, RFC 5869), another for each purpose.
+    pub fn sealing_key(&self, purpose: &str) -> UnboundKey {
+        let secret = hkdf::Salt::new(hkdf::HKDF_SHA256, b"zvgate").extract(&self.0);
+        let info = [purpose.as_bytes()];
+        let derived = secret.expand(&info, &CHACHA20_POLY1305);
+        derived.expect("a key is shorter than 255 hashes (RFC 5869, section 2.3)").into()
     }
 
     /// The HMAC-SHA256 of a text.

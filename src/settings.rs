@@ -26,7 +26,7 @@ use time::UtcOffset;
 pub use base_url::BaseUrl;
 pub use breaker::{BreakerSettings, Ratio};
 pub use callers::{CallerSettings, NoCache, Permitted};
-pub use cluster::{ClusterSettings, RedisSettings, UnfencedWrites};
+pub use cluster::{ClusterSettings, LONGEST_LEASE, RedisSettings, UnfencedWrites};
 use effective::Scope;
 pub use effective::{Differences, Effective};
 pub use load::{FileReference, Holds, Parsed, Sources};

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::answer::{Contents, End, Verdict};
-use crate::clock::{Boot, Now, Wall};
+use crate::clock::{Boot, Now, Wall, millis};
 use crate::settings::Lifetimes;
 
 /// What limits the freshness of an answer.
@@ -175,10 +175,77 @@ impl Freshness {
         (self.fresh_until + self.lifetime()).max(self.revalidate_until).max(self.if_error_until)
     }
 
+    /// For another process, from this moment on: never longer than here.
+    pub fn relative(&self, now: Boot) -> RelativeFreshness {
+        let left = |until: Boot| whole_millis(until.since(now));
+        RelativeFreshness {
+            age: whole_millis(now.since(self.received)) + Duration::from_millis(1),
+            fresh: left(self.fresh_until),
+            revalidate: left(self.revalidate_until),
+            if_error: left(self.if_error_until),
+            end: (self.end != Deadline::NEVER).then(|| (self.end.wall, left(self.end.boot))),
+            negative: self.negative,
+            limited_by: self.limited_by,
+        }
+    }
+
     /// How long ago the answer was received.
     pub fn age(&self, now: Now) -> Duration {
         now.boot.since(self.received)
     }
+}
+
+/// A freshness as another process can use it, whose clock since boot is another: spans from one moment on, in whole milliseconds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RelativeFreshness {
+    /// How long ago the answer was received.
+    pub age: Duration,
+    /// How long it is still fresh.
+    pub fresh: Duration,
+    /// How long it may still be served stale while it is refreshed.
+    pub revalidate: Duration,
+    /// How long it may still be served stale in place of a failure.
+    pub if_error: Duration,
+    /// Until when it may be served at all, by the wall clock, and for how long: whichever is over first.
+    pub end: Option<(Wall, Duration)>,
+    /// Whether it says that there is nothing.
+    pub negative: bool,
+    /// What limited its freshness when it was received.
+    pub limited_by: LimitedBy,
+}
+
+impl RelativeFreshness {
+    /// The same after so long.
+    #[must_use]
+    pub fn after(self, elapsed: Duration) -> Self {
+        Self {
+            age: self.age.saturating_add(elapsed),
+            fresh: self.fresh.saturating_sub(elapsed),
+            revalidate: self.revalidate.saturating_sub(elapsed),
+            if_error: self.if_error.saturating_sub(elapsed),
+            end: self.end.map(|(wall, span)| (wall, span.saturating_sub(elapsed))),
+            ..self
+        }
+    }
+
+    /// As from this moment on; `None` if the answer was received before this machine was booted, which its clock cannot express.
+    pub fn from(self, at: Boot) -> Option<Freshness> {
+        let Self { age, fresh, revalidate, if_error, end, negative, limited_by } = self;
+        (age <= at.as_duration()).then(|| Freshness {
+            received: at - age,
+            fresh_until: at + fresh,
+            revalidate_until: at + revalidate,
+            if_error_until: at + if_error,
+            end: end.map_or(Deadline::NEVER, |(wall, span)| Deadline { wall, boot: at + span }),
+            negative,
+            limited_by,
+        })
+    }
+}
+
+/// A span in whole milliseconds, rounded down.
+fn whole_millis(span: Duration) -> Duration {
+    Duration::from_millis(millis(span))
 }
 
 /// Whether a coupon that is not settled may change at any moment: it has no readable end, or one that has passed.

@@ -3,8 +3,8 @@
 use redis::{Cmd, Value};
 
 use super::connection::{ClusterError, Connection, Connector, send};
-use super::link::ServerInfo;
 use super::member::new_id;
+use super::namespace::ServerInfo;
 use crate::configuration::RedisKeys;
 use crate::settings::RedisSettings;
 
@@ -37,14 +37,6 @@ const RUN: &str = "#!lua flags=allow-oom\nreturn redis.call(unpack(ARGV))";
 const PROBE: &str = "#!lua flags=allow-oom\nreturn 1";
 /// Scripts have declared flags since this version.
 const LEAST_VERSION: u32 = 7;
-
-fn command<'a>(words: impl Iterator<Item = &'a str>) -> Cmd {
-    let mut command = Cmd::new();
-    words.for_each(|word| {
-        command.arg(word);
-    });
-    command
-}
 
 /// Tries every Sentinel, and every command that replicas use. Returns what is wrong, if anything is.
 pub async fn check(settings: &RedisSettings, keys: RedisKeys) -> Vec<String> {
@@ -99,7 +91,7 @@ async fn try_all(prefix: &str, connection: &Connection) -> Vec<String> {
     }
     for text in DIRECTLY {
         let (words, name) = (worded(text), text.split(' ').next().unwrap_or_default());
-        let answer: Result<Value, _> = send(name, &connection.0, &command(words.iter().map(String::as_str))).await;
+        let answer: Result<Value, _> = send(name, &connection.0, Cmd::new().arg(words)).await;
         problems.extend(answer.err().map(|error| format!("{name}: {error}")));
     }
     problems

@@ -10,23 +10,18 @@ use tokio::sync::Notify;
 
 use super::connection::ClusterError;
 use super::event::Event;
-use super::link::Scope;
 use super::{Ending, Shared};
 use crate::limit::SILENCE;
 use crate::line_limit::LineLimit;
+use crate::settings::LONGEST_LEASE;
 
 /// Customers whose missed ends are remembered; with more, all of their merchant are ended instead.
 const MAX_MISSED: usize = 10_000;
 
 /// How soon it is tried again to publish an end.
 pub(super) const PUBLISH_AGAIN_AFTER: Duration = Duration::from_millis(50);
-/// How long a replica that leaves waits for the ends of its last writes, and how often it looks.
-const FINISHED_WITHIN: Duration = Duration::from_secs(1);
-const FINISHED_EVERY: Duration = Duration::from_millis(10);
 /// Customers in one message.
 const MAX_PUBLISHED: usize = 1000;
-/// The longest lease that may be configured: what Redis says is no longer.
-const LONGEST_LEASE: Duration = Duration::from_secs(5);
 
 /// The ends of this replica.
 #[derive(Default)]
@@ -119,16 +114,6 @@ impl Missed {
 }
 
 impl Ends {
-    /// Waits until none is waited for any more, for a bounded time.
-    pub(super) async fn finished(&self) {
-        for _ in 0..FINISHED_WITHIN.as_millis() / FINISHED_EVERY.as_millis() {
-            if self.pending.lock().is_empty() {
-                return;
-            }
-            tokio::time::sleep(FINISHED_EVERY).await;
-        }
-    }
-
     /// Another replica acknowledged an end.
     pub(super) fn acknowledged(&self, number: u64, member: &str) {
         let pending = self.pending.lock().get(&number).cloned();
@@ -142,10 +127,9 @@ impl Ends {
 /// Publishes an end. Returns those that may still serve from before it, and for how long.
 async fn publish(shared: &Shared, number: u64, ending: &Ending) -> Result<Vec<(String, Duration)>, ClusterError> {
     let link = shared.link.load_full().ok_or(ClusterError::Disconnected)?;
-    let scope = Scope { merchant: &ending.merchant, customers: ending.customers.as_deref() };
     let customers = ending.customers.as_ref().map(|customers| customers.iter().map(String::as_str).collect());
     let event = Event::Ended { number, merchant: &ending.merchant, customers, settle: ending.settle };
-    link.end(&scope, ending.settle, &event.encode(&shared.member)).await
+    link.end(ending, &event.encode(&shared.member)).await
 }
 
 /// The same, once more if the connection to Redis has just been replaced, or is about to be.

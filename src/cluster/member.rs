@@ -11,9 +11,10 @@ use std::time::Duration;
 
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio::sync::oneshot;
+use tokio_util::task::TaskTracker;
 
 use super::connection::Connector;
-use super::ends;
+use super::ends::end;
 use super::receiver::send_acknowledgements;
 use super::running::Running;
 use super::slots::serve_slots;
@@ -21,6 +22,8 @@ use super::{Command, Shared};
 use crate::clock::millis;
 use crate::limit::SlotRequest;
 
+/// How long a replica that leaves waits for the ends of its last writes.
+const FINISH_ENDS_WITHIN: Duration = Duration::from_secs(1);
 /// Bytes of a member's id.
 const ID_LENGTH: usize = 12;
 
@@ -100,19 +103,22 @@ impl Member {
 }
 
 async fn serve_commands(shared: &Arc<Shared>, mut commands: UnboundedReceiver<Command>) {
+    let ends = TaskTracker::new();
     while let Some(command) = commands.recv().await {
         match command {
             Command::End(ending, done) => {
                 let shared = Arc::clone(shared);
-                tokio::spawn(async move {
-                    ends::end(&shared, ending).await;
+                ends.spawn(async move {
+                    end(&shared, ending).await;
                     // Whoever waited may have been dropped.
                     let _ = done.send(());
                 });
             }
             Command::Leave(done) => {
                 shared.is_leaving.store(true, Ordering::SeqCst);
-                shared.ends.finished().await;
+                ends.close();
+                // Those that take longer are lost with the process.
+                let _ = tokio::time::timeout(FINISH_ENDS_WITHIN, ends.wait()).await;
                 if let Some(link) = shared.link.load_full() {
                     link.leave().await;
                 }

@@ -20,23 +20,28 @@ pub(super) struct Offset {
 pub(super) struct Jumped;
 
 impl Offset {
-    /// From one reply, which said `redis` (in microseconds since the Unix epoch).
+    /// From one reply, with the time `redis` (in microseconds since the Unix epoch).
     pub(super) fn new(sent: Boot, redis: i64, received: Boot) -> Self {
         Self { least: redis.saturating_sub(micros(received)), most: redis.saturating_sub(micros(sent)), at: received }
     }
 
-    /// With what another reply says.
+    /// Narrowed by another reply.
     pub(super) fn narrowed(self, sent: Boot, redis: i64, received: Boot) -> Result<Self, Jumped> {
         let new = Self::new(sent, redis, received);
-        let drift = i64::try_from(received.since(self.at).as_micros() / u128::from(DRIFT)).unwrap_or(i64::MAX);
+        let drift = self.drift(received);
         let least = new.least.max(self.least.saturating_sub(drift));
         let most = new.most.min(self.most.saturating_add(drift));
         if least > most { Err(Jumped) } else { Ok(Self { least, most, at: received }) }
     }
 
+    /// By how much the clocks may have moved apart since the last reply.
+    fn drift(self, now: Boot) -> i64 {
+        i64::try_from(now.since(self.at).as_micros() / u128::from(DRIFT)).unwrap_or(i64::MAX)
+    }
+
     /// A moment by Redis' clock, in milliseconds since the Unix epoch: the earliest that it may be.
     pub(super) fn earliest(self, at: Boot) -> i64 {
-        micros(at).saturating_add(self.least).div_euclid(1000)
+        micros(at).saturating_add(self.least).saturating_sub(self.drift(at)).div_euclid(1000)
     }
 }
 

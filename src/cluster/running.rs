@@ -16,8 +16,9 @@ use tokio::sync::mpsc::UnboundedSender;
 use super::Shared;
 use super::connection::{ClusterError, Connector, result_of};
 use super::ends::{PUBLISH_AGAIN_AFTER, publish_missed};
-use super::link::{Beat, Link, Namespace, Pulse, ServerInfo};
+use super::link::{Heartbeat, HeartbeatReply, Link};
 use super::member::Replica;
+use super::namespace::{Namespace, ServerInfo};
 use super::offset::Offset;
 use super::receiver::receiver;
 use crate::backoff::Backoff;
@@ -27,8 +28,8 @@ use crate::metrics::ClusterOp;
 
 /// Pauses between attempts to connect.
 const BACKOFF: Backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(1));
-/// How often heartbeats are sent at least, if every read asks for one.
-const SLOWEST_BEAT: Duration = Duration::from_millis(50);
+/// How often heartbeats are sent at least, if every read requests one.
+const HEARTBEAT_WITHOUT_LEASE: Duration = Duration::from_millis(50);
 /// How often the connection that no heartbeat uses is checked.
 const CHECK_DATA: Duration = Duration::from_secs(1);
 /// How often Sentinels are queried for the primary.
@@ -40,7 +41,7 @@ const PUNCTUAL: Duration = Duration::from_millis(50);
 #[derive(Clone)]
 struct Last {
     namespace: Namespace,
-    /// When it first heard of it.
+    /// When this replica first connected in it.
     since: Boot,
     offset: Arc<Mutex<Offset>>,
 }
@@ -59,7 +60,7 @@ pub(super) struct Running {
     answered: AtomicU64,
     /// When one was last sent by which this replica may have counted as live, or the process started.
     live_heartbeat: AtomicU64,
-    /// As Redis last said.
+    /// How many members Redis last reported.
     members: AtomicU32,
     /// Whether it counts as live for slots.
     is_live: AtomicBool,
@@ -114,7 +115,7 @@ impl Running {
                 Ok(link) => {
                     failures = 0;
                     reported.clear();
-                    self.beat(link).await
+                    self.send_heartbeats(link).await
                 }
                 Err(error) => error,
             };
@@ -177,7 +178,7 @@ impl Running {
     }
 
     /// From now on this replica acts as one with the others. What it held is not served any more: it may have missed events.
-    fn install(&self, link: &Arc<Link>, beat: Beat) {
+    fn install(&self, link: &Arc<Link>, beat: HeartbeatReply) {
         let shared = &self.shared;
         let Link { namespace, since, offset, .. } = &**link;
         let last = Last { namespace: namespace.clone(), since: *since, offset: Arc::clone(offset) };
@@ -209,7 +210,7 @@ impl Running {
     }
 
     /// Sends a heartbeat, and waits for its reply.
-    async fn heartbeat(&self, link: &Arc<Link>, joins: bool) -> Result<Beat, ClusterError> {
+    async fn heartbeat(&self, link: &Arc<Link>, joins: bool) -> Result<HeartbeatReply, ClusterError> {
         let is_current = self.shared.link.load().as_ref().is_some_and(|current| Arc::ptr_eq(current, link));
         if self.shared.is_leaving.load(Ordering::SeqCst) || !(joins || is_current) {
             return Err(ClusterError::Disconnected);
@@ -222,7 +223,7 @@ impl Running {
         if is_live {
             self.live_heartbeat.store(self.shared.clock.boot().nanos(), Ordering::Relaxed);
         }
-        link.heartbeat(Pulse { about: &self.about, protocol: &self.protocol, is_live, joins }).await
+        link.heartbeat(Heartbeat { about: &self.about, protocol: &self.protocol, is_live, joins }).await
     }
 
     fn revoke_right(&self) {
@@ -231,7 +232,7 @@ impl Running {
         }
     }
 
-    fn answered(&self, beat: Beat) {
+    fn answered(&self, beat: HeartbeatReply) {
         let shared = &self.shared;
         let now = shared.clock.boot();
         self.answered.fetch_max(beat.sent.nanos(), Ordering::Relaxed);
@@ -243,9 +244,9 @@ impl Running {
     }
 
     /// Sends heartbeats, until that fails or this replica is cut off.
-    async fn beat(&self, link: Arc<Link>) -> ClusterError {
+    async fn send_heartbeats(&self, link: Arc<Link>) -> ClusterError {
         let lease = self.shared.settings.lease;
-        let every = if lease.is_zero() { SLOWEST_BEAT } else { (lease / 4).min(SILENCE / 5) };
+        let every = if lease.is_zero() { HEARTBEAT_WITHOUT_LEASE } else { (lease / 4).min(SILENCE / 5) };
         let mut ticks = tokio::time::interval(every);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         // Beside the heartbeats: Sentinels may not answer.
@@ -317,7 +318,7 @@ impl Running {
     }
 
     /// A heartbeat, with whether requests wait for it.
-    async fn tagged(&self, link: &Arc<Link>, is_awaited: bool) -> (bool, Result<Beat, ClusterError>) {
+    async fn tagged(&self, link: &Arc<Link>, is_awaited: bool) -> (bool, Result<HeartbeatReply, ClusterError>) {
         (is_awaited, self.heartbeat(link, false).await)
     }
 

@@ -1,5 +1,6 @@
 //! Invalidation, here and in all other replicas: by writes, by callers that learn of a change made elsewhere, and by operators.
 
+use std::borrow::Cow;
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,7 +10,7 @@ use prometheus::IntCounter;
 use super::replica::Merchants;
 use super::time::Time;
 use crate::cache::{Cache, Subject};
-use crate::cluster::{Cluster, Ended};
+use crate::cluster::{Cluster, Completion};
 use crate::metrics::{Invalidation, Per};
 use crate::reply::GatewayError;
 
@@ -31,29 +32,28 @@ impl Invalidator {
         ids: &[T],
         settle: Duration,
         cause: Invalidation,
-    ) -> (usize, Ended) {
+    ) -> (usize, Completion) {
         let now = self.time.now();
         let mut dropped = 0;
         let names = ids.iter().map(|id| {
             let name = self.cluster.customer(id.as_ref());
             self.counters.of(cause).inc();
             dropped += self.cache.invalidate(&Subject::customer(merchant, &name), now.boot + settle, now);
-            name.into_owned()
+            name
         });
-        let names: Vec<String> = names.collect();
-        let ended = if names.is_empty() { Ended::default() } else { self.end(merchant, Some(names), settle) };
-        (dropped, ended)
+        let names = names.collect();
+        (dropped, self.end(merchant, Some(names), settle))
     }
 
     /// Invalidates all answers of a merchant.
-    pub(super) fn merchant(&self, merchant: usize, settle: Duration, cause: Invalidation) -> Ended {
+    pub(super) fn merchant(&self, merchant: usize, settle: Duration, cause: Invalidation) -> Completion {
         self.counters.of(cause).inc();
         self.cache.invalidate_tenant(merchant, self.time.boot() + settle);
         self.end(merchant, None, settle)
     }
 
     /// The same for some merchants, and frees their memory here.
-    pub(super) fn purge(&self, merchants: Range<usize>, settle: Duration) -> (usize, Vec<Ended>) {
+    pub(super) fn purge(&self, merchants: Range<usize>, settle: Duration) -> (usize, Vec<Completion>) {
         let now = self.time.now();
         let purge = |merchant: usize| {
             self.counters.of(Invalidation::Purge).inc();
@@ -66,13 +66,13 @@ impl Invalidator {
 
     /// Newer answers than other replicas may have are about to be served for a customer. Returns what completes once they do not serve
     /// theirs any more.
-    pub(super) fn superseded(&self, subject: &Subject) -> Ended {
-        let customer = subject.customer_id().map(|name| vec![name.to_owned()]);
+    pub(super) fn superseded(&self, subject: &Subject) -> Completion {
         // What is about no customer is not known to others by name.
-        customer.map_or_else(Ended::default, |name| self.end(subject.tenant, Some(name), Duration::ZERO))
+        let customers = subject.customer_id().map(Cow::Borrowed).into_iter().collect();
+        self.end(subject.tenant, Some(customers), Duration::ZERO)
     }
 
-    fn end(&self, merchant: usize, customers: Option<Vec<String>>, settle: Duration) -> Ended {
+    fn end(&self, merchant: usize, customers: Option<Vec<Cow<'_, str>>>, settle: Duration) -> Completion {
         self.cluster.end(&self.merchants.name(merchant), customers, settle)
     }
 }

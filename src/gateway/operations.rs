@@ -11,7 +11,7 @@ use super::{Gateway, RequestInfo, call_log};
 use crate::answer::{Answer, ContentType};
 use crate::cache::{Freshness, Subject};
 use crate::caller::Caller;
-use crate::cluster::{Cluster, Ended, Replica};
+use crate::cluster::{Cluster, Completion, Replica};
 use crate::configuration::Configuration;
 use crate::envelope::{MAX_DEPTH, check_names, push_text};
 use crate::json::Node;
@@ -128,7 +128,7 @@ impl Gateway {
         let settle = self.policy.load().settings.cache.settle;
         let purged = tenant.map_or(all, |tenant| tenant.merchant..tenant.merchant + 1);
         let (dropped, ended) = self.invalidator.purge(purged, settle);
-        futures_util::future::join_all(ended.into_iter().map(Ended::wait)).await;
+        futures_util::future::join_all(ended.into_iter().map(Completion::wait)).await;
         dropped
     }
 

@@ -10,7 +10,7 @@ use super::invalidate::Invalidator;
 use super::request::{Job, Request};
 use super::tasks::Tasks;
 use crate::answer;
-use crate::cluster::Ended;
+use crate::cluster::Completion;
 use crate::line_limit::LineLimit;
 use crate::metrics::Invalidation;
 use crate::reply::{CacheStatus, GatewayError, Reply};
@@ -92,7 +92,7 @@ impl Writes {
 impl Write<'_> {
     /// Invalidates what the write may have changed: no read that starts from here on is answered with data that was fetched
     /// before, and none through another replica once what is returned has completed. Returns the write's customers, too.
-    fn end(mut self, outcome: &Outcome) -> (Vec<String>, Ended) {
+    fn end(mut self, outcome: &Outcome) -> (Vec<String>, Completion) {
         let mut customers = self.info.customers.to_vec();
         if let Outcome::Answered(answered) = outcome {
             customers.extend(answer::customers(&answered.answer.body, &self.settings.customer_answer));
@@ -105,11 +105,11 @@ impl Write<'_> {
         (customers, ended)
     }
 
-    fn invalidate(&self, customers: &[String], effect: Effect) -> Ended {
+    fn invalidate(&self, customers: &[String], effect: Effect) -> Completion {
         let (policy, tenant) = (&self.job.policy, &self.job.call.tenant);
         let settings = &policy.settings.cache;
         let settle = match effect {
-            Effect::NotSent | Effect::Throttled => return Ended::default(),
+            Effect::NotSent | Effect::Throttled => return Completion::default(),
             Effect::Executed | Effect::Refused => settings.settle,
             Effect::Unknown => settings.settle_unknown,
         };
@@ -119,7 +119,7 @@ impl Write<'_> {
         }
         let may_concern_anybody = effect != Effect::Refused && self.settings.unknown_customer != UnknownCustomer::Ttl;
         if customers.is_empty() && !may_concern_anybody {
-            return Ended::default();
+            return Completion::default();
         }
         if let Some(suppressed) = self.writes.unknown_customers.next() {
             tracing::warn!(

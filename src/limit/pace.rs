@@ -123,7 +123,7 @@ impl Pace {
             let answered = if is_shared { deadline.min(began + REPLY_WITHIN) } else { began };
             let (remaining, waits_for) = (until.since(now), until.max(answered).since(now));
             let is_first = !std::mem::replace(&mut has_waited, true);
-            // While cut off, no slot comes before it is said to.
+            // While cut off, no slot comes earlier than computed.
             let is_cut_off = matches!(self.sharing.source(), SlotSource::CutOff { .. });
             if is_first || is_cut_off || now < answered || waits_for.is_zero() {
                 let limited = position.limited(now);

@@ -174,20 +174,12 @@ impl Paces {
 
     /// Another replica's call was throttled, on the pace of this name.
     pub fn throttled_elsewhere(&self, name: &str) {
-        self.for_each(|pace| {
-            if **pace.name() == *name {
-                pace.throttled_elsewhere();
-            }
-        });
+        self.for_name(name, Pace::throttled_elsewhere);
     }
 
     /// The platform asked another replica for a pause, on the pace of this name.
-    pub fn paused_elsewhere(&self, name: &str, pause_for: Duration) {
-        self.for_each(|pace| {
-            if **pace.name() == *name {
-                pace.paused_elsewhere(pause_for);
-            }
-        });
+    pub fn paused_elsewhere(&self, name: &str, pause: Duration) {
+        self.for_name(name, |pace| pace.paused_elsewhere(pause));
     }
 
     /// Whether no call that this replica made in its own part of the limits is in a window any more, nor one that an earlier process
@@ -198,6 +190,14 @@ impl Paces {
         self.for_each(|pace| have_cooled &= pace.has_cooled(now));
         let longest = self.state.lock().rules.longest_cooldown();
         have_cooled && self.counted.is_none_or(|counted| counted + longest <= now)
+    }
+
+    fn for_name(&self, name: &str, act: impl Fn(&Pace)) {
+        self.for_each(|pace| {
+            if **pace.name() == *name {
+                act(pace);
+            }
+        });
     }
 
     fn for_each(&self, mut act: impl FnMut(&Pace)) {

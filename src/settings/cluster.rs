@@ -11,7 +11,7 @@ use super::redis_url::RedisUrl;
 use super::value::Choice;
 
 /// Longer than this, writes would wait for a replica that died longer than their callers do.
-const LONGEST_LEASE: Duration = Duration::from_secs(5);
+pub const LONGEST_LEASE: Duration = Duration::from_secs(5);
 /// Shorter, and heartbeats would be most of what Redis does.
 const SHORTEST_LEASE: Duration = Duration::from_millis(20);
 

@@ -6,14 +6,12 @@ use std::net::{SocketAddr, TcpStream};
 use serde_json::Value;
 
 use crate::program::{log_record, serve, write_config};
-use crate::support::{Platform, READ, TestGateway, Upstream, WRITE, admin_page, metric, post, raw};
+use crate::support::{Platform, READ, TestGateway, Upstream, WRITE, admin_page, metric, post, raw, until};
 use crate::tls::Authority;
 
 /// Waits until a series has this value: a connection is counted when it has ended.
 async fn wait_for(admin: SocketAddr, name: &str, value: f64) {
-    while metric(admin, name).await.unwrap() != value {
-        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
-    }
+    until(name, async || metric(admin, name).await.unwrap() == value).await;
 }
 
 fn addresses(record: &Value) -> (SocketAddr, SocketAddr) {

@@ -5,7 +5,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use crate::program::Running;
-use crate::support::{Overrides, TestGateway, Upstream, configuration};
+use crate::support::{Overrides, TestGateway, Upstream, configuration, until};
 
 /// A port that was free just now.
 pub(crate) fn free_port() -> u16 {
@@ -130,15 +130,4 @@ impl Redis {
 /// How often a replica connected.
 pub(crate) async fn connections(gateway: &TestGateway) -> f64 {
     gateway.metric("zvgate_cluster_requests_total{op=\"connect\",result=\"ok\"}").await
-}
-
-/// Waits until something holds, for a while.
-pub(crate) async fn until(what: &str, holds: impl AsyncFn() -> bool) {
-    for _ in 0..2000 {
-        if holds().await {
-            return;
-        }
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
-    panic!("not in ten seconds: {what}");
 }

@@ -11,7 +11,7 @@ use hmac::{Hmac, KeyInit, Mac};
 use serde_json::{Value, json};
 use sha1::Sha1;
 
-use crate::support::{MERCHANTS, Overrides, Platform, READ, Reply, TestGateway};
+use crate::support::{MERCHANTS, Overrides, Platform, READ, Reply, TestGateway, until};
 
 const NEW_KEY: &str = "the-key-that-comes-after";
 
@@ -46,10 +46,8 @@ async fn finish(load: Vec<tokio::task::JoinHandle<u32>>, on: &AtomicBool) -> u32
 
 /// Waits until the platform has received this many more requests.
 async fn wait_for_requests(platform: &Platform, more: u64) {
-    let until = platform.requests(READ).await + more;
-    while platform.requests(READ).await < until {
-        tokio::task::yield_now().await;
-    }
+    let expected = platform.requests(READ).await + more;
+    until("the platform has received them", async || platform.requests(READ).await >= expected).await;
 }
 
 const OVERRIDES: Overrides<'static> = &[("limits.upstream.rate", "0"), ("upstream.retries", "0")];

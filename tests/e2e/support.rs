@@ -329,6 +329,17 @@ impl Caller {
     }
 }
 
+/// Waits until something holds, for a while.
+pub(crate) async fn until(what: &str, holds: impl AsyncFn() -> bool) {
+    for _ in 0..2000 {
+        if holds().await {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    panic!("not in ten seconds: {what}");
+}
+
 /// Sends bytes unchanged, and reads until the peer closes the connection.
 pub(crate) fn raw(address: SocketAddr, bytes: &[u8]) -> String {
     let mut stream = std::net::TcpStream::connect(address).unwrap();

@@ -1,7 +1,8 @@
 #!lua flags=allow-oom
 -- Records that a replica lives. Returns what it did, the time, and how many replicas live and are known.
 -- KEYS: members, live, about, protocol, born, current namespace
--- ARGV: id, lease and name, protocol, latest time of execution (ms), whether slots may count on it, whether it joins, namespace
+-- ARGV: id, lease and name, protocol, latest time of execution (ms), whether slots may count on it, whether it joins, namespace,
+--       without a heartbeat for so long a replica is silent (ms)
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local function reply(what, live, members)
@@ -15,7 +16,7 @@ if protocol and protocol ~= ARGV[3] then return reply(protocol, 0, 0) end
 redis.call('SET', KEYS[4], ARGV[3], 'PX', 10000)
 redis.call('SET', KEYS[6], ARGV[7])
 redis.call('SET', KEYS[5], now, 'NX')
-local silent = now - 500
+local silent = now - tonumber(ARGV[8])
 local function remove(id)
   redis.call('ZREM', KEYS[1], id)
   redis.call('ZREM', KEYS[2], id)

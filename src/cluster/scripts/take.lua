@@ -3,7 +3,8 @@
 -- namespace that has ended; then the time.
 -- KEYS: slots, live, members, born, current namespace
 -- ARGV: call, calls that a window allows, how long the call may count at most (ms), how long nothing is taken in a new namespace (ms),
---       configured replicas, latest time of execution (ms), calls that a window allows as long as the platform throttles, namespace
+--       configured replicas, latest time of execution (ms), calls that a window allows as long as the platform throttles, namespace,
+--       without a heartbeat for so long a replica is silent (ms)
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local function reply(what, wait)
@@ -16,10 +17,10 @@ local held = tonumber(born) + tonumber(ARGV[4]) - now
 if held > 0 then return reply(0, held) end
 redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now)
 local rate, replicas = tonumber(ARGV[2]), tonumber(ARGV[5])
-local live = redis.call('ZCOUNT', KEYS[2], now - 500, '+inf')
+local live = redis.call('ZCOUNT', KEYS[2], now - ARGV[9], '+inf')
 local members = redis.call('ZCARD', KEYS[3])
 local parts = math.max(replicas, members, 1)
--- Each that is silent may use its part, of as many as there were when it was last heard of.
+-- Each that is silent may use its part, of at least as many as are configured.
 local others = math.max(members - live, 0) * math.floor(rate / replicas)
 local limit = math.min(math.floor(rate * live / parts), rate - others, tonumber(ARGV[7]))
 if limit < 1 then return reply(0, 100) end

@@ -36,7 +36,7 @@ pub(super) struct Queue {
     granted: Option<SharedSlot>,
     /// Whether a shared slot was requested, and there is no answer yet.
     is_pending: bool,
-    /// No shared slot is free before this, as was last said.
+    /// No shared slot is free before this, by the last reply.
     denied_until: Boot,
     /// Nor before this: calls without a slot may be in a window, also those of other replicas.
     held_until: Boot,
@@ -159,7 +159,7 @@ impl Queue {
         self.denied_until.max(self.held_until)
     }
 
-    /// Slots come from elsewhere now: what was said of them does not count any more.
+    /// Slots come from elsewhere now: the last reply does not count any more.
     pub(super) fn source_changed(&mut self) {
         self.denied_until = Boot::from_duration(Duration::ZERO);
         self.wake_firsts();

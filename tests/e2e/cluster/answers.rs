@@ -6,7 +6,7 @@ use http::Method;
 use serde_json::{Value, json};
 
 use crate::redis::Redis;
-use crate::support::{Platform, READ, Reply, TestGateway, WRITE, send};
+use crate::support::{Platform, READ, Reply, TestGateway, WRITE, send, until};
 
 const UNLIMITED: [(&str, &str); 2] = [("limits.upstream.rate", "0"), ("cache.settle", "0s")];
 
@@ -105,7 +105,7 @@ async fn whatever_ends_answers_does_so_in_all_replicas() {
     assert_eq!(hits(&replicas, "1").await, [true; 3], "nothing newer was served");
 }
 
-/// It did not hear of the write, and the platform may lag behind it.
+/// It was not notified of the write, and the platform may lag behind it.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_replica_that_joins_late_knows_that_the_platform_may_lag() {
     let (platform, redis) = (Platform::unlimited().await, Redis::start());
@@ -135,8 +135,8 @@ async fn a_stale_answer_is_refreshed_with_a_shared_slot() {
     tokio::time::sleep(std::time::Duration::from_millis(1100)).await;
     let stale = one.read("1").await;
     assert!(stale.header("cache-status").ends_with("; detail=stale-while-revalidate"), "{first:?} {stale:?}");
-    crate::redis::until("it is refreshed", async || platform.requests(READ).await == before + 2).await;
-    crate::redis::until("it is fresh", async || one.read("1").await.is_hit()).await;
+    until("it is refreshed", async || platform.requests(READ).await == before + 2).await;
+    until("it is fresh", async || one.read("1").await.is_hit()).await;
 }
 
 /// Customers have other names in memory, and the log shows the same hashes all the same.

@@ -9,8 +9,8 @@ use serde_json::json;
 use tokio::net::{TcpListener, TcpStream};
 
 use super::history::{OVERRIDES, Run, part, platform};
-use crate::redis::{Redis, connections, free_port, until};
-use crate::support::{Caller, Platform, READ, TestGateway, WRITE};
+use crate::redis::{Redis, connections, free_port};
+use crate::support::{Caller, Platform, READ, TestGateway, WRITE, until};
 
 async fn replicas(platform: &Platform, redis: &Redis, more: &[(&str, &str)]) -> [Arc<TestGateway>; 3] {
     let overrides: Vec<_> = OVERRIDES.iter().chain(more).copied().collect();

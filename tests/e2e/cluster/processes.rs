@@ -6,8 +6,8 @@ use std::time::Duration;
 use serde_json::json;
 
 use crate::program::{Running, serve, write_config};
-use crate::redis::{Redis, until};
-use crate::support::{Platform, READ, Upstream, WRITE, metric, post};
+use crate::redis::Redis;
+use crate::support::{Platform, READ, Upstream, WRITE, metric, post, until};
 
 struct Process {
     running: Running,

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use crate::program::{run, write_config, zvgate};
-use crate::redis::{Redis, until};
-use crate::support::{Platform, TestGateway, Upstream, captured_log, configuration};
+use crate::redis::Redis;
+use crate::support::{Platform, TestGateway, Upstream, captured_log, configuration, until};
 
 const UNLIMITED: &[(&str, &str)] = &[("limits.upstream.rate", "0"), ("limits.max_wait", "0s")];
 
@@ -28,7 +28,7 @@ async fn a_replica_waits_ten_seconds_for_redis_before_it_is_ready_without() {
     until("it is ready at once", async || readiness(&other).await.0 == 200).await;
 }
 
-/// It could not be told of writes, nor tell others.
+/// It could neither be notified of writes nor notify others.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_replica_with_another_hash_key_does_not_join() {
     let log = captured_log();

@@ -8,7 +8,7 @@ use serde_json::json;
 
 use super::history::{RATE, part, platform};
 use crate::redis::Redis;
-use crate::support::{Platform, READ, TestGateway, WRITE};
+use crate::support::{Platform, READ, TestGateway, WRITE, until};
 
 /// Callers that ask each replica for one customer after another.
 struct Flood {
@@ -129,7 +129,7 @@ async fn a_request_that_does_not_wait_gets_a_slot_that_is_free() {
     let overrides = [("limits.max_wait", "0s"), ("limits.upstream.transit", "0s"), ("cluster.replicas", "1")];
     let two = Redis::start();
     let one = Arc::new(two.replica(&platform, &overrides).await);
-    crate::redis::until("there is a slot", async || one.read("0").await.status == 200).await;
+    until("there is a slot", async || one.read("0").await.status == 200).await;
     tokio::time::sleep(Duration::from_secs(2)).await;
     let reads = (0..20).map(|number| {
         let one = Arc::clone(&one);
@@ -176,7 +176,7 @@ async fn a_slot_that_came_too_early_is_taken_again() {
     tokio::time::sleep(Duration::from_secs(4)).await;
     let before = (one.metric(TAKEN).await, one.metric(CHANGED).await);
     assert_eq!(one.read("1").await.status, 200);
-    crate::redis::until("all is counted", async || one.metric(CHANGED).await == before.1 + 3.0).await;
+    until("all is counted", async || one.metric(CHANGED).await == before.1 + 3.0).await;
     assert_eq!(one.metric(TAKEN).await, before.0 + 2.0, "released, sent, answered");
     assert_eq!(platform.requests(READ).await, 1);
 }
@@ -192,11 +192,11 @@ async fn throttling_and_pauses_are_shared() {
     platform.faults(json!({ "fault": "throttle", "route": WRITE })).await;
     let body = json!({ "params": { "bizId": "b", "customerId": "1", "couponsCardList": ["1"] } }).to_string();
     assert_eq!(one.post(WRITE, &[], &body).await.json()["code"], 110_004);
-    crate::redis::until("the other is throttled, too", async || two.metric(&rate).await < 10.0).await;
+    until("the other is throttled, too", async || two.metric(&rate).await < 10.0).await;
     platform.faults(json!({ "fault": "http503", "route": READ, "times": 1 })).await;
     let paused = one.read("1").await;
     assert_eq!((paused.status, paused.header("retry-after")), (503, "7"));
     platform.faults(json!({})).await;
-    crate::redis::until("the other pauses, too", async || two.read("2").await.status == 429).await;
+    until("the other pauses, too", async || two.read("2").await.status == 429).await;
     two.read("3").await.assert_error(429, "upstream_limited");
 }
