@@ -93,7 +93,8 @@ fn hit(criterion: &mut Criterion) {
             |question: &Question| -> Lookup { cache.lookup(question, cache.generation(0, 0), &default, clock.now()) };
         bencher.iter(|| questions.next().map(lookup));
     });
-    let cache_status = CacheStatus::Hit { age: Duration::from_secs(3), remaining: Duration::from_secs(27) };
+    let cache_status =
+        CacheStatus::Hit { age: Duration::from_secs(3), remaining: Duration::from_secs(27), is_shared: false };
     let answer = Arc::new(answer());
     criterion.bench_function("reply: head of a hit", |bencher| {
         bencher.iter(|| {

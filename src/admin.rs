@@ -221,12 +221,19 @@ impl Admin {
         if get {
             let customers = self.gateway.pseudonym(&id);
             tracing::info!(target: AUDIT, %peer, tenant = tenant.name, customers, "inspect");
-            let entries: Vec<String> = self.gateway.inspect(&tenant, &id).iter().map(CachedQuestion::to_json).collect();
-            return (
-                StatusCode::OK,
-                JSON,
-                format!("{{\"tenant\":\"{}\",\"answers\":[{}]}}\n", tenant.name, entries.join(",")),
-            );
+            let array = |answers: &[CachedQuestion]| {
+                let answers: Vec<String> = answers.iter().map(CachedQuestion::to_json).collect();
+                format!("[{}]", answers.join(","))
+            };
+            let mut body =
+                format!("{{\"tenant\":\"{}\",\"answers\":{}", tenant.name, array(&self.gateway.inspect(&tenant, &id)));
+            if !self.gateway.cluster().is_alone() {
+                let shared = self.gateway.inspect_shared(&tenant, &id).await;
+                let shared = shared.map_or_else(|| "null".to_owned(), |answers| array(&answers));
+                body.push_str(&format!(",\"shared\":{shared}"));
+            }
+            body.push_str("}\n");
+            return (StatusCode::OK, JSON, body);
         }
         let dropped = self.gateway.purge_customer(&tenant, &id).await;
         tracing::info!(target: AUDIT, %peer, tenant = tenant.name, customers = self.gateway.pseudonym(&id), dropped, "purge");

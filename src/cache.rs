@@ -29,7 +29,7 @@ use prometheus::{IntCounter, IntGauge};
 
 pub use self::entry::{AnswerRef, Generation, Question, Subject};
 use self::entry::{CustomerEntry, Held, TenantState};
-pub use self::fetch_guard::{FetchGuard, Stored};
+pub use self::fetch_guard::{Elsewhere, FetchGuard, Stored};
 use self::flight::Flight;
 pub use self::flight::{FetchOutcome, Waiter};
 pub use self::freshness::{Freshness, LimitedBy, RelativeFreshness, Staleness, StoreDecision};
@@ -246,7 +246,7 @@ impl<F: Clone> Cache<F> {
             return flight.join(max_waiters).map_or(Join::TooManyWaiters, Join::Joined);
         }
         let previous = in_flight.filter(|flight| flight.is_forced).cloned();
-        let flight = Flight::new(generation, stripe.settle_until(&question.subject), cache_control);
+        let flight = Flight::new(generation, stripe.settle_until(&question.subject), cache_control, now.boot);
         let Some(waiter) = flight.join(max_waiters) else { return Join::TooManyWaiters };
         // One of another generation could neither be joined nor store its answer, and would only displace a current flight.
         if generation == self.current_generation(question.subject.tenant) {

@@ -4,6 +4,7 @@ mod check;
 mod demo;
 mod key;
 mod logging;
+mod redis_server;
 mod sandbox;
 mod serve;
 mod sign;
@@ -37,7 +38,7 @@ enum Command {
     /// Run the gateway
     Serve(ConfigArguments),
     /// Run the sandbox and a gateway in front of it on loopback, with the published example credentials
-    Demo,
+    Demo(demo::Arguments),
     /// Run only the sandbox: a stand-in for the open platform
     Sandbox(Box<sandbox::Arguments>),
     /// Validate a configuration and print the effective one, secrets masked
@@ -98,7 +99,7 @@ pub fn main() -> ExitCode {
     let done = match &arguments.command {
         None => print(&Arguments::command().render_help().to_string()),
         Some(Command::Serve(configuration)) => serve::run(configuration),
-        Some(Command::Demo) => demo::run(),
+        Some(Command::Demo(arguments)) => demo::run(arguments),
         Some(Command::Sandbox(arguments)) => sandbox::run(arguments),
         Some(Command::Check(arguments)) => check::run(arguments),
         Some(Command::Sign(arguments)) => sign::run(arguments),

@@ -12,39 +12,49 @@
 //! failures, uses its own part of the rate limit after a while, and joins again by itself. Without Redis there is one replica, or
 //! each has its part of the rate limit, and nothing here costs anything.
 
+mod answers;
 mod check;
 mod connection;
 mod ends;
 mod event;
+mod lease;
 mod link;
 mod member;
 mod names;
 mod namespace;
 mod offset;
 mod receiver;
+mod record;
 mod right;
 mod running;
+mod seal;
 mod slots;
 
 use std::borrow::Cow;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
 use parking_lot::Mutex;
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
-use tokio::sync::oneshot;
+use tokio::sync::{broadcast, oneshot};
 
+use self::answers::MAX_LANDED;
+pub use self::answers::{Found, Inquiry, Query, Wanted};
 pub use self::check::check;
 pub use self::connection::ClusterError;
 use self::connection::Connector;
 use self::ends::Ends;
+use self::lease::Fetch;
+pub use self::lease::{Landing, Lease, Moved};
 use self::link::Link;
 pub use self::member::{Member, Replica};
 use self::names::Names;
+pub use self::record::{Record, StoredAnswer};
 use self::right::Right;
 pub use self::right::Standing;
+use crate::cache::Subject;
 use crate::clock::{Boot, Clock};
 use crate::configuration::RedisKeys;
 use crate::limit::{Sharing, SlotSource};
@@ -82,6 +92,10 @@ struct Shared {
     /// The connections, while this replica acts as one with the others.
     link: ArcSwapOption<Link>,
     ends: Ends,
+    /// The fetches that this replica began.
+    calls: AtomicU64,
+    /// The questions whose fetches ended that somebody waited for.
+    landed: broadcast::Sender<Arc<str>>,
     /// Lines about commands that Redis refuses.
     refusals: Arc<LineLimit>,
     joining: Mutex<Joining>,
@@ -99,7 +113,9 @@ struct Joining {
 /// Requests to the thread of the member.
 enum Command {
     /// To end a write for all replicas.
-    End(Ending, oneshot::Sender<()>),
+    End(Ending, oneshot::Sender<Option<Moved>>),
+    /// To give back the lease of a fetch, until this moment at most.
+    Release(Fetch, Boot),
     /// To leave the others.
     Leave(oneshot::Sender<()>),
 }
@@ -109,23 +125,23 @@ enum Command {
 pub struct Ending {
     /// The merchant, by its name in the cluster.
     merchant: Arc<str>,
-    /// The customers, by their names in the cluster; `None`: all of the merchant's.
-    customers: Option<Vec<String>>,
+    /// The subjects, by their names; `None`: all of the merchant's.
+    subjects: Option<Vec<String>>,
     /// How long the platform may lag.
     settle: Duration,
+    /// Whether this replica has an answer that is newer than this.
+    is_superseded: bool,
 }
 
 /// What completes once no replica serves from before an end.
 #[derive(Debug, Default)]
-pub struct Completion(Option<oneshot::Receiver<()>>);
+pub struct Completion(Option<oneshot::Receiver<Option<Moved>>>);
 
 impl Completion {
-    /// Waits for it, if there is something to wait for.
-    pub async fn wait(self) {
-        if let Some(done) = self.0 {
-            // The sender is lost only if the process ends.
-            let _ = done.await;
-        }
+    /// Waits for it, if there is something to wait for. Returns what it did to the fence of its last subject, if it was published.
+    pub async fn wait(self) -> Option<Moved> {
+        // The sender is lost only if the process ends.
+        self.0?.await.ok().flatten()
     }
 }
 
@@ -160,6 +176,8 @@ impl Cluster {
             right: Right::new(redis.lease),
             link: ArcSwapOption::empty(),
             ends: Ends::default(),
+            calls: AtomicU64::new(0),
+            landed: broadcast::channel(MAX_LANDED).0,
             refusals: Arc::default(),
             joining: Mutex::default(),
             is_leaving: AtomicBool::new(false),
@@ -179,6 +197,16 @@ impl Cluster {
         match &self.0 {
             None => Cow::Borrowed(id),
             Some(joined) => Cow::Owned(joined.shared.names.customer(id)),
+        }
+    }
+
+    /// The name of a question that is about no customer, in memory and towards other replicas. `grant`: the tenant's `open_id` and
+    /// `grant_code`.
+    pub fn question<'a>(&self, grant: [&str; 2], key: &'a str) -> Cow<'a, str> {
+        let [open_id, grant_code] = grant;
+        match &self.0 {
+            None => Cow::Borrowed(key),
+            Some(joined) => Cow::Owned(joined.shared.names.question(["", open_id, grant_code, key])),
         }
     }
 
@@ -222,27 +250,36 @@ impl Cluster {
         self.0.as_ref().is_none_or(admits)
     }
 
-    /// Ends a write for all replicas: what they hold of these customers, or of all of a merchant, is not served any more, and for
-    /// `settle` the platform may lag. What this replica holds must have been invalidated already. All are named as in the cluster.
-    pub fn end(&self, merchant: &Arc<str>, customers: Option<Vec<Cow<'_, str>>>, settle: Duration) -> Completion {
-        let joined = self.0.as_ref().filter(|_| customers.as_ref().is_none_or(|customers| !customers.is_empty()));
+    /// Ends a write for all replicas: what they hold of these subjects, or of all of a merchant, is not served any more, and for
+    /// `settle` the platform may lag. What this replica holds must have been invalidated already. The merchant is named as in the
+    /// cluster.
+    pub fn end(&self, merchant: &Arc<str>, subjects: Option<&[Subject]>, settle: Duration) -> Completion {
+        self.publish(merchant, subjects, settle, false)
+    }
+
+    /// The same for one subject of which this replica has a newer answer, which it is about to serve. Returns what completes once the
+    /// others do not serve theirs any more.
+    pub fn supersede(&self, merchant: &Arc<str>, subject: &Subject) -> Completion {
+        self.publish(merchant, Some(std::slice::from_ref(subject)), Duration::ZERO, true)
+    }
+
+    fn publish(
+        &self,
+        merchant: &Arc<str>,
+        subjects: Option<&[Subject]>,
+        settle: Duration,
+        is_superseded: bool,
+    ) -> Completion {
+        let joined = self.0.as_ref().filter(|_| subjects.is_none_or(|subjects| !subjects.is_empty()));
         let Some(joined) = joined else { return Completion::default() };
-        let customers = customers.map(|customers| customers.into_iter().map(Cow::into_owned).collect());
+        let subjects = subjects.map(|subjects| subjects.iter().map(|subject| subject.name().to_owned()).collect());
         let (done, wait) = oneshot::channel();
-        let ending = Ending { merchant: Arc::clone(merchant), customers, settle };
+        let ending = Ending { merchant: Arc::clone(merchant), subjects, settle, is_superseded };
         if joined.commands.send(Command::End(ending, done)).is_err() {
             // This replica has left the others.
             joined.shared.metrics.fence_missed.inc();
         }
         Completion(Some(wait))
-    }
-
-    /// Whether the platform may lag behind a write that another replica ended before this one joined: for so long. `None`: nobody
-    /// knows. `customer` is the name of a customer in the cluster.
-    pub async fn lag(&self, merchant: &str, customer: Option<&str>) -> Option<Duration> {
-        let Some(joined) = &self.0 else { return Some(Duration::ZERO) };
-        let link = joined.shared.link.load_full()?;
-        link.fence(merchant, customer).await.ok()
     }
 
     /// Why this replica is not ready, if it is not because of the others.

@@ -21,6 +21,7 @@ mod read;
 mod replica;
 mod request;
 mod request_head;
+mod shared_answers;
 mod tasks;
 mod time;
 mod write;

@@ -19,7 +19,7 @@ use self::handles::UNROUTED;
 pub use self::handles::{ANONYMOUS, CallMetrics, CallerMetrics, Handles, Per, RouteMetrics, TenantMetrics};
 pub use self::labels::{
     AttemptResult, BreakerState, CacheUse, Changed, ClusterOp, ClusterResult, Invalidation, Label, Limit, LookupResult,
-    Unparsed,
+    SharedResult, Unparsed,
 };
 use self::names::{Names, Retain};
 use crate::cache::{CacheMetrics, LimitedBy};

@@ -13,7 +13,7 @@ use http::{HeaderMap, HeaderValue, Response, StatusCode};
 use self::error::RetryAfter;
 pub use self::error::{Denied, GatewayError, OverCapacity};
 use crate::answer::Answer;
-use crate::cache::{Hit, StaleHit};
+use crate::cache::{Freshness, Hit, StaleHit};
 use crate::clock::Now;
 use crate::envelope::push_text;
 use crate::limit::Limited;
@@ -43,8 +43,16 @@ pub struct Reply {
 impl Reply {
     /// A fresh answer from the cache.
     pub fn hit(hit: &Hit, now: Now) -> Self {
-        let cache_status = CacheStatus::Hit { age: hit.freshness().age(now), remaining: hit.remaining };
+        let cache_status =
+            CacheStatus::Hit { age: hit.freshness().age(now), remaining: hit.remaining, is_shared: false };
         Self { answer: Arc::clone(hit.answer()), cache_status, effect: None }
+    }
+
+    /// An answer that another replica had fetched; `None` if it is not fresh any more.
+    pub fn shared(answer: Arc<Answer>, freshness: &Freshness, now: Now) -> Option<Self> {
+        let remaining = freshness.remaining(now)?;
+        let cache_status = CacheStatus::Hit { age: freshness.age(now), remaining, is_shared: true };
+        Some(Self { answer, cache_status, effect: None })
     }
 
     /// A stale answer from the cache.
@@ -88,6 +96,8 @@ pub enum CacheStatus {
         age: Duration,
         /// How long it is still fresh.
         remaining: Duration,
+        /// Whether another replica had fetched it, and this one did not have it in memory.
+        is_shared: bool,
     },
     /// From the platform, and stored with this lifetime, if it was.
     Miss(Option<Duration>),
@@ -180,6 +190,9 @@ fn write_answer(Reply { answer, cache_status, .. }: Reply, headers: &mut HeaderM
 
 fn cache_status_text(cache_status: CacheStatus) -> Option<HeaderValue> {
     Some(match cache_status {
+        CacheStatus::Hit { remaining, is_shared: true, .. } => {
+            value(&format!("zvgate; hit; ttl={}; detail=shared", remaining.as_secs()))
+        }
         CacheStatus::Hit { remaining, .. } => {
             const HIT: &str = "zvgate; hit; ttl=";
             let (seconds, mut digits) = (remaining.as_secs(), itoa::Buffer::new());

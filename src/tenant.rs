@@ -39,6 +39,11 @@ pub struct Tenant {
 }
 
 impl Tenant {
+    /// Its `open_id` and `grant_code`.
+    pub fn identity(&self) -> [&str; 2] {
+        [&self.open_id, &self.grant_code]
+    }
+
     /// Its signing key.
     pub fn open_key(&self) -> impl std::ops::Deref<Target = Secret> + '_ {
         self.open_key.read()

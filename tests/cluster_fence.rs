@@ -79,6 +79,15 @@ enum Step {
     NoCacheJoinsUnsent,
     /// A `no-cache` read does not use a shared answer.
     NoCacheIgnoresShared,
+    /// What a `no-cache` read brought moves the number of its customer, and is shared under the new one only if the old one was that
+    /// under which it began.
+    SupersedeChecksNumber,
+    /// A replica drops what it holds once more when its own end is executed: it may have got shared answers since it dropped it first.
+    OwnEndApplied,
+    /// The same if its end fails.
+    DropOnFailure,
+    /// As long as its end is not published, it asks for no shared answers.
+    AskOnlyPublished,
 }
 
 /// The numbers of a fence: the customer's and the tenant's. Those of one namespace are never those of another.
@@ -93,12 +102,16 @@ enum Command {
         no_cache: bool,
     },
     Store(u8, Numbers),
+    /// Moves the number, and then the same.
+    Supersede(u8, Numbers),
 }
 
 /// What comes on the control connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Event {
     End,
+    /// The reply to the end, if the reader is the writer.
+    EndReply,
     /// The reply to the heartbeat that was sent then.
     Heartbeat(i8),
 }
@@ -145,6 +158,10 @@ enum Writing {
     EndFailed {
         at: i8,
     },
+    /// It was published later.
+    PublishedLate {
+        failed: i8,
+    },
     Crashed,
 }
 
@@ -154,6 +171,8 @@ struct Queue<T>([Option<T>; QUEUE]);
 
 /// As many as a queue holds.
 const QUEUE: usize = 3;
+/// Numbers that nothing is stored under.
+const UNSHARED: Numbers = (u8::MAX, u8::MAX);
 
 impl<T: Copy> Queue<T> {
     const fn new() -> Self {
@@ -162,6 +181,10 @@ impl<T: Copy> Queue<T> {
 
     fn first(&self) -> Option<T> {
         self.0[0]
+    }
+
+    fn has_two(&self) -> bool {
+        self.0[QUEUE - 2].is_none()
     }
 
     fn has_room(&self) -> bool {
@@ -280,6 +303,14 @@ impl State {
         self.disconnect();
     }
 
+    /// A write ends in the reader.
+    fn end_here(&mut self) {
+        self.memory = None;
+        if let Some(flight) = &mut self.flight {
+            flight.in_stripe = false;
+        }
+    }
+
     /// The least version that a read which starts now must get.
     fn demand(&self, no_cache: bool) -> u8 {
         if no_cache { self.version } else { u8::from(self.is_released) }
@@ -312,6 +343,8 @@ struct Next {
 struct Model {
     without: Step,
     write: Write,
+    /// Whether the reading replica is the one that writes.
+    is_own: bool,
     bounds: Bounds,
     /// Whether a write whose replica crashed counts as ended for its caller.
     crash_releases: bool,
@@ -348,28 +381,66 @@ impl Model {
             Writing::Nothing => all.push(self.to("the platform executes the write", s, |s| {
                 (s.writing, s.version) = (Writing::Executed, 1);
             })),
-            Writing::Executed => all.push(self.to("writer: answered", s, |s| s.writing = Writing::Answered)),
+            Writing::Executed => all.push(self.to("writer: answered", s, |s| {
+                s.writing = Writing::Answered;
+                if self.is_own {
+                    s.end_here();
+                }
+            })),
+            Writing::Answered if self.is_own && !s.is_connected => {}
             Writing::Answered => all.push(self.to("writer: sends end", s, |s| s.writing = Writing::EndSent)),
+            Writing::EndSent if self.is_own && !s.is_connected => all.push(self.to("writer: end is lost", s, |s| {
+                s.writing = Writing::Answered;
+            })),
             Writing::EndSent if s.is_behind && self.has(Step::EndChecksNamespace) => {
                 all.push(self.to("redis: rejects end", s, |s| s.writing = Writing::Answered));
             }
             Writing::EndSent if s.is_behind => all.push(self.to("redis: executes end in the old namespace", s, |s| {
                 s.writing = Writing::EndExecuted { lists_reader: true };
             })),
-            Writing::EndSent if s.events.has_room() => all.push(self.to("redis: executes end", s, |s| {
+            Writing::EndSent if s.events.has_two() => all.push(self.to("redis: executes end", s, |s| {
                 match self.write {
                     Write::Customer | Write::Purge => s.numbers.0 += 1,
                     Write::Tenant => s.numbers.1 += 1,
                 }
-                s.writing = Writing::EndExecuted { lists_reader: s.knows_reader };
+                s.writing = Writing::EndExecuted { lists_reader: s.knows_reader && !self.is_own };
                 if s.is_connected {
                     s.events.push(Event::End);
                 }
+                if self.is_own {
+                    s.events.push(Event::EndReply);
+                }
             })),
+            // It comes after its event, on the same connection; if that is lost, the end is sent again.
+            Writing::EndExecuted { .. } if self.is_own => {
+                if !s.is_connected {
+                    all.push(self.to("writer: end's reply is lost", s, |s| s.writing = Writing::Answered));
+                }
+            }
+            Writing::EndFailed { at } if self.is_own && s.is_connected && s.events.has_room() => {
+                all.push(self.to("redis: executes the end that was missed", s, |s| {
+                    s.numbers.0 += 1;
+                    s.events.push(Event::End);
+                    s.writing = Writing::PublishedLate { failed: at };
+                }));
+            }
             Writing::EndExecuted { lists_reader } => all.push(self.to("writer: end is answered", s, |s| {
                 s.writing = Writing::EndReplied { lists_reader, at: s.now };
             })),
-            Writing::EndSent | Writing::EndReplied { .. } | Writing::EndFailed { .. } | Writing::Crashed => {}
+            Writing::EndSent
+            | Writing::EndReplied { .. }
+            | Writing::EndFailed { .. }
+            | Writing::PublishedLate { .. }
+            | Writing::Crashed => {}
+        }
+        // It is not connected, or Redis refuses it.
+        if self.is_own && s.writing == Writing::Answered {
+            all.push(self.to("writer: end fails", s, |s| {
+                s.writing = Writing::EndFailed { at: s.now };
+                if self.has(Step::DropOnFailure) {
+                    s.end_here();
+                }
+            }));
         }
         let may_release = match s.writing {
             Writing::Answered | Writing::EndSent | Writing::EndExecuted { .. } => !self.has(Step::AfterEnd),
@@ -378,7 +449,9 @@ impl Model {
                 let all_acknowledged = s.acknowledgement == Acknowledgement::Arrived || !lists_reader;
                 !self.has(Step::Hold) || s.now >= at + LEASE || (all_acknowledged && !is_young)
             }
-            Writing::EndFailed { at } => !self.has(Step::HoldAfterFailure) || s.now >= at + LEASE,
+            Writing::EndFailed { at } | Writing::PublishedLate { failed: at } => {
+                !self.has(Step::HoldAfterFailure) || s.now >= at + LEASE
+            }
             Writing::Crashed => self.crash_releases,
             Writing::Nothing | Writing::Executed => false,
         };
@@ -402,11 +475,13 @@ impl Model {
                     s.disconnect();
                 }));
             }
-            all.push(self.to("reader: restarts", s, |s| {
-                s.reconnects += 1;
-                s.disconnect();
-                (s.memory, s.flight, s.waits_for, s.right_until) = (None, None, None, -1);
-            }));
+            if !self.is_own {
+                all.push(self.to("reader: restarts", s, |s| {
+                    s.reconnects += 1;
+                    s.disconnect();
+                    (s.memory, s.flight, s.waits_for, s.right_until) = (None, None, None, -1);
+                }));
+            }
         }
         if !s.is_connected {
             all.push(self.to("reader: connected, subscribed", s, |s| {
@@ -432,7 +507,7 @@ impl Model {
                 s.restarts += 1;
                 s.begin_namespace();
                 (s.namespace_since, s.is_behind) = (s.now, false);
-                if let Writing::EndSent | Writing::EndExecuted { .. } = s.writing {
+                if let (Writing::EndSent | Writing::EndExecuted { .. }, false) = (s.writing, self.is_own) {
                     s.writing = Writing::EndFailed { at: s.now };
                 }
             }));
@@ -444,7 +519,7 @@ impl Model {
             all.push(self.to("redis: its clock jumps, and the reader notices", s, |s| {
                 s.jumps += 1;
                 s.begin_namespace();
-                s.is_behind = true;
+                s.is_behind = !self.is_own;
             }));
         }
         if s.is_behind {
@@ -476,6 +551,15 @@ impl Model {
                     });
                 }));
             }
+            Some(Command::Supersede(version, numbers)) if s.events.has_room() => {
+                all.push(self.to("redis: executes a supersede", s, |s| {
+                    s.data.remove(0);
+                    let is_unmoved = s.numbers == numbers || !self.has(Step::SupersedeChecksNumber);
+                    // A number that no other end makes.
+                    s.numbers.0 += 5;
+                    s.shared = is_unmoved.then_some((version, s.numbers));
+                }));
+            }
             Some(Command::Store(version, numbers)) => all.push(self.to("redis: executes a store", s, |s| {
                 s.data.remove(0);
                 let mut stored = numbers;
@@ -499,6 +583,13 @@ impl Model {
         let next = [s.events.first().map(|_| 0), disordered.filter(|place| *place > 0)];
         for place in next.into_iter().flatten() {
             match s.events.0[place].unwrap() {
+                Event::EndReply => all.push(self.to("writer: end is answered", s, |s| {
+                    s.events.remove(place);
+                    s.writing = Writing::EndReplied { lists_reader: false, at: s.now };
+                })),
+                Event::End if self.is_own && !self.has(Step::OwnEndApplied) => {
+                    all.push(self.to("reader: ignores its own end", s, |s| s.events.remove(place)));
+                }
                 Event::End => all.push(self.to("reader: hears end, acknowledges", s, |s| {
                     s.events.remove(place);
                     if self.has(Step::EndDropsMemory) {
@@ -544,7 +635,8 @@ impl Model {
             Some(flight @ Flight { stage: Stage::Read(version, numbers), .. }) => {
                 all.push(self.lands("reader: the fetch lands", s, flight, version, |s| {
                     if s.is_connected && s.data.has_room() {
-                        s.data.push(Command::Store(version, numbers));
+                        let lands = if flight.no_cache { Command::Supersede } else { Command::Store };
+                        s.data.push(lands(version, numbers));
                     }
                 }));
                 // Never to who wants a new fetch. The right need not be checked again: whoever waits had it when their read started,
@@ -583,6 +675,7 @@ impl Model {
 
     fn reads(&self, s: &State, all: &mut Vec<Next>) {
         let has_right = s.now < s.right_until;
+        let is_published = !self.is_own || !matches!(s.writing, Writing::EndFailed { .. });
         if let Some(version) = s.memory.filter(|_| has_right || !self.has(Step::HitNeedsRight)) {
             let mut hit = self.to("reader: a hit", s, |_| {});
             hit.is_violation = version < s.demand(false);
@@ -611,7 +704,12 @@ impl Model {
                         s.reads += 1;
                         s.waits_for = Some(demand);
                         s.flight = Some(Flight { stage: Stage::Asked, in_stripe: true, no_cache });
-                        s.data.push(Command::Miss { no_cache });
+                        if !is_published && self.has(Step::AskOnlyPublished) {
+                            // It asks nobody, and its answer is not shared.
+                            s.flight = Some(Flight { stage: Stage::Leased(UNSHARED), in_stripe: true, no_cache });
+                        } else {
+                            s.data.push(Command::Miss { no_cache });
+                        }
                     }));
                 }
                 None => {}
@@ -659,12 +757,12 @@ const BOUNDS: [Bounds; 4] = [
     Bounds { ticks: 3, reads: 2, no_cache: false, heartbeats: 2, reconnects: 0, restarts_of_redis: 0, jumps: 1 },
 ];
 
-/// The shortest way to a violation from any start, within any bounds.
-fn violation(without: Step, write: Write) -> Option<Vec<&'static str>> {
+/// The shortest way to a violation from any start, within any bounds. `is_own`: through the replica that reads.
+fn violation(without: Step, write: Write, is_own: bool) -> Option<Vec<&'static str>> {
     BOUNDS.into_iter().flat_map(|bounds| STARTS.map(|start| (bounds, start))).find_map(|(bounds, start)| {
-        let (states, way) = search(&Model { without, write, bounds, crash_releases: false }, start);
+        let (states, way) = search(&Model { without, write, is_own, bounds, crash_releases: false }, start);
         let result = if way.is_none() { "holds" } else { "violated" };
-        println!("without {without:?}, {write:?}, {start:?}, {bounds:?}: {states} states, {result}");
+        println!("without {without:?}, {write:?}, own {is_own}, {start:?}, {bounds:?}: {states} states, {result}");
         way
     })
 }
@@ -672,9 +770,11 @@ fn violation(without: Step, write: Write) -> Option<Vec<&'static str>> {
 #[test]
 fn whoever_reads_after_a_write_was_released_sees_it_on_every_replica() {
     for write in [Write::Customer, Write::Tenant, Write::Purge] {
-        let way = violation(Step::None, write);
+        let way = violation(Step::None, write, false);
         assert!(way.is_none(), "{write:?}: {way:#?}");
     }
+    let way = violation(Step::None, Write::Customer, true);
+    assert!(way.is_none(), "through the same replica: {way:#?}");
 }
 
 #[test]
@@ -694,12 +794,17 @@ fn without_any_one_step_some_order_violates_the_guarantee() {
         Step::StoreChecksNumber,
         Step::NoCacheJoinsUnsent,
         Step::NoCacheIgnoresShared,
+        Step::SupersedeChecksNumber,
     ] {
-        let way = violation(step, Write::Customer);
+        let way = violation(step, Write::Customer, false);
         assert!(way.is_some(), "{step:?} is not needed, or the model does not see that it is");
     }
     for step in [Step::StoreChecksTenant, Step::SharedChecksTenant] {
-        let way = violation(step, Write::Tenant);
+        let way = violation(step, Write::Tenant, false);
+        assert!(way.is_some(), "{step:?} is not needed, or the model does not see that it is");
+    }
+    for step in [Step::OwnEndApplied, Step::DropOnFailure, Step::AskOnlyPublished] {
+        let way = violation(step, Write::Customer, true);
         assert!(way.is_some(), "{step:?} is not needed, or the model does not see that it is");
     }
 }
@@ -707,7 +812,8 @@ fn without_any_one_step_some_order_violates_the_guarantee() {
 /// What the documentation excludes is really excluded: nobody ends a write whose replica died before it could.
 #[test]
 fn a_writer_that_dies_before_the_end_leaves_others_with_what_they_hold() {
-    let model = Model { without: Step::None, write: Write::Customer, bounds: BOUNDS[0], crash_releases: true };
+    let model =
+        Model { without: Step::None, write: Write::Customer, is_own: false, bounds: BOUNDS[0], crash_releases: true };
     let (_, way) = search(&model, Start::Warm);
     assert!(way.is_some_and(|way| way.contains(&"writer: crashes")));
 }

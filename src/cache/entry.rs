@@ -48,6 +48,16 @@ impl Subject {
         self.text.strip_prefix('c')
     }
 
+    /// A subject of this name.
+    pub fn named(tenant: usize, name: &str) -> Self {
+        Self { tenant, text: name.into() }
+    }
+
+    /// Its name among those of its tenant.
+    pub fn name(&self) -> &str {
+        &self.text
+    }
+
     /// Bytes on the heap.
     pub fn heap_size(&self) -> usize {
         if self.text.is_heap_allocated() { self.text.len() } else { 0 }

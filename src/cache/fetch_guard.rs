@@ -1,11 +1,15 @@
 //! The end of a fetch: its waiters get the outcome, and its answer may be stored.
 
 use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::MutexGuard;
 
 use super::Cache;
 use super::entry::{CachedAnswer, CustomerEntry, Question};
 use super::flight::{FetchOutcome, Flight};
 use super::freshness::{Freshness, StoreDecision};
+use super::stripe::Stripe;
 use crate::answer::Answer;
 use crate::call_state::CallState;
 use crate::clock::{Boot, Now};
@@ -18,6 +22,20 @@ pub struct Stored {
     /// Whether it differs from the answer that it replaced, if it replaced one.
     pub changed: Option<bool>,
 }
+
+/// What another replica fetched.
+#[derive(Debug)]
+pub enum Elsewhere<F> {
+    /// An answer that is stored there, too.
+    Stored(Arc<Answer>, Freshness),
+    /// An answer that is not, and whether it only says that the platform fails.
+    Passing(Arc<Answer>, bool),
+    /// No answer.
+    Failed(F),
+}
+
+/// An answer that is fresh for less is fetched anew: it could end while it is served.
+const LEAST_FRESH: Duration = Duration::from_millis(100);
 
 /// The duty to complete a flight. Dropped without doing so, it notifies the waiters, and the next caller begins a new one.
 #[derive(Debug)]
@@ -77,8 +95,50 @@ impl<F: Clone> FetchGuard<F> {
     pub fn complete(mut self, answer: Arc<Answer>, decision: StoreDecision, sent: Boot, now: Now) -> Stored {
         let stored = self.store(&answer, decision, sent, now);
         let is_failure = decision == StoreDecision::Failure;
-        self.end(FetchOutcome::Answered { answer, stored: stored.freshness, is_failure });
+        self.end(FetchOutcome::Answered { answer, stored: stored.freshness, is_failure, is_elsewhere: false });
         stored
+    }
+
+    /// Whether a caller wants a fetch that began after its request.
+    pub fn wants_new(&self) -> bool {
+        self.flight.wants_new()
+    }
+
+    /// Completes the flight with what another replica fetched. Returns it if that is not what its callers want: then it is still to be
+    /// fetched.
+    pub fn complete_elsewhere(mut self, found: Elsewhere<F>, now: Now) -> Result<(), Self> {
+        let (cache, flight) = (Arc::clone(&self.cache), Arc::clone(&self.flight));
+        let (subject, generation) = (&self.question.subject, flight.generation);
+        // Callers join under this lock, with what they want.
+        let mut stripe = cache.stripe(subject);
+        let is_wanted = match &found {
+            Elsewhere::Stored(_, freshness) => {
+                let lasts = freshness.remaining(now).is_some_and(|remaining| remaining >= LEAST_FRESH);
+                lasts && flight.allows(freshness, now)
+            }
+            Elsewhere::Passing(..) | Elsewhere::Failed(_) => !flight.wants_new(),
+        };
+        if !is_wanted {
+            drop(stripe);
+            return Err(self);
+        }
+        let is_current =
+            stripe.remove_flight(&self.question, &flight) && generation == cache.current_generation(subject.tenant);
+        let outcome = match found {
+            Elsewhere::Stored(answer, freshness) => {
+                if is_current && flight.stores() {
+                    let new = CachedAnswer::new(&self.question, &answer, freshness, generation);
+                    self.put(stripe, Some(new), false, now);
+                }
+                FetchOutcome::Shared(answer, freshness)
+            }
+            Elsewhere::Passing(answer, is_failure) => {
+                FetchOutcome::Answered { answer, stored: None, is_failure, is_elsewhere: true }
+            }
+            Elsewhere::Failed(failure) => FetchOutcome::Failed(failure),
+        };
+        self.end(outcome);
+        Ok(())
     }
 
     /// Completes the flight without an answer.
@@ -118,8 +178,8 @@ impl<F: Clone> FetchGuard<F> {
         if !is_current || !flight.stores() || matches!(decision, StoreDecision::Ignore | StoreDecision::Failure) {
             return Stored::default();
         }
-        let old = stripe.entry(subject).cloned();
-        let replaced = old.as_ref().and_then(|old| old.find(&question.key, generation));
+        let old = stripe.entry(subject);
+        let replaced = old.and_then(|old| old.find(&question.key, generation));
         let changed = replaced.map(|cached| cached.answer.body != answer.body);
         let lags = sent < flight.settle_until || cache.tenant_settles(subject.tenant, sent);
         let freshness = match decision {
@@ -132,12 +192,24 @@ impl<F: Clone> FetchGuard<F> {
         if drops_others {
             stripe.remove_flights(subject);
         }
-        let kept = old.as_deref().filter(|_| !drops_others);
-        let entry = CustomerEntry::replacing(kept, &question.key, cache.held_generations(subject.tenant), new, now);
+        self.put(stripe, new, drops_others, now);
+        Stored { freshness, changed }
+    }
+
+    /// Replaces the answer to the question, or all of its subject's.
+    fn put(
+        &self,
+        mut stripe: MutexGuard<'_, Stripe<F, CustomerEntry>>,
+        new: Option<CachedAnswer>,
+        drops_others: bool,
+        now: Now,
+    ) {
+        let Self { cache, question: Question { subject, key }, .. } = self;
+        let old = stripe.entry(subject).filter(|_| !drops_others).cloned();
+        let entry = CustomerEntry::replacing(old.as_deref(), key, cache.held_generations(subject.tenant), new, now);
         stripe.replace(subject, entry.map(Arc::new).as_ref());
         drop(stripe);
         cache.publish(subject);
-        Stored { freshness, changed }
     }
 }
 

@@ -1,7 +1,8 @@
 //! One fetch for each question (singleflight, request coalescing): callers that ask while it is being fetched wait for the same answer.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
 
 use tokio::sync::{Notify, SetOnce};
 
@@ -10,7 +11,7 @@ use super::entry::Generation;
 use super::freshness::Freshness;
 use crate::answer::Answer;
 use crate::call_state::CallState;
-use crate::clock::Boot;
+use crate::clock::{Boot, Now};
 
 /// How a fetch ended.
 #[derive(Clone, Debug)]
@@ -23,7 +24,11 @@ pub enum FetchOutcome<F> {
         stored: Option<Freshness>,
         /// Whether it only says that the platform fails.
         is_failure: bool,
+        /// Whether another replica fetched it.
+        is_elsewhere: bool,
     },
+    /// With an answer that another replica had fetched, and that is still fresh.
+    Shared(Arc<Answer>, Freshness),
     /// Without one.
     Failed(F),
     /// Nobody knows: its task ended early.
@@ -45,6 +50,10 @@ pub(super) struct Flight<F> {
     stores: AtomicBool,
     /// Whether its answer drops what else is cached for its subject.
     drops_others: AtomicBool,
+    /// Whether a caller wants a fetch that began after its request.
+    wants_new: AtomicBool,
+    /// How old its answer may be that was fetched before, in nanoseconds.
+    max_age: AtomicU64,
     /// What it takes.
     pub(super) call_state: Arc<CallState>,
     /// Whether it was begun because its caller wanted a new fetch.
@@ -53,10 +62,16 @@ pub(super) struct Flight<F> {
     pub(super) generation: Generation,
     /// What is sent before this may be answered with data from before a write.
     pub(super) settle_until: Boot,
+    began: Boot,
 }
 
 impl<F: Clone> Flight<F> {
-    pub(super) fn new(generation: Generation, settle_until: Boot, wanted: &RequestCacheControl) -> Arc<Self> {
+    pub(super) fn new(
+        generation: Generation,
+        settle_until: Boot,
+        wanted: &RequestCacheControl,
+        began: Boot,
+    ) -> Arc<Self> {
         let flight = Self {
             outcome: SetOnce::new(),
             waiters: AtomicUsize::new(0),
@@ -65,10 +80,13 @@ impl<F: Clone> Flight<F> {
             sent: AtomicBool::new(false),
             stores: AtomicBool::new(false),
             drops_others: AtomicBool::new(false),
+            wants_new: AtomicBool::new(false),
+            max_age: AtomicU64::new(u64::MAX),
             call_state: Arc::default(),
             is_forced: wanted.wants_new(),
             generation,
             settle_until,
+            began,
         };
         flight.demand(wanted);
         Arc::new(flight)
@@ -76,10 +94,24 @@ impl<F: Clone> Flight<F> {
 
     /// Takes into account what another caller wants of the answer.
     pub(super) fn demand(&self, wanted: &RequestCacheControl) {
+        self.wants_new.fetch_or(wanted.wants_new(), Ordering::Relaxed);
+        if let Some(max_age) = wanted.max_age {
+            self.max_age.fetch_min(u64::try_from(max_age.as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
+        }
         if !wanted.no_store {
             self.stores.store(true, Ordering::Relaxed);
             self.drops_others.fetch_or(wanted.no_cache, Ordering::Relaxed);
         }
+    }
+
+    pub(super) fn wants_new(&self) -> bool {
+        self.wants_new.load(Ordering::Relaxed)
+    }
+
+    /// Whether an answer will do for all callers that was fetched elsewhere: it is as young as they want, or was fetched while they waited.
+    pub(super) fn allows(&self, freshness: &Freshness, now: Now) -> bool {
+        let max_age = Duration::from_nanos(self.max_age.load(Ordering::Relaxed));
+        !self.wants_new() && (freshness.age(now) <= max_age || freshness.received >= self.began)
     }
 
     pub(super) fn stores(&self) -> bool {

@@ -152,7 +152,7 @@ impl Model {
             }
             return shared.outcomes[&address].1.unwrap();
         }
-        let flight = Flight::new(of_generation, BOOT, &RequestCacheControl::default());
+        let flight = Flight::new(of_generation, BOOT, &RequestCacheControl::default(), BOOT);
         let address = Arc::as_ptr(&flight) as usize;
         shared.stripe.add_flight(question(), Arc::clone(&flight));
         shared.outcomes.insert(address, (Arc::clone(&flight), None));

@@ -1,4 +1,4 @@
-//! `zvgate demo`: the sandbox and a gateway on loopback. Reads no file and no variable.
+//! `zvgate demo`: the sandbox and a gateway on loopback, or several that share a Redis. Reads no file and no variable.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -6,6 +6,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 
 use tokio_util::sync::CancellationToken;
 
+use super::redis_server::RedisServer;
 use super::sandbox::{DEFAULT_ADDRESS, EXAMPLE_GRANT_CODE, EXAMPLE_OPEN_ID, EXAMPLE_OPEN_KEY, example};
 use super::stop::Stops;
 use super::{fail, logging, print, runtime};
@@ -19,30 +20,48 @@ use crate::settings::Sources;
 /// The customer of the example commands: the one of the platform's own document.
 const CUSTOMER: &str = "383933091455959041";
 
-pub(super) fn run() -> Result<(), u8> {
-    runtime()?.block_on(demo())
+#[derive(clap::Args)]
+pub(super) struct Arguments {
+    /// How many gateways share a Redis and act as one; starts redis-server, which must be installed
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(2..=10))]
+    replicas: Option<u16>,
 }
 
-async fn demo() -> Result<(), u8> {
+pub(super) fn run(arguments: &Arguments) -> Result<(), u8> {
+    runtime()?.block_on(demo(arguments))
+}
+
+async fn demo(arguments: &Arguments) -> Result<(), u8> {
     let mut stops = Stops::new().map_err(fail)?;
     let sandbox = bind_sandbox().await.map_err(fail)?;
     let platform = sandbox.address().map_err(fail)?;
-    let configuration = configuration(platform, DEFAULT_PORTS)?;
-    let _log = logging::begin(&configuration.settings.fixed.log);
-    let app = bind_gateway(configuration, platform).await?;
-    let (data, admin) = (app.address().map_err(fail)?, app.admin_address().map_err(fail)?);
+    let redis = match arguments.replicas {
+        Some(replicas) => Some((RedisServer::start().await.map_err(fail)?, replicas)),
+        None => None,
+    };
+    let _log = logging::begin(&configuration(platform, ANY_PORTS, redis.as_ref())?.settings.fixed.log);
+    let (mut apps, mut addresses) = (Vec::new(), Vec::new());
+    for number in 0..arguments.replicas.unwrap_or(1) {
+        let app = bind_gateway(platform, number, redis.as_ref()).await?;
+        addresses.push((app.address().map_err(fail)?, app.admin_address().map_err(fail)?));
+        apps.push(app);
+    }
     let card = sandbox.first_card(CUSTOMER).unwrap_or_default();
-    print(&banner(platform, data, admin, &card))?;
-    let (stop_gateway, stop_sandbox) = (CancellationToken::new(), CancellationToken::new());
+    print(&match &redis {
+        None => banner(platform, &addresses, &card),
+        Some((redis, _)) => replicas_banner(platform, redis.port, &addresses, &card),
+    })?;
+    let (stop_gateways, stop_sandbox) = (CancellationToken::new(), CancellationToken::new());
     let platform = tokio::spawn(sandbox.run(stop_sandbox.clone()));
-    let gateway = app.run(Workers::new(Vec::new()), stop_gateway.clone());
+    let gateways = apps.into_iter().map(|app| app.run(Workers::new(Vec::new()), stop_gateways.clone()));
+    let gateways = futures_util::future::try_join_all(gateways);
     let stopping = async {
         stops.next().await;
-        stop_gateway.cancel();
+        stop_gateways.cancel();
         stops.next().await;
     };
     tokio::select! {
-        ran = gateway => ran.map_err(fail)?,
+        ran = gateways => drop(ran.map_err(fail)?),
         () = stopping => {}
     }
     stop_sandbox.cancel();
@@ -61,11 +80,11 @@ async fn bind_sandbox() -> io::Result<Sandbox> {
     }
 }
 
-/// The default ports, or any free ones if one of them is taken.
-async fn bind_gateway(configuration: Configuration, platform: SocketAddr) -> Result<App, u8> {
+/// A gateway on the default ports, each after the first on the next ones, or on any free ones if one of them is taken.
+async fn bind_gateway(platform: SocketAddr, number: u16, redis: Option<&(RedisServer, u16)>) -> Result<App, u8> {
     let bind = |configuration| App::bind(configuration, Clock::system(), Surroundings::new(EarlierCalls::None));
-    match bind(configuration).await {
-        Err(StartError::Listen(..)) => bind(self::configuration(platform, ANY_PORTS)?).await.map_err(fail),
+    match bind(configuration(platform, DEFAULT_PORTS.map(|port| port + number), redis)?).await {
+        Err(StartError::Listen(..)) => bind(configuration(platform, ANY_PORTS, redis)?).await.map_err(fail),
         bound => bound.map_err(fail),
     }
 }
@@ -78,8 +97,12 @@ fn any_port() -> SocketAddr {
 const DEFAULT_PORTS: [u16; 2] = [8080, 9464];
 const ANY_PORTS: [u16; 2] = [0, 0];
 
-fn configuration(platform: SocketAddr, [data, admin]: [u16; 2]) -> Result<Configuration, u8> {
-    let variables = [
+fn configuration(
+    platform: SocketAddr,
+    [data, admin]: [u16; 2],
+    redis: Option<&(RedisServer, u16)>,
+) -> Result<Configuration, u8> {
+    let mut variables = vec![
         ("ZVGATE__SERVER__LISTEN", format!("127.0.0.1:{data}")),
         ("ZVGATE__SERVER__ADMIN_LISTEN", format!("127.0.0.1:{admin}")),
         ("ZVGATE__UPSTREAM__BASE_URL", format!("http://{platform}")),
@@ -87,14 +110,34 @@ fn configuration(platform: SocketAddr, [data, admin]: [u16; 2]) -> Result<Config
         ("ZVGATE__TENANTS__DEMO__GRANT_CODE", EXAMPLE_GRANT_CODE.to_owned()),
         ("ZVGATE__TENANTS__DEMO__OPEN_KEY", EXAMPLE_OPEN_KEY.to_owned()),
     ];
-    let variables = BTreeMap::from(variables.map(|(name, value)| (name.to_owned(), value)));
+    if let Some((redis, replicas)) = redis {
+        variables.extend([
+            ("ZVGATE__CLUSTER__URL", format!("redis://127.0.0.1:{}", redis.port)),
+            ("ZVGATE__CLUSTER__REPLICAS", replicas.to_string()),
+            ("ZVGATE__LOG__HASH_KEY_FILE", redis.hash_key.display().to_string()),
+        ]);
+    }
+    let variables: BTreeMap<_, _> = variables.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
     Configuration::load(&Sources { variables, ..Sources::default() }).map_err(fail)
 }
 
-fn banner(platform: SocketAddr, data: SocketAddr, admin: SocketAddr, card: &str) -> String {
-    let read = format!(
-        "curl -si http://{data}/v3/crm/coupon/getCustomerCoupons -H 'Content-Type: application/json' \\\n    -d '{{\"params\":{{\"customerId\":\"{CUSTOMER}\"}}}}'"
-    );
+/// The command that reads the coupons of a customer.
+fn read(gateway: SocketAddr) -> String {
+    format!(
+        "curl -si http://{gateway}/v3/crm/coupon/getCustomerCoupons -H 'Content-Type: application/json' \\\n    -d '{{\"params\":{{\"customerId\":\"{CUSTOMER}\"}}}}'"
+    )
+}
+
+/// The command that redeems a coupon of that customer.
+fn write(gateway: SocketAddr, card: &str) -> String {
+    format!(
+        "curl -si http://{gateway}/v3/crm/coupon/writeOffCoupon -H 'Content-Type: application/json' \\\n    -d '{{\"params\":{{\"bizId\":\"order-1\",\"customerId\":\"{CUSTOMER}\",\"couponsCardList\":[\"{card}\"]}}}}'"
+    )
+}
+
+fn banner(platform: SocketAddr, gateways: &[(SocketAddr, SocketAddr)], card: &str) -> String {
+    let [(data, admin), ..] = gateways else { return String::new() };
+    let (read, write) = (read(*data), write(*data, card));
     format!(
         "zvgate demo
   gateway   http://{data}
@@ -111,12 +154,57 @@ Paste into another terminal:
 
 # 3. a write: sent once, and the customer's answers are invalidated. Now 1. is a miss again, with ttl=3:
 #    for 3 s after a write (cache.settle) the platform itself may lag, so what is fetched then lives shortly
-curl -si http://{data}/v3/crm/coupon/writeOffCoupon -H 'Content-Type: application/json' \\
-    -d '{{\"params\":{{\"bizId\":\"order-1\",\"customerId\":\"{CUSTOMER}\",\"couponsCardList\":[\"{card}\"]}}}}'
+{write}
 
 # 4. calls to the platform that the cache saved
 curl -s http://{admin}/metrics | grep '^zvgate_upstream_calls_saved_total.*getCustomerCoupons'
 
 Ctrl-C stops it."
+    )
+}
+
+/// Calls through each gateway, all at once.
+const CALLS: usize = 20;
+
+fn replicas_banner(platform: SocketAddr, redis: u16, gateways: &[(SocketAddr, SocketAddr)], card: &str) -> String {
+    let gateway = |place: usize| gateways.get(place).or(gateways.last()).map_or_else(any_port, |(data, _)| *data);
+    let (first, second, last) = (gateway(0), gateway(1), gateway(usize::MAX));
+    let admins = gateways.iter().map(|(_, admin)| format!("http://{admin}/metrics")).collect::<Vec<_>>().join(" ");
+    let shown: String = (1..)
+        .zip(gateways)
+        .map(|(number, (data, admin))| format!("  gateway {number:<2} http://{data}  (admin http://{admin})\n"))
+        .collect();
+    let addresses = gateways.iter().map(|(data, _)| data.to_string()).collect::<Vec<_>>().join(" ");
+    let each = CALLS.div_ceil(gateways.len().max(1));
+    let (miss, shared, write, again) = (read(first), read(second), write(last, card), read(first));
+    format!(
+        "zvgate demo: {number} gateways that act as one
+{shown}  redis      redis://127.0.0.1:{redis}
+  sandbox    http://{platform}  (a stand-in for the open platform)
+
+Paste into another terminal:
+
+# 1. a miss of the first gateway: signed, sent, stored; in a new Redis it waits for about 2 s, until no call counts that was made before
+{miss}
+
+# 2. the same through the second: a hit, since replicas share their answers (see detail=shared in Cache-Status)
+{shared}
+
+# 3. a write through the last: whoever is asked from then on, no answer is from before it
+{write}
+
+# 4. 1. again: a miss, and the write is seen
+{again}
+
+# 5. one rate: {CALLS} misses at once through all gateways take about 2 s, since the platform allows 10 calls a second, and none is rejected
+for gateway in {addresses}; do for number in $(seq {each}); do curl -s -o /dev/null -w '%{{http_code}}\\n' \\
+    http://$gateway/v3/crm/coupon/getCustomerCoupons -H 'Content-Type: application/json' \\
+    -d '{{\"params\":{{\"customerId\":\"'$gateway-$number'\"}}}}' & done; done | sort | uniq -c
+
+# 6. what was shared
+curl -s {admins} | grep '^zvgate_cache_shared_total'
+
+Ctrl-C stops all.",
+        number = gateways.len()
     )
 }

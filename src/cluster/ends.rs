@@ -10,17 +10,19 @@ use tokio::sync::Notify;
 
 use super::connection::ClusterError;
 use super::event::Event;
+use super::lease::Moved;
+use super::member::Replica;
 use super::{Ending, Shared};
 use crate::limit::SILENCE;
 use crate::line_limit::LineLimit;
 use crate::settings::LONGEST_LEASE;
 
-/// Customers whose missed ends are remembered; with more, all of their merchant are ended instead.
+/// Subjects whose missed ends are remembered; with more, all of their merchant are ended instead.
 const MAX_MISSED: usize = 10_000;
 
 /// How soon it is tried again to publish an end.
 pub(super) const PUBLISH_AGAIN_AFTER: Duration = Duration::from_millis(50);
-/// Customers in one message.
+/// Subjects in one message.
 const MAX_PUBLISHED: usize = 1000;
 
 /// The ends of this replica.
@@ -59,26 +61,28 @@ impl Pending {
 #[derive(Debug, Default)]
 struct Missed {
     merchants: BTreeMap<Arc<str>, MissedEnds>,
-    /// Of customers, those of all merchants.
+    /// Of subjects, those of all merchants.
     count: usize,
+    /// Whether some were taken that are not published yet.
+    is_publishing: bool,
 }
 
 /// Those of one merchant.
 #[derive(Debug)]
 struct MissedEnds {
     /// `None`: all.
-    customers: Option<HashSet<String>>,
+    subjects: Option<HashSet<String>>,
     /// How long the platform may lag.
     settle: Duration,
 }
 
 impl Missed {
     fn add(&mut self, ending: &Ending) {
-        let new = || MissedEnds { customers: Some(HashSet::new()), settle: Duration::ZERO };
-        let MissedEnds { customers: known, settle } =
+        let new = || MissedEnds { subjects: Some(HashSet::new()), settle: Duration::ZERO };
+        let MissedEnds { subjects: known, settle } =
             self.merchants.entry(Arc::clone(&ending.merchant)).or_insert_with(new);
         *settle = ending.settle.max(*settle);
-        match (known.as_mut(), &ending.customers) {
+        match (known.as_mut(), &ending.subjects) {
             (Some(known), Some(new)) if self.count + new.len() <= MAX_MISSED => {
                 let before = known.len();
                 known.extend(new.iter().cloned());
@@ -95,25 +99,32 @@ impl Missed {
     /// Takes one message's.
     fn take(&mut self) -> Option<Ending> {
         let mut entry = self.merchants.first_entry()?;
+        self.is_publishing = true;
         let (merchant, missed) = (Arc::clone(entry.key()), entry.get_mut());
         let settle = missed.settle;
-        let Some(customers) = &mut missed.customers else {
+        let Some(subjects) = &mut missed.subjects else {
             entry.remove();
-            return Some(Ending { merchant, customers: None, settle });
+            return Some(Ending { merchant, subjects: None, settle, is_superseded: false });
         };
-        let taken: Vec<String> = customers.iter().take(MAX_PUBLISHED).cloned().collect();
-        for customer in &taken {
-            customers.remove(customer);
+        let taken: Vec<String> = subjects.iter().take(MAX_PUBLISHED).cloned().collect();
+        for subject in &taken {
+            subjects.remove(subject);
         }
         self.count -= taken.len();
-        if customers.is_empty() {
+        if subjects.is_empty() {
             entry.remove();
         }
-        Some(Ending { merchant, customers: Some(taken), settle })
+        Some(Ending { merchant, subjects: Some(taken), settle, is_superseded: false })
     }
 }
 
 impl Ends {
+    /// Whether all ends were published: otherwise what others share may be from before one.
+    pub(super) fn are_published(&self) -> bool {
+        let missed = self.missed.lock();
+        missed.merchants.is_empty() && !missed.is_publishing
+    }
+
     /// Another replica acknowledged an end.
     pub(super) fn acknowledged(&self, number: u64, member: &str) {
         let pending = self.pending.lock().get(&number).cloned();
@@ -124,16 +135,27 @@ impl Ends {
     }
 }
 
-/// Publishes an end. Returns those that may still serve from before it, and for how long.
-async fn publish(shared: &Shared, number: u64, ending: &Ending) -> Result<Vec<(String, Duration)>, ClusterError> {
+/// An end that was published.
+pub(super) struct Published {
+    /// Those that may still serve from before it, and for how long.
+    pub(super) waits: Vec<(String, Duration)>,
+    /// What it did to the fence of its last subject.
+    pub(super) moved: Moved,
+}
+
+/// Publishes an end.
+async fn publish(shared: &Shared, number: u64, ending: &Ending) -> Result<Published, ClusterError> {
     let link = shared.link.load_full().ok_or(ClusterError::Disconnected)?;
-    let customers = ending.customers.as_ref().map(|customers| customers.iter().map(String::as_str).collect());
-    let event = Event::Ended { number, merchant: &ending.merchant, customers, settle: ending.settle };
-    link.end(ending, &event.encode(&shared.member)).await
+    let subjects = ending.subjects.as_ref().map(|subjects| subjects.iter().map(String::as_str).collect());
+    let Ending { merchant, settle, is_superseded, .. } = ending;
+    let event = Event::Ended { number, merchant, subjects, settle: *settle, is_superseded: *is_superseded };
+    // No name of a call is like it.
+    let fence = format!("{}:end:{number}", shared.member);
+    link.end(ending, fence, &event.encode(&shared.member)).await
 }
 
 /// The same, once more if the connection to Redis has just been replaced, or is about to be.
-async fn publish_again(shared: &Shared, number: u64, ending: &Ending) -> Result<Vec<(String, Duration)>, ClusterError> {
+async fn publish_again(shared: &Shared, number: u64, ending: &Ending) -> Result<Published, ClusterError> {
     let until = shared.clock.boot() + SILENCE;
     loop {
         match publish(shared, number, ending).await {
@@ -145,14 +167,14 @@ async fn publish_again(shared: &Shared, number: u64, ending: &Ending) -> Result<
     }
 }
 
-/// Ends a write for all replicas; returns once none of them serves from before it.
-pub(super) async fn end(shared: &Shared, ending: Ending) {
+/// Ends a write for all replicas; returns once none of them serves from before it, with what that did to the fence of its last subject.
+pub(super) async fn end(shared: &Shared, replica: &dyn Replica, ending: Ending) -> Option<Moved> {
     let number = shared.ends.numbers.fetch_add(1, Ordering::Relaxed);
     let pending = Arc::<Pending>::default();
     // It may be acknowledged before the reply is seen here.
     shared.ends.pending.lock().insert(number, Arc::clone(&pending));
-    match publish_again(shared, number, &ending).await {
-        Ok(mut members) => {
+    let moved = match publish_again(shared, number, &ending).await {
+        Ok(Published { waits: mut members, moved }) => {
             members.retain(|(member, _)| **member != *shared.member);
             let longest = members.iter().map(|(_, left)| *left).max().unwrap_or_default().min(LONGEST_LEASE);
             // Either is enough.
@@ -161,6 +183,7 @@ pub(super) async fn end(shared: &Shared, ending: Ending) {
             let now = shared.clock.boot();
             let since = shared.link.load().as_ref().map_or(now, |link| link.since);
             tokio::time::sleep((since + shared.settings.lease).since(now)).await;
+            Some(moved)
         }
         Err(error) => {
             shared.metrics.fence_missed.inc();
@@ -172,12 +195,20 @@ pub(super) async fn end(shared: &Shared, ending: Ending) {
                 );
             }
             shared.ends.missed.lock().add(&ending);
+            // From here on no shared answers are asked for, and none is held that was got since it was invalidated here.
+            if !ending.is_superseded {
+                let subjects: Option<Vec<&str>> =
+                    ending.subjects.as_ref().map(|subjects| subjects.iter().map(String::as_str).collect());
+                replica.ended(&ending.merchant, subjects.as_deref(), ending.settle);
+            }
             shared.ends.has_missed.notify_one();
             // Replicas that lost Redis, too, stop serving within the lease.
             tokio::time::sleep(shared.settings.lease).await;
+            None
         }
-    }
+    };
     shared.ends.pending.lock().remove(&number);
+    moved
 }
 
 /// Publishes the ends that other replicas missed; returns whether that succeeded for all.
@@ -185,8 +216,11 @@ pub(super) async fn publish_missed(shared: &Shared) -> bool {
     loop {
         let Some(ending) = shared.ends.missed.lock().take() else { return true };
         let number = shared.ends.numbers.fetch_add(1, Ordering::Relaxed);
-        if publish(shared, number, &ending).await.is_err() {
-            shared.ends.missed.lock().add(&ending);
+        let is_published = publish(shared, number, &ending).await.is_ok();
+        let mut missed = shared.ends.missed.lock();
+        missed.is_publishing = false;
+        if !is_published {
+            missed.add(&ending);
             return false;
         }
     }
@@ -197,8 +231,8 @@ mod tests {
     use super::*;
 
     fn ending(merchant: &str, customers: Option<std::ops::Range<usize>>) -> Ending {
-        let customers = customers.map(|range| range.map(|number| number.to_string()).collect());
-        Ending { merchant: merchant.into(), customers, settle: Duration::from_secs(3) }
+        let subjects = customers.map(|range| range.map(|number| number.to_string()).collect());
+        Ending { merchant: merchant.into(), subjects, settle: Duration::from_secs(3), is_superseded: false }
     }
 
     #[test]
@@ -212,7 +246,7 @@ mod tests {
         missed.add(&ending("c", Some(0..MAX_MISSED)));
         let mut taken = Vec::new();
         while let Some(ending) = missed.take() {
-            taken.push((ending.merchant.to_string(), ending.customers.map(|customers| customers.len())));
+            taken.push((ending.merchant.to_string(), ending.subjects.map(|subjects| subjects.len())));
         }
         assert_eq!(taken, [("a".to_owned(), Some(5)), ("b".to_owned(), None), ("c".to_owned(), None)]);
         assert_eq!(missed.count, 0);

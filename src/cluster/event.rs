@@ -5,24 +5,28 @@ use std::time::Duration;
 use crate::clock::millis;
 
 /// The version of the protocol: of messages, keys and scripts. Replicas of different versions do not act as one.
-pub(super) const VERSION: &str = "1";
-/// In place of customers: all of a merchant.
+pub(super) const VERSION: &str = "2";
+/// In place of subjects: all of a merchant.
 const EVERYBODY: &str = "*";
 
 /// A message to all replicas.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Event<'a> {
-    /// What is known of customers from before this is not served any more.
+    /// What is known of subjects from before this is not served any more.
     Ended {
         /// The number of this among its sender's; the sender waits for an acknowledgement.
         number: u64,
         /// The merchant, by the hash of its `open_id`.
         merchant: &'a str,
-        /// The customers, by their hashes; `None`: all.
-        customers: Option<Vec<&'a str>>,
+        /// The subjects, by their names; `None`: all.
+        subjects: Option<Vec<&'a str>>,
         /// How long the platform may lag.
         settle: Duration,
+        /// Whether the sender has an answer that is newer than this: it drops nothing itself.
+        is_superseded: bool,
     },
+    /// A fetch that others waited for ended, of the answer to this question.
+    Landed(&'a str),
     /// The platform throttled a call of this pace.
     Throttled(&'a str),
     /// The platform asked for a pause of this pace.
@@ -33,14 +37,16 @@ impl<'a> Event<'a> {
     /// As a message of a sender.
     pub(super) fn encode(&self, sender: &str) -> String {
         match self {
-            Self::Ended { number, merchant, customers, settle } => {
-                let mut text = format!("{VERSION} {sender} ended {number} {merchant} {}", millis(*settle));
-                for customer in customers.iter().flatten().copied().chain(customers.is_none().then_some(EVERYBODY)) {
+            Self::Ended { number, merchant, subjects, settle, is_superseded } => {
+                let what = if *is_superseded { "superseded" } else { "ended" };
+                let mut text = format!("{VERSION} {sender} {what} {number} {merchant} {}", millis(*settle));
+                for subject in subjects.iter().flatten().copied().chain(subjects.is_none().then_some(EVERYBODY)) {
                     text.push(' ');
-                    text.push_str(customer);
+                    text.push_str(subject);
                 }
                 text
             }
+            Self::Landed(question) => format!("{VERSION} {sender} landed {question}"),
             Self::Throttled(pace) => format!("{VERSION} {sender} throttled {pace}"),
             Self::Pause(pace, pause) => format!("{VERSION} {sender} pause {pace} {}", millis(*pause)),
         }
@@ -54,13 +60,14 @@ impl<'a> Event<'a> {
         }
         let sender = words.next()?;
         let event = match words.next()? {
-            "ended" => {
+            what @ ("ended" | "superseded") => {
                 let (number, merchant) = (words.next()?.parse().ok()?, words.next()?);
                 let settle = Duration::from_millis(words.next()?.parse().ok()?);
-                let customers: Vec<&str> = words.by_ref().collect();
-                let customers = if customers == [EVERYBODY] { None } else { Some(customers) };
-                Self::Ended { number, merchant, customers, settle }
+                let subjects: Vec<&str> = words.by_ref().collect();
+                let subjects = if subjects == [EVERYBODY] { None } else { Some(subjects) };
+                Self::Ended { number, merchant, subjects, settle, is_superseded: what == "superseded" }
             }
+            "landed" => Self::Landed(words.next()?),
             "throttled" => Self::Throttled(words.next()?),
             "pause" => {
                 let pace = words.next()?;
@@ -99,12 +106,16 @@ mod tests {
             sender in word(),
             (number, settle) in (any::<u64>(), 0u64..1 << 40),
             names in proptest::collection::vec(word(), 1..5),
-            kind in 0..4,
+            kind in 0..5,
         ) {
             let span = Duration::from_millis(settle);
-            let customers = (kind == 0).then(|| names.iter().map(String::as_str).collect());
+            let subjects = (kind == 0).then(|| names.iter().map(String::as_str).collect());
             let event = match kind {
-                0 | 1 => Event::Ended { number, merchant: &names[0], customers, settle: span },
+                0 | 1 => {
+                    let is_superseded = names.len() % 2 == 1;
+                    Event::Ended { number, merchant: &names[0], subjects, settle: span, is_superseded }
+                }
+                4 => Event::Landed(&names[0]),
                 2 => Event::Throttled(&names[0]),
                 _ => Event::Pause(&names[0], span),
             };
@@ -113,15 +124,15 @@ mod tests {
         }
 
         #[test]
-        fn no_text_breaks_the_decoder(text in "[ 1a-z0-9*]{0,40}") {
+        fn no_text_breaks_the_decoder(text in "[ 2a-z0-9*]{0,40}") {
             let _ = (Event::decode(&text), decode_acknowledgement(&text));
         }
     }
 
     #[test]
     fn messages_of_other_versions_are_not_understood() {
-        assert!(Event::decode("1 a throttled p").is_some());
-        for other in ["2 a throttled p", "1 a throttled", "1 a throttled p q", "1 a pause p x", "1 a other p", ""] {
+        assert!(Event::decode("2 a throttled p").is_some());
+        for other in ["1 a throttled p", "2 a throttled", "2 a throttled p q", "2 a pause p x", "2 a other p", ""] {
             assert_eq!(Event::decode(other), None, "{other}");
         }
         assert_eq!(decode_acknowledgement(&encode_acknowledgement(7, "m")), Some((7, "m")));

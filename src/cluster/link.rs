@@ -6,9 +6,13 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use redis::{Cmd, FromRedisValue};
 
+use super::answers::ENTRY;
 use super::connection::{ClusterError, Connection, bounded, result_of, send};
+use super::ends::Published;
+use super::lease::Moved;
 use super::namespace::Namespace;
 use super::offset::Offset;
+use super::seal::Sealer;
 use super::{Ending, Shared};
 use crate::clock::{Boot, Clock, millis};
 use crate::limit::{LATENESS, SILENCE};
@@ -18,7 +22,6 @@ use crate::settings::{HostPort, LONGEST_LEASE};
 
 const HEARTBEAT: &str = include_str!("scripts/heartbeat.lua");
 const END: &str = include_str!("scripts/end.lua");
-const FENCE: &str = include_str!("scripts/fence.lua");
 const LEAVE: &str = include_str!("scripts/leave.lua");
 const JUMP: &str = include_str!("scripts/jump.lua");
 
@@ -35,6 +38,7 @@ pub(super) struct Link {
     pub(super) data: Connection,
     pub(super) member: Arc<str>,
     pub(super) clock: Clock,
+    pub(super) sealer: Sealer,
     metrics: ClusterMetrics,
     /// Lines about refused commands.
     refusals: Arc<LineLimit>,
@@ -90,7 +94,8 @@ impl Link {
         let redis = unix_micros(seconds, micros);
         let offset = known.unwrap_or_else(|| Arc::new(Mutex::new(Offset::new(sent, redis, clock.boot()))));
         let refusals = Arc::clone(&shared.refusals);
-        let link = Self { primary, namespace, since, offset, control, data, member, clock, metrics, refusals };
+        let sealer = Sealer::new(&shared.names.0, &namespace.start);
+        let link = Self { primary, namespace, since, offset, control, data, member, clock, sealer, metrics, refusals };
         if let Err(jumped) = link.narrow(sent, redis) {
             link.jump().await?;
             return Err(jumped);
@@ -175,37 +180,29 @@ impl Link {
         send("jump", &self.control.0, command.arg(&self.namespace.jumps)).await
     }
 
-    /// Ends a write for all replicas. Returns those that may still serve from before it, and for how long.
-    pub(super) async fn end(&self, ending: &Ending, message: &str) -> Result<Vec<(String, Duration)>, ClusterError> {
+    /// Ends a write for all replicas, by fences of this name.
+    pub(super) async fn end(&self, ending: &Ending, fence: String, message: &str) -> Result<Published, ClusterError> {
         let mut keys = self.keys(["members", "about"]);
         keys.push(self.namespace.current_key());
-        match &ending.customers {
-            Some(customers) => {
-                let fence = |customer: &String| self.namespace.fence(&ending.merchant, Some(customer));
-                keys.extend(customers.iter().map(fence));
+        match &ending.subjects {
+            Some(subjects) => {
+                keys.extend(subjects.iter().map(|subject| self.namespace.entry(&ending.merchant, subject)));
             }
-            None => keys.push(self.namespace.fence(&ending.merchant, None)),
+            None => keys.push(self.namespace.entry(&ending.merchant, "")),
         }
         let mut command = script(END, &keys);
         command.arg(self.namespace.events()).arg(message).arg(millis(ending.settle)).arg(&*self.namespace.start);
-        command.arg(millis(LONGEST_LEASE));
+        command.arg(millis(LONGEST_LEASE)).arg(&fence).arg(millis(ENTRY));
         let sent = self.clock.boot();
-        let (what, seconds, micros, waits): (String, i64, i64, Vec<(String, u64)>) =
+        let (what, seconds, micros, waits, from): (String, i64, i64, Vec<(String, u64)>, String) =
             self.run(ClusterOp::End, &self.control, &command).await?;
         // By a clock that jumped it is not known who may still serve from before.
         self.narrow(sent, unix_micros(seconds, micros))?;
         if what != "ok" {
             return Err(ClusterError::Moved);
         }
-        Ok(waits.into_iter().map(|(member, left)| (member, Duration::from_millis(left))).collect())
-    }
-
-    /// How long the platform may lag behind a write to a customer, or to all of a merchant.
-    pub(super) async fn fence(&self, merchant: &str, customer: Option<&str>) -> Result<Duration, ClusterError> {
-        let mut keys = vec![self.namespace.fence(merchant, None)];
-        keys.extend(customer.map(|customer| self.namespace.fence(merchant, Some(customer))));
-        let left: u64 = self.run(ClusterOp::Fence, &self.data, &script(FENCE, &keys)).await?;
-        Ok(Duration::from_millis(left))
+        let waits = waits.into_iter().map(|(member, left)| (member, Duration::from_millis(left))).collect();
+        Ok(Published { waits, moved: Moved { from, to: fence } })
     }
 
     /// Sends a message to all replicas.

@@ -15,6 +15,7 @@ use tokio_util::task::TaskTracker;
 
 use super::connection::Connector;
 use super::ends::end;
+use super::lease::release;
 use super::receiver::send_acknowledgements;
 use super::running::Running;
 use super::slots::serve_slots;
@@ -29,9 +30,9 @@ const ID_LENGTH: usize = 12;
 
 /// What the other replicas change in this one.
 pub trait Replica: Send + Sync + 'static {
-    /// A write ended through another replica: to these customers, by their names in the cluster, or to all of a merchant. For
-    /// `settle` the platform may lag.
-    fn ended(&self, merchant: &str, customers: Option<&[&str]>, settle: Duration);
+    /// A write ended through another replica: to these subjects, by their names, or to all of a merchant. For `settle` the platform
+    /// may lag.
+    fn ended(&self, merchant: &str, subjects: Option<&[&str]>, settle: Duration);
     /// The platform throttled another replica's call of this pace.
     fn throttled(&self, pace: &str);
     /// The platform asked another replica for a pause of this pace.
@@ -90,9 +91,9 @@ impl Member {
     async fn run(self, replica: Arc<dyn Replica>) {
         let Self { shared, connector, commands, slots, about } = self;
         let (acknowledge, acknowledgements) = unbounded_channel();
-        let running = Running::new(Arc::clone(&shared), replica, connector, about, acknowledge);
+        let running = Running::new(Arc::clone(&shared), Arc::clone(&replica), connector, about, acknowledge);
         tokio::select! {
-            () = serve_commands(&shared, commands) => {}
+            () = serve_commands(&shared, &replica, commands) => {}
             () = running.stay_connected() => {}
             () = running.watch() => {}
             () = serve_slots(&shared, slots) => {}
@@ -102,17 +103,21 @@ impl Member {
     }
 }
 
-async fn serve_commands(shared: &Arc<Shared>, mut commands: UnboundedReceiver<Command>) {
+async fn serve_commands(shared: &Arc<Shared>, replica: &Arc<dyn Replica>, mut commands: UnboundedReceiver<Command>) {
     let ends = TaskTracker::new();
     while let Some(command) = commands.recv().await {
         match command {
             Command::End(ending, done) => {
-                let shared = Arc::clone(shared);
+                let (shared, replica) = (Arc::clone(shared), Arc::clone(replica));
                 ends.spawn(async move {
-                    end(&shared, ending).await;
+                    let moved = end(&shared, &*replica, ending).await;
                     // Whoever waited may have been dropped.
-                    let _ = done.send(());
+                    let _ = done.send(moved);
                 });
+            }
+            Command::Release(fetch, deadline) => {
+                let shared = Arc::clone(shared);
+                tokio::spawn(async move { release(&shared, &fetch, deadline).await });
             }
             Command::Leave(done) => {
                 shared.is_leaving.store(true, Ordering::SeqCst);

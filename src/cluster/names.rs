@@ -32,6 +32,11 @@ impl Names {
         self.name(&format!("pace {open_id} {path}")).into()
     }
 
+    /// Of a question, by texts that contain no control characters, except for the last.
+    pub(super) fn question(&self, parts: [&str; 4]) -> String {
+        self.name(&format!("question\0{}", parts.join("\0")))
+    }
+
     /// The version of the protocol, and a hash by which replicas with another key are recognized.
     pub(super) fn protocol(&self) -> String {
         format!("{VERSION} {}", self.name("key"))

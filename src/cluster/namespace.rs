@@ -85,8 +85,9 @@ impl Namespace {
         self.name(&format!("acks:{member}"))
     }
 
-    pub(super) fn fence(&self, merchant: &str, customer: Option<&str>) -> String {
-        self.name(&format!("fence:{merchant}:{}", customer.unwrap_or_default()))
+    /// The key of what is stored for a subject of a merchant; for none, of the merchant.
+    pub(super) fn entry(&self, merchant: &str, subject: &str) -> String {
+        self.name(&format!("entry:{merchant}:{subject}"))
     }
 
     pub(super) fn jumps_key(&self) -> String {

@@ -29,12 +29,23 @@ pub(super) fn receiver(
             return;
         }
         match Event::decode(text) {
-            Some((sender, _)) if *sender == *shared.member => {}
-            Some((sender, Event::Ended { number, merchant, customers, settle })) => {
-                replica.ended(merchant, customers.as_deref(), settle);
-                // Nobody receives it any more when the process ends.
-                let _ = acknowledge.send((sender.to_owned(), encode_acknowledgement(number, &shared.member)));
+            Some((sender, Event::Ended { number, merchant, subjects, settle, is_superseded })) => {
+                let is_own = *sender == *shared.member;
+                // Of its own, too: since it was invalidated here, a shared answer from before may have been stored in memory.
+                if !(is_own && is_superseded) {
+                    replica.ended(merchant, subjects.as_deref(), settle);
+                }
+                if !is_own {
+                    // Nobody receives it any more when the process ends.
+                    let _ = acknowledge.send((sender.to_owned(), encode_acknowledgement(number, &shared.member)));
+                }
             }
+            Some((_, Event::Landed(question))) => {
+                // Nobody may wait.
+                let _ = shared.landed.send(question.into());
+            }
+            // What this replica itself was told by the platform it knows.
+            Some((sender, Event::Throttled(_) | Event::Pause(..))) if *sender == *shared.member => {}
             Some((_, Event::Throttled(pace))) => replica.throttled(pace),
             Some((_, Event::Pause(pace, pause))) => replica.paused(pace, pause),
             None => {}

@@ -1,6 +1,5 @@
 //! Invalidation, here and in all other replicas: by writes, by callers that learn of a change made elsewhere, and by operators.
 
-use std::borrow::Cow;
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
@@ -35,14 +34,14 @@ impl Invalidator {
     ) -> (usize, Completion) {
         let now = self.time.now();
         let mut dropped = 0;
-        let names = ids.iter().map(|id| {
-            let name = self.cluster.customer(id.as_ref());
+        let subjects = ids.iter().map(|id| {
+            let subject = Subject::customer(merchant, &self.cluster.customer(id.as_ref()));
             self.counters.of(cause).inc();
-            dropped += self.cache.invalidate(&Subject::customer(merchant, &name), now.boot + settle, now);
-            name
+            dropped += self.cache.invalidate(&subject, now.boot + settle, now);
+            subject
         });
-        let names = names.collect();
-        (dropped, self.end(merchant, Some(names), settle))
+        let subjects: Vec<Subject> = subjects.collect();
+        (dropped, self.end(merchant, Some(&subjects), settle))
     }
 
     /// Invalidates all answers of a merchant.
@@ -64,15 +63,13 @@ impl Invalidator {
         (dropped.into_iter().sum(), ended)
     }
 
-    /// Newer answers than other replicas may have are about to be served for a customer. Returns what completes once they do not serve
+    /// Newer answers than other replicas may have are about to be served for a subject. Returns what completes once they do not serve
     /// theirs any more.
     pub(super) fn superseded(&self, subject: &Subject) -> Completion {
-        // What is about no customer is not known to others by name.
-        let customers = subject.customer_id().map(Cow::Borrowed).into_iter().collect();
-        self.end(subject.tenant, Some(customers), Duration::ZERO)
+        self.cluster.supersede(&self.merchants.name(subject.tenant), subject)
     }
 
-    fn end(&self, merchant: usize, customers: Option<Vec<Cow<'_, str>>>, settle: Duration) -> Completion {
-        self.cluster.end(&self.merchants.name(merchant), customers, settle)
+    fn end(&self, merchant: usize, subjects: Option<&[Subject]>, settle: Duration) -> Completion {
+        self.cluster.end(&self.merchants.name(merchant), subjects, settle)
     }
 }

@@ -11,6 +11,7 @@ use super::{Gateway, RequestInfo, call_log};
 use crate::answer::{Answer, ContentType};
 use crate::cache::{Freshness, Subject};
 use crate::caller::Caller;
+use crate::clock::Now;
 use crate::cluster::{Cluster, Completion, Replica};
 use crate::configuration::Configuration;
 use crate::envelope::{MAX_DEPTH, check_names, push_text};
@@ -36,6 +37,11 @@ pub struct CachedQuestion {
 }
 
 impl CachedQuestion {
+    fn new(question: String, freshness: &Freshness, now: Now) -> Self {
+        let (age, remaining) = (freshness.age(now), freshness.remaining(now));
+        Self { question, age, remaining, servable_for: freshness.servable_for(now) }
+    }
+
     /// As a JSON object; times in seconds.
     pub fn to_json(&self) -> String {
         let mut out = String::from("{\"question\":");
@@ -132,17 +138,21 @@ impl Gateway {
         dropped
     }
 
-    /// What is cached for a customer.
+    /// What is cached for a customer, in this replica.
     pub fn inspect(&self, tenant: &Tenant, customer: &str) -> Vec<CachedQuestion> {
         let now = self.time.now();
-        let shown = |(question, freshness): (Arc<str>, Freshness)| CachedQuestion {
-            question: question.to_string(),
-            age: freshness.age(now),
-            remaining: freshness.remaining(now),
-            servable_for: freshness.servable_for(now),
-        };
-        let cached = self.cache.inspect(&Subject::customer(tenant.merchant, &self.cluster.customer(customer)), now);
-        cached.into_iter().map(shown).collect()
+        let subject = Subject::customer(tenant.merchant, &self.cluster.customer(customer));
+        let cached = self.cache.inspect(&subject, now).into_iter();
+        cached.map(|(question, freshness)| CachedQuestion::new(question.to_string(), &freshness, now)).collect()
+    }
+
+    /// What the replicas share of a customer; `None` if Redis does not answer.
+    pub async fn inspect_shared(&self, tenant: &Tenant, customer: &str) -> Option<Vec<CachedQuestion>> {
+        let subject = Subject::customer(tenant.merchant, &self.cluster.customer(customer));
+        let stored = self.cluster.inspect(&self.merchants.name(tenant.merchant), &subject).await?;
+        let now = self.time.now();
+        let fresh = stored.into_iter().filter(|(_, freshness)| freshness.remaining(now).is_some());
+        Some(fresh.map(|(question, freshness)| CachedQuestion::new(question, &freshness, now)).collect())
     }
 
     /// The effective configuration, secrets and hashes masked.

@@ -4,6 +4,8 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use sha2::{Digest, Sha256};
+
 use super::hit_memo::HitMemo;
 use crate::answer::Reader;
 use crate::cache;
@@ -13,6 +15,7 @@ use crate::configuration::Configuration;
 use crate::limit::{CallerLimiter, Limited, Rules};
 use crate::metrics::{Handles, Metrics};
 use crate::route::{Route, Routes};
+use crate::secret::hex;
 use crate::settings::{
     AttemptSettings, CacheMode, CachedSettings, CallerLimit, DynamicSettings, Effective, KindSettings, Size,
 };
@@ -33,6 +36,8 @@ pub(super) struct Policy {
     limiters: Vec<NamedLimiter>,
     /// By the routes' indices.
     readers: Vec<Reader>,
+    /// Digests of the rules by which answers are read, and how long they are served; by the routes' indices.
+    sharing_rules: Vec<String>,
     pub(super) handles: Handles,
     pub(super) settings: DynamicSettings,
     pub(super) effective: Effective,
@@ -107,6 +112,7 @@ impl Policy {
             handles: metrics.handles(&labels, &caller_names, &names),
             limiters: limiters(&settings, before, clock),
             callers: Callers::new(&settings.callers, tenants.all(), is_loopback),
+            sharing_rules: routes.all().iter().map(|route| sharing_rules(route, &settings)).collect(),
             readers: routes.all().iter().map(|route| reader(&route.kind, &settings.attempts)).collect(),
             effective: match before {
                 Some(before) => all.effective.reloaded_into(&before.effective),
@@ -152,10 +158,23 @@ impl Policy {
         matches!(route.kind, KindSettings::Cached(_)) && self.settings.cache.mode == CacheMode::On
     }
 
+    /// The digest of the rules by which a route's answers are read and served.
+    pub(super) fn sharing_rules(&self, route: &Route) -> &str {
+        self.sharing_rules.get(route.index).map_or("", String::as_str)
+    }
+
     /// How a route's answers are read.
     pub(super) fn reader(&self, route: &Route) -> &Reader {
         self.readers.get(route.index).expect("one was made for each route")
     }
+}
+
+/// A digest of the rules by which a route's answers are read, and of how long they are served. Replicas with other rules do not share
+/// theirs.
+fn sharing_rules(route: &Route, settings: &DynamicSettings) -> String {
+    let reader = reader(&route.kind, &settings.attempts);
+    let lifetimes = route.kind.lifetimes(settings.cache.lifetimes);
+    hex(&Sha256::digest(format!("{:?} {reader:?} {lifetimes:?}", route.kind)))
 }
 
 /// The rules by which answers are parsed and keyed.

@@ -1,7 +1,6 @@
 //! Cached routes: answered from the cache, by a fetch in progress, or by a new one.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use super::Step;
 use super::fetch::{Fetcher, Progress};
@@ -9,6 +8,7 @@ use super::invalidate::Invalidator;
 use super::pass::Passes;
 use super::policy::Policy;
 use super::request::{Job, Request, Spare};
+use super::shared_answers::land;
 use super::tasks::Tasks;
 use super::time::Time;
 use crate::cache::{
@@ -16,7 +16,7 @@ use crate::cache::{
     Stored, Waiter,
 };
 use crate::clock::Boot;
-use crate::cluster::Standing;
+use crate::cluster::{Landing, Standing};
 use crate::metrics::{Changed, LookupResult, Per};
 use crate::reply::{CacheStatus, GatewayError, OverCapacity, Reply, StaleReason};
 use crate::settings::{CacheMode, CachedSettings};
@@ -34,17 +34,6 @@ pub(super) struct Reads {
     pub(super) tasks: Tasks,
     /// Lifetimes of stored answers, in seconds.
     pub(super) ttl: Per<LimitedBy, prometheus::Histogram>,
-}
-
-/// What is known of writes through other replicas to the customer of a fetch.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Certainty {
-    /// The platform does not lag behind one.
-    Settled,
-    /// It may lag.
-    Unsettled,
-    /// Nothing is known as long as this replica is cut off.
-    CutOff,
 }
 
 /// A caller that waits for a fetch.
@@ -120,9 +109,9 @@ impl Reads {
                 (waiter, Some(if wants_new { CacheStatus::Requested } else { CacheStatus::Collapsed }))
             }
             Join::Started(guard, waiter) => {
-                lookups.of(LookupResult::Miss).inc();
                 let (job, spare) = spare.unzip();
-                self.start_fetch(job.unwrap_or_else(|| request.fetch_job(self.time.boot())), guard, spare);
+                let job = job.unwrap_or_else(|| request.fetch_job(self.time.boot()));
+                self.start_fetch(job, guard, spare, LookupResult::Miss);
                 (waiter, wants_new.then_some(CacheStatus::Requested))
             }
             Join::TooManyWaiters => return in_place_of(GatewayError::OverCapacity(OverCapacity::Waiters)),
@@ -151,32 +140,47 @@ impl Reads {
         }
         let default = RequestCacheControl::default();
         if let Join::Started(guard, _nobody_waits) = self.cache.join(question, generation, &default, request.now) {
-            request.route_metrics().lookups.of(LookupResult::Refresh).inc();
-            self.start_fetch(job, guard, Some(spare));
+            self.start_fetch(job, guard, Some(spare), LookupResult::Refresh);
             return true;
         }
         false
     }
 
-    fn start_fetch(self: &Arc<Self>, job: Job, guard: FetchGuard<GatewayError>, spare: Option<Spare>) {
+    /// `lookup`: what it is counted as.
+    fn start_fetch(
+        self: &Arc<Self>,
+        job: Job,
+        guard: FetchGuard<GatewayError>,
+        spare: Option<Spare>,
+        lookup: LookupResult,
+    ) {
         let job = Job { call_state: Arc::clone(guard.call_state()), ..job };
-        self.tasks.spawn(Arc::clone(self).fetch(job, guard, spare));
+        self.tasks.spawn(Arc::clone(self).fetch(job, guard, spare, lookup));
     }
 
     /// The fetch itself, which outlives every caller that waits for it.
-    async fn fetch(self: Arc<Self>, job: Job, mut guard: FetchGuard<GatewayError>, spare: Option<Spare>) {
+    async fn fetch(
+        self: Arc<Self>,
+        job: Job,
+        mut guard: FetchGuard<GatewayError>,
+        spare: Option<Spare>,
+        lookup: LookupResult,
+    ) {
         guard.turn().await;
+        let cluster = &self.invalidator.cluster;
+        let mut lease = None;
+        if !cluster.is_alone() {
+            // Boxed, as whatever only several replicas do, so that others need no memory for it.
+            let asked = Box::pin(self.ask_others(&job, guard, lookup)).await;
+            let Some(granted) = asked else { return };
+            (guard, lease) = granted;
+        }
+        job.policy.handles.route(job.route.index).lookups.of(lookup).inc();
         let on_progress = |progress| match progress {
             Progress::Begun => guard.mark_begun(),
             Progress::Sent => guard.mark_sent(),
         };
-        let fetching = self.fetcher.fetch(&job, spare, on_progress, || guard.no_waiters());
-        let (outcome, certainty) = match self.invalidator.cluster.is_alone() {
-            true => (fetching.await, Certainty::Settled),
-            // Boxed, so that others need no memory for it.
-            false => Box::pin(async { tokio::join!(fetching, self.certainty(guard.question())) }).await,
-        };
-        match outcome {
+        match self.fetcher.fetch(&job, spare, on_progress, || guard.no_waiters()).await {
             Outcome::Answered(answered) => {
                 let decision = StoreDecision::of(
                     &answered.verdict,
@@ -188,35 +192,40 @@ impl Reads {
                 // Any other 2xx may be a part or a transformation of the answer (RFC 9111, section 3).
                 let decision = match decision {
                     StoreDecision::Store(_) if answered.answer.status != OK => StoreDecision::Ignore,
-                    StoreDecision::Store(freshness) => StoreDecision::Store(match certainty {
-                        Certainty::Settled => freshness,
-                        Certainty::Unsettled => freshness.unsettled(job.lifetimes().unsettled_ttl),
-                        Certainty::CutOff => freshness.provisional(job.lifetimes().unsettled_ttl),
-                    }),
+                    StoreDecision::Store(freshness) => {
+                        StoreDecision::Store(self.certain(freshness, lease.as_ref(), job.lifetimes().unsettled_ttl))
+                    }
                     decision => decision,
                 };
                 let is_newer = matches!(decision, StoreDecision::Store(_) | StoreDecision::Supersede);
-                if is_newer && guard.drops_others() && !self.invalidator.cluster.is_cut_off() {
-                    self.invalidator.superseded(&guard.question().subject).wait().await;
+                if is_newer && guard.drops_others() && !cluster.is_cut_off() {
+                    let moved = self.invalidator.superseded(&guard.question().subject).wait().await;
+                    lease.iter_mut().zip(moved).for_each(|(lease, moved)| lease.moved(moved));
                 }
+                let (question, answer) = (Arc::clone(&guard.question().key), Arc::clone(&answered.answer));
                 let stored = guard.complete(answered.answer, decision, answered.sent.boot, answered.received);
                 self.count(&job, stored);
+                if let Some(lease) = lease {
+                    Box::pin(land(lease, &question, &answer, decision, stored)).await;
+                }
             }
             // Nobody waits.
             Outcome::NotSent(NotSent::Cancelled) => {}
-            Outcome::NotSent(not_sent) => guard.fail(GatewayError::NotSent(not_sent)),
-            Outcome::Unknown(error) => guard.fail(GatewayError::NoAnswer(error)),
-        }
-    }
-
-    /// What is known of writes through other replicas.
-    async fn certainty(&self, question: &Question) -> Certainty {
-        let Invalidator { cluster, merchants, .. } = &*self.invalidator;
-        let subject = &question.subject;
-        match cluster.lag(&merchants.name(subject.tenant), subject.customer_id()).await {
-            Some(Duration::ZERO) => Certainty::Settled,
-            None if cluster.is_cut_off() => Certainty::CutOff,
-            Some(_) | None => Certainty::Unsettled,
+            Outcome::NotSent(not_sent) => {
+                // Whatever else keeps this replica from sending need not keep others from it.
+                let is_unreachable = matches!(not_sent, NotSent::Failed(_));
+                guard.fail(GatewayError::NotSent(not_sent));
+                if let Some(lease) = lease.filter(|_| is_unreachable) {
+                    Box::pin(lease.land(Landing::NoAnswer { is_timeout: false })).await;
+                }
+            }
+            Outcome::Unknown(error) => {
+                let is_timeout = matches!(*error, AttemptError::Timeout);
+                guard.fail(GatewayError::NoAnswer(error));
+                if let Some(lease) = lease {
+                    Box::pin(lease.land(Landing::NoAnswer { is_timeout })).await;
+                }
+            }
         }
     }
 
@@ -235,8 +244,16 @@ impl Reads {
         let PendingRead { policy, waiter, cache_status, is_joined, question, tenant, route, deadline } = pending;
         let waited = tokio::time::timeout(deadline.since(self.time.boot()), waiter.outcome()).await;
         let result = match waited {
-            Ok(FetchOutcome::Answered { answer, stored, is_failure }) => {
-                let miss = || CacheStatus::Miss(stored.map(|freshness| freshness.lifetime()));
+            Ok(FetchOutcome::Shared(answer, freshness)) => {
+                // It is not likely to expire while its caller is woken.
+                let reply = Reply::shared(answer, &freshness, self.time.now());
+                reply.ok_or(Failed::Error(GatewayError::NotSent(NotSent::Abandoned)))
+            }
+            Ok(FetchOutcome::Answered { answer, stored, is_failure, is_elsewhere }) => {
+                let miss = || match is_elsewhere {
+                    true => CacheStatus::Collapsed,
+                    false => CacheStatus::Miss(stored.map(|freshness| freshness.lifetime())),
+                };
                 let reply = Reply { answer, cache_status: cache_status.unwrap_or_else(miss), effect: None };
                 if is_failure { Err(Failed::Answered(reply)) } else { Ok(reply) }
             }
@@ -295,6 +312,7 @@ impl Failed {
             Self::Error(GatewayError::NoAnswer(error)) => {
                 error.status().map_or(StaleReason::NoAnswer, StaleReason::Answered)
             }
+            Self::Error(GatewayError::NoAnswerElsewhere) => StaleReason::NoAnswer,
             Self::Error(_) => StaleReason::NothingSent,
         }
     }

@@ -50,14 +50,14 @@ pub(super) struct LocalReplica {
 }
 
 impl Replica for LocalReplica {
-    fn ended(&self, merchant: &str, customers: Option<&[&str]>, settle: Duration) {
+    fn ended(&self, merchant: &str, subjects: Option<&[&str]>, settle: Duration) {
         let Some(merchant) = self.merchants.number(merchant) else { return };
         let now = self.time.now();
         let settle_until = now.boot + settle;
-        match customers {
+        match subjects {
             None => self.cache.invalidate_tenant(merchant, settle_until),
-            Some(customers) => customers.iter().for_each(|customer| {
-                self.cache.invalidate(&Subject::customer(merchant, customer), settle_until, now);
+            Some(subjects) => subjects.iter().for_each(|subject| {
+                self.cache.invalidate(&Subject::named(merchant, subject), settle_until, now);
             }),
         }
     }

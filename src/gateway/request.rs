@@ -51,7 +51,7 @@ impl Request<'_> {
         }
         let subject = match self.info.customers.first() {
             Some(customer) => Subject::customer(merchant, &self.cluster.customer(customer)),
-            None => Subject::question(merchant, &key),
+            None => Subject::question(merchant, &self.cluster.question(self.tenant.identity(), &key)),
         };
         Question { subject, key: key.into() }
     }
@@ -174,19 +174,7 @@ impl Job {
 
     /// The lifetimes of its answer: the route's own, if it has some.
     pub(super) fn lifetimes(&self) -> Lifetimes {
-        let common = self.policy.settings.cache.lifetimes;
-        let own = match &self.route.kind {
-            KindSettings::Cached(own) => Some(own),
-            KindSettings::Write(_) | KindSettings::Pass | KindSettings::Off => None,
-        };
-        Lifetimes {
-            ttl: own.and_then(|own| own.ttl).unwrap_or(common.ttl),
-            stale_while_revalidate: own
-                .and_then(|own| own.stale_while_revalidate)
-                .unwrap_or(common.stale_while_revalidate),
-            stale_if_error: own.and_then(|own| own.stale_if_error).unwrap_or(common.stale_if_error),
-            ..common
-        }
+        self.route.kind.lifetimes(self.policy.settings.cache.lifetimes)
     }
 }
 

@@ -3,7 +3,7 @@
 use prometheus::{Histogram, IntCounter, IntGauge};
 
 use super::handles::Per;
-use super::labels::{ClusterOp, ClusterResult};
+use super::labels::{ClusterOp, ClusterResult, SharedResult};
 use super::{DURATIONS, Maker};
 
 /// The metrics of a replica that shares a Redis with others.
@@ -22,6 +22,8 @@ pub struct ClusterMetrics {
     pub fence_missed: IntCounter,
     /// Requests served from memory while cut off.
     pub unfenced_hits: IntCounter,
+    /// Answers that replicas share.
+    pub shared: Per<SharedResult, IntCounter>,
 }
 
 impl ClusterMetrics {
@@ -36,6 +38,11 @@ impl ClusterMetrics {
             "Time that Redis took to answer in seconds, by operation",
             &["op"],
             DURATIONS,
+        );
+        let shared = make.counters(
+            "zvgate_cache_shared_total",
+            "Answers that replicas share through Redis: fetches that one made unnecessary (hit) or for which there was none (miss), answers stored, and not stored (refused)",
+            &["result"],
         );
         Self {
             up: make
@@ -56,6 +63,7 @@ impl ClusterMetrics {
                 "zvgate_cluster_unfenced_hits_total",
                 "Requests served from memory while Redis was unreachable",
             ),
+            shared: Per::new(|result| shared.with_label_values(&[result])),
         }
     }
 

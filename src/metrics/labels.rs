@@ -172,8 +172,12 @@ label! {
         End = "end",
         /// To acknowledge an end of another replica.
         Acknowledge = "acknowledge",
-        /// How long the platform may lag behind a write.
-        Fence = "fence",
+        /// For an answer that is stored, or the lease to fetch it.
+        Miss = "miss",
+        /// To store what came of a fetch, or to give its lease back.
+        Land = "land",
+        /// For what is stored for a customer.
+        Inspect = "inspect",
         /// For a slot.
         Take = "take",
         /// To change until when a call counts.
@@ -182,6 +186,20 @@ label! {
         Publish = "publish",
         /// For a connection.
         Connect = "connect",
+    }
+}
+
+label! {
+    /// What became of answers that replicas share.
+    SharedResult {
+        /// One was served.
+        Hit = "hit",
+        /// There was none.
+        Miss = "miss",
+        /// One was stored.
+        Stored = "stored",
+        /// One was not stored: a write had ended, Redis is full or did not answer, or it is too long.
+        Refused = "refused",
     }
 }
 

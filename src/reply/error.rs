@@ -48,6 +48,8 @@ pub enum GatewayError {
     NotSent(NotSent),
     /// A read was sent, and no usable answer came.
     NoAnswer(Arc<AttemptError>),
+    /// Another replica sent a read, and no usable answer came: its log says why.
+    NoAnswerElsewhere,
     /// A write was sent, and no usable answer came: it may have been executed.
     OutcomeUnknown(Arc<AttemptError>),
 }
@@ -108,6 +110,7 @@ impl GatewayError {
                 AttemptError::Timeout => (StatusCode::GATEWAY_TIMEOUT, "upstream_timeout", error_type(error)),
                 _ => (StatusCode::BAD_GATEWAY, "upstream_failed", error_type(error)),
             },
+            Self::NoAnswerElsewhere => (StatusCode::BAD_GATEWAY, "upstream_failed", "destination_unavailable"),
             Self::OutcomeUnknown(error) => match **error {
                 AttemptError::Timeout => (StatusCode::GATEWAY_TIMEOUT, "outcome_unknown", error_type(error)),
                 _ => (StatusCode::BAD_GATEWAY, "outcome_unknown", error_type(error)),
@@ -127,6 +130,7 @@ impl GatewayError {
                 Some(error.failure().name())
             }
             Self::NotSent(not_sent) => Some(not_sent.name()),
+            Self::NoAnswerElsewhere => Some("other_replica"),
             _ => None,
         }
     }
@@ -178,6 +182,7 @@ impl GatewayError {
                 "the request took too long; nothing was sent to the open platform".to_owned()
             }
             Self::NotSent(NotSent::Failed(error)) | Self::NoAnswer(error) => error.to_string(),
+            Self::NoAnswerElsewhere => "another replica's call to the open platform failed".to_owned(),
             Self::OutcomeUnknown(error) => format!("the write was sent and may have been executed: {error}"),
         }
     }
@@ -206,6 +211,7 @@ impl GatewayError {
             | Self::NotCached
             | Self::NotSent(NotSent::DeadlineExceeded | NotSent::Cancelled | NotSent::Failed(_))
             | Self::NoAnswer(_)
+            | Self::NoAnswerElsewhere
             | Self::OutcomeUnknown(_) => RetryAfter::Unknown,
         }
     }

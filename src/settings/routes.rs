@@ -3,6 +3,7 @@
 use std::fmt::Write;
 use std::time::Duration;
 
+use super::Lifetimes;
 use super::rate::PaceSettings;
 use super::reader::Table;
 use super::value::{Choice, Setting};
@@ -29,6 +30,19 @@ pub enum KindSettings {
     Pass,
     /// Not at all, even if a wildcard would serve them.
     Off,
+}
+
+impl KindSettings {
+    /// The lifetimes of a route's answers: its own, where it has some.
+    pub fn lifetimes(&self, common: Lifetimes) -> Lifetimes {
+        let Self::Cached(own) = self else { return common };
+        Lifetimes {
+            ttl: own.ttl.unwrap_or(common.ttl),
+            stale_while_revalidate: own.stale_while_revalidate.unwrap_or(common.stale_while_revalidate),
+            stale_if_error: own.stale_if_error.unwrap_or(common.stale_if_error),
+            ..common
+        }
+    }
 }
 
 /// Keys of `kind = "cached"`.

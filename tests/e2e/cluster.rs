@@ -5,4 +5,5 @@ mod failures;
 mod history;
 mod processes;
 mod setup;
+mod shared;
 mod slots;

@@ -552,17 +552,33 @@ fn key_prints_a_new_key_and_its_hash() {
     assert_ne!(run(zvgate().arg("key")).1, out);
 }
 
-/// The banner of a demo that starts while another runs.
-fn another_demo(folder: &Path) -> String {
-    let mut child =
-        zvgate().arg("demo").current_dir(folder).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+/// A demo that runs, its output, and its banner.
+fn demo(folder: &Path, arguments: &[&str]) -> (Running, BufReader<std::process::ChildStdout>, String) {
+    let mut command = zvgate();
+    command.arg("demo").args(arguments).current_dir(folder).env("ZVGATE__NONSENSE", "1");
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
     let mut out = BufReader::new(child.stdout.take().unwrap());
-    let _demo = Running(child);
+    let demo = Running(child);
     let mut banner = String::new();
     while !banner.contains("Ctrl-C") {
         assert!(out.read_line(&mut banner).unwrap() > 0, "{banner}");
     }
-    banner
+    (demo, out, banner)
+}
+
+/// What the commands of a banner print.
+fn pasted(banner: &str) -> Vec<String> {
+    let commands = banner.split("\n\n").filter(|part| part.starts_with("# "));
+    commands.map(|part| run(Command::new("sh").args(["-c", part])).1).collect()
+}
+
+/// It ends in order.
+fn stopped(mut demo: Running, mut out: BufReader<std::process::ChildStdout>) {
+    demo.signal("INT");
+    assert_eq!(demo.code(), 0);
+    let mut rest = String::new();
+    out.read_to_string(&mut rest).unwrap();
+    assert_eq!(rest.trim(), "stopped");
 }
 
 /// The first command of the banner.
@@ -574,20 +590,8 @@ fn pasted_read(banner: &str) -> &str {
 #[test]
 fn the_commands_that_demo_prints_can_be_pasted() {
     let folder = tempfile::tempdir().unwrap();
-    let mut command = zvgate();
-    command.arg("demo").current_dir(folder.path()).env("ZVGATE__NONSENSE", "1");
-    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
-    let mut out = BufReader::new(child.stdout.take().unwrap());
-    let mut demo = Running(child);
-    let mut banner = String::new();
-    while !banner.contains("Ctrl-C") {
-        assert!(out.read_line(&mut banner).unwrap() > 0, "{banner}");
-    }
-    let pasted: Vec<String> = banner
-        .split("\n\n")
-        .filter(|part| part.starts_with("# "))
-        .map(|part| run(Command::new("sh").args(["-c", part])).1)
-        .collect();
+    let (running, out, banner) = demo(folder.path(), &[]);
+    let pasted = pasted(&banner);
     assert_eq!(pasted.len(), 4, "{banner}");
     assert!(pasted[0].contains("cache-status: zvgate; fwd=miss; stored; ttl=30"), "{}", pasted[0]);
     assert!(pasted[1].contains("cache-status: zvgate; hit; ttl="), "{}", pasted[1]);
@@ -596,14 +600,47 @@ fn the_commands_that_demo_prints_can_be_pasted() {
     let again = run(Command::new("sh").args(["-c", pasted_read(&banner)])).1;
     assert!(again.contains("fwd=miss; stored; ttl=3\r"), "as the comment says: {again}");
     let address = |line: &str| line.split_whitespace().nth(1).unwrap().to_owned();
-    let other = another_demo(folder.path());
+    let (_other, _, other) = demo(folder.path(), &[]);
     for part in ["  gateway ", "  admin ", "  sandbox "] {
         let of = |banner: &str| banner.lines().find(|line| line.starts_with(part)).map(address).unwrap();
         assert_ne!(of(&banner), of(&other), "another demo uses other ports");
     }
-    demo.signal("INT");
-    assert_eq!(demo.code(), 0);
-    let mut rest = String::new();
-    out.read_to_string(&mut rest).unwrap();
-    assert_eq!(rest.trim(), "stopped");
+    stopped(running, out);
+}
+
+#[test]
+fn a_demo_of_several_replicas_shows_them_act_as_one() {
+    let folder = tempfile::tempdir().unwrap();
+    for replicas in ["3", "2"] {
+        let (running, out, banner) = demo(folder.path(), &["--replicas", replicas]);
+        let pasted = pasted(&banner);
+        assert_eq!(pasted.len(), 6, "{banner}");
+        assert!(pasted[0].contains("cache-status: zvgate; fwd=miss; stored; ttl=30"), "{}", pasted[0]);
+        assert!(pasted[1].contains("; detail=shared\r"), "{}", pasted[1]);
+        assert!(pasted[2].contains("fwd=bypass") && pasted[2].contains("\"code\":0"), "{}", pasted[2]);
+        assert!(pasted[3].contains("fwd=miss; stored; ttl=3\r"), "{}", pasted[3]);
+        let codes: Vec<&str> = pasted[4].split_whitespace().collect();
+        assert!(codes.len() == 2 && codes[1] == "200", "{}", pasted[4]);
+        let shared = |result: &str| {
+            let name = format!("zvgate_cache_shared_total{{result=\"{result}\"}} ");
+            let values = pasted[5].lines().filter_map(|line| line.strip_prefix(&name));
+            values.map(|value| value.parse::<u32>().unwrap()).sum::<u32>()
+        };
+        assert!(shared("stored") >= 2 && shared("hit") == 1 && shared("refused") == 0, "{}", pasted[5]);
+        let redis = banner.lines().find_map(|line| line.trim().strip_prefix("redis ")).unwrap().trim();
+        let redis = redis.trim_start_matches("redis://").to_owned();
+        assert!(std::net::TcpStream::connect(&redis).is_ok());
+        stopped(running, out);
+        assert!(std::net::TcpStream::connect(&redis).is_err(), "it ends with the demo");
+    }
+}
+
+#[test]
+fn a_demo_of_several_replicas_says_how_to_get_redis() {
+    let folder = tempfile::tempdir().unwrap();
+    let (code, out, err) = run(zvgate().args(["demo", "--replicas", "3"]).current_dir(folder.path()).env("PATH", ""));
+    assert_eq!((code, out.as_str()), (1, ""));
+    assert!(err.contains("redis-server") && err.contains("apt install"), "{err}");
+    let (code, _, err) = run(zvgate().args(["demo", "--replicas", "11"]));
+    assert!(code == 2 && err.contains("2..=10"), "{err}");
 }

@@ -104,11 +104,27 @@ impl Redis {
 
     /// The same, which may not have joined yet.
     pub(crate) async fn early_replica(&self, upstream: &impl Upstream, overrides: Overrides<'_>) -> TestGateway {
+        self.of_file(upstream, overrides, None).await
+    }
+
+    /// Starts a replica with a configuration file; it has joined the others.
+    pub(crate) async fn replica_of(
+        &self,
+        upstream: &impl Upstream,
+        overrides: Overrides<'_>,
+        file: &str,
+    ) -> TestGateway {
+        let gateway = self.of_file(upstream, overrides, Some(file)).await;
+        until("it has joined", async || gateway.metric("zvgate_cluster_up").await == 1.0).await;
+        gateway
+    }
+
+    async fn of_file(&self, upstream: &impl Upstream, overrides: Overrides<'_>, file: Option<&str>) -> TestGateway {
         let (url, key) = (self.url(), self.file("hash-key"));
         let mut all =
             vec![("cluster.url", url.as_str()), ("cluster.replicas", "3"), ("log.hash_key_file", key.as_str())];
         all.extend(overrides);
-        TestGateway::of(configuration(upstream, &all, None)).await
+        TestGateway::of(configuration(upstream, &all, file)).await
     }
 
     /// Starts three replicas that share it, and waits until all may use their slots.

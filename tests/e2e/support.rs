@@ -92,6 +92,11 @@ impl Platform {
         assert_eq!(shown.get("error"), None, "{shown}");
     }
 
+    /// Ends all faults.
+    pub(crate) async fn without_faults(&self) {
+        self.page(Method::DELETE, "faults", "").await;
+    }
+
     /// Changes a coupon directly in the sandbox, so that the gateway does not see the change.
     pub(crate) async fn change(&self, customer: &str, change: &str, body: Value) -> Value {
         let changed = self.page(Method::POST, &format!("customers/{customer}/{change}"), &body.to_string()).await;

@@ -196,7 +196,7 @@ async fn throttling_and_pauses_are_shared() {
     platform.faults(json!({ "fault": "http503", "route": READ, "times": 1 })).await;
     let paused = one.read("1").await;
     assert_eq!((paused.status, paused.header("retry-after")), (503, "7"));
-    platform.faults(json!({})).await;
+    platform.without_faults().await;
     until("the other pauses, too", async || two.read("2").await.status == 429).await;
     two.read("3").await.assert_error(429, "upstream_limited");
 }
