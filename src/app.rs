@@ -115,13 +115,15 @@ impl App {
         let sockets = Sockets::open(&configuration.settings, inherited).await?;
         let listeners = configuration.settings.fixed.listeners.clone();
         let metrics = Metrics::new();
+        let base_url = &configuration.settings.fixed.client.base_url;
+        let upstream_address = base_url.as_ref().map(ToString::to_string).unwrap_or_default();
         let (cluster, sharing, member) = Cluster::new(
             &configuration.settings.fixed.cluster,
             configuration.redis.clone(),
             &pseudonyms,
             &metrics,
             &clock,
-            &instance(&sockets),
+            [&instance(&sockets), &upstream_address],
         );
         let dependencies = Dependencies {
             clock: clock.clone(),

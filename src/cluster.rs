@@ -84,6 +84,8 @@ struct Shared {
     /// This process, among the replicas.
     member: Arc<str>,
     names: Names,
+    /// The platform's address.
+    upstream: String,
     clock: Clock,
     started: Boot,
     metrics: crate::metrics::ClusterMetrics,
@@ -147,14 +149,14 @@ impl Completion {
 
 impl Cluster {
     /// Alone, or as one of the replicas that share a Redis; then with what is to be started ([`Member::start`]). `instance`:
-    /// what distinguishes this replica from the others, and stays the same when it is restarted.
+    /// what distinguishes this replica from the others, and stays the same when it is restarted. `upstream`: the platform's address.
     pub fn new(
         settings: &ClusterSettings,
         keys: RedisKeys,
         pseudonyms: &Arc<Pseudonyms>,
         metrics: &Metrics,
         clock: &Clock,
-        instance: &str,
+        [instance, upstream]: [&str; 2],
     ) -> (Self, Arc<Sharing>, Option<Member>) {
         let Some(redis) = &settings.redis else { return (Self(None), Sharing::split(settings.replicas), None) };
         let names = Names(Arc::clone(pseudonyms));
@@ -169,6 +171,7 @@ impl Cluster {
             replicas: settings.replicas,
             member: member::new_id().into(),
             names,
+            upstream: upstream.to_owned(),
             clock: clock.clone(),
             started,
             metrics: metrics.cluster(),
@@ -206,7 +209,7 @@ impl Cluster {
         let [open_id, grant_code] = grant;
         match &self.0 {
             None => Cow::Borrowed(key),
-            Some(joined) => Cow::Owned(joined.shared.names.question(["", open_id, grant_code, key])),
+            Some(joined) => Cow::Owned(joined.shared.names.question(["", "", open_id, grant_code, key])),
         }
     }
 

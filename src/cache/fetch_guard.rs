@@ -34,7 +34,7 @@ pub enum Elsewhere<F> {
     Failed(F),
 }
 
-/// An answer that is fresh for less is fetched anew: it could end while it is served.
+/// An answer that is fresh for less is not served as one: it could end meanwhile.
 const LEAST_FRESH: Duration = Duration::from_millis(100);
 
 /// The duty to complete a flight. Dropped without doing so, it notifies the waiters, and the next caller begins a new one.
@@ -111,10 +111,10 @@ impl<F: Clone> FetchGuard<F> {
         let (subject, generation) = (&self.question.subject, flight.generation);
         // Callers join under this lock, with what they want.
         let mut stripe = cache.stripe(subject);
+        let lasts = |freshness: &Freshness| freshness.remaining(now).is_some_and(|left| left >= LEAST_FRESH);
         let is_wanted = match &found {
             Elsewhere::Stored(_, freshness) => {
-                let lasts = freshness.remaining(now).is_some_and(|remaining| remaining >= LEAST_FRESH);
-                lasts && flight.allows(freshness, now)
+                flight.allows(freshness, now) && (lasts(freshness) || flight.waited_for(freshness))
             }
             Elsewhere::Passing(..) | Elsewhere::Failed(_) => !flight.wants_new(),
         };
@@ -125,6 +125,10 @@ impl<F: Clone> FetchGuard<F> {
         let is_current =
             stripe.remove_flight(&self.question, &flight) && generation == cache.current_generation(subject.tenant);
         let outcome = match found {
+            // It was fetched while its callers waited.
+            Elsewhere::Stored(answer, freshness) if !lasts(&freshness) => {
+                FetchOutcome::Answered { answer, stored: None, is_failure: false, is_elsewhere: true }
+            }
             Elsewhere::Stored(answer, freshness) => {
                 if is_current && flight.stores() {
                     let new = CachedAnswer::new(&self.question, &answer, freshness, generation);

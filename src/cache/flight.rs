@@ -111,7 +111,12 @@ impl<F: Clone> Flight<F> {
     /// Whether an answer will do for all callers that was fetched elsewhere: it is as young as they want, or was fetched while they waited.
     pub(super) fn allows(&self, freshness: &Freshness, now: Now) -> bool {
         let max_age = Duration::from_nanos(self.max_age.load(Ordering::Relaxed));
-        !self.wants_new() && (freshness.age(now) <= max_age || freshness.received >= self.began)
+        !self.wants_new() && (freshness.age(now) <= max_age || self.waited_for(freshness))
+    }
+
+    /// Whether an answer was fetched elsewhere while this waited for it.
+    pub(super) fn waited_for(&self, freshness: &Freshness) -> bool {
+        freshness.received >= self.began
     }
 
     pub(super) fn stores(&self) -> bool {

@@ -20,7 +20,7 @@ use super::{Cluster, Joined};
 use crate::answer::Answer;
 use crate::cache::{Freshness, Subject};
 use crate::clock::{Boot, millis};
-use crate::limit::SILENCE;
+use crate::limit::{Limited, SILENCE};
 use crate::metrics::{ClusterOp, SharedResult};
 
 const MISS: &str = include_str!("scripts/miss.lua");
@@ -114,6 +114,8 @@ pub enum Found {
         /// Whether it was waited for until the timeout.
         is_timeout: bool,
     },
+    /// There was no slot in time for the call that was waited for.
+    NoSlot(Limited),
     /// Nothing: it is to be fetched.
     Nothing(Lease),
     /// Another replica fetches it: see [`Inquiry::landed`].
@@ -134,8 +136,8 @@ pub struct Inquiry {
 }
 
 impl Cluster {
-    /// A question as the other replicas know it; alone, there is nobody to ask. `rules`: by which its answer is read, and how long it is
-    /// served. `grant`: the tenant's `open_id` and `grant_code`.
+    /// A question to the same platform as the other replicas know it; alone, there is nobody to ask. `rules`: by which its answer is
+    /// read, and how long it is served. `grant`: the tenant's `open_id` and `grant_code`.
     pub fn query(
         &self,
         merchant: &Arc<str>,
@@ -145,7 +147,8 @@ impl Cluster {
         key: &str,
     ) -> Option<Query> {
         let [open_id, grant_code] = grant;
-        let name = self.0.as_ref()?.shared.names.question([rules, open_id, grant_code, key]);
+        let shared = &self.0.as_ref()?.shared;
+        let name = shared.names.question([&shared.upstream, rules, open_id, grant_code, key]);
         Some(Query { merchant: Arc::clone(merchant), subject: subject.name().to_owned(), name })
     }
 
@@ -205,11 +208,12 @@ impl Inquiry {
                     let freshness = freshness.after(elapsed(at, time)).from(sent)?;
                     Some(Found::Stored(Arc::new(answer), freshness))
                 }
-                Record::Passing { .. } | Record::NoAnswer { .. } => None,
+                Record::Passing { .. } | Record::NoAnswer { .. } | Record::NoSlot(_) => None,
             }),
             "passing" => record(&query.passing_name(&waited_for)).and_then(|record| match record {
                 Record::Passing { answer, is_failure } => Some(Found::Passing { answer: Arc::new(answer), is_failure }),
                 Record::NoAnswer { is_timeout } => Some(Found::NoAnswer { is_timeout }),
+                Record::NoSlot(limited) => Some(Found::NoSlot(limited)),
                 Record::Stored(_) => None,
             }),
             "busy" => {

@@ -14,6 +14,7 @@ use super::{Command, Joined, Shared};
 use crate::answer::Answer;
 use crate::cache::Freshness;
 use crate::clock::{Boot, millis};
+use crate::limit::Limited;
 use crate::metrics::{ClusterOp, SharedResult};
 
 const LAND: &str = include_str!("scripts/land.lua");
@@ -129,6 +130,8 @@ pub enum Landing<'a> {
         /// Whether it was waited for until the timeout.
         is_timeout: bool,
     },
+    /// There was no slot in time.
+    NoSlot(Limited),
 }
 
 /// The lease to fetch an answer for all replicas. Dropped without a result, it is given back.
@@ -194,6 +197,7 @@ impl Lease {
                 (record, query.passing_name(call), if supersedes { Fate::Replace } else { Fate::Pass })
             }
             Landing::NoAnswer { is_timeout } => (Record::NoAnswer { is_timeout }, query.passing_name(call), Fate::Pass),
+            Landing::NoSlot(limited) => (Record::NoSlot(limited), query.passing_name(call), Fate::Pass),
         };
         let record = Some(record.encode()).filter(|record| record.len() <= MAX_RECORD);
         let record = record.and_then(|record| link.sealer.seal(&name, record));

@@ -33,7 +33,7 @@ impl Names {
     }
 
     /// Of a question, by texts that contain no control characters, except for the last.
-    pub(super) fn question(&self, parts: [&str; 4]) -> String {
+    pub(super) fn question(&self, parts: [&str; 5]) -> String {
         self.name(&format!("question\0{}", parts.join("\0")))
     }
 

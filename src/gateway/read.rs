@@ -212,11 +212,15 @@ impl Reads {
             // Nobody waits.
             Outcome::NotSent(NotSent::Cancelled) => {}
             Outcome::NotSent(not_sent) => {
-                // Whatever else keeps this replica from sending need not keep others from it.
-                let is_unreachable = matches!(not_sent, NotSent::Failed(_));
+                let landing = match &not_sent {
+                    NotSent::Failed(_) => Some(Landing::NoAnswer { is_timeout: false }),
+                    NotSent::Limited { limited, .. } => Some(Landing::NoSlot(*limited)),
+                    // What else keeps this replica from sending need not keep others from it.
+                    _ => None,
+                };
                 guard.fail(GatewayError::NotSent(not_sent));
-                if let Some(lease) = lease.filter(|_| is_unreachable) {
-                    Box::pin(lease.land(Landing::NoAnswer { is_timeout: false })).await;
+                if let Some((lease, landing)) = lease.zip(landing) {
+                    Box::pin(lease.land(landing)).await;
                 }
             }
             Outcome::Unknown(error) => {

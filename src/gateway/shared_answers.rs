@@ -10,7 +10,7 @@ use crate::cache::{Elsewhere, FetchGuard, Freshness, Question, StoreDecision, St
 use crate::cluster::{Found, Inquiry, Landing, Lease, Wanted};
 use crate::metrics::LookupResult;
 use crate::reply::GatewayError;
-use crate::upstream::AttemptError;
+use crate::upstream::{AttemptError, NotSent};
 
 impl Reads {
     /// Asks the other replicas for the answer. Returns what it takes to fetch it, unless they had it; the lease only if Redis answered.
@@ -54,6 +54,9 @@ impl Reads {
                 Found::Passing { answer, is_failure } => Elsewhere::Passing(answer, is_failure),
                 Found::NoAnswer { is_timeout: true } => {
                     Elsewhere::Failed(GatewayError::NoAnswer(Arc::new(AttemptError::Timeout)))
+                }
+                Found::NoSlot(limited) => {
+                    Elsewhere::Failed(GatewayError::NotSent(NotSent::Limited { limited, is_key_suspect: false }))
                 }
                 Found::NoAnswer { is_timeout: false } => Elsewhere::Failed(GatewayError::NoAnswerElsewhere),
             };

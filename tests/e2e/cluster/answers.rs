@@ -185,9 +185,20 @@ async fn redis_learns_no_customer_and_no_coupon() {
         let read = monitor.read(&mut bytes).unwrap_or(0);
         seen.extend_from_slice(&bytes[..read]);
     }
+    // Everything that is stored, as it would be written to a disk.
+    until("answers are stored", async || {
+        replicas[1].metric("zvgate_cache_shared_total{result=\"stored\"}").await > 0.0
+    })
+    .await;
+    redis.command(&["config", "set", "rdbcompression", "no"]);
+    assert_eq!(redis.command(&["save"]), "OK");
+    let dump = std::fs::read(redis.file("dump.rdb")).unwrap();
+    let dump = String::from_utf8_lossy(&dump);
+    assert!(dump.contains("entry:") && dump.len() > 1000, "{} bytes", dump.len());
     let seen = String::from_utf8_lossy(&seen);
     let (open_id, grant_code, open_key) = crate::support::MERCHANTS[0];
-    for secret in [CUSTOMER, card.as_str().unwrap(), open_id, grant_code, open_key] {
-        assert!(!seen.contains(secret) && !keys.contains(secret), "{secret}");
+    let path = "getCustomerCoupons";
+    for secret in [CUSTOMER, card.as_str().unwrap(), "cardId", path, open_id, grant_code, open_key] {
+        assert!(![&*seen, &*keys, &*dump].iter().any(|text| text.contains(secret)), "{secret}");
     }
 }

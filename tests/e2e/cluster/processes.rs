@@ -114,3 +114,69 @@ async fn a_killed_replica_is_replaced_without_a_rejected_call() {
     flooding.iter().chain([&flooding_next]).for_each(tokio::task::JoinHandle::abort);
     assert_eq!(platform.stats().await["refused"], json!({}), "the platform rejected a call");
 }
+
+/// Whoever starts is warm, and whoever waits for the dead does not wait for long.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replica_that_is_killed_and_replaced_under_load_fetches_nothing_that_is_shared() {
+    const CUSTOMERS: usize = 40;
+    let (platform, redis) = (Platform::unlimited().await, Redis::start());
+    let unlimited = "ttl = \"600s\"\n[limits]\nupstream = { rate = 0 }\n";
+    let mut all = Vec::new();
+    for _ in 0..3 {
+        all.push(Process::start(&platform, &redis, unlimited).await);
+    }
+    let ask = async |address: SocketAddr, customer: usize| {
+        let body = json!({ "params": { "customerId": format!("c{customer}") } }).to_string();
+        post(address, READ, &[], &body).await
+    };
+    for customer in 0..CUSTOMERS {
+        until("there is an answer", async || ask(all[customer % 3].address, customer).await.status == 200).await;
+    }
+    let stored = async || {
+        let mut sum = 0.0;
+        for process in &all {
+            sum += metric(process.admin, "zvgate_cache_shared_total{result=\"stored\"}").await.unwrap();
+        }
+        sum
+    };
+    until("all are stored", async || stored().await >= CUSTOMERS as f64).await;
+    let load: Vec<_> = all[..2]
+        .iter()
+        .map(|process| {
+            let address = process.address;
+            tokio::spawn(async move {
+                for number in 0.. {
+                    let body = json!({ "params": { "customerId": format!("c{}", number % CUSTOMERS) } }).to_string();
+                    let reply = post(address, READ, &[], &body).await;
+                    assert_eq!(reply.status, 200, "{reply:?}");
+                }
+            })
+        })
+        .collect();
+    let before = platform.requests(READ).await;
+    // One that fetches while it is killed, for which another waits.
+    platform.faults(json!({ "latency_ms": 60_000 })).await;
+    let (killed, waiting) = (all[2].address, all[0].address);
+    let lost = tokio::spawn(async move { ask_late(killed).await });
+    until("it was sent", async || platform.requests(READ).await == before + 1).await;
+    platform.without_faults().await;
+    let waits = tokio::spawn(async move { ask_late(waiting).await });
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    all[2].running.signal("KILL");
+    let reply = tokio::time::timeout(Duration::from_secs(5), waits).await.unwrap().unwrap();
+    assert_eq!((reply.status, platform.requests(READ).await), (200, before + 2), "{reply:?}");
+    let next = Process::start(&platform, &redis, unlimited).await;
+    for customer in 0..CUSTOMERS {
+        let reply = ask(next.address, customer).await;
+        assert!(super::answers::is_shared(&reply), "{reply:?}");
+    }
+    assert_eq!(platform.requests(READ).await, before + 2);
+    assert!(load.iter().all(|task| !task.is_finished()), "the others served all the time");
+    load.iter().for_each(tokio::task::JoinHandle::abort);
+    lost.abort();
+}
+
+async fn ask_late(address: SocketAddr) -> crate::support::Reply {
+    let address = tokio::net::TcpStream::connect(address).await.map(|_| address).unwrap();
+    post(address, READ, &[], r#"{"params":{"customerId":"late"}}"#).await
+}

@@ -110,6 +110,8 @@ async fn every_metric_of_the_cluster_exists_from_the_start() {
         "zvgate_cluster_lease_lost_total 0",
         "zvgate_cluster_fence_missed_total 0",
         "zvgate_cluster_unfenced_hits_total 0",
+        "zvgate_cache_shared_total{result=\"hit\"} 0",
+        "zvgate_cache_shared_total{result=\"refused\"} 0",
         "zvgate_cluster_requests_total{op=\"take\",result=\"ok\"} 0",
         "zvgate_cluster_duration_seconds_count{op=\"end\"} 0",
     ] {

@@ -520,3 +520,99 @@ async fn a_customer_has_a_bounded_number_of_answers() {
     assert_eq!(redis.command(&["hlen", &entry]), "65", "64 answers and the fence");
     assert!(redis.command(&["pttl", &entry]).parse::<u64>().unwrap() <= 60_000);
 }
+
+/// Slots are shared: that one found none in time, goes for all who waited for it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_fetch_without_a_slot_is_rejected_for_all_who_wait() {
+    let (platform, redis) = (Platform::rate_limited().await, Redis::start());
+    let overrides = [("limits.max_wait", "1200ms"), ("cache.settle", "0s")];
+    let [one, two, _three] = redis.replicas(&platform, &overrides).await;
+    let slots = redis.command(&["keys", "zvgate:*:slots:*"]);
+    // Somebody else has all of them, again and again for half a second.
+    let take = || {
+        let script = "local t = redis.call('TIME') for n = 1, 10 do redis.call('ZADD', KEYS[1], t[1] * 1000 + math.floor(t[2] / 1000) + 500, 'other' .. n) end redis.call('PEXPIRE', KEYS[1], 10000)";
+        redis.command(&["eval", script, "1", &slots]);
+    };
+    take();
+    let first = asked(&one, &[], question("1"));
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    let second = asked(&two, &[], question("1"));
+    while !first.is_finished() {
+        take();
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    for rejected in [first.await.unwrap(), second.await.unwrap()] {
+        rejected.assert_error(429, "upstream_limited");
+        assert_eq!(rejected.header("ratelimit-policy"), "\"upstream\";q=10;w=1");
+    }
+    const TAKEN: &str = "zvgate_cluster_requests_total{op=\"take\",result=\"ok\"}";
+    assert_eq!(two.metric(TAKEN).await, 0.0, "it asked for no slot itself");
+}
+
+/// Whoever shares a Redis by mistake shares no answers.
+#[tokio::test(flavor = "multi_thread")]
+async fn replicas_before_other_platforms_share_no_answers() {
+    let redis = Redis::start();
+    let platform = async |name: &'static str| {
+        Scripted::start(move |_, _| Action::success(&format!("[{{\"cardId\":\"{name}\"}}]"))).await
+    };
+    let (live, trial) = (platform("live").await, platform("trial").await);
+    let (one, two) = (redis.replica(&live, UNLIMITED).await, redis.replica(&trial, UNLIMITED).await);
+    until("there is an answer", async || one.read("1").await.status == 200).await;
+    until("it is stored", async || shared(&one, "stored").await > 0.0).await;
+    assert!(two.read("1").await.text().contains("trial"));
+    assert!(one.read("1").await.text().contains("live"));
+}
+
+/// Requests in the order of their popularity: the second customer is asked for half as often as the first, and so on.
+struct Zipf(Vec<f64>);
+
+impl Zipf {
+    fn new(customers: usize) -> Self {
+        let mut sum = 0.0;
+        let add = |rank: usize| {
+            sum += 1.0 / (rank as f64);
+            sum
+        };
+        Self((1..=customers).map(add).collect())
+    }
+
+    fn draw(&self) -> usize {
+        let point = fastrand::f64() * self.0.last().unwrap();
+        self.0.partition_point(|sum| *sum < point)
+    }
+}
+
+/// The same requests to one process and to three replicas: the bill is the same.
+#[tokio::test(flavor = "multi_thread")]
+async fn three_replicas_make_as_many_calls_as_one_process() {
+    const CUSTOMERS: usize = 10_000;
+    const EVERY: Duration = Duration::from_millis(4);
+    let part = super::history::part();
+    let ttl = format!("{}ms", part.as_millis());
+    let overrides = [("cache.ttl", ttl.as_str())];
+    let overrides = with(&overrides);
+    let (single, several, redis) = (Platform::unlimited().await, Platform::unlimited().await, Redis::start());
+    for platform in [&single, &several] {
+        platform.faults(json!({ "latency_ms": 20 })).await;
+    }
+    let alone = TestGateway::start(&single, &overrides).await;
+    let replicas = redis.replicas(&several, &overrides).await;
+    let before = [single.requests(READ).await, several.requests(READ).await];
+    let (zipf, mut asking, mut ticks) = (Zipf::new(CUSTOMERS), Vec::new(), tokio::time::interval(EVERY));
+    let requests = part.as_millis() * 2 / EVERY.as_millis();
+    for _ in 0..requests {
+        ticks.tick().await;
+        let customer = zipf.draw().to_string();
+        let replica = &replicas[fastrand::usize(..replicas.len())];
+        asking.push(asked(&alone, &[], question(&customer)));
+        asking.push(asked(replica, &[], question(&customer)));
+    }
+    for asked in asking {
+        assert_eq!(asked.await.unwrap().status, 200);
+    }
+    let calls = [single.requests(READ).await - before[0], several.requests(READ).await - before[1]];
+    let ratio = calls[1] as f64 / calls[0] as f64;
+    println!("{requests} requests: {} calls of one process, {} of three replicas: {ratio:.4}", calls[0], calls[1]);
+    assert!((0.95..1.05).contains(&ratio), "{calls:?}");
+}
