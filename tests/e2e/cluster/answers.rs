@@ -23,7 +23,7 @@ async fn warm(replicas: &[TestGateway], customer: &str) -> Value {
     replicas[0].read(customer).await.json()["data"]["list"][0]["cardId"].clone()
 }
 
-async fn delete(gateway: &TestGateway, page: &str) -> Reply {
+pub(super) async fn delete(gateway: &TestGateway, page: &str) -> Reply {
     let request = http::Request::builder().method(Method::DELETE).uri(page).header("host", "localhost");
     send(gateway.admin, request.body(http_body_util::Full::default()).unwrap()).await
 }

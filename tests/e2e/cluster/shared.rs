@@ -616,3 +616,36 @@ async fn three_replicas_make_as_many_calls_as_one_process() {
     println!("{requests} requests: {} calls of one process, {} of three replicas: {ratio:.4}", calls[0], calls[1]);
     assert!((0.95..1.05).contains(&ratio), "{calls:?}");
 }
+
+/// Whatever ends what replicas hold, ends what they share.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_ends_answers_ends_shared_ones() {
+    let (platform, redis) = (Platform::unlimited().await, Redis::start());
+    let [one, two, three] = redis.replicas(&platform, UNLIMITED).await;
+    let delete = async |page: &'static str| {
+        assert_eq!(super::answers::delete(&one, page).await.status, 200);
+    };
+    let is_fetched = async |what: &str| {
+        let read = two.read("1").await;
+        assert!(read.is_stored_miss(), "{what}: {read:?}");
+        until("it is shared", async || is_shared(&three.read("1").await) || three.read("1").await.is_hit()).await;
+    };
+    is_fetched("first").await;
+    one.post("/v1/invalidate", &[], r#"{"customerIds":["1"]}"#).await;
+    is_fetched("invalidated").await;
+    for page in ["/cache/customers/1", "/cache?tenant=one", "/cache?all=true"] {
+        delete(page).await;
+        is_fetched(page).await;
+    }
+    delete("/cache?tenant=two").await;
+    assert!(one.read("1").await.is_hit(), "another merchant's");
+    let card = platform.change("1", "issue", json!({ "seconds": 3600 })).await["cardId"].clone();
+    let body =
+        |customer: Value| json!({ "params": { "bizId": "b", "customerId": customer, "couponsCardList": [card] } });
+    one.post(WRITE, &[], &body(json!("1")).to_string()).await;
+    is_fetched("written").await;
+    platform.faults(json!({ "fault": "http500", "route": WRITE })).await;
+    one.post(WRITE, &[], &body(Value::Null).to_string()).await;
+    platform.without_faults().await;
+    is_fetched("written for nobody known").await;
+}
