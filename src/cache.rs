@@ -29,10 +29,10 @@ use prometheus::{IntCounter, IntGauge};
 
 pub use self::entry::{AnswerRef, Generation, Question, Subject};
 use self::entry::{CustomerEntry, Held, TenantState};
-pub use self::fetch_guard::{Elsewhere, FetchGuard, Stored};
+pub use self::fetch_guard::{Elsewhere, FetchGuard, Served, Stored};
 use self::flight::Flight;
 pub use self::flight::{FetchOutcome, Waiter};
-pub use self::freshness::{Freshness, LimitedBy, RelativeFreshness, Staleness, StoreDecision};
+pub use self::freshness::{Freshness, LEAST_FRESH, LimitedBy, RelativeFreshness, Staleness, StoreDecision};
 pub use self::hit::{Hit, Lookup, StaleHit};
 pub use self::request_control::RequestCacheControl;
 use self::stripe::{Stripe, Stripes};

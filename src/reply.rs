@@ -48,10 +48,13 @@ impl Reply {
         Self { answer: Arc::clone(hit.answer()), cache_status, effect: None }
     }
 
-    /// An answer that another replica had fetched; `None` if it is not fresh any more.
+    /// An answer that another replica had fetched; `None` if it must not be served any more.
     pub fn shared(answer: Arc<Answer>, freshness: &Freshness, now: Now) -> Option<Self> {
-        let remaining = freshness.remaining(now)?;
-        let cache_status = CacheStatus::Hit { age: freshness.age(now), remaining, is_shared: true };
+        let cache_status = match freshness.remaining(now) {
+            Some(remaining) => CacheStatus::Hit { age: freshness.age(now), remaining, is_shared: true },
+            None if freshness.has_ended(now) => return None,
+            None => CacheStatus::Collapsed,
+        };
         Some(Self { answer, cache_status, effect: None })
     }
 

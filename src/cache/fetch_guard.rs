@@ -1,14 +1,12 @@
 //! The end of a fetch: its waiters get the outcome, and its answer may be stored.
 
-use std::sync::Arc;
-use std::time::Duration;
-
 use parking_lot::MutexGuard;
+use std::sync::Arc;
 
 use super::Cache;
 use super::entry::{CachedAnswer, CustomerEntry, Question};
 use super::flight::{FetchOutcome, Flight};
-use super::freshness::{Freshness, StoreDecision};
+use super::freshness::{Freshness, LEAST_FRESH, StoreDecision};
 use super::stripe::Stripe;
 use crate::answer::Answer;
 use crate::call_state::CallState;
@@ -34,8 +32,19 @@ pub enum Elsewhere<F> {
     Failed(F),
 }
 
-/// An answer that is fresh for less is not served as one: it could end meanwhile.
-const LEAST_FRESH: Duration = Duration::from_millis(100);
+/// How callers were served with what another replica fetched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Served {
+    /// As a hit.
+    Shared {
+        /// Whether it says that there is nothing.
+        is_negative: bool,
+    },
+    /// As by a fetch that they waited for.
+    Passing,
+    /// It failed.
+    Failure,
+}
 
 /// The duty to complete a flight. Dropped without doing so, it notifies the waiters, and the next caller begins a new one.
 #[derive(Debug)]
@@ -99,6 +108,11 @@ impl<F: Clone> FetchGuard<F> {
         stored
     }
 
+    /// Whether anybody waits for it.
+    pub fn is_awaited(&self) -> bool {
+        self.flight.has_waiters()
+    }
+
     /// Whether a caller wants a fetch that began after its request.
     pub fn wants_new(&self) -> bool {
         self.flight.wants_new()
@@ -106,7 +120,7 @@ impl<F: Clone> FetchGuard<F> {
 
     /// Completes the flight with what another replica fetched. Returns it if that is not what its callers want: then it is still to be
     /// fetched.
-    pub fn complete_elsewhere(mut self, found: Elsewhere<F>, now: Now) -> Result<(), Self> {
+    pub fn complete_elsewhere(mut self, found: Elsewhere<F>, now: Now) -> Result<Served, Self> {
         let (cache, flight) = (Arc::clone(&self.cache), Arc::clone(&self.flight));
         let (subject, generation) = (&self.question.subject, flight.generation);
         // Callers join under this lock, with what they want.
@@ -114,7 +128,8 @@ impl<F: Clone> FetchGuard<F> {
         let lasts = |freshness: &Freshness| freshness.remaining(now).is_some_and(|left| left >= LEAST_FRESH);
         let is_wanted = match &found {
             Elsewhere::Stored(_, freshness) => {
-                flight.allows(freshness, now) && (lasts(freshness) || flight.waited_for(freshness))
+                let is_passing = flight.waited_for(freshness) && !freshness.has_ended(now);
+                flight.allows(freshness, now) && (lasts(freshness) || is_passing)
             }
             Elsewhere::Passing(..) | Elsewhere::Failed(_) => !flight.wants_new(),
         };
@@ -124,25 +139,27 @@ impl<F: Clone> FetchGuard<F> {
         }
         let is_current =
             stripe.remove_flight(&self.question, &flight) && generation == cache.current_generation(subject.tenant);
-        let outcome = match found {
+        let (served, outcome) = match found {
             // It was fetched while its callers waited.
             Elsewhere::Stored(answer, freshness) if !lasts(&freshness) => {
-                FetchOutcome::Answered { answer, stored: None, is_failure: false, is_elsewhere: true }
+                let outcome = FetchOutcome::Answered { answer, stored: None, is_failure: false, is_elsewhere: true };
+                (Served::Passing, outcome)
             }
             Elsewhere::Stored(answer, freshness) => {
                 if is_current && flight.stores() {
                     let new = CachedAnswer::new(&self.question, &answer, freshness, generation);
                     self.put(stripe, Some(new), false, now);
                 }
-                FetchOutcome::Shared(answer, freshness)
+                (Served::Shared { is_negative: freshness.negative }, FetchOutcome::Shared(answer, freshness))
             }
             Elsewhere::Passing(answer, is_failure) => {
-                FetchOutcome::Answered { answer, stored: None, is_failure, is_elsewhere: true }
+                let served = if is_failure { Served::Failure } else { Served::Passing };
+                (served, FetchOutcome::Answered { answer, stored: None, is_failure, is_elsewhere: true })
             }
-            Elsewhere::Failed(failure) => FetchOutcome::Failed(failure),
+            Elsewhere::Failed(failure) => (Served::Failure, FetchOutcome::Failed(failure)),
         };
         self.end(outcome);
-        Ok(())
+        Ok(served)
     }
 
     /// Completes the flight without an answer.

@@ -19,6 +19,9 @@ pub enum LimitedBy {
     Unsettled,
 }
 
+/// An answer that is fresh for less is not shared among replicas: it could end while it is served.
+pub const LEAST_FRESH: Duration = Duration::from_millis(100);
+
 /// The freshness of a cached answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Freshness {
@@ -136,6 +139,11 @@ impl Freshness {
     pub fn remaining(&self, now: Now) -> Option<Duration> {
         let remaining = self.end.remaining(now)?.min(self.fresh_until.since(now.boot));
         (remaining > Duration::ZERO).then_some(remaining)
+    }
+
+    /// Whether the answer must not be served in any way any more.
+    pub fn has_ended(&self, now: Now) -> bool {
+        self.end.remaining(now).is_none()
     }
 
     /// How the answer may still be served past its freshness; `None` while it is fresh, and from its end on.

@@ -20,7 +20,7 @@ use super::{Cluster, Joined};
 use crate::answer::Answer;
 use crate::cache::{Freshness, Subject};
 use crate::clock::{Boot, millis};
-use crate::limit::{Limited, SILENCE};
+use crate::limit::SILENCE;
 use crate::metrics::{ClusterOp, SharedResult};
 
 const MISS: &str = include_str!("scripts/miss.lua");
@@ -114,8 +114,8 @@ pub enum Found {
         /// Whether it was waited for until the timeout.
         is_timeout: bool,
     },
-    /// There was no slot in time for the call that was waited for.
-    NoSlot(Limited),
+    /// What the call that was waited for brought cannot be shared.
+    Unshared,
     /// Nothing: it is to be fetched.
     Nothing(Lease),
     /// Another replica fetches it: see [`Inquiry::landed`].
@@ -201,21 +201,24 @@ impl Inquiry {
         let link = Arc::clone(&lease.fetch.link);
         lease.denied();
         let record = |name: &str| Record::decode(&link.sealer.open(name, &found)?);
-        let waited_for = waits_for.take().unwrap_or_default();
         let found = match what.as_str() {
             "stored" => record(&query.stored_name(&fences)).and_then(|record| match record {
                 Record::Stored(StoredAnswer { at, freshness, answer, .. }) => {
                     let freshness = freshness.after(elapsed(at, time)).from(sent)?;
                     Some(Found::Stored(Arc::new(answer), freshness))
                 }
-                Record::Passing { .. } | Record::NoAnswer { .. } | Record::NoSlot(_) => None,
+                Record::Passing { .. } | Record::NoAnswer { .. } | Record::Unshared => None,
             }),
-            "passing" => record(&query.passing_name(&waited_for)).and_then(|record| match record {
-                Record::Passing { answer, is_failure } => Some(Found::Passing { answer: Arc::new(answer), is_failure }),
-                Record::NoAnswer { is_timeout } => Some(Found::NoAnswer { is_timeout }),
-                Record::NoSlot(limited) => Some(Found::NoSlot(limited)),
-                Record::Stored(_) => None,
-            }),
+            "passing" => {
+                record(&query.passing_name(&waits_for.take().unwrap_or_default())).and_then(|record| match record {
+                    Record::Passing { answer, is_failure } => {
+                        Some(Found::Passing { answer: Arc::new(answer), is_failure })
+                    }
+                    Record::NoAnswer { is_timeout } => Some(Found::NoAnswer { is_timeout }),
+                    Record::Unshared => Some(Found::Unshared),
+                    Record::Stored(_) => None,
+                })
+            }
             "busy" => {
                 *waits_for = String::from_utf8(found).ok();
                 Some(Found::Busy)

@@ -149,8 +149,9 @@ async fn publish(shared: &Shared, number: u64, ending: &Ending) -> Result<Publis
     let subjects = ending.subjects.as_ref().map(|subjects| subjects.iter().map(String::as_str).collect());
     let Ending { merchant, settle, is_superseded, .. } = ending;
     let event = Event::Ended { number, merchant, subjects, settle: *settle, is_superseded: *is_superseded };
-    // No name of a call is like it.
-    let fence = format!("{}:end:{number}", shared.member);
+    // Another one for each attempt, since an earlier one may have been executed without a reply, and answers stored under its name. No
+    // name of a call is like it.
+    let fence = format!("{}:end:{}", shared.member, shared.ends.numbers.fetch_add(1, Ordering::Relaxed));
     link.end(ending, fence, &event.encode(&shared.member)).await
 }
 
@@ -181,8 +182,8 @@ pub(super) async fn end(shared: &Shared, replica: &dyn Replica, ending: Ending) 
             let _ = tokio::time::timeout(longest, pending.all(&members)).await;
             // In a young namespace not all members are known that may still serve from before it began.
             let now = shared.clock.boot();
-            let since = shared.link.load().as_ref().map_or(now, |link| link.since);
-            tokio::time::sleep((since + shared.settings.lease).since(now)).await;
+            let joined = shared.link.load().as_ref().map_or(now, |link| link.joined());
+            tokio::time::sleep((joined + shared.settings.lease).since(now)).await;
             Some(moved)
         }
         Err(error) => {

@@ -14,7 +14,6 @@ use super::{Command, Joined, Shared};
 use crate::answer::Answer;
 use crate::cache::Freshness;
 use crate::clock::{Boot, millis};
-use crate::limit::Limited;
 use crate::metrics::{ClusterOp, SharedResult};
 
 const LAND: &str = include_str!("scripts/land.lua");
@@ -24,6 +23,8 @@ const IF_NOT_FULL: &str = "#!lua\n";
 const IN_ANY_CASE: &str = "#!lua flags=allow-oom\n";
 /// How long a record is stored for those who wait.
 const PASSING: Duration = Duration::from_secs(5);
+/// A record that is no longer, in bytes, may be stored even while Redis is full.
+const SHORT: usize = 64;
 /// Longest record, in bytes.
 const MAX_RECORD: usize = 1 << 20;
 /// Answers that are stored for a customer at most, as many as in memory.
@@ -68,10 +69,10 @@ impl Fetch {
         Self { link, query, call, fences: Fences::default() }
     }
 
-    /// Gives the lease back, with a record or without. Returns whether no write ended since the fetch began.
-    async fn land(&self, link: &Link, fate: Fate, record: Option<&[u8]>) -> Result<bool, ClusterError> {
+    /// Gives the lease back, with a record or an empty one. Returns whether no write ended since the fetch began.
+    async fn land(&self, link: &Link, fate: Fate, record: &[u8]) -> Result<bool, ClusterError> {
         let Self { query, call, fences, .. } = self;
-        let text = format!("{}{LAND}", if record.is_some() { IF_NOT_FULL } else { IN_ANY_CASE });
+        let text = format!("{}{LAND}", if record.len() > SHORT { IF_NOT_FULL } else { IN_ANY_CASE });
         let [tenant, subject] = query.entries(link);
         let keys = [link.namespace.current_key(), tenant, subject, query.lease(link), Query::passing(link, call)];
         let mut command = script(&text, &keys);
@@ -81,7 +82,7 @@ impl Fetch {
             Fate::Replace => ("replace", 0, PASSING),
         };
         command.arg(&*link.namespace.start).arg(call).arg(fences.to_string()).arg(query.name()).arg(fate);
-        command.arg(record.unwrap_or_default()).arg(expires).arg(millis(retained).max(1));
+        command.arg(record).arg(expires).arg(millis(retained).max(1));
         command.arg(link.namespace.events()).arg(Event::Landed(query.name()).encode(&link.member)).arg(MAX_ANSWERS);
         let did: String = link.run(ClusterOp::Land, &link.data, &command).await?;
         Ok(did == "done")
@@ -130,8 +131,6 @@ pub enum Landing<'a> {
         /// Whether it was waited for until the timeout.
         is_timeout: bool,
     },
-    /// There was no slot in time.
-    NoSlot(Limited),
 }
 
 /// The lease to fetch an answer for all replicas. Dropped without a result, it is given back.
@@ -197,19 +196,23 @@ impl Lease {
                 (record, query.passing_name(call), if supersedes { Fate::Replace } else { Fate::Pass })
             }
             Landing::NoAnswer { is_timeout } => (Record::NoAnswer { is_timeout }, query.passing_name(call), Fate::Pass),
-            Landing::NoSlot(limited) => (Record::NoSlot(limited), query.passing_name(call), Fate::Pass),
         };
         let record = Some(record.encode()).filter(|record| record.len() <= MAX_RECORD);
         let record = record.and_then(|record| link.sealer.seal(&name, record));
-        let landed = match &record {
-            Some(record) => self.fetch.land(link, fate, Some(record)).await.ok(),
+        let mut landed = match record {
+            Some(record) => self.fetch.land(link, fate, &record).await.ok(),
             None => None,
         };
         if let Fate::Store { .. } = fate {
             let result = if landed == Some(true) { SharedResult::Stored } else { SharedResult::Refused };
             self.joined.shared.metrics.shared.of(result).inc();
         }
-        // What could not be stored is at least not waited for.
+        if landed.is_none()
+            && let Some(unshared) = link.sealer.seal(&query.passing_name(call), Record::Unshared.encode())
+        {
+            // It is too long, or Redis is full: those who wait need not wait for each other.
+            landed = self.fetch.land(link, Fate::Pass, &unshared).await.ok();
+        }
         self.is_held &= landed.is_none();
     }
 }
@@ -231,7 +234,7 @@ pub(super) async fn release(shared: &Shared, fetch: &Fetch, deadline: Boot) {
             return;
         }
         if let Some(link) = link
-            && fetch.land(&link, Fate::Pass, None).await.is_ok()
+            && fetch.land(&link, Fate::Pass, &[]).await.is_ok()
         {
             return;
         }

@@ -1,6 +1,7 @@
 //! Commands and scripts over one pair of connections, within one namespace.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -30,8 +31,8 @@ pub(super) struct Link {
     /// Where it leads to.
     pub(super) primary: HostPort,
     pub(super) namespace: Namespace,
-    /// When this replica first connected in this namespace.
-    pub(super) since: Boot,
+    /// When this replica first joined the others in this namespace, in nanoseconds since boot.
+    joined: AtomicU64,
     /// Known as long as this replica stays in the namespace.
     pub(super) offset: Arc<Mutex<Offset>>,
     pub(super) control: Connection,
@@ -83,7 +84,6 @@ impl Link {
     pub(super) async fn new(
         primary: HostPort,
         namespace: Namespace,
-        since: Boot,
         (control, data): (Connection, Connection),
         known: Option<Arc<Mutex<Offset>>>,
         shared: &Shared,
@@ -94,13 +94,24 @@ impl Link {
         let redis = unix_micros(seconds, micros);
         let offset = known.unwrap_or_else(|| Arc::new(Mutex::new(Offset::new(sent, redis, clock.boot()))));
         let refusals = Arc::clone(&shared.refusals);
+        let joined = AtomicU64::new(sent.nanos());
         let sealer = Sealer::new(&shared.names.0, &namespace.start);
-        let link = Self { primary, namespace, since, offset, control, data, member, clock, sealer, metrics, refusals };
+        let link = Self { primary, namespace, joined, offset, control, data, member, clock, sealer, metrics, refusals };
         if let Err(jumped) = link.narrow(sent, redis) {
             link.jump().await?;
             return Err(jumped);
         }
         Ok(link)
+    }
+
+    /// When this replica first joined the others in this namespace: before that they did not know of it.
+    pub(super) fn joined(&self) -> Boot {
+        Boot::from_duration(Duration::from_nanos(self.joined.load(Ordering::Relaxed)))
+    }
+
+    /// It has just joined them, or had at this moment.
+    pub(super) fn set_joined(&self, at: Boot) {
+        self.joined.store(at.nanos(), Ordering::Relaxed);
     }
 
     /// Receives messages from now on.
@@ -149,12 +160,12 @@ impl Link {
     /// Sends a heartbeat.
     pub(super) async fn heartbeat(&self, heartbeat: Heartbeat<'_>) -> Result<HeartbeatReply, ClusterError> {
         let mut keys = self.keys(["members", "live", "about", "protocol", "born"]);
-        keys.push(self.namespace.current_key());
+        keys.extend([self.namespace.current_key(), self.namespace.jumps_key()]);
         let mut command = script(HEARTBEAT, &keys);
         let sent = self.clock.boot();
         command.arg(&*self.member).arg(heartbeat.about).arg(heartbeat.protocol).arg(self.latest());
         command.arg(i32::from(heartbeat.is_live)).arg(i32::from(heartbeat.joins)).arg(&*self.namespace.start);
-        command.arg(millis(SILENCE));
+        command.arg(millis(SILENCE)).arg(&self.namespace.found);
         let (what, seconds, micros, live, members): (String, i64, i64, u32, u32) =
             self.run(ClusterOp::Heartbeat, &self.control, &command).await?;
         self.narrow(sent, unix_micros(seconds, micros))?;

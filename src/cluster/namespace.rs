@@ -47,13 +47,22 @@ impl ServerInfo {
 }
 
 /// The keys and channels that all replicas of one run of Redis share.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub(super) struct Namespace {
     prefix: String,
     /// How often its clock jumped.
     pub(super) jumps: String,
+    /// The name of the one that was current when this was found.
+    pub(super) found: String,
     /// `PREFIX:RUN:`
     pub(super) start: Arc<str>,
+}
+
+/// However it was found.
+impl PartialEq for Namespace {
+    fn eq(&self, other: &Self) -> bool {
+        self.start == other.start
+    }
 }
 
 impl Namespace {
@@ -63,11 +72,15 @@ impl Namespace {
         prefix: &str,
         server: &ServerInfo,
     ) -> Result<Self, ClusterError> {
+        // Before anything that its name depends on.
+        let mut current = redis::cmd("GET");
+        let found: Option<String> = send("GET", connection, current.arg(format!("{prefix}:current"))).await?;
         let jumps: Option<String> = send("GET", connection, redis::cmd("GET").arg(format!("{prefix}:jumps"))).await?;
         let jumps = jumps.unwrap_or_else(|| "0".to_owned());
         let mut run = hex(&Sha256::digest(format!("{} {} {jumps}", server.run_id, server.replication_id)));
         run.truncate(NAME_DIGITS);
-        Ok(Self { prefix: prefix.to_owned(), jumps, start: format!("{prefix}:{run}:").into() })
+        let found = found.unwrap_or_default();
+        Ok(Self { prefix: prefix.to_owned(), jumps, found, start: format!("{prefix}:{run}:").into() })
     }
 
     /// A key or a channel in it.

@@ -11,7 +11,6 @@ use http::{HeaderValue, StatusCode};
 use crate::answer::{Answer, ContentType, ExtraHeaders};
 use crate::cache::{LimitedBy, RelativeFreshness};
 use crate::clock::{Wall, millis};
-use crate::limit::Limited;
 
 /// The version of the format.
 pub(super) const FORMAT: u8 = 1;
@@ -33,8 +32,8 @@ pub enum Record {
         /// Whether it was waited for until the timeout.
         is_timeout: bool,
     },
-    /// There was no slot in time, which all share: for those who waited.
-    NoSlot(Limited),
+    /// What it brought cannot be shared: for those who waited.
+    Unshared,
 }
 
 /// An answer that may be served for a while.
@@ -64,11 +63,7 @@ impl Record {
                 put_answer(&mut out, answer);
             }
             Self::NoAnswer { is_timeout } => out.extend([b'N', u8::from(*is_timeout)]),
-            Self::NoSlot(Limited { quota, per, retry_after }) => {
-                out.push(b'L');
-                out.extend(quota.to_be_bytes());
-                [per, retry_after].iter().for_each(|span| out.extend(millis(**span).to_be_bytes()));
-            }
+            Self::Unshared => out.push(b'U'),
         }
         out
     }
@@ -80,10 +75,7 @@ impl Record {
             b'S' => Self::Stored(input.stored()?),
             b'P' => Self::Passing { is_failure: input.flag()?, answer: input.answer()? },
             b'N' => Self::NoAnswer { is_timeout: input.flag()? },
-            b'L' => {
-                let quota = u32::from_be_bytes(input.array()?);
-                Self::NoSlot(Limited { quota, per: input.span()?, retry_after: input.span()? })
-            }
+            b'U' => Self::Unshared,
             _ => return None,
         };
         input.0.is_empty().then_some(record)
@@ -248,11 +240,7 @@ mod tests {
             }),
             (answers(), any::<bool>()).prop_map(|(answer, is_failure)| Record::Passing { answer, is_failure }),
             any::<bool>().prop_map(|is_timeout| Record::NoAnswer { is_timeout }),
-            (any::<u32>(), spans(), spans()).prop_map(|(quota, per, retry_after)| Record::NoSlot(Limited {
-                quota,
-                per,
-                retry_after
-            })),
+            Just(Record::Unshared),
         ]
     }
 
@@ -267,7 +255,7 @@ mod tests {
 
         #[test]
         fn no_bytes_break_the_decoder(mut bytes in proptest::collection::vec(any::<u8>(), 0..200), kind in 0..4usize) {
-            bytes.insert(0, b"SPNL"[kind]);
+            bytes.insert(0, b"SPNU"[kind]);
             let _ = Record::decode(&bytes);
         }
     }

@@ -41,8 +41,8 @@ const PUNCTUAL: Duration = Duration::from_millis(50);
 #[derive(Clone)]
 struct Last {
     namespace: Namespace,
-    /// When this replica first connected in it.
-    since: Boot,
+    /// When this replica first joined the others in it.
+    joined: Boot,
     offset: Arc<Mutex<Offset>>,
 }
 
@@ -166,13 +166,12 @@ impl Running {
         }
         let namespace = Namespace::of(&control.0, &settings.prefix, &server).await?;
         let known = self.last.lock().clone().filter(|last| last.namespace == namespace);
-        let since = known.as_ref().map_or_else(|| clock.boot(), |last| last.since);
         if known.is_none() && !server.never_evicts() {
             let policy = server.memory_policy;
             tracing::warn!(policy, "cluster: Redis evicts keys when it is full; expected maxmemory-policy noeviction");
         }
         let offset = known.map(|last| last.offset);
-        let link = Link::new(primary, namespace, since, (control, data), offset, &self.shared).await;
+        let link = Link::new(primary, namespace, (control, data), offset, &self.shared).await;
         metrics.duration.of(ClusterOp::Connect).observe(clock.boot().since(began).as_secs_f64());
         link
     }
@@ -180,9 +179,14 @@ impl Running {
     /// From now on this replica acts as one with the others. What it held is not served any more: it may have missed events.
     fn install(&self, link: &Arc<Link>, beat: HeartbeatReply) {
         let shared = &self.shared;
-        let Link { namespace, since, offset, .. } = &**link;
-        let last = Last { namespace: namespace.clone(), since: *since, offset: Arc::clone(offset) };
-        *self.last.lock() = Some(last);
+        let Link { namespace, offset, .. } = &**link;
+        {
+            let mut last = self.last.lock();
+            let known = last.as_ref().filter(|last| last.namespace == *namespace).map(|last| last.joined);
+            let joined = known.unwrap_or_else(|| shared.clock.boot());
+            link.set_joined(joined);
+            *last = Some(Last { namespace: namespace.clone(), joined, offset: Arc::clone(offset) });
+        }
         self.revoke_right();
         self.replica.distrust();
         shared.link.store(Some(Arc::clone(link)));

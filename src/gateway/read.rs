@@ -17,6 +17,7 @@ use crate::cache::{
 };
 use crate::clock::Boot;
 use crate::cluster::{Landing, Standing};
+use crate::limit::REPLY_WITHIN;
 use crate::metrics::{Changed, LookupResult, Per};
 use crate::reply::{CacheStatus, GatewayError, OverCapacity, Reply, StaleReason};
 use crate::settings::{CacheMode, CachedSettings};
@@ -161,7 +162,7 @@ impl Reads {
     /// The fetch itself, which outlives every caller that waits for it.
     async fn fetch(
         self: Arc<Self>,
-        job: Job,
+        mut job: Job,
         mut guard: FetchGuard<GatewayError>,
         spare: Option<Spare>,
         lookup: LookupResult,
@@ -170,12 +171,16 @@ impl Reads {
         let cluster = &self.invalidator.cluster;
         let mut lease = None;
         if !cluster.is_alone() {
+            let began = self.time.boot();
             // Boxed, as whatever only several replicas do, so that others need no memory for it.
             let asked = Box::pin(self.ask_others(&job, guard, lookup)).await;
             let Some(granted) = asked else { return };
             (guard, lease) = granted;
+            // Its callers have waited for another replica, and need not wait for as long again to learn that there is no slot.
+            let waited = self.time.boot().since(began);
+            job.max_wait = job.max_wait.saturating_sub(waited).max(REPLY_WITHIN.min(job.max_wait));
         }
-        job.policy.handles.route(job.route.index).lookups.of(lookup).inc();
+        self.count_lookup(&job, lookup);
         let on_progress = |progress| match progress {
             Progress::Begun => guard.mark_begun(),
             Progress::Sent => guard.mark_sent(),
@@ -203,30 +208,27 @@ impl Reads {
                     lease.iter_mut().zip(moved).for_each(|(lease, moved)| lease.moved(moved));
                 }
                 let (question, answer) = (Arc::clone(&guard.question().key), Arc::clone(&answered.answer));
+                let is_awaited = guard.is_awaited();
                 let stored = guard.complete(answered.answer, decision, answered.sent.boot, answered.received);
                 self.count(&job, stored);
                 if let Some(lease) = lease {
-                    Box::pin(land(lease, &question, &answer, decision, stored)).await;
+                    Box::pin(land(lease, is_awaited, &question, &answer, decision, stored)).await;
                 }
             }
             // Nobody waits.
             Outcome::NotSent(NotSent::Cancelled) => {}
             Outcome::NotSent(not_sent) => {
-                let landing = match &not_sent {
-                    NotSent::Failed(_) => Some(Landing::NoAnswer { is_timeout: false }),
-                    NotSent::Limited { limited, .. } => Some(Landing::NoSlot(*limited)),
-                    // What else keeps this replica from sending need not keep others from it.
-                    _ => None,
-                };
+                // What else keeps this replica from sending need not keep others from it.
+                let is_shared = matches!(not_sent, NotSent::Failed(_)) && guard.is_awaited();
                 guard.fail(GatewayError::NotSent(not_sent));
-                if let Some((lease, landing)) = lease.zip(landing) {
-                    Box::pin(lease.land(landing)).await;
+                if let Some(lease) = lease.filter(|_| is_shared) {
+                    Box::pin(lease.land(Landing::NoAnswer { is_timeout: false })).await;
                 }
             }
             Outcome::Unknown(error) => {
-                let is_timeout = matches!(*error, AttemptError::Timeout);
+                let (is_timeout, is_awaited) = (matches!(*error, AttemptError::Timeout), guard.is_awaited());
                 guard.fail(GatewayError::NoAnswer(error));
-                if let Some(lease) = lease {
+                if let Some(lease) = lease.filter(|_| is_awaited) {
                     Box::pin(lease.land(Landing::NoAnswer { is_timeout })).await;
                 }
             }
@@ -249,9 +251,9 @@ impl Reads {
         let waited = tokio::time::timeout(deadline.since(self.time.boot()), waiter.outcome()).await;
         let result = match waited {
             Ok(FetchOutcome::Shared(answer, freshness)) => {
-                // It is not likely to expire while its caller is woken.
-                let reply = Reply::shared(answer, &freshness, self.time.now());
-                reply.ok_or(Failed::Error(GatewayError::NotSent(NotSent::Abandoned)))
+                // It may have expired while its caller was woken.
+                Reply::shared(answer, &freshness, self.time.now())
+                    .ok_or(Failed::Error(GatewayError::NotSent(NotSent::DeadlineExceeded)))
             }
             Ok(FetchOutcome::Answered { answer, stored, is_failure, is_elsewhere }) => {
                 let miss = || match is_elsewhere {

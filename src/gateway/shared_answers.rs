@@ -6,11 +6,11 @@ use std::time::Duration;
 use super::read::Reads;
 use super::request::Job;
 use crate::answer::Answer;
-use crate::cache::{Elsewhere, FetchGuard, Freshness, Question, StoreDecision, Stored};
+use crate::cache::{Elsewhere, FetchGuard, Freshness, LEAST_FRESH, Question, Served, StoreDecision, Stored};
 use crate::cluster::{Found, Inquiry, Landing, Lease, Wanted};
 use crate::metrics::LookupResult;
 use crate::reply::GatewayError;
-use crate::upstream::{AttemptError, NotSent};
+use crate::upstream::AttemptError;
 
 impl Reads {
     /// Asks the other replicas for the answer. Returns what it takes to fetch it, unless they had it; the lease only if Redis answered.
@@ -29,42 +29,36 @@ impl Reads {
             let found = match inquiry.ask(wanted).await {
                 Found::Nothing(lease) => return Some((guard, Some(lease))),
                 Found::Unknown => return Some((guard, None)),
-                Found::Busy if self.time.boot() >= job.deadline => {
-                    guard.fail(GatewayError::NoAnswer(Arc::new(AttemptError::Timeout)));
-                    return None;
+                Found::Unshared => {
+                    wanted = Wanted::Own;
+                    continue;
                 }
                 Found::Busy => {
-                    // Callers that want a new fetch do not wait for one that may have been sent.
+                    // Callers that want a new fetch do not join one that waits for a call that may have been sent.
                     guard.mark_begun();
                     guard.mark_sent();
-                    let call = &job.call_state.upstream;
-                    call.start(self.time.boot());
-                    let is_waited_for = tokio::select! {
-                        () = inquiry.landed() => true,
-                        () = guard.no_waiters() => false,
-                    };
-                    call.stop(self.time.boot());
-                    if !is_waited_for {
-                        return None;
+                    if guard.wants_new() {
+                        continue;
                     }
-                    wanted = Wanted::Any;
-                    continue;
+                    if self.time.boot() < job.deadline && self.landed(job, &guard, &mut inquiry).await {
+                        wanted = Wanted::Any;
+                        continue;
+                    }
+                    self.count_lookup(job, lookup);
+                    guard.fail(GatewayError::NoAnswer(Arc::new(AttemptError::Timeout)));
+                    return None;
                 }
                 Found::Stored(answer, freshness) => Elsewhere::Stored(answer, freshness),
                 Found::Passing { answer, is_failure } => Elsewhere::Passing(answer, is_failure),
                 Found::NoAnswer { is_timeout: true } => {
                     Elsewhere::Failed(GatewayError::NoAnswer(Arc::new(AttemptError::Timeout)))
                 }
-                Found::NoSlot(limited) => {
-                    Elsewhere::Failed(GatewayError::NotSent(NotSent::Limited { limited, is_key_suspect: false }))
-                }
                 Found::NoAnswer { is_timeout: false } => Elsewhere::Failed(GatewayError::NoAnswerElsewhere),
             };
-            let stored = if let Elsewhere::Stored(_, freshness) = &found { Some(*freshness) } else { None };
             match guard.complete_elsewhere(found, self.time.now()) {
-                Ok(()) => {
-                    self.count_elsewhere(job, stored, lookup);
-                    if stored.is_some() {
+                Ok(served) => {
+                    self.count_elsewhere(job, served, lookup);
+                    if matches!(served, Served::Shared { .. }) {
                         inquiry.count_hit();
                     }
                     return None;
@@ -74,6 +68,18 @@ impl Reads {
         }
     }
 
+    /// Waits until the fetch of another replica has ended, or it is time to ask again; returns whether anybody still waits for it here.
+    async fn landed(&self, job: &Job, guard: &FetchGuard<GatewayError>, inquiry: &mut Inquiry) -> bool {
+        let call = &job.call_state.upstream;
+        call.start(self.time.boot());
+        let is_awaited = tokio::select! {
+            () = inquiry.landed() => true,
+            () = guard.no_waiters() => false,
+        };
+        call.stop(self.time.boot());
+        is_awaited
+    }
+
     fn inquiry(&self, job: &Job, question: &Question) -> Option<Inquiry> {
         let (cluster, subject) = (&self.invalidator.cluster, &question.subject);
         let merchant = self.invalidator.merchants.name(subject.tenant);
@@ -81,14 +87,20 @@ impl Reads {
         cluster.inquire(cluster.query(&merchant, subject, rules, grant, &question.key)?, job.deadline)
     }
 
-    fn count_elsewhere(&self, job: &Job, stored: Option<Freshness>, lookup: LookupResult) {
-        let (tenant, route) = (job.call.tenant.index, job.route.index);
-        match (stored, lookup) {
-            (Some(freshness), LookupResult::Miss) => job.policy.handles.hit(tenant, route, freshness.negative),
-            _ => {
-                job.policy.handles.route(route).lookups.of(lookup).inc();
+    pub(super) fn count_lookup(&self, job: &Job, lookup: LookupResult) {
+        job.policy.handles.route(job.route.index).lookups.of(lookup).inc();
+    }
+
+    fn count_elsewhere(&self, job: &Job, served: Served, lookup: LookupResult) {
+        match (served, lookup) {
+            (Served::Shared { is_negative }, LookupResult::Miss) => {
+                job.policy.handles.hit(job.call.tenant.index, job.route.index, is_negative);
+            }
+            (Served::Shared { .. } | Served::Passing, _) => {
+                self.count_lookup(job, lookup);
                 job.metrics().saved.inc();
             }
+            (Served::Failure, _) => self.count_lookup(job, lookup),
         }
     }
 
@@ -106,15 +118,24 @@ impl Reads {
 }
 
 /// Lets the other replicas have what a fetch brought.
-pub(super) async fn land(lease: Lease, question: &str, answer: &Arc<Answer>, decision: StoreDecision, stored: Stored) {
+pub(super) async fn land(
+    lease: Lease,
+    is_awaited: bool,
+    question: &str,
+    answer: &Arc<Answer>,
+    decision: StoreDecision,
+    stored: Stored,
+) {
     let passing = |is_failure, supersedes| Landing::Passing { answer, is_failure, supersedes };
     let landing = match (decision, &stored.freshness) {
-        (_, Some(freshness)) => Landing::Stored { question, freshness, answer },
-        // A write ended meanwhile: those who wait ask again.
-        (StoreDecision::Store(_), None) => return,
+        (_, Some(freshness)) if freshness.lifetime() >= LEAST_FRESH => Landing::Stored { question, freshness, answer },
+        (_, Some(_)) => passing(false, true),
+        // An earlier write removed its flight, or a later one, and then nobody gets it.
+        (StoreDecision::Store(_) | StoreDecision::Ignore, None) => passing(false, false),
         (StoreDecision::Supersede, None) => passing(false, true),
-        (StoreDecision::Ignore, None) => passing(false, false),
         (StoreDecision::Failure, None) => passing(true, false),
     };
-    lease.land(landing).await;
+    if is_awaited || !matches!(landing, Landing::Passing { is_failure: true, .. }) {
+        lease.land(landing).await;
+    }
 }

@@ -1,16 +1,28 @@
 #!lua flags=allow-oom
 -- Records that a replica lives. Returns what it did, the time, and how many replicas live and are known.
--- KEYS: members, live, about, protocol, born, current namespace
+-- KEYS: members, live, about, protocol, born, current namespace, jumps
 -- ARGV: id, lease and name, protocol, latest time of execution (ms), whether slots may count on it, whether it joins, namespace,
---       without a heartbeat for so long a replica is silent (ms)
+--       without a heartbeat for so long a replica is silent (ms), the namespace that was current when it was found
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local function reply(what, live, members)
   return {what, tonumber(time[1]), tonumber(time[2]), live, members}
 end
 if now > tonumber(ARGV[4]) then return reply('late', 0, 0) end
--- Whoever joins has just asked the server which run it is.
-if ARGV[6] == '0' and redis.call('GET', KEYS[6]) ~= ARGV[7] then return reply('moved', 0, 0) end
+local current = redis.call('GET', KEYS[6]) or ''
+if current ~= ARGV[7] then
+  -- Whoever joins may begin one, in place of the one that was current before it asked the server which run it is.
+  if ARGV[6] == '0' or current ~= ARGV[9] then return reply('moved', 0, 0) end
+end
+if ARGV[6] == '1' then
+  -- Nobody may have been there when the clock was set back.
+  local last = redis.call('ZRANGE', KEYS[1], -1, -1, 'WITHSCORES')
+  if last[2] and tonumber(last[2]) > now then
+    redis.call('INCR', KEYS[7])
+    redis.call('SET', KEYS[6], '')
+    return reply('moved', 0, 0)
+  end
+end
 local protocol = redis.call('GET', KEYS[4])
 if protocol and protocol ~= ARGV[3] then return reply(protocol, 0, 0) end
 redis.call('SET', KEYS[4], ARGV[3], 'PX', 10000)

@@ -32,18 +32,21 @@ if ARGV[6] == 'any' then
   if stored then
     local expires, under, record = string.match(stored, '^(%d+) (%S+) (.*)$')
     if under == tenant and tonumber(expires) > now then return reply('stored', record) end
+    redis.call('HDEL', KEYS[3], ARGV[5])
   end
 end
 local passing = KEYS[6] and redis.call('GET', KEYS[6])
 if passing then return reply('passing', passing) end
-local lease = redis.call('GET', KEYS[4])
+local lease, waited = redis.call('GET', KEYS[4]), '0'
 if lease then
-  local waited, call, member, fences = string.match(lease, '^(%d) (%S+) (%S+) (.*)$')
+  local call, member, fences
+  waited, call, member, fences = string.match(lease, '^(%d) (%S+) (%S+) (.*)$')
   local heartbeat = redis.call('ZSCORE', KEYS[5], member)
   if heartbeat and tonumber(heartbeat) >= now - ARGV[9] and fences == tenant .. ' ' .. subject then
     if waited == '0' then redis.call('SET', KEYS[4], '1' .. string.sub(lease, 2), 'KEEPTTL') end
     return reply('busy', call)
   end
 end
-redis.call('SET', KEYS[4], '0 ' .. ARGV[3] .. ' ' .. ARGV[4] .. ' ' .. tenant .. ' ' .. subject, 'PX', ARGV[8])
+-- Whoever waits for the earlier one is woken when this ends.
+redis.call('SET', KEYS[4], waited .. ' ' .. ARGV[3] .. ' ' .. ARGV[4] .. ' ' .. tenant .. ' ' .. subject, 'PX', ARGV[8])
 return reply('fetch')

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::answers::is_shared;
 use crate::redis::Redis;
 use crate::scripted::{Action, Scripted};
-use crate::support::{Overrides, Platform, READ, Reply, TestGateway, WRITE, post, until};
+use crate::support::{Caller, Overrides, Platform, READ, Reply, TestGateway, WRITE, post, until};
 
 const UNLIMITED: &[(&str, &str)] = &[("limits.upstream.rate", "0"), ("cache.settle", "0s"), ("upstream.retries", "0")];
 
@@ -521,14 +521,15 @@ async fn a_customer_has_a_bounded_number_of_answers() {
     assert!(redis.command(&["pttl", &entry]).parse::<u64>().unwrap() <= 60_000);
 }
 
-/// Slots are shared: that one found none in time, goes for all who waited for it.
+/// Its queue is its own: another replica may find a slot sooner.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_fetch_without_a_slot_is_rejected_for_all_who_wait() {
+async fn a_replica_that_finds_no_slot_does_not_keep_others_from_it() {
     let (platform, redis) = (Platform::rate_limited().await, Redis::start());
-    let overrides = [("limits.max_wait", "1200ms"), ("cache.settle", "0s")];
-    let [one, two, _three] = redis.replicas(&platform, &overrides).await;
+    let replica = async |max_wait: &str| redis.replica(&platform, &[("limits.max_wait", max_wait)]).await;
+    let (one, two) = (replica("1200ms").await, replica("4s").await);
+    until("there is a slot", async || two.read("first").await.status == 200).await;
     let slots = redis.command(&["keys", "zvgate:*:slots:*"]);
-    // Somebody else has all of them, again and again for half a second.
+    // Somebody else has all of them, again and again for a while.
     let take = || {
         let script = "local t = redis.call('TIME') for n = 1, 10 do redis.call('ZADD', KEYS[1], t[1] * 1000 + math.floor(t[2] / 1000) + 500, 'other' .. n) end redis.call('PEXPIRE', KEYS[1], 10000)";
         redis.command(&["eval", script, "1", &slots]);
@@ -541,12 +542,52 @@ async fn a_fetch_without_a_slot_is_rejected_for_all_who_wait() {
         take();
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
-    for rejected in [first.await.unwrap(), second.await.unwrap()] {
-        rejected.assert_error(429, "upstream_limited");
-        assert_eq!(rejected.header("ratelimit-policy"), "\"upstream\";q=10;w=1");
-    }
-    const TAKEN: &str = "zvgate_cluster_requests_total{op=\"take\",result=\"ok\"}";
-    assert_eq!(two.metric(TAKEN).await, 0.0, "it asked for no slot itself");
+    first.await.unwrap().assert_error(429, "upstream_limited");
+    redis.command(&["del", &slots]);
+    let second = second.await.unwrap();
+    assert!(second.is_stored_miss(), "{second:?}");
+}
+
+/// A caller that gives up affects no other caller, whichever replica that one asked.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failure_that_nobody_waited_for_is_nobody_elses() {
+    let (platform, redis) = (Platform::unlimited().await, Redis::start());
+    let retried = with(&[("upstream.retries", "2")]);
+    let [one, two, _three] = redis.replicas(&platform, &retried).await;
+    platform.faults(json!({ "fault": "http500", "times": 1, "latency_ms": 700 })).await;
+    let before = platform.requests(READ).await;
+    let leaves = asked(&one, &[("x-request-timeout-ms", "400")], question("1"));
+    until("it was sent", async || platform.requests(READ).await == before + 1).await;
+    let stays = asked(&two, &[], question("1"));
+    assert_eq!(leaves.await.unwrap().status, 504);
+    let stays = stays.await.unwrap();
+    assert!(stays.is_stored_miss(), "{stays:?}");
+    assert_eq!(platform.requests(READ).await, before + 2);
+}
+
+/// Those who wait for one that cannot be shared do not wait for each other.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_that_is_too_long_to_be_shared_delays_others_once() {
+    let redis = Redis::start();
+    let number = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    let (under_way, most) =
+        (std::sync::Arc::clone(&number), std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0)));
+    let seen = std::sync::Arc::clone(&most);
+    let scripted = Scripted::start(move |_, _| {
+        use std::sync::atomic::Ordering::SeqCst;
+        seen.fetch_max(under_way.fetch_add(1, SeqCst) + 1, SeqCst);
+        std::thread::sleep(Duration::from_millis(300));
+        under_way.fetch_sub(1, SeqCst);
+        Action::success(&format!("[{{\"cardId\":\"{}\"}}]", "x".repeat(2 << 20)))
+    })
+    .await;
+    let replicas = redis.replicas(&scripted, UNLIMITED).await;
+    let count = || scripted.requests.lock().unwrap().len();
+    let before = count();
+    let seen = flood(&replicas, 30, "1").await;
+    assert!(seen.keys().all(|how| how.starts_with("200 ")), "{seen:?}");
+    assert_eq!(count(), before + 3, "each replica fetched it once");
+    assert_eq!(most.load(std::sync::atomic::Ordering::SeqCst), 2, "two of them at the same time");
 }
 
 /// Whoever shares a Redis by mistake shares no answers.
@@ -648,4 +689,116 @@ async fn what_ends_answers_ends_shared_ones() {
     one.post(WRITE, &[], &body(Value::Null).to_string()).await;
     platform.without_faults().await;
     is_fetched("written for nobody known").await;
+}
+
+/// Between invalidating what it holds and the end in Redis, the replica that writes may get an older shared answer.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_replica_that_writes_holds_no_shared_answer_from_before() {
+    const ROUNDS: usize = 200;
+    let (platform, redis) = (Platform::unlimited().await, Redis::start());
+    let [one, two, _three] = redis.replicas(&platform, UNLIMITED).await;
+    let mut cards = Vec::new();
+    for number in 0..ROUNDS {
+        let customer = format!("w{number}");
+        cards.push(platform.change(&customer, "issue", json!({ "seconds": 3600 })).await["cardId"].clone());
+        two.read(&customer).await;
+    }
+    until("all are shared", async || shared(&two, "stored").await >= ROUNDS as f64).await;
+    let mut readers = Vec::new();
+    for _ in 0..4 {
+        readers.push(Caller::connect(one.address).await);
+    }
+    let mut found = 0.0;
+    for (number, card) in cards.into_iter().enumerate() {
+        let customer = format!("w{number}");
+        let write = json!({ "params": { "bizId": customer, "customerId": customer, "couponsCardList": [card] } });
+        let address = one.address;
+        let write = tokio::spawn(async move { post(address, WRITE, &[], &write.to_string()).await });
+        let before = shared(&one, "hit").await;
+        let reading = readers.drain(..).map(|mut reader| {
+            let (customer, is_written) = (customer.clone(), write.abort_handle());
+            tokio::spawn(async move {
+                while !is_written.is_finished() {
+                    reader.read(&customer).await;
+                }
+                reader
+            })
+        });
+        let reading: Vec<_> = reading.collect();
+        for reader in reading {
+            readers.push(reader.await.unwrap());
+        }
+        assert_eq!(write.await.unwrap().header("x-zvgate-outcome"), "executed");
+        let read = one.read(&customer).await;
+        assert!(read.text().contains("version=2"), "{number}: {read:?}");
+        found += shared(&one, "hit").await - before;
+    }
+    assert!(found > 0.0, "no shared answer was read while a write was under way");
+}
+
+/// Others may not know of it, and have older answers to share.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_write_that_cannot_be_published_is_seen_through_its_own_replica() {
+    let (platform, redis) = (Platform::unlimited().await, Redis::start());
+    let [one, two, _three] = redis.replicas(&platform, UNLIMITED).await;
+    for (customer, reads_meanwhile) in [("1", true), ("2", false)] {
+        let card = platform.change(customer, "issue", json!({ "seconds": 3600 })).await["cardId"].clone();
+        two.read(customer).await;
+        until("it is shared", async || {
+            !two.page(&format!("/cache/customers/{customer}")).await.json()["shared"][0].is_null()
+        })
+        .await;
+        assert_eq!(redis.command(&["acl", "setuser", "default", "-del"]), "OK");
+        let write = json!({ "params": { "bizId": customer, "customerId": customer, "couponsCardList": [card] } });
+        let address = one.address;
+        let write = tokio::spawn(async move { post(address, WRITE, &[], &write.to_string()).await });
+        until("it was executed", async || platform.requests(WRITE).await > 0).await;
+        if reads_meanwhile {
+            // While it is tried to publish the end.
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            let read = one.read(customer).await;
+            assert!(is_shared(&read) && !write.is_finished(), "{read:?}");
+        }
+        assert_eq!(write.await.unwrap().header("x-zvgate-outcome"), "executed");
+        let read = one.read(customer).await;
+        assert!(read.text().contains("version=2"), "{reads_meanwhile}: {read:?}");
+        assert!(two.read(customer).await.text().contains("version=1"), "it is not published yet");
+        redis.command(&["acl", "setuser", "default", "+del"]);
+        until("it is published", async || two.read(customer).await.text().contains("version=2")).await;
+    }
+}
+
+/// Older answers that are stored do not hide what became of the fetch that was waited for.
+#[tokio::test(flavor = "multi_thread")]
+async fn callers_that_want_a_young_answer_share_a_failure_too() {
+    let (platform, redis) = (Platform::unlimited().await, Redis::start());
+    let replicas = redis.replicas(&platform, UNLIMITED).await;
+    replicas[0].read("1").await;
+    until("it is stored", async || shared(&replicas[0], "stored").await >= 2.0).await;
+    tokio::time::sleep(Duration::from_millis(1100)).await;
+    platform.faults(json!({ "fault": "http500", "latency_ms": 500 })).await;
+    let before = platform.requests(READ).await;
+    let young: Vec<Asked> =
+        (0..30).map(|number| asked(&replicas[number % 3], &[("cache-control", "max-age=1")], question("1"))).collect();
+    for asked in young {
+        assert_eq!(asked.await.unwrap().status, 500);
+    }
+    assert_eq!(platform.requests(READ).await, before + 1);
+}
+
+/// Its fetch was removed from its stripe by the write, and began after it all the same.
+#[tokio::test(flavor = "multi_thread")]
+async fn those_who_waited_across_a_write_share_one_fetch_after_it() {
+    let (platform, redis) = (Platform::unlimited().await, Redis::start());
+    let replicas = redis.replicas(&platform, UNLIMITED).await;
+    platform.faults(json!({ "latency_ms": 600 })).await;
+    let before = platform.requests(READ).await;
+    let waiting: Vec<Asked> = (0..30).map(|number| asked(&replicas[number % 3], &[], question("1"))).collect();
+    until("it was sent", async || platform.requests(READ).await == before + 1).await;
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    replicas[0].post("/v1/invalidate", &[], r#"{"customerIds":["1"]}"#).await;
+    for asked in waiting {
+        assert_eq!(asked.await.unwrap().status, 200);
+    }
+    assert_eq!(platform.requests(READ).await, before + 2, "one before it, one after it");
 }
