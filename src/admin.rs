@@ -1,12 +1,16 @@
 //! The admin listener: metrics, health, inspection and purges for operators.
 
+mod log_level;
+
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, WWW_AUTHENTICATE};
 use http::{HeaderValue, Method, Request, Response, StatusCode};
+use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
 use percent_encoding::percent_decode_str;
 
@@ -81,7 +85,7 @@ impl Access {
     }
 
     /// Checks that a request may use a page that is not public.
-    fn check(&self, request: &Request<Incoming>, gateway: &Gateway, peer: SocketAddr) -> Result<(), Page> {
+    fn check(&self, request: &Request<()>, gateway: &Gateway, peer: SocketAddr) -> Result<(), Page> {
         if !self.keys.is_empty() {
             let head = RequestHead::of(request.headers());
             head.check_valid_host().map_err(|expected| text(StatusCode::BAD_REQUEST, expected))?;
@@ -115,6 +119,11 @@ const CUSTOMERS: &str = "/cache/customers/";
 /// A page: its status, type and text.
 type Page = (StatusCode, &'static str, String);
 
+/// Longest body of a request, in bytes.
+const MAX_BODY: usize = 64 << 10;
+/// How long it may take.
+const BODY_WITHIN: Duration = Duration::from_secs(10);
+
 const TEXT: &str = "text/plain; charset=utf-8";
 const JSON: &str = "application/json";
 const TOML: &str = "application/toml";
@@ -124,7 +133,10 @@ fn text(status: StatusCode, text: &str) -> Page {
 }
 
 fn not_found() -> Page {
-    text(StatusCode::NOT_FOUND, "no such page: /metrics, /healthz, /readyz, /config, /cache, /cache/customers/{id}")
+    text(
+        StatusCode::NOT_FOUND,
+        "no such page: /metrics, /healthz, /readyz, /config, /cache, /cache/customers/{id}, /log-level",
+    )
 }
 
 impl Admin {
@@ -133,9 +145,11 @@ impl Admin {
         Self { gateway, readiness, access: Arc::new(access) }
     }
 
-    /// Answers an operator's request; returns its body too, which no page reads.
+    /// Answers an operator's request; returns its body too, of which hardly any page reads.
     pub async fn handle(self, request: Request<Incoming>, peer: SocketAddr) -> (Response<Bytes>, Incoming) {
-        let (status, content_type, body) = self.page(&request, peer).await;
+        let (head, mut sent) = request.into_parts();
+        let request = Request::from_parts(head, ());
+        let (status, content_type, body) = self.page(&request, &mut sent, peer).await;
         let mut response = Response::new(Bytes::from(body));
         *response.status_mut() = status;
         let headers = response.headers_mut();
@@ -147,10 +161,10 @@ impl Admin {
         if status == StatusCode::METHOD_NOT_ALLOWED {
             headers.insert(ALLOW, HeaderValue::from_static(allowed(request.uri().path())));
         }
-        (response, request.into_body())
+        (response, sent)
     }
 
-    async fn page(&self, request: &Request<Incoming>, peer: SocketAddr) -> Page {
+    async fn page(&self, request: &Request<()>, body: &mut Incoming, peer: SocketAddr) -> Page {
         let (method, path) = (request.method(), request.uri().path());
         let get = [Method::GET, Method::HEAD].contains(method);
         if let Err(expected) = RequestHead::of(request.headers()).check_single_host(request.version()) {
@@ -165,7 +179,7 @@ impl Admin {
             },
             "/metrics" | "/healthz" | "/readyz" => text(StatusCode::METHOD_NOT_ALLOWED, "only GET is allowed here"),
             _ => match self.access.check(request, &self.gateway, peer) {
-                Ok(()) => self.protected_page(request, peer).await,
+                Ok(()) => self.protected_page(request, body, peer).await,
                 Err(page) => page,
             },
         }
@@ -176,13 +190,19 @@ impl Admin {
     }
 
     /// The pages that are not public.
-    async fn protected_page(&self, request: &Request<Incoming>, peer: SocketAddr) -> Page {
+    async fn protected_page(&self, request: &Request<()>, body: &mut Incoming, peer: SocketAddr) -> Page {
         let (method, path) = (request.method(), request.uri().path());
         let get = [Method::GET, Method::HEAD].contains(method);
         let customer = path.strip_prefix(CUSTOMERS).filter(|id| !id.is_empty() && !id.contains('/'));
         match path {
             "/config" if get => (StatusCode::OK, TOML, self.gateway.configuration()),
             "/config" => text(StatusCode::METHOD_NOT_ALLOWED, "only GET is allowed here"),
+            "/log-level" if get => log_level::shown(&self.gateway),
+            "/log-level" if *method == Method::PUT => match read_body(body).await {
+                Ok(body) => log_level::changed(&self.gateway, &body, peer),
+                Err(page) => page,
+            },
+            "/log-level" => text(StatusCode::METHOD_NOT_ALLOWED, "only GET and PUT are allowed here"),
             "/cache" if *method == Method::DELETE => self.purge(request, peer).await,
             "/cache" => text(StatusCode::METHOD_NOT_ALLOWED, "only DELETE is allowed here"),
             _ => match customer {
@@ -201,7 +221,7 @@ impl Admin {
         known.ok_or_else(|| text(StatusCode::NOT_FOUND, "?tenant= names no tenant of this gateway"))
     }
 
-    async fn customer(&self, request: &Request<Incoming>, id: &str, get: bool, peer: SocketAddr) -> Page {
+    async fn customer(&self, request: &Request<()>, id: &str, get: bool, peer: SocketAddr) -> Page {
         const EXPECTED: &str = "expected no parameter but tenant=NAME";
         let tenant = match parameter(request) {
             Ok(None) => self
@@ -240,7 +260,7 @@ impl Admin {
         (StatusCode::OK, JSON, format!("{{\"dropped\":{dropped}}}\n"))
     }
 
-    async fn purge(&self, request: &Request<Incoming>, peer: SocketAddr) -> Page {
+    async fn purge(&self, request: &Request<()>, peer: SocketAddr) -> Page {
         const EXPECTED: &str = "expected one parameter, tenant=NAME or all=true; nothing was purged";
         let tenant = match parameter(request) {
             Ok(Some(("tenant", name))) => self.tenant(name).map(Some),
@@ -257,11 +277,21 @@ impl Admin {
     }
 }
 
+/// The body of a request.
+async fn read_body(body: &mut Incoming) -> Result<Bytes, Page> {
+    let read = tokio::time::timeout(BODY_WITHIN, Limited::new(body, MAX_BODY).collect()).await;
+    match read {
+        Ok(Ok(body)) => Ok(body.to_bytes()),
+        Ok(Err(_)) => Err(text(StatusCode::PAYLOAD_TOO_LARGE, "expected a body of at most 64 KiB")),
+        Err(_) => Err(text(StatusCode::REQUEST_TIMEOUT, "the body was not received in time")),
+    }
+}
+
 /// More than one parameter, or one without a value.
 struct UnusableQuery;
 
 /// The one parameter of a query, if there is one.
-fn parameter(request: &Request<Incoming>) -> Result<Option<(&str, &str)>, UnusableQuery> {
+fn parameter(request: &Request<()>) -> Result<Option<(&str, &str)>, UnusableQuery> {
     let Some(query) = request.uri().query() else { return Ok(None) };
     let parameter = query.split_once('=').filter(|(name, value)| !name.is_empty() && !value.is_empty());
     parameter.filter(|(_, value)| !value.contains('&')).map(Some).ok_or(UnusableQuery)
@@ -271,6 +301,7 @@ fn parameter(request: &Request<Incoming>) -> Result<Option<(&str, &str)>, Unusab
 fn allowed(path: &str) -> &'static str {
     match path {
         "/cache" => "DELETE",
+        "/log-level" => "GET, HEAD, PUT",
         _ if path.starts_with("/cache/") => "GET, HEAD, DELETE",
         _ => "GET, HEAD",
     }

@@ -17,7 +17,7 @@ use crate::admin::{Access, Admin, Readiness};
 use crate::clock::Clock;
 use crate::cluster::{Cluster, Member};
 use crate::configuration::{Configuration, ConnectKeys};
-use crate::gateway::{Dependencies, DroppedLogLines, Gateway};
+use crate::gateway::{Dependencies, DroppedLogLines, Gateway, SetLogLevel};
 use crate::limit::EarlierCalls;
 pub use crate::listener::Workers;
 use crate::listener::{Bounds, Listener, ListenerMetrics, PeerInfo, Rejections};
@@ -77,12 +77,15 @@ pub struct Surroundings {
     pub inherited: Inherited,
     /// How many log lines were dropped.
     pub dropped_log_lines: DroppedLogLines,
+    /// Changes the level of the log.
+    pub set_log_level: SetLogLevel,
 }
 
 impl Surroundings {
     /// Without sockets and without a log.
     pub fn new(earlier_calls: EarlierCalls) -> Self {
-        Self { earlier_calls, inherited: Inherited::default(), dropped_log_lines: Arc::new(|| [0, 0]) }
+        let (inherited, dropped_log_lines) = (Inherited::default(), Arc::new(|| [0, 0]));
+        Self { earlier_calls, inherited, dropped_log_lines, set_log_level: Arc::new(|_| {}) }
     }
 }
 
@@ -106,7 +109,7 @@ impl App {
         clock: Clock,
         surroundings: Surroundings,
     ) -> Result<Self, StartError> {
-        let Surroundings { earlier_calls, inherited, dropped_log_lines } = surroundings;
+        let Surroundings { earlier_calls, inherited, dropped_log_lines, set_log_level } = surroundings;
         // What can fail without listening fails first. It reads files, which may block.
         let (settings, connect, now) = (configuration.settings.clone(), configuration.connect.clone(), clock.clone());
         let prepared = tokio::task::spawn_blocking(move || prepare(&settings, connect, &now)).await;
@@ -135,6 +138,7 @@ impl App {
             sharing,
             earlier_calls,
             dropped_log_lines,
+            set_log_level,
         };
         let gateway = Arc::new(Gateway::new(configuration, sockets.is_loopback(), dependencies));
         Ok(Self { gateway, sockets, member, listeners, readiness: Arc::default(), clock })
@@ -345,5 +349,10 @@ fn prepare(settings: &Settings, connect: ConnectKeys, clock: &Clock) -> Result<P
         Some(file) => StartError::Unusable(format!("log.hash_key_file: {}: {error}", file.display())),
         None => no_randomness(error),
     })?;
+    if fixed.cluster.redis.is_some() && pseudonyms.is_weak() {
+        return Err(StartError::Unusable(
+            "log.hash_key_file: found a key of fewer than 16 bytes; expected a random one, since with cluster.url it also seals what is stored in Redis".to_owned(),
+        ));
+    }
     Ok(Prepared { upstream, nonces, pseudonyms: Arc::new(pseudonyms) })
 }

@@ -2,6 +2,8 @@
 
 mod check;
 mod demo;
+mod hash;
+mod health;
 mod key;
 mod logging;
 mod redis_server;
@@ -47,6 +49,10 @@ enum Command {
     Sign(sign::Arguments),
     /// Print a new caller key and the hash to configure
     Key,
+    /// Ask a gateway whether it is ready; exit status 0 or 1
+    Health(health::Arguments),
+    /// Print the keyed hash under which a customer appears in logs
+    Hash(hash::Arguments),
 }
 
 #[derive(Args, Clone)]
@@ -104,6 +110,8 @@ pub fn main() -> ExitCode {
         Some(Command::Check(arguments)) => check::run(arguments),
         Some(Command::Sign(arguments)) => sign::run(arguments),
         Some(Command::Key) => key::run(),
+        Some(Command::Health(arguments)) => health::run(arguments),
+        Some(Command::Hash(arguments)) => hash::run(arguments),
     };
     done.map_or_else(ExitCode::from, |()| ExitCode::SUCCESS)
 }

@@ -13,6 +13,7 @@ mod dropped_lines;
 mod fetch;
 mod hit_memo;
 mod invalidate;
+mod log_level;
 mod operations;
 mod pass;
 mod path;
@@ -46,6 +47,8 @@ pub use self::dropped_lines::DroppedLogLines;
 use self::fetch::Fetcher;
 use self::hit_memo::Repeat;
 use self::invalidate::Invalidator;
+use self::log_level::LogLevels;
+pub use self::log_level::SetLogLevel;
 pub use self::operations::CachedQuestion;
 use self::pass::Passes;
 pub use self::path::shown_path;
@@ -104,6 +107,7 @@ pub struct Gateway {
     metrics: Metrics,
     tasks: Tasks,
     dropped_lines: DroppedLines,
+    log_levels: LogLevels,
 }
 
 /// What a gateway needs beside its configuration.
@@ -126,6 +130,8 @@ pub struct Dependencies {
     pub earlier_calls: EarlierCalls,
     /// How many log lines were dropped.
     pub dropped_log_lines: DroppedLogLines,
+    /// Changes the level of the log.
+    pub set_log_level: SetLogLevel,
 }
 
 /// How far a request was answered without waiting.
@@ -149,6 +155,7 @@ impl Gateway {
             sharing,
             earlier_calls,
             dropped_log_lines,
+            set_log_level,
         } = dependencies;
         let fixed = configuration.settings.fixed.clone();
         let mut identities = Identities::default();
@@ -212,6 +219,7 @@ impl Gateway {
             metrics,
             tasks,
             dropped_lines: DroppedLines::new(dropped_log_lines),
+            log_levels: LogLevels::new(fixed.log.level, set_log_level),
         }
     }
 

@@ -13,6 +13,9 @@ use crate::secret::hex;
 /// Characters of the hash that are shown: enough to distinguish a company's customers.
 const SHOWN: usize = 16;
 
+/// A key of fewer bytes can be guessed.
+const LEAST_KEY: usize = 16;
+
 /// Makes pseudonyms with one key.
 pub struct Pseudonyms(Zeroizing<Vec<u8>>);
 
@@ -28,6 +31,11 @@ impl Pseudonyms {
             None => getrandom::fill(&mut key).map_err(std::io::Error::other)?,
         }
         if key.is_empty() { Err(std::io::ErrorKind::UnexpectedEof.into()) } else { Ok(Self(key)) }
+    }
+
+    /// Whether the key is so short that whoever knows names can guess it.
+    pub fn is_weak(&self) -> bool {
+        self.0.len() < LEAST_KEY
     }
 
     /// A customer's name in logs: the first digits of the HMAC-SHA256 of its id, in hexadecimal.

@@ -184,22 +184,23 @@ fn replicas_banner(platform: SocketAddr, redis: u16, gateways: &[(SocketAddr, So
 
 Paste into another terminal:
 
-# 1. a miss of the first gateway: signed, sent, stored; in a new Redis it waits for about 2 s, until no call counts that was made before
+# 1. a miss of the first gateway: signed, sent, stored; with a new Redis it waits up to 3 s, because earlier calls may still count
 {miss}
 
 # 2. the same through the second: a hit, since replicas share their answers (see detail=shared in Cache-Status)
 {shared}
 
-# 3. a write through the last: whoever is asked from then on, no answer is from before it
+# 3. a write through the last gateway: every later read, through any gateway, sees it
 {write}
 
-# 4. 1. again: a miss, and the write is seen
+# 4. 1. again: a miss, and the coupon has another useStatus
 {again}
 
-# 5. one rate: {CALLS} misses at once through all gateways take about 2 s, since the platform allows 10 calls a second, and none is rejected
+# 5. one rate: {CALLS} misses at once through all gateways take about 2 s, since the platform allows 10 calls a second, and it refused none
 for gateway in {addresses}; do for number in $(seq {each}); do curl -s -o /dev/null -w '%{{http_code}}\\n' \\
     http://$gateway/v3/crm/coupon/getCustomerCoupons -H 'Content-Type: application/json' \\
     -d '{{\"params\":{{\"customerId\":\"'$gateway-$number'\"}}}}' & done; done | sort | uniq -c
+curl -s http://{platform}/_sandbox/stats
 
 # 6. what was shared
 curl -s {admins} | grep '^zvgate_cache_shared_total'

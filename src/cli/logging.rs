@@ -8,14 +8,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use parking_lot::Mutex;
 use tracing::{Level, Subscriber};
 use tracing_appender::non_blocking::{ErrorCounter, NonBlocking, NonBlockingBuilder, WorkerGuard};
-use tracing_subscriber::Layer;
 use tracing_subscriber::filter::{Targets, filter_fn};
 use tracing_subscriber::fmt::layer;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{Layer, Registry, reload};
 
-use crate::gateway::AUDIT;
+use crate::gateway::{AUDIT, SetLogLevel};
 use crate::settings::{LogFormat, LogLevel, LogSettings};
 
 /// Lines that are buffered for a slow reader; further ones are dropped and counted, since no request may wait for the log.
@@ -27,9 +27,20 @@ pub(super) struct Log {
     counters: [ErrorCounter; 2],
     /// Of each, the lines that could not be written.
     lost: Arc<[AtomicU64; 2]>,
+    filter: reload::Handle<Targets, Registry>,
 }
 
 impl Log {
+    /// Changes the least severe level that is logged.
+    pub(super) fn set_level(&self) -> SetLogLevel {
+        let filter = self.filter.clone();
+        Arc::new(move |level| {
+            if filter.reload(filter_of(level)).is_err() {
+                tracing::error!("log level cannot be changed");
+            }
+        })
+    }
+
     /// How many lines were dropped or could not be written: audit lines, then others.
     pub(super) fn dropped_lines(&self) -> impl Fn() -> [u64; 2] + Send + Sync + use<> {
         let (counters, lost) = (self.counters.clone(), Arc::clone(&self.lost));
@@ -98,13 +109,6 @@ impl<W: Write> Write for Lines<W> {
 
 /// Starts logging. Audit lines (writes, purges, invalidations) have a buffer of their own, which no flood of other lines can fill.
 pub(super) fn begin(settings: &LogSettings) -> Log {
-    let level = match settings.level {
-        LogLevel::Error => Level::ERROR,
-        LogLevel::Warn => Level::WARN,
-        LogLevel::Info => Level::INFO,
-        LogLevel::Debug => Level::DEBUG,
-        LogLevel::Trace => Level::TRACE,
-    };
     let terminal = io::stderr().is_terminal();
     let text = match settings.format {
         LogFormat::Auto => terminal,
@@ -119,16 +123,28 @@ pub(super) fn begin(settings: &LogSettings) -> Log {
     };
     let ((audit, audit_guard), (lines, lines_guard)) = (buffer(0), buffer(1));
     let counters = [audit.error_counter(), lines.error_counter()];
-    let own = Targets::new().with_target("zvgate", level).with_target(AUDIT, Level::INFO);
+    let (own, filter) = reload::Layer::new(filter_of(settings.level));
     let others = filter_fn(|metadata| metadata.target() != AUDIT);
     let audits = filter_fn(|metadata| metadata.target() == AUDIT);
     let registry = tracing_subscriber::registry()
+        .with(own)
         .with(formatted(lines, text, terminal).with_filter(others))
-        .with(formatted(audit, text, terminal).with_filter(audits))
-        .with(own);
+        .with(formatted(audit, text, terminal).with_filter(audits));
     // If a process starts twice, as in tests, the first log stays.
     let _ = registry.try_init();
-    Log { _guards: [lines_guard, audit_guard], counters, lost }
+    Log { _guards: [lines_guard, audit_guard], counters, lost, filter }
+}
+
+/// The gateway's own lines from this level on, and all audit lines.
+fn filter_of(level: LogLevel) -> Targets {
+    let level = match level {
+        LogLevel::Error => Level::ERROR,
+        LogLevel::Warn => Level::WARN,
+        LogLevel::Info => Level::INFO,
+        LogLevel::Debug => Level::DEBUG,
+        LogLevel::Trace => Level::TRACE,
+    };
+    Targets::new().with_target("zvgate", level).with_target(AUDIT, Level::INFO)
 }
 
 fn formatted<S>(writer: NonBlocking, text: bool, terminal: bool) -> Box<dyn Layer<S> + Send + Sync>

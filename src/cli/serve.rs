@@ -53,6 +53,7 @@ async fn start(configuration: &ConfigArguments) -> Result<(), u8> {
         earlier_calls: EarlierCalls::Unknown,
         inherited,
         dropped_log_lines: Arc::new(log.dropped_lines()),
+        set_log_level: log.set_level(),
     };
     let app = tokio::select! {
         app = App::bind(loaded, Clock::system(), surroundings) => app,

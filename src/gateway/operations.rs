@@ -9,16 +9,16 @@ use super::replica::LocalReplica;
 use super::request_head::RequestHead;
 use super::{Gateway, RequestInfo, call_log};
 use crate::answer::{Answer, ContentType};
-use crate::cache::{Freshness, Subject};
+use crate::cache::{Freshness, LimitedBy, Subject};
 use crate::caller::Caller;
 use crate::clock::Now;
 use crate::cluster::{Cluster, Completion, Replica};
 use crate::configuration::Configuration;
 use crate::envelope::{MAX_DEPTH, check_names, push_text};
 use crate::json::Node;
-use crate::metrics::{Invalidation, Metrics};
+use crate::metrics::{Invalidation, Label, Metrics};
 use crate::reply::{CacheStatus, Denied, GatewayError, Reply};
-use crate::settings::{ConfigErrors, Settings};
+use crate::settings::{ConfigErrors, LogLevel, Settings};
 use crate::tenant::{KeyFile, KeyReload, Tenant};
 use crate::tls::{CertReload, Tls};
 use crate::upstream::Resolved;
@@ -34,12 +34,15 @@ pub struct CachedQuestion {
     pub remaining: Option<Duration>,
     /// How long it may still be served in any way.
     pub servable_for: Duration,
+    /// What limited its freshness when it was received.
+    pub limited_by: LimitedBy,
 }
 
 impl CachedQuestion {
     fn new(question: String, freshness: &Freshness, now: Now) -> Self {
         let (age, remaining) = (freshness.age(now), freshness.remaining(now));
-        Self { question, age, remaining, servable_for: freshness.servable_for(now) }
+        let (servable_for, limited_by) = (freshness.servable_for(now), freshness.limited_by);
+        Self { question, age, remaining, servable_for, limited_by }
     }
 
     /// As a JSON object; times in seconds.
@@ -48,10 +51,11 @@ impl CachedQuestion {
         push_text(&mut out, &self.question);
         let remaining = self.remaining.unwrap_or_default();
         out.push_str(&format!(
-            ",\"age\":{:.3},\"fresh_for\":{:.3},\"servable_for\":{:.3}}}",
+            ",\"age\":{:.3},\"fresh_for\":{:.3},\"servable_for\":{:.3},\"bound\":\"{}\"}}",
             self.age.as_secs_f64(),
             remaining.as_secs_f64(),
-            self.servable_for.as_secs_f64()
+            self.servable_for.as_secs_f64(),
+            self.limited_by.name()
         ));
         out
     }
@@ -206,6 +210,9 @@ impl Gateway {
             .set(i64::try_from(self.cache.bytes() + self.policy.load().hit_memo.max_bytes()).unwrap_or(i64::MAX));
         self.upstream.close_expired();
         self.dropped_lines.report();
+        if self.log_levels.restore(self.time.boot()) {
+            tracing::info!("log level returned to the configured one");
+        }
         let policy = self.policy.load();
         for (merchant, path, ended) in self.paces.ended_throttling() {
             // Those of one merchant share its paces.
@@ -219,6 +226,16 @@ impl Gateway {
             }
             self.upstream.ended_denial(tenant).iter().for_each(|episode| call_log::denial_ended(tenant, episode));
         }
+    }
+
+    /// The level of the log, the configured one, and for how long they differ.
+    pub fn log_level(&self) -> (LogLevel, LogLevel, Option<Duration>) {
+        self.log_levels.current(self.time.boot())
+    }
+
+    /// Changes the level of the log for so long.
+    pub fn set_log_level(&self, level: LogLevel, span: Duration) {
+        self.log_levels.change(level, span, self.time.boot());
     }
 
     /// Resolves the platform's name again.

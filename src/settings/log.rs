@@ -57,6 +57,18 @@ pub enum LogLevel {
     Trace,
 }
 
+impl LogLevel {
+    /// The level of this name.
+    pub fn of_name(name: &str) -> Option<Self> {
+        Self::ALL.iter().find(|(known, _)| *known == name).map(|(_, level)| *level)
+    }
+
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        Self::ALL.iter().find(|(_, level)| *level == self).map_or("", |(name, _)| name)
+    }
+}
+
 impl Choice for LogLevel {
     const EXPECTED: &'static str = "\"error\", \"warn\", \"info\", \"debug\" or \"trace\"";
     const ALL: &'static [(&'static str, Self)] = &[

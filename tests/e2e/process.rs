@@ -13,7 +13,7 @@ use crate::support::{Caller, MERCHANTS, Platform, READ, Upstream, post};
 fn without_a_command_help_is_printed() {
     let (code, out, _) = run(&mut zvgate());
     assert_eq!(code, 0);
-    for command in ["serve", "demo", "sandbox", "check", "sign", "key"] {
+    for command in ["serve", "demo", "sandbox", "check", "sign", "key", "health", "hash"] {
         assert!(out.contains(command), "{out}");
     }
     assert_eq!(run(zvgate().arg("nonsense")).0, 2);
@@ -620,7 +620,8 @@ fn a_demo_of_several_replicas_shows_them_act_as_one() {
         assert!(pasted[2].contains("fwd=bypass") && pasted[2].contains("\"code\":0"), "{}", pasted[2]);
         assert!(pasted[3].contains("fwd=miss; stored; ttl=3\r"), "{}", pasted[3]);
         let codes: Vec<&str> = pasted[4].split_whitespace().collect();
-        assert!(codes.len() == 2 && codes[1] == "200", "{}", pasted[4]);
+        assert_eq!(codes[1], "200", "{}", pasted[4]);
+        assert!(pasted[4].contains("\"refused\":{}"), "{}", pasted[4]);
         let shared = |result: &str| {
             let name = format!("zvgate_cache_shared_total{{result=\"{result}\"}} ");
             let values = pasted[5].lines().filter_map(|line| line.strip_prefix(&name));
@@ -643,4 +644,130 @@ fn a_demo_of_several_replicas_says_how_to_get_redis() {
     assert!(err.contains("redis-server") && err.contains("apt install"), "{err}");
     let (code, _, err) = run(zvgate().args(["demo", "--replicas", "11"]));
     assert!(code == 2 && err.contains("2..=10"), "{err}");
+}
+
+/// Health checks of containers have no other client.
+#[tokio::test(flavor = "multi_thread")]
+async fn health_says_whether_a_gateway_is_ready() {
+    let platform = Platform::unlimited().await;
+    let folder = tempfile::tempdir().unwrap();
+    let file = write_config(folder.path(), &platform.url(), "");
+    let config = std::fs::read_to_string(&file).unwrap().replace("[server]\n", "[server]\ndrain_delay = \"30s\"\n");
+    std::fs::write(&file, config).unwrap();
+    let (gateway, mut log, record) = serve(&file);
+    let health = |admin: &str| {
+        let admin = admin.to_owned();
+        tokio::task::spawn_blocking(move || run(zvgate().args(["health", "--admin", &admin])))
+    };
+    let admin = record["admin_listen"].as_str().unwrap();
+    assert_eq!(health(admin).await.unwrap(), (0, "ready\n".to_owned(), String::new()));
+    gateway.signal("TERM");
+    crate::program::log_record(&mut log, "draining");
+    let (code, out, err) = health(admin).await.unwrap();
+    assert_eq!((code, out.as_str()), (1, ""));
+    assert!(
+        err.starts_with(&format!("zvgate: {admin}: 503 Service Unavailable: ")) && err.contains("draining"),
+        "{err}"
+    );
+    drop(gateway);
+    let (code, _, err) = health(admin).await.unwrap();
+    assert!(code == 1 && err.contains("refused"), "{err}");
+    // What listens there need not be a gateway, nor answer.
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let (code, _, err) = health(&silent.local_addr().unwrap().to_string()).await.unwrap();
+    assert!(code == 1 && err.contains("no answer within 3 s"), "{err}");
+    let (code, _, err) = health("nonsense").await.unwrap();
+    assert!(code == 1 && err.contains("nonsense"), "{err}");
+}
+
+/// With it an operator finds a customer's lines.
+#[tokio::test(flavor = "multi_thread")]
+async fn hash_prints_the_name_of_a_customer_in_the_log() {
+    let platform = Platform::unlimited().await;
+    let folder = tempfile::tempdir().unwrap();
+    let key = folder.path().join("key");
+    std::fs::write(&key, "the key of the customer hash").unwrap();
+    let config =
+        write_config(folder.path(), &platform.url(), &format!("[log]\naccess = \"all\"\nhash_key_file = {key:?}\n"));
+    let (_gateway, mut log, record) = serve(&config);
+    let address = record["listen"].as_str().unwrap().parse().unwrap();
+    post(address, READ, &[], r#"{"params":{"customerId":"383933091455959041"}}"#).await;
+    let line = crate::program::log_record(&mut log, "request");
+    let hashed = run(zvgate().arg("hash").arg("--config").arg(&config).arg("383933091455959041"));
+    let customers = line["customers"].as_str().unwrap_or_else(|| panic!("{line}"));
+    assert_eq!(hashed, (0, format!("{customers}\n"), String::new()));
+    let config = write_config(folder.path(), &platform.url(), "");
+    let (code, out, err) = run(zvgate().arg("hash").arg("--config").arg(&config).arg("1"));
+    assert_eq!((code, out.as_str()), (2, ""));
+    assert!(err.contains("log.hash_key_file"), "{err}");
+}
+
+/// It returns by itself, and audit lines are always logged.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_log_level_is_changed_for_a_while() {
+    let platform = Platform::unlimited().await;
+    let folder = tempfile::tempdir().unwrap();
+    let config = write_config(folder.path(), &platform.url(), "[log]\nlevel = \"error\"\naccess = \"all\"\n");
+    // At this level nobody learns where it listens.
+    let config_text = std::fs::read_to_string(&config).unwrap();
+    let (data, admin) = (crate::redis::free_port(), crate::redis::free_port());
+    let config_text = config_text
+        .replace("listen = \"127.0.0.1:0\"\nadmin", &format!("listen = \"127.0.0.1:{data}\"\nadmin"))
+        .replace("admin_listen = \"127.0.0.1:0\"", &format!("admin_listen = \"127.0.0.1:{admin}\""));
+    std::fs::write(&config, config_text).unwrap();
+    let mut child = zvgate().args(["serve", "--config"]).arg(&config).stderr(Stdio::piped()).spawn().unwrap();
+    let mut log = BufReader::new(child.stderr.take().unwrap());
+    let gateway = Running(child);
+    let (data, admin) = (([127, 0, 0, 1], data).into(), std::net::SocketAddr::from(([127, 0, 0, 1], admin)));
+    let call = async |method: &str, body: &str| {
+        let request = http::Request::builder().method(method).uri("/log-level").header("host", "localhost");
+        let request = request.body(http_body_util::Full::new(bytes::Bytes::from(body.to_owned()))).unwrap();
+        crate::support::send(admin, request).await
+    };
+    crate::support::until("it listens", async || tokio::net::TcpStream::connect(admin).await.is_ok()).await;
+    let configured = serde_json::json!({ "level": "error", "configured": "error" });
+    assert_eq!(call("GET", "").await.json(), configured);
+    let body = r#"{"params":{"customerId":"1"}}"#;
+    post(data, READ, &[], body).await;
+    for wrong in [
+        "",
+        "{}",
+        "[]",
+        r#"{"level":"loud"}"#,
+        r#"{"level":"debug","for":"2h"}"#,
+        r#"{"level":"debug","for":"0s"}"#,
+        r#"{"level":"debug","x":1}"#,
+    ] {
+        let reply = call("PUT", wrong).await;
+        assert!(reply.status == 400 && reply.text().contains("nothing was changed"), "{wrong}: {reply:?}");
+    }
+    assert_eq!(call("PUT", &" ".repeat(70_000)).await.status, 413);
+    assert_eq!((call("POST", "").await.status, call("POST", "").await.header("allow")), (405, "GET, HEAD, PUT"));
+    assert_eq!(call("GET", "").await.json(), configured);
+    let changed = call("PUT", r#"{"level":"info","for":"2s"}"#).await.json();
+    assert_eq!((&changed["level"], &changed["configured"]), (&"info".into(), &"error".into()), "{changed}");
+    post(data, READ, &[("x-request-id", "while-it-is-info")], body).await;
+    crate::support::until("it has returned", async || call("GET", "").await.json() == configured).await;
+    post(data, READ, &[("x-request-id", "too-late")], body).await;
+    gateway.signal("TERM");
+    let mut lines = String::new();
+    log.read_to_string(&mut lines).unwrap();
+    assert!(lines.contains("log level changed") && lines.contains("while-it-is-info"), "{lines}");
+    assert_eq!(lines.matches("\"request\"").count(), 1, "{lines}");
+}
+
+#[test]
+fn a_hash_key_that_can_be_guessed_seals_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let key = folder.path().join("key");
+    std::fs::write(&key, "15 bytes short.").unwrap();
+    let more = format!("[log]\nhash_key_file = {key:?}\n[cluster]\nreplicas = 2\nurl = \"redis://127.0.0.1:1\"\n");
+    let config = write_config(folder.path(), "http://127.0.0.1:1", &more);
+    for command in ["serve", "check"] {
+        let (code, _, err) = run(zvgate().arg(command).arg("--config").arg(&config));
+        assert!(
+            code == 2 && err.contains("log.hash_key_file") && err.contains("fewer than 16 bytes"),
+            "{command}: {err}"
+        );
+    }
 }

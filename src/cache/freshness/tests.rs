@@ -130,3 +130,67 @@ proptest! {
         }
     }
 }
+
+mod elsewhere {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn spans() -> impl Strategy<Value = Duration> {
+        (0u64..200_000).prop_map(Duration::from_micros)
+    }
+
+    proptest! {
+        /// Another process, whose clock since boot shows another time, whose wall clock is ahead or behind, and which knows a little less
+        /// than what has passed: the answer never lives longer there than here.
+        #[test]
+        fn an_answer_never_outlives_itself_in_another_process(
+            (fresh, revalidate, if_error, end, age) in (spans(), spans(), spans(), proptest::option::of(spans()), spans()),
+            (here, there, passed, late) in (200_000u64..400_000, 600_000u64..9_000_000, 0u64..250_000, 0u64..50_000),
+            (wall, off) in (0i64..1000, -100i64..100),
+        ) {
+            let boot = |micros: u64| Boot::from_duration(Duration::from_micros(micros));
+            let at = boot(here);
+            let freshness = Freshness {
+                received: at - age,
+                fresh_until: at + fresh,
+                revalidate_until: at + fresh + revalidate,
+                if_error_until: at + fresh + if_error,
+                end: end.map_or(Deadline::NEVER, |span| Deadline {
+                    boot: at + span,
+                    wall: Wall::from_unix_millis(wall + i64::try_from(span.as_millis()).unwrap()),
+                }),
+                negative: false,
+                limited_by: LimitedBy::Ttl,
+            };
+            // The reader counts at least what has passed, in whole milliseconds.
+            let elapsed = Duration::from_millis((passed + late).div_ceil(1000));
+            let shared = freshness.relative(at).after(elapsed).from(boot(there)).unwrap();
+            let now_here = Now { boot: boot(here + passed), wall: Wall::from_unix_millis(wall + i64::try_from(passed / 1000).unwrap()) };
+            let now_there = Now { boot: boot(there), wall: now_here.wall.plus(off) };
+            // By the same wall clock.
+            let now_here = Now { wall: now_there.wall, ..now_here };
+            let left = |freshness: &Freshness, now: Now| freshness.remaining(now).unwrap_or_default();
+            prop_assert!(left(&shared, now_there) <= left(&freshness, now_here));
+            prop_assert!(shared.servable_for(now_there) <= freshness.servable_for(now_here));
+            prop_assert!(shared.age(now_there) >= freshness.age(now_here));
+            prop_assert!(!freshness.has_ended(now_here) || shared.has_ended(now_there));
+        }
+    }
+
+    #[test]
+    fn a_machine_that_was_booted_later_cannot_tell_its_age() {
+        let freshness = Freshness {
+            received: Boot::from_duration(Duration::from_secs(1000)),
+            fresh_until: Boot::from_duration(Duration::from_secs(1060)),
+            revalidate_until: Boot::from_duration(Duration::from_secs(1060)),
+            if_error_until: Boot::from_duration(Duration::from_secs(1060)),
+            end: Deadline::NEVER,
+            negative: false,
+            limited_by: LimitedBy::Ttl,
+        };
+        let relative = freshness.relative(Boot::from_duration(Duration::from_secs(1020)));
+        assert_eq!(relative.from(Boot::from_duration(Duration::from_secs(20))), None);
+        assert!(relative.from(Boot::from_duration(Duration::from_secs(21))).is_some());
+    }
+}

@@ -15,6 +15,10 @@ local function fence(key)
   return string.match(redis.call('HGET', key, 'fence') or '', '^%S+') or ''
 end
 local tenant = fence(KEYS[2])
+-- Nothing came of it: what only says that it began need not be stored.
+if ARGV[6] == '' and redis.call('HLEN', KEYS[3]) == 1 and redis.call('HGET', KEYS[3], 'fence') == ARGV[2] .. ' 0' then
+  redis.call('DEL', KEYS[3])
+end
 local did = 'refused'
 if tenant .. ' ' .. fence(KEYS[3]) == ARGV[3] then
   did = 'done'

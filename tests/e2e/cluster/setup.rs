@@ -35,7 +35,7 @@ async fn a_replica_with_another_hash_key_does_not_join() {
     let (platform, redis) = (Platform::unlimited().await, Redis::start());
     let first = redis.replica(&platform, UNLIMITED).await;
     let key = redis.file("other-key");
-    std::fs::write(&key, "another key").unwrap();
+    std::fs::write(&key, "another key of the customer hash").unwrap();
     let other: Vec<_> = UNLIMITED.iter().copied().chain([("log.hash_key_file", key.as_str())]).collect();
     let other = redis.early_replica(&platform, &other).await;
     const REASON: &str =

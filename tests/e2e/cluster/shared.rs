@@ -205,7 +205,7 @@ async fn a_caller_that_wants_a_new_fetch_does_not_wait_for_that_of_another_repli
     assert!(new.text().contains("version=1"), "{new:?}");
     assert!(!first.is_finished(), "it does not wait for the earlier one");
     assert!(first.await.unwrap().text().contains("version=0"));
-    // That one is not stored any more, and whoever waited for it gets the new one.
+    // That one is not stored any more. Whoever waited for it may have either.
     let waited = waiting.await.unwrap();
     assert!(waited.text().contains("version="), "{waited:?}");
     for gateway in [&one, &two] {
@@ -496,6 +496,7 @@ async fn the_admin_page_shows_what_is_here_and_what_is_shared() {
         assert_eq!(shown[0]["question"], here["answers"][0]["question"]);
         let (fresh_for, age) = (shown[0]["fresh_for"].as_f64().unwrap(), shown[0]["age"].as_f64().unwrap());
         assert!(fresh_for > 25.0 && fresh_for <= 30.0 && age < 5.0, "{shown}");
+        assert_eq!(shown[0]["bound"], "ttl");
     }
     one.post("/v1/invalidate", &[], r#"{"customerIds":["1"]}"#).await;
     assert_eq!(page(&two).await["shared"], json!([]));
@@ -801,4 +802,48 @@ async fn those_who_waited_across_a_write_share_one_fetch_after_it() {
         assert_eq!(asked.await.unwrap().status, 200);
     }
     assert_eq!(platform.requests(READ).await, before + 2, "one before it, one after it");
+}
+
+/// One that was executed without a reply may have got answers stored under its name, and another end may have come since.
+#[tokio::test(flavor = "multi_thread")]
+async fn every_attempt_to_publish_an_end_has_a_fence_of_its_own() {
+    use std::io::{Read, Write};
+    let (platform, redis) = (Platform::unlimited().await, Redis::start());
+    let one = redis.replica(&platform, UNLIMITED).await;
+    assert_eq!(redis.command(&["acl", "setuser", "default", "-del"]), "OK");
+    let mut monitor = std::net::TcpStream::connect((std::net::Ipv4Addr::LOCALHOST, redis.port)).unwrap();
+    monitor.write_all(b"MONITOR\r\n").unwrap();
+    monitor.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
+    let reading = std::thread::spawn(move || {
+        let (mut seen, mut bytes) = (Vec::new(), vec![0; 1 << 16]);
+        while seen.len() < 4 << 20 && !String::from_utf8_lossy(&seen).contains("enough") {
+            let read = monitor.read(&mut bytes).unwrap_or(0);
+            seen.extend_from_slice(&bytes[..read]);
+        }
+        String::from_utf8_lossy(&seen).into_owned()
+    });
+    one.post("/v1/invalidate", &[], r#"{"customerIds":["1"]}"#).await;
+    redis.command(&["echo", "enough"]);
+    let seen = reading.join().unwrap();
+    let fences: Vec<&str> = seen.split('"').filter(|word| word.contains(":end:") && word.len() < 40).collect();
+    let distinct: std::collections::BTreeSet<_> = fences.iter().collect();
+    assert!(fences.len() > 3 && distinct.len() == fences.len(), "{fences:?}");
+}
+
+/// What nothing came of takes no memory in Redis, however many ask.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rejected_read_leaves_nothing_in_redis() {
+    let (platform, redis) = (Platform::rate_limited().await, Redis::start());
+    let overrides = [("limits.max_wait", "100ms"), ("cache.settle", "0s"), ("limits.max_waiters", "1024")];
+    let one = redis.replica(&platform, &overrides).await;
+    until("there is a slot", async || one.read("first").await.status == 200).await;
+    let asked: Vec<Asked> = (0..300).map(|number| asked(&one, &[], question(&format!("many {number}")))).collect();
+    let mut rejected = 0;
+    for asked in asked {
+        rejected += usize::from(asked.await.unwrap().status == 429);
+    }
+    assert!(rejected > 200, "{rejected}");
+    let entries = async || redis.command(&["keys", "zvgate:*:entry:*:c*"]).lines().count();
+    until("the rest is removed", async || entries().await <= 301 - rejected).await;
+    assert!(!redis.command(&["keys", "zvgate:*:lease:*"]).contains("lease"), "no lease is left");
 }
