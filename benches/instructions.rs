@@ -112,7 +112,7 @@ ttl = "1h"
     let redis = path.is_replica.then(|| redis(place.path()));
     // Heartbeats are counted, too: with this lease there are few.
     let cluster = redis.as_ref().map(|(_, port)| {
-        std::fs::write(place.path().join("key"), "a key").expect("room for a file");
+        std::fs::write(place.path().join("key"), "a key of the customer hash").expect("room for a file");
         format!("[cluster]\nreplicas = 1\nurl = \"redis://127.0.0.1:{port}\"\nlease = \"5s\"\n")
     });
     let text = match cluster {
