@@ -22,6 +22,7 @@ mod read;
 mod replica;
 mod request;
 mod request_head;
+mod shadow;
 mod shared_answers;
 mod tasks;
 mod time;

@@ -19,7 +19,7 @@ use self::handles::UNROUTED;
 pub use self::handles::{ANONYMOUS, CallMetrics, CallerMetrics, Handles, Per, RouteMetrics, TenantMetrics};
 pub use self::labels::{
     AttemptResult, BreakerState, CacheUse, Changed, ClusterOp, ClusterResult, Invalidation, Label, Limit, LookupResult,
-    SharedResult, Unparsed,
+    Shadowed, SharedResult, Unparsed,
 };
 use self::names::{Names, Retain};
 use crate::cache::{CacheMetrics, LimitedBy};
@@ -70,6 +70,7 @@ struct Vecs {
     duration: HistogramVec,
     lookups: IntCounterVec,
     refetches: IntCounterVec,
+    shadowed: IntCounterVec,
     attempts: IntCounterVec,
     retries: IntCounterVec,
     outcome_unknown: IntCounterVec,
@@ -256,6 +257,11 @@ impl Vecs {
                 "zvgate_cache_refetch_total",
                 "Refetches by whether the answer had changed",
                 &["route", "changed"],
+            ),
+            shadowed: make.counters(
+                "zvgate_shadow_total",
+                "Reads with cache.mode = shadow for which the cache had an answer, by whether the platform gave the same",
+                &["route", "result"],
             ),
             attempts: make.counters(
                 "zvgate_upstream_attempts_total",

@@ -151,11 +151,13 @@ pub enum CacheMode {
     On,
     /// Every read goes upstream.
     Off,
+    /// Every read goes upstream, and is compared with what the cache would have served.
+    Shadow,
 }
 
 impl Choice for CacheMode {
-    const EXPECTED: &'static str = "\"on\" or \"off\"";
-    const ALL: &'static [(&'static str, Self)] = &[("on", Self::On), ("off", Self::Off)];
+    const EXPECTED: &'static str = "\"on\", \"off\" or \"shadow\"";
+    const ALL: &'static [(&'static str, Self)] = &[("on", Self::On), ("off", Self::Off), ("shadow", Self::Shadow)];
 }
 
 /// The keys of `cache.*` that the freshness of an answer depends on.

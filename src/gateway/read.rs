@@ -16,12 +16,12 @@ use crate::cache::{
     Stored, Waiter,
 };
 use crate::clock::Boot;
-use crate::cluster::{Landing, Standing};
+use crate::cluster::{Landing, Lease, Standing};
 use crate::limit::REPLY_WITHIN;
 use crate::metrics::{Changed, LookupResult, Per};
 use crate::reply::{CacheStatus, GatewayError, OverCapacity, Reply, StaleReason};
 use crate::settings::{CacheMode, CachedSettings};
-use crate::upstream::{AttemptError, NotSent, Outcome};
+use crate::upstream::{Answered, AttemptError, NotSent, Outcome};
 
 const OK: u16 = 200;
 
@@ -56,12 +56,11 @@ struct PendingRead {
 impl Reads {
     pub(super) fn read(self: &Arc<Self>, request: &Request<'_>, cached: &CachedSettings) -> Result<Step, GatewayError> {
         let Request { policy, cache_control, now, .. } = request;
-        if policy.settings.cache.mode == CacheMode::Off {
-            return if cache_control.only_if_cached {
-                Err(GatewayError::NotCached)
-            } else {
-                self.passes.pass(request, true)
-            };
+        match policy.settings.cache.mode {
+            CacheMode::On => {}
+            _ if cache_control.only_if_cached => return Err(GatewayError::NotCached),
+            CacheMode::Off => return self.passes.pass(request, true),
+            CacheMode::Shadow => return self.shadow(request, cached),
         }
         let question = request.question(cached);
         // Unless this replica certainly acts as one with the others, what is held is served in place of any error.
@@ -187,21 +186,7 @@ impl Reads {
         };
         match self.fetcher.fetch(&job, spare, on_progress, || guard.no_waiters()).await {
             Outcome::Answered(answered) => {
-                let decision = StoreDecision::of(
-                    &answered.verdict,
-                    &job.lifetimes(),
-                    answered.earliest,
-                    answered.sent,
-                    answered.received,
-                );
-                // Any other 2xx may be a part or a transformation of the answer (RFC 9111, section 3).
-                let decision = match decision {
-                    StoreDecision::Store(_) if answered.answer.status != OK => StoreDecision::Ignore,
-                    StoreDecision::Store(freshness) => {
-                        StoreDecision::Store(self.certain(freshness, lease.as_ref(), job.lifetimes().unsettled_ttl))
-                    }
-                    decision => decision,
-                };
+                let decision = self.decision(&job, &answered, lease.as_ref());
                 let is_newer = matches!(decision, StoreDecision::Store(_) | StoreDecision::Supersede);
                 if is_newer && guard.drops_others() && !cluster.is_cut_off() {
                     let moved = self.invalidator.superseded(&guard.question().subject).wait().await;
@@ -235,7 +220,20 @@ impl Reads {
         }
     }
 
-    fn count(&self, job: &Job, stored: Stored) {
+    /// Whether an answer is stored.
+    pub(super) fn decision(&self, job: &Job, answered: &Answered, lease: Option<&Lease>) -> StoreDecision {
+        let Answered { verdict, earliest, sent, received, answer } = answered;
+        match StoreDecision::of(verdict, &job.lifetimes(), *earliest, *sent, *received) {
+            // Any other 2xx may be a part or a transformation of the answer (RFC 9111, section 3).
+            StoreDecision::Store(_) if answer.status != OK => StoreDecision::Ignore,
+            StoreDecision::Store(freshness) => {
+                StoreDecision::Store(self.certain(freshness, lease, job.lifetimes().unsettled_ttl))
+            }
+            decision => decision,
+        }
+    }
+
+    pub(super) fn count(&self, job: &Job, stored: Stored) {
         if let Some(freshness) = stored.freshness {
             self.ttl.of(freshness.limited_by).observe(freshness.lifetime().as_secs_f64());
         }

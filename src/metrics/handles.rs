@@ -7,7 +7,7 @@ use std::time::Duration;
 use prometheus::{Gauge, Histogram, IntCounter, IntCounterVec, IntGauge};
 
 use super::Vecs;
-use super::labels::{AttemptResult, BreakerState, CacheUse, Changed, Label, Limit, LookupResult};
+use super::labels::{AttemptResult, BreakerState, CacheUse, Changed, Label, Limit, LookupResult, Shadowed};
 
 /// The name of callers without one.
 pub const ANONYMOUS: &str = "anonymous";
@@ -59,6 +59,8 @@ pub struct RouteMetrics {
     pub lookups: Per<LookupResult, IntCounter>,
     /// Refetches, by whether the answer had changed.
     pub refetches: Per<Changed, IntCounter>,
+    /// Reads in the cache's shadow mode for which it had an answer.
+    pub shadowed: Per<Shadowed, IntCounter>,
 }
 
 /// What is counted for a caller.
@@ -124,6 +126,7 @@ impl Handles {
             duration: Per::new(|cache| vecs.duration.with_label_values(&[route, cache])),
             lookups: Per::new(|result| vecs.lookups.with_label_values(&[route, result])),
             refetches: Per::new(|changed| vecs.refetches.with_label_values(&[route, changed])),
+            shadowed: Per::new(|result| vecs.shadowed.with_label_values(&[route, result])),
         };
         let call = |tenant: &str, route: &str| CallMetrics {
             attempts: Per::new(|outcome| vecs.attempts.with_label_values(&[tenant, route, outcome])),

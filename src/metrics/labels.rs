@@ -96,6 +96,16 @@ label! {
 }
 
 label! {
+    /// Whether a read was answered as the cache would have, in its shadow mode.
+    Shadowed {
+        /// With the same answer.
+        Same = "same",
+        /// With another one.
+        Different = "different",
+    }
+}
+
+label! {
     /// Whether a refetched answer differs from the one that it replaced.
     Changed {
         /// It does.

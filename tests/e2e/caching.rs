@@ -348,3 +348,52 @@ async fn many_no_cache_reads_at_once_cost_two_calls() {
         assert!((1..=2).contains(&calls), "{directive}: {calls}");
     }
 }
+
+/// To try the cache without trusting it.
+#[tokio::test]
+async fn in_shadow_mode_every_read_is_forwarded_and_compared_with_the_cache() {
+    let platform = Platform::unlimited().await;
+    let gateway = TestGateway::start(
+        &platform,
+        &[("cache.mode", "shadow"), ("limits.upstream.rate", "0"), ("cache.settle", "0s")],
+    )
+    .await;
+    let counted = async || {
+        let name = |result: &str| format!("zvgate_shadow_total{{result={result:?},route=\"{READ}\"}}");
+        (gateway.metric(&name("same")).await, gateway.metric(&name("different")).await)
+    };
+    let read = async || {
+        let reply = gateway.read("1").await;
+        assert_eq!((reply.status, reply.header("cache-status")), (200, "zvgate; fwd=bypass"), "{reply:?}");
+        reply
+    };
+    assert_eq!(counted().await, (0.0, 0.0), "from the start");
+    for _ in 0..3 {
+        read().await;
+    }
+    assert_eq!((platform.requests(READ).await, counted().await), (3, (2.0, 0.0)));
+    let card = platform.change("1", "issue", json!({ "seconds": 3600 })).await["cardId"].clone();
+    assert!(read().await.text().contains(card.as_str().unwrap()), "the platform's answer is served");
+    read().await;
+    assert_eq!(counted().await, (3.0, 1.0), "the cache has the newer answer from then on");
+    // What the cache would not have served is not compared: what is stale, was invalidated, or is asked for anew.
+    gateway.clock.advance(Duration::from_secs(31));
+    read().await;
+    gateway.post("/v1/invalidate", &[], r#"{"customerIds":["1"]}"#).await;
+    read().await;
+    gateway.post(READ, &[("cache-control", "no-cache")], r#"{"params":{"customerId":"1"}}"#).await;
+    assert_eq!(counted().await, (3.0, 1.0));
+    // A failure says nothing of the cache, and leaves it as it is.
+    platform.faults(json!({ "fault": "http500" })).await;
+    assert_eq!(gateway.read("1").await.status, 500);
+    platform.without_faults().await;
+    read().await;
+    assert_eq!(counted().await, (4.0, 1.0));
+    let only = gateway.post(READ, &[("cache-control", "only-if-cached")], r#"{"params":{"customerId":"1"}}"#).await;
+    only.assert_error(504, "not_cached");
+    let before = platform.requests(READ).await;
+    let callers = (0..10).map(|_| gateway.read("1"));
+    futures_util::future::join_all(callers).await;
+    assert_eq!(platform.requests(READ).await, before + 10, "each of them");
+    assert_eq!(gateway.metric("zvgate_cache_entries").await, 1.0);
+}
