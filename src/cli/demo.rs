@@ -163,7 +163,7 @@ Ctrl-C stops it."
     )
 }
 
-/// Calls through each gateway, all at once.
+/// About so many calls through all gateways, all at once.
 const CALLS: usize = 20;
 
 fn replicas_banner(platform: SocketAddr, redis: u16, gateways: &[(SocketAddr, SocketAddr)], card: &str) -> String {
@@ -176,6 +176,7 @@ fn replicas_banner(platform: SocketAddr, redis: u16, gateways: &[(SocketAddr, So
         .collect();
     let addresses = gateways.iter().map(|(data, _)| data.to_string()).collect::<Vec<_>>().join(" ");
     let each = CALLS.div_ceil(gateways.len().max(1));
+    let calls = each * gateways.len();
     let (miss, shared, write, again) = (read(first), read(second), write(last, card), read(first));
     format!(
         "zvgate demo: {number} gateways that act as one
@@ -196,7 +197,7 @@ Paste into another terminal:
 # 4. 1. again: a miss, and the coupon has another useStatus
 {again}
 
-# 5. one rate: {CALLS} misses at once through all gateways take about 2 s, since the platform allows 10 calls a second, and it refused none
+# 5. one rate: {calls} misses at once through all gateways take about 2 s, since the platform allows 10 calls a second, and it refused none
 for gateway in {addresses}; do for number in $(seq {each}); do curl -s -o /dev/null -w '%{{http_code}}\\n' \\
     http://$gateway/v3/crm/coupon/getCustomerCoupons -H 'Content-Type: application/json' \\
     -d '{{\"params\":{{\"customerId\":\"'$gateway-$number'\"}}}}' & done; done | sort | uniq -c
