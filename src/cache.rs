@@ -27,7 +27,7 @@ use moka::policy::EvictionPolicy;
 use parking_lot::MutexGuard;
 use prometheus::{IntCounter, IntGauge};
 
-pub use self::entry::{AnswerRef, Generation, Question, Subject};
+pub use self::entry::{AnswerRef, Generation, MAX_ANSWERS, Question, Subject};
 use self::entry::{CustomerEntry, Held, TenantState};
 pub use self::fetch_guard::{Elsewhere, FetchGuard, Served, Stored};
 use self::flight::Flight;

@@ -40,14 +40,14 @@ use parking_lot::Mutex;
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 use tokio::sync::{broadcast, oneshot};
 
-use self::answers::MAX_LANDED;
+use self::answers::MAX_COMPLETED;
 pub use self::answers::{Found, Inquiry, Query, Wanted};
 pub use self::check::check;
 pub use self::connection::ClusterError;
 use self::connection::Connector;
 use self::ends::Ends;
 use self::lease::Fetch;
-pub use self::lease::{Landing, Lease, Moved};
+pub use self::lease::{FetchResult, Lease, Moved};
 use self::link::Link;
 pub use self::member::{Member, Replica};
 use self::names::Names;
@@ -97,7 +97,7 @@ struct Shared {
     /// The fetches that this replica began.
     calls: AtomicU64,
     /// The questions whose fetches ended that somebody waited for.
-    landed: broadcast::Sender<Arc<str>>,
+    completed: broadcast::Sender<Arc<str>>,
     /// Lines about commands that Redis refuses.
     refusals: Arc<LineLimit>,
     joining: Mutex<Joining>,
@@ -116,7 +116,7 @@ struct Joining {
 enum Command {
     /// To end a write for all replicas.
     End(Ending, oneshot::Sender<Option<Moved>>),
-    /// To give back the lease of a fetch, until this moment at most.
+    /// To release the lease of a fetch, until this moment at most.
     Release(Fetch, Boot),
     /// To leave the others.
     Leave(oneshot::Sender<()>),
@@ -133,6 +133,13 @@ pub struct Ending {
     settle: Duration,
     /// Whether this replica has an answer that is newer than this.
     is_superseded: bool,
+}
+
+impl Ending {
+    /// The names of its subjects.
+    fn subjects(&self) -> Option<Vec<&str>> {
+        self.subjects.as_ref().map(|subjects| subjects.iter().map(String::as_str).collect())
+    }
 }
 
 /// What completes once no replica serves from before an end.
@@ -180,7 +187,7 @@ impl Cluster {
             link: ArcSwapOption::empty(),
             ends: Ends::default(),
             calls: AtomicU64::new(0),
-            landed: broadcast::channel(MAX_LANDED).0,
+            completed: broadcast::channel(MAX_COMPLETED).0,
             refusals: Arc::default(),
             joining: Mutex::default(),
             is_leaving: AtomicBool::new(false),

@@ -14,7 +14,7 @@ use crate::answer::Answer;
 use crate::clock::{Boot, Now};
 
 /// Answers cached for one customer at most: a caller that varies `params` without end cannot grow an entry without end.
-const MAX_ANSWERS: usize = 64;
+pub const MAX_ANSWERS: usize = 64;
 /// Memory that an entry takes beside its subject and answers: moka's node, deque and timer entries, the bucket in its stripe,
 /// and the slack of both hash tables.
 const ENTRY_OVERHEAD: usize = 480;

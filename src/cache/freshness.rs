@@ -214,7 +214,7 @@ pub struct RelativeFreshness {
     pub revalidate: Duration,
     /// How long it may still be served stale in place of a failure.
     pub if_error: Duration,
-    /// Until when it may be served at all, by the wall clock, and for how long: whichever is over first.
+    /// Until when it may be served at all, by the wall clock, and for how long, whichever ends first.
     pub end: Option<(Wall, Duration)>,
     /// Whether it says that there is nothing.
     pub negative: bool,

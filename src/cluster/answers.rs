@@ -30,7 +30,7 @@ pub(super) const ENTRY: Duration = Duration::from_secs(60);
 /// How often those who wait ask again: the holder of the lease may have died.
 const ASK_AGAIN: Duration = Duration::from_secs(1);
 /// Messages that those who wait may have yet to read; who misses some asks again.
-pub(super) const MAX_LANDED: usize = 1024;
+pub(super) const MAX_COMPLETED: usize = 1024;
 
 /// A question as Redis knows it.
 #[derive(Clone, Debug)]
@@ -118,7 +118,7 @@ pub enum Found {
     Unshared,
     /// Nothing: it is to be fetched.
     Nothing(Lease),
-    /// Another replica fetches it: see [`Inquiry::landed`].
+    /// Another replica fetches it: see [`Inquiry::wait`].
     Busy,
     /// Redis did not answer, or what it has may be from before a write that this replica could not publish.
     Unknown,
@@ -130,7 +130,7 @@ pub struct Inquiry {
     query: Query,
     /// When the fetch must have ended.
     deadline: Boot,
-    landed: broadcast::Receiver<Arc<str>>,
+    completed: broadcast::Receiver<Arc<str>>,
     /// The call of another replica that it waits for.
     waits_for: Option<String>,
 }
@@ -156,8 +156,8 @@ impl Cluster {
     pub fn inquire(&self, query: Query, deadline: Boot) -> Option<Inquiry> {
         let joined = self.0.clone()?;
         // Before it asks, so that it misses no message.
-        let landed = joined.shared.landed.subscribe();
-        Some(Inquiry { joined, query, deadline, landed, waits_for: None })
+        let completed = joined.shared.completed.subscribe();
+        Some(Inquiry { joined, query, deadline, completed, waits_for: None })
     }
 
     /// What all replicas have stored for a subject: questions and freshness. `None` if Redis does not answer.
@@ -240,11 +240,11 @@ impl Inquiry {
     }
 
     /// Waits until the fetch of another replica has ended, or it is time to ask whether it still goes on.
-    pub async fn landed(&mut self) {
-        let Self { landed, query, .. } = self;
+    pub async fn wait(&mut self) {
+        let Self { completed, query, .. } = self;
         // If messages were missed, its may have been among them.
-        let landed = async { while landed.recv().await.is_ok_and(|name| *name != query.name) {} };
-        let _ = tokio::time::timeout(ASK_AGAIN, landed).await;
+        let completed = async { while completed.recv().await.is_ok_and(|name| *name != query.name) {} };
+        let _ = tokio::time::timeout(ASK_AGAIN, completed).await;
     }
 }
 

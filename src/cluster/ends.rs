@@ -146,8 +146,7 @@ pub(super) struct Published {
 /// Publishes an end.
 async fn publish(shared: &Shared, number: u64, ending: &Ending) -> Result<Published, ClusterError> {
     let link = shared.link.load_full().ok_or(ClusterError::Disconnected)?;
-    let subjects = ending.subjects.as_ref().map(|subjects| subjects.iter().map(String::as_str).collect());
-    let Ending { merchant, settle, is_superseded, .. } = ending;
+    let (subjects, Ending { merchant, settle, is_superseded, .. }) = (ending.subjects(), ending);
     let event = Event::Ended { number, merchant, subjects, settle: *settle, is_superseded: *is_superseded };
     // Another one for each attempt, since an earlier one may have been executed without a reply, and answers stored under its name. No
     // name of a call is like it.
@@ -198,9 +197,7 @@ pub(super) async fn end(shared: &Shared, replica: &dyn Replica, ending: Ending) 
             shared.ends.missed.lock().add(&ending);
             // From here on no shared answers are asked for, and none is held that was got since it was invalidated here.
             if !ending.is_superseded {
-                let subjects: Option<Vec<&str>> =
-                    ending.subjects.as_ref().map(|subjects| subjects.iter().map(String::as_str).collect());
-                replica.ended(&ending.merchant, subjects.as_deref(), ending.settle);
+                replica.ended(&ending.merchant, ending.subjects().as_deref(), ending.settle);
             }
             shared.ends.has_missed.notify_one();
             // Replicas that lost Redis, too, stop serving within the lease.

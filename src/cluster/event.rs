@@ -26,7 +26,7 @@ pub(super) enum Event<'a> {
         is_superseded: bool,
     },
     /// A fetch that others waited for ended, of the answer to this question.
-    Landed(&'a str),
+    Completed(&'a str),
     /// The platform throttled a call of this pace.
     Throttled(&'a str),
     /// The platform asked for a pause of this pace.
@@ -46,7 +46,7 @@ impl<'a> Event<'a> {
                 }
                 text
             }
-            Self::Landed(question) => format!("{VERSION} {sender} landed {question}"),
+            Self::Completed(question) => format!("{VERSION} {sender} completed {question}"),
             Self::Throttled(pace) => format!("{VERSION} {sender} throttled {pace}"),
             Self::Pause(pace, pause) => format!("{VERSION} {sender} pause {pace} {}", millis(*pause)),
         }
@@ -67,7 +67,7 @@ impl<'a> Event<'a> {
                 let subjects = if subjects == [EVERYBODY] { None } else { Some(subjects) };
                 Self::Ended { number, merchant, subjects, settle, is_superseded: what == "superseded" }
             }
-            "landed" => Self::Landed(words.next()?),
+            "completed" => Self::Completed(words.next()?),
             "throttled" => Self::Throttled(words.next()?),
             "pause" => {
                 let pace = words.next()?;
@@ -115,7 +115,7 @@ mod tests {
                     let is_superseded = names.len() % 2 == 1;
                     Event::Ended { number, merchant: &names[0], subjects, settle: span, is_superseded }
                 }
-                4 => Event::Landed(&names[0]),
+                4 => Event::Completed(&names[0]),
                 2 => Event::Throttled(&names[0]),
                 _ => Event::Pause(&names[0], span),
             };

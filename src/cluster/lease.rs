@@ -12,11 +12,11 @@ use super::link::{Link, script};
 use super::record::{Record, StoredAnswer};
 use super::{Command, Joined, Shared};
 use crate::answer::Answer;
-use crate::cache::Freshness;
+use crate::cache::{Freshness, MAX_ANSWERS};
 use crate::clock::{Boot, millis};
 use crate::metrics::{ClusterOp, SharedResult};
 
-const LAND: &str = include_str!("scripts/land.lua");
+const COMPLETE: &str = include_str!("scripts/complete.lua");
 /// Begins a script that is rejected while Redis is full.
 const IF_NOT_FULL: &str = "#!lua\n";
 /// Begins one that is not.
@@ -27,9 +27,7 @@ const PASSING: Duration = Duration::from_secs(5);
 const SHORT: usize = 64;
 /// Longest record, in bytes.
 const MAX_RECORD: usize = 1 << 20;
-/// Answers that are stored for a customer at most, as many as in memory.
-const MAX_ANSWERS: usize = 64;
-/// How soon it is tried again to give a lease back.
+/// How soon it is tried again to release a lease.
 const RELEASE_AGAIN_AFTER: Duration = Duration::from_millis(100);
 
 /// The fences of a tenant and of a subject.
@@ -69,29 +67,29 @@ impl Fetch {
         Self { link, query, call, fences: Fences::default() }
     }
 
-    /// Gives the lease back, with a record or an empty one. Returns whether no write ended since the fetch began.
-    async fn land(&self, link: &Link, fate: Fate, record: &[u8]) -> Result<bool, ClusterError> {
+    /// Releases the lease, with a record or an empty one. Returns whether no write ended since the fetch began.
+    async fn complete(&self, link: &Link, action: RecordAction, record: &[u8]) -> Result<bool, ClusterError> {
         let Self { query, call, fences, .. } = self;
-        let text = format!("{}{LAND}", if record.len() > SHORT { IF_NOT_FULL } else { IN_ANY_CASE });
+        let text = format!("{}{COMPLETE}", if record.len() > SHORT { IF_NOT_FULL } else { IN_ANY_CASE });
         let [tenant, subject] = query.entries(link);
         let keys = [link.namespace.current_key(), tenant, subject, query.lease(link), Query::passing(link, call)];
         let mut command = script(&text, &keys);
-        let (fate, expires, retained) = match fate {
-            Fate::Store { expires, retained } => ("store", expires, retained),
-            Fate::Pass => ("pass", 0, PASSING),
-            Fate::Replace => ("replace", 0, PASSING),
+        let (action, expires, retained) = match action {
+            RecordAction::Store { expires, retained } => ("store", expires, retained),
+            RecordAction::Pass => ("pass", 0, PASSING),
+            RecordAction::Replace => ("replace", 0, PASSING),
         };
-        command.arg(&*link.namespace.start).arg(call).arg(fences.to_string()).arg(query.name()).arg(fate);
+        command.arg(&*link.namespace.start).arg(call).arg(fences.to_string()).arg(query.name()).arg(action);
         command.arg(record).arg(expires).arg(millis(retained).max(1));
-        command.arg(link.namespace.events()).arg(Event::Landed(query.name()).encode(&link.member)).arg(MAX_ANSWERS);
-        let did: String = link.run(ClusterOp::Land, &link.data, &command).await?;
+        command.arg(link.namespace.events()).arg(Event::Completed(query.name()).encode(&link.member)).arg(MAX_ANSWERS);
+        let did: String = link.run(ClusterOp::Complete, &link.data, &command).await?;
         Ok(did == "done")
     }
 }
 
 /// What becomes of a record.
 #[derive(Clone, Copy, Debug)]
-enum Fate {
+enum RecordAction {
     /// It is stored.
     Store {
         /// Until when it may be served, by Redis' clock, in milliseconds since the Unix epoch.
@@ -107,7 +105,7 @@ enum Fate {
 
 /// What came of a fetch.
 #[derive(Clone, Copy, Debug)]
-pub enum Landing<'a> {
+pub enum FetchResult<'a> {
     /// An answer that is stored in memory.
     Stored {
         /// What was asked.
@@ -133,7 +131,7 @@ pub enum Landing<'a> {
     },
 }
 
-/// The lease to fetch an answer for all replicas. Dropped without a result, it is given back.
+/// The lease to fetch an answer for all replicas. Dropped without a result, it is released.
 pub struct Lease {
     joined: Joined,
     pub(super) fetch: Fetch,
@@ -180,40 +178,42 @@ impl Lease {
     }
 
     /// The fetch ended with this.
-    pub async fn land(mut self, landing: Landing<'_>) {
+    pub async fn complete(mut self, result: FetchResult<'_>) {
         let Fetch { link, query, call, fences, .. } = &self.fetch;
-        let (record, name, fate) = match landing {
-            Landing::Stored { question, freshness, answer } => {
+        let (record, name, action) = match result {
+            FetchResult::Stored { question, freshness, answer } => {
                 let now = self.joined.shared.clock.boot();
                 let (at, freshness) = (link.offset.lock().earliest(now), freshness.relative(now));
                 let (question, answer, retained) = (question.to_owned(), answer.clone(), freshness.fresh);
                 let expires = at.saturating_add(i64::try_from(millis(retained)).unwrap_or(i64::MAX));
                 let record = Record::Stored(StoredAnswer { question, at, freshness, answer });
-                (record, query.stored_name(fences), Fate::Store { expires, retained })
+                (record, query.stored_name(fences), RecordAction::Store { expires, retained })
             }
-            Landing::Passing { answer, is_failure, supersedes } => {
+            FetchResult::Passing { answer, is_failure, supersedes } => {
                 let record = Record::Passing { answer: answer.clone(), is_failure };
-                (record, query.passing_name(call), if supersedes { Fate::Replace } else { Fate::Pass })
+                (record, query.passing_name(call), if supersedes { RecordAction::Replace } else { RecordAction::Pass })
             }
-            Landing::NoAnswer { is_timeout } => (Record::NoAnswer { is_timeout }, query.passing_name(call), Fate::Pass),
+            FetchResult::NoAnswer { is_timeout } => {
+                (Record::NoAnswer { is_timeout }, query.passing_name(call), RecordAction::Pass)
+            }
         };
         let record = Some(record.encode()).filter(|record| record.len() <= MAX_RECORD);
         let record = record.and_then(|record| link.sealer.seal(&name, record));
-        let mut landed = match record {
-            Some(record) => self.fetch.land(link, fate, &record).await.ok(),
+        let mut completed = match record {
+            Some(record) => self.fetch.complete(link, action, &record).await.ok(),
             None => None,
         };
-        if let Fate::Store { .. } = fate {
-            let result = if landed == Some(true) { SharedResult::Stored } else { SharedResult::Refused };
+        if let RecordAction::Store { .. } = action {
+            let result = if completed == Some(true) { SharedResult::Stored } else { SharedResult::Refused };
             self.joined.shared.metrics.shared.of(result).inc();
         }
-        if landed.is_none()
+        if completed.is_none()
             && let Some(unshared) = link.sealer.seal(&query.passing_name(call), Record::Unshared.encode())
         {
             // It is too long, or Redis is full: those who wait need not wait for each other.
-            landed = self.fetch.land(link, Fate::Pass, &unshared).await.ok();
+            completed = self.fetch.complete(link, RecordAction::Pass, &unshared).await.ok();
         }
-        self.is_held &= landed.is_none();
+        self.is_held &= completed.is_none();
     }
 }
 
@@ -226,7 +226,7 @@ impl Drop for Lease {
     }
 }
 
-/// Gives a lease back of which nothing came.
+/// Releases a lease of which nothing came.
 pub(super) async fn release(shared: &Shared, fetch: &Fetch, deadline: Boot) {
     while shared.clock.boot() < deadline {
         let link = shared.link.load_full();
@@ -234,7 +234,7 @@ pub(super) async fn release(shared: &Shared, fetch: &Fetch, deadline: Boot) {
             return;
         }
         if let Some(link) = link
-            && fetch.land(&link, Fate::Pass, &[]).await.is_ok()
+            && fetch.complete(&link, RecordAction::Pass, &[]).await.is_ok()
         {
             return;
         }

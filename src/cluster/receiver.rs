@@ -40,11 +40,11 @@ pub(super) fn receiver(
                     let _ = acknowledge.send((sender.to_owned(), encode_acknowledgement(number, &shared.member)));
                 }
             }
-            Some((_, Event::Landed(question))) => {
+            Some((_, Event::Completed(question))) => {
                 // Nobody may wait.
-                let _ = shared.landed.send(question.into());
+                let _ = shared.completed.send(question.into());
             }
-            // What this replica itself was told by the platform it knows.
+            // The pace of this replica has recorded its own.
             Some((sender, Event::Throttled(_) | Event::Pause(..))) if *sender == *shared.member => {}
             Some((_, Event::Throttled(pace))) => replica.throttled(pace),
             Some((_, Event::Pause(pace, pause))) => replica.paused(pace, pause),

@@ -6,10 +6,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::Step;
 use super::fetch::Fetcher;
-use super::request::Request;
+use super::request::{Job, Request};
 use super::tasks::Tasks;
 use crate::reply::{CacheStatus, GatewayError, Reply};
-use crate::upstream::{AttemptError, Outcome};
+use crate::upstream::{Answered, AttemptError, Outcome};
 
 /// Forwards requests.
 pub(super) struct Passes {
@@ -22,23 +22,33 @@ impl Passes {
     /// not sent any more once its caller has disconnected.
     pub(super) fn pass(&self, request: &Request<'_>, may_repeat: bool) -> Result<Step, GatewayError> {
         self.tasks.check_capacity()?;
-        let (job, fetcher) = (request.pass_job(may_repeat), Arc::clone(&self.fetcher));
-        let call_state = Arc::clone(&job.call_state);
+        Ok(self.forward(request.pass_job(may_repeat), |_, result| {
+            let answer = result?.answer;
+            Ok(Reply { answer, cache_status: CacheStatus::Bypass, effect: None })
+        }))
+    }
+
+    /// The same for a job; `reply` makes the reply of what came of it.
+    pub(super) fn forward(
+        &self,
+        job: Job,
+        reply: impl FnOnce(&Job, Result<Answered, GatewayError>) -> Result<Reply, GatewayError> + Send + 'static,
+    ) -> Step {
+        let (call_state, fetcher) = (Arc::clone(&job.call_state), Arc::clone(&self.fetcher));
         let disconnected = CancellationToken::new();
         let connected = disconnected.clone().drop_guard();
         let task = self.tasks.spawn(async move {
-            match fetcher.fetch(&job, None, |_| {}, || disconnected.cancelled()).await {
-                Outcome::Answered(answered) => {
-                    Ok(Reply { answer: answered.answer, cache_status: CacheStatus::Bypass, effect: None })
-                }
+            let result = match fetcher.fetch(&job, None, |_| {}, || disconnected.cancelled()).await {
+                Outcome::Answered(answered) => Ok(answered),
                 Outcome::NotSent(not_sent) => Err(GatewayError::NotSent(not_sent)),
                 Outcome::Unknown(error) => Err(GatewayError::NoAnswer(error)),
-            }
+            };
+            reply(&job, result)
         });
         let answered = Box::pin(async move {
             let _connected = connected;
             task.await.unwrap_or_else(|_| Err(GatewayError::NoAnswer(Arc::new(AttemptError::Reset(None)))))
         });
-        Ok(Step::Wait(answered, call_state))
+        Step::Wait(answered, call_state)
     }
 }

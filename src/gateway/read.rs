@@ -8,7 +8,7 @@ use super::invalidate::Invalidator;
 use super::pass::Passes;
 use super::policy::Policy;
 use super::request::{Job, Request, Spare};
-use super::shared_answers::land;
+use super::shared_answers::complete;
 use super::tasks::Tasks;
 use super::time::Time;
 use crate::cache::{
@@ -16,7 +16,7 @@ use crate::cache::{
     Stored, Waiter,
 };
 use crate::clock::Boot;
-use crate::cluster::{Landing, Lease, Standing};
+use crate::cluster::{FetchResult, Lease, Standing};
 use crate::limit::REPLY_WITHIN;
 use crate::metrics::{Changed, LookupResult, Per};
 use crate::reply::{CacheStatus, GatewayError, OverCapacity, Reply, StaleReason};
@@ -197,7 +197,7 @@ impl Reads {
                 let stored = guard.complete(answered.answer, decision, answered.sent.boot, answered.received);
                 self.count(&job, stored);
                 if let Some(lease) = lease {
-                    Box::pin(land(lease, is_awaited, &question, &answer, decision, stored)).await;
+                    Box::pin(complete(lease, is_awaited, &question, &answer, decision, stored)).await;
                 }
             }
             // Nobody waits.
@@ -207,14 +207,14 @@ impl Reads {
                 let is_shared = matches!(not_sent, NotSent::Failed(_)) && guard.is_awaited();
                 guard.fail(GatewayError::NotSent(not_sent));
                 if let Some(lease) = lease.filter(|_| is_shared) {
-                    Box::pin(lease.land(Landing::NoAnswer { is_timeout: false })).await;
+                    Box::pin(lease.complete(FetchResult::NoAnswer { is_timeout: false })).await;
                 }
             }
             Outcome::Unknown(error) => {
                 let (is_timeout, is_awaited) = (matches!(*error, AttemptError::Timeout), guard.is_awaited());
                 guard.fail(GatewayError::NoAnswer(error));
                 if let Some(lease) = lease.filter(|_| is_awaited) {
-                    Box::pin(lease.land(Landing::NoAnswer { is_timeout })).await;
+                    Box::pin(lease.complete(FetchResult::NoAnswer { is_timeout })).await;
                 }
             }
         }

@@ -3,8 +3,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio_util::sync::CancellationToken;
-
 use super::Step;
 use super::read::Reads;
 use super::request::{Job, Request};
@@ -13,7 +11,7 @@ use crate::cache::{FetchGuard, Join, Lookup, RequestCacheControl, StoreDecision,
 use crate::metrics::Shadowed;
 use crate::reply::{CacheStatus, GatewayError, Reply};
 use crate::settings::CachedSettings;
-use crate::upstream::{Answered, AttemptError, Outcome};
+use crate::upstream::Answered;
 
 /// A read whose answer is stored, as it would be in the other modes.
 type Storing = (FetchGuard<GatewayError>, Waiter<GatewayError>);
@@ -39,39 +37,17 @@ impl Reads {
             Join::Started(guard, waiter) if !cache_control.no_store => Some((guard, waiter)),
             Join::Started(..) | Join::Joined(_) | Join::Hit(_) | Join::TooManyWaiters => None,
         };
-        let (job, reads) = (request.pass_job(true), Arc::clone(self));
-        let call_state = Arc::clone(&job.call_state);
-        let disconnected = CancellationToken::new();
-        let connected = disconnected.clone().drop_guard();
-        let task = self.tasks.spawn(async move {
-            let outcome = reads.fetcher.fetch(&job, None, |_| {}, || disconnected.cancelled()).await;
-            reads.shadowed(&job, outcome, would_serve, storing)
-        });
-        let answered = Box::pin(async move {
-            let _connected = connected;
-            task.await.unwrap_or_else(|_| Err(GatewayError::NoAnswer(Arc::new(AttemptError::Reset(None)))))
-        });
-        Ok(Step::Wait(answered, call_state))
-    }
-
-    /// What came of it, for its caller.
-    fn shadowed(
-        &self,
-        job: &Job,
-        outcome: Outcome,
-        would_serve: Option<Arc<Answer>>,
-        storing: Option<Storing>,
-    ) -> Result<Reply, GatewayError> {
-        let error = match outcome {
-            Outcome::Answered(answered) => return Ok(self.compared(job, answered, would_serve, storing)),
-            Outcome::NotSent(not_sent) => GatewayError::NotSent(not_sent),
-            Outcome::Unknown(error) => GatewayError::NoAnswer(error),
-        };
-        // Callers of another policy may have joined it.
-        if let Some((guard, _waiter)) = storing {
-            guard.fail(error.clone());
-        }
-        Err(error)
+        let reads = Arc::clone(self);
+        Ok(self.passes.forward(request.pass_job(true), move |job, result| match (result, storing) {
+            (Ok(answered), storing) => Ok(reads.compared(job, answered, would_serve, storing)),
+            (Err(error), storing) => {
+                // Callers of another policy may have joined it.
+                if let Some((guard, _waiter)) = storing {
+                    guard.fail(error.clone());
+                }
+                Err(error)
+            }
+        }))
     }
 
     /// Compares and stores an answer.

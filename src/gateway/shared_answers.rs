@@ -7,7 +7,7 @@ use super::read::Reads;
 use super::request::Job;
 use crate::answer::Answer;
 use crate::cache::{Elsewhere, FetchGuard, Freshness, LEAST_FRESH, Question, Served, StoreDecision, Stored};
-use crate::cluster::{Found, Inquiry, Landing, Lease, Wanted};
+use crate::cluster::{FetchResult, Found, Inquiry, Lease, Wanted};
 use crate::metrics::LookupResult;
 use crate::reply::GatewayError;
 use crate::upstream::AttemptError;
@@ -40,7 +40,7 @@ impl Reads {
                     if guard.wants_new() {
                         continue;
                     }
-                    if self.time.boot() < job.deadline && self.landed(job, &guard, &mut inquiry).await {
+                    if self.time.boot() < job.deadline && self.wait_for_others(job, &guard, &mut inquiry).await {
                         wanted = Wanted::Any;
                         continue;
                     }
@@ -69,11 +69,11 @@ impl Reads {
     }
 
     /// Waits until the fetch of another replica has ended, or it is time to ask again; returns whether anybody still waits for it here.
-    async fn landed(&self, job: &Job, guard: &FetchGuard<GatewayError>, inquiry: &mut Inquiry) -> bool {
+    async fn wait_for_others(&self, job: &Job, guard: &FetchGuard<GatewayError>, inquiry: &mut Inquiry) -> bool {
         let call = &job.call_state.upstream;
         call.start(self.time.boot());
         let is_awaited = tokio::select! {
-            () = inquiry.landed() => true,
+            () = inquiry.wait() => true,
             () = guard.no_waiters() => false,
         };
         call.stop(self.time.boot());
@@ -118,7 +118,7 @@ impl Reads {
 }
 
 /// Lets the other replicas have what a fetch brought.
-pub(super) async fn land(
+pub(super) async fn complete(
     lease: Lease,
     is_awaited: bool,
     question: &str,
@@ -126,16 +126,18 @@ pub(super) async fn land(
     decision: StoreDecision,
     stored: Stored,
 ) {
-    let passing = |is_failure, supersedes| Landing::Passing { answer, is_failure, supersedes };
-    let landing = match (decision, &stored.freshness) {
-        (_, Some(freshness)) if freshness.lifetime() >= LEAST_FRESH => Landing::Stored { question, freshness, answer },
+    let passing = |is_failure, supersedes| FetchResult::Passing { answer, is_failure, supersedes };
+    let result = match (decision, &stored.freshness) {
+        (_, Some(freshness)) if freshness.lifetime() >= LEAST_FRESH => {
+            FetchResult::Stored { question, freshness, answer }
+        }
         (_, Some(_)) => passing(false, true),
         // An earlier write removed its flight, or a later one, and then nobody gets it.
         (StoreDecision::Store(_) | StoreDecision::Ignore, None) => passing(false, false),
         (StoreDecision::Supersede, None) => passing(false, true),
         (StoreDecision::Failure, None) => passing(true, false),
     };
-    if is_awaited || !matches!(landing, Landing::Passing { is_failure: true, .. }) {
-        lease.land(landing).await;
+    if is_awaited || !matches!(result, FetchResult::Passing { is_failure: true, .. }) {
+        lease.complete(result).await;
     }
 }

@@ -184,8 +184,8 @@ label! {
         Acknowledge = "acknowledge",
         /// For an answer that is stored, or the lease to fetch it.
         Miss = "miss",
-        /// To store what came of a fetch, or to give its lease back.
-        Land = "land",
+        /// To store what came of a fetch, or to release its lease.
+        Complete = "complete",
         /// For what is stored for a customer.
         Inspect = "inspect",
         /// For a slot.

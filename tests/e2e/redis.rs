@@ -1,6 +1,7 @@
 //! A real Redis, as a process of its own, and replicas of the gateway that share it.
 
-use std::net::{Ipv4Addr, TcpListener};
+use std::io::Write;
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -61,7 +62,7 @@ impl Redis {
         }
         command.args(&self.args).args(["--port", &self.port.to_string(), "--dir"]).arg(self.folder.path());
         self.process = Some(Running(command.stdout(Stdio::null()).spawn().unwrap()));
-        let is_up = || std::net::TcpStream::connect((Ipv4Addr::LOCALHOST, self.port)).is_ok();
+        let is_up = || TcpStream::connect((Ipv4Addr::LOCALHOST, self.port)).is_ok();
         for _ in 0..2000 {
             if is_up() {
                 return;
@@ -84,6 +85,14 @@ impl Redis {
     pub(crate) fn command(&self, words: &[&str]) -> String {
         let output = Command::new("redis-cli").args(["-p", &self.port.to_string()]).args(words).output().unwrap();
         String::from_utf8(output.stdout).unwrap().trim().to_owned()
+    }
+
+    /// A connection on which it reports every command that it executes.
+    pub(crate) fn monitor(&self) -> TcpStream {
+        let mut monitor = TcpStream::connect((Ipv4Addr::LOCALHOST, self.port)).unwrap();
+        monitor.write_all(b"MONITOR\r\n").unwrap();
+        monitor.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
+        monitor
     }
 
     pub(crate) fn url(&self) -> String {

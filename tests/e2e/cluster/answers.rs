@@ -1,6 +1,6 @@
 //! What ends through one replica, ends through all.
 
-use std::io::{Read, Write};
+use std::io::Read;
 
 use http::Method;
 use serde_json::{Value, json};
@@ -171,9 +171,7 @@ async fn redis_learns_no_customer_and_no_coupon() {
     const CUSTOMER: &str = "383933091455959041";
     let (platform, redis) = (Platform::unlimited().await, Redis::start());
     let replicas = redis.replicas(&platform, &[]).await;
-    let mut monitor = std::net::TcpStream::connect((std::net::Ipv4Addr::LOCALHOST, redis.port)).unwrap();
-    monitor.write_all(b"MONITOR\r\n").unwrap();
-    monitor.set_read_timeout(Some(std::time::Duration::from_millis(50))).unwrap();
+    let mut monitor = redis.monitor();
     let card = replicas[0].read(CUSTOMER).await.json()["data"]["list"][0]["cardId"].clone();
     replicas[0].post(WRITE, &[], &write_off(Some(CUSTOMER), &card, "b")).await;
     replicas[1].read(CUSTOMER).await;

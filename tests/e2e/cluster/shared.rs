@@ -438,9 +438,9 @@ async fn whoever_waits_for_a_replica_that_is_gone_fetches_itself() {
     lost.abort();
 }
 
-/// The lease is given back as soon as nobody waits for it here.
+/// The lease is released as soon as nobody waits for it here.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_lease_is_given_back_when_its_callers_have_left() {
+async fn a_lease_is_released_when_its_callers_have_left() {
     let (platform, redis) = (Platform::rate_limited().await, Redis::start());
     let overrides = [("limits.max_wait", "10s"), ("cache.settle", "0s")];
     let [one, two, _three] = redis.replicas(&platform, &overrides).await;
@@ -807,13 +807,11 @@ async fn those_who_waited_across_a_write_share_one_fetch_after_it() {
 /// One that was executed without a reply may have got answers stored under its name, and another end may have come since.
 #[tokio::test(flavor = "multi_thread")]
 async fn every_attempt_to_publish_an_end_has_a_fence_of_its_own() {
-    use std::io::{Read, Write};
+    use std::io::Read;
     let (platform, redis) = (Platform::unlimited().await, Redis::start());
     let one = redis.replica(&platform, UNLIMITED).await;
     assert_eq!(redis.command(&["acl", "setuser", "default", "-del"]), "OK");
-    let mut monitor = std::net::TcpStream::connect((std::net::Ipv4Addr::LOCALHOST, redis.port)).unwrap();
-    monitor.write_all(b"MONITOR\r\n").unwrap();
-    monitor.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
+    let mut monitor = redis.monitor();
     let reading = std::thread::spawn(move || {
         let (mut seen, mut bytes) = (Vec::new(), vec![0; 1 << 16]);
         while seen.len() < 4 << 20 && !String::from_utf8_lossy(&seen).contains("enough") {

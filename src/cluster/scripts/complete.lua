@@ -1,4 +1,4 @@
--- A fetch ended: stores what came of it, unless a write ended since it began, gives the lease back, and wakes those who wait. Returns
+-- A fetch ended: stores what came of it, unless a write ended since it began, releases the lease, and wakes those who wait. Returns
 -- what it did with the record.
 -- KEYS: current namespace, the tenant's entry, the subject's entry, the lease, the result
 -- ARGV: namespace, call, fences, question, what becomes of the record ("store"; "pass": it is only for those who wait; "replace": that,
