@@ -1,25 +1,28 @@
-//! The admin listener: metrics, health, inspection and purges for operators.
+//! The admin listener: the status page, metrics, health, inspection and purges for operators.
 
+mod access;
+mod explain;
 mod log_level;
+mod page;
 
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, WWW_AUTHENTICATE};
-use http::{HeaderValue, Method, Request, Response, StatusCode};
+use http::header::{ALLOW, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, WWW_AUTHENTICATE};
+use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
 use percent_encoding::percent_decode_str;
+use serde_json::json;
 
-use crate::gateway::{AUDIT, CachedQuestion, CrossSite, Gateway, RequestHead, shown_path};
-use crate::line_limit::LineLimit;
+pub use self::access::Access;
+use self::page::Asked;
+use crate::gateway::{AUDIT, Gateway, RequestHead};
 use crate::metrics::Metrics;
-use crate::reply::BEARER;
-use crate::secret::KeyHash;
-use crate::settings::ListenerSettings;
 use crate::tenant::Tenant;
 
 /// Whether requests are served: not yet, or not for long.
@@ -58,66 +61,31 @@ pub struct Admin {
     access: Arc<Access>,
 }
 
-/// Who may use the pages that are not public.
-#[derive(Debug)]
-pub struct Access {
-    /// Whoever has one of these keys; if there is none, whoever is on this machine.
-    keys: Vec<KeyHash>,
-    /// Whether only this machine can connect.
-    is_loopback: bool,
-    /// Lines about refused keys: whoever guesses must not fill the log.
-    refusals: LineLimit,
-}
-
-impl Access {
-    /// As configured. `is_loopback`: whether only this machine can connect.
-    pub fn new(settings: &ListenerSettings, is_loopback: bool) -> Self {
-        Self { keys: settings.admin_keys.clone(), is_loopback, refusals: LineLimit::default() }
-    }
-
-    /// Logs a refused key.
-    fn log_refusal(&self, peer: SocketAddr, path: &str) {
-        if let Some(suppressed) = self.refusals.next() {
-            // Whatever is behind it may be a customer's id.
-            let page = if path.starts_with(CUSTOMERS) { CUSTOMERS.into() } else { shown_path(path) };
-            tracing::warn!(target: AUDIT, %peer, path = &*page, suppressed, "admin key refused");
-        }
-    }
-
-    /// Checks that a request may use a page that is not public.
-    fn check(&self, request: &Request<()>, gateway: &Gateway, peer: SocketAddr) -> Result<(), Page> {
-        if !self.keys.is_empty() {
-            let head = RequestHead::of(request.headers());
-            head.check_valid_host().map_err(|expected| text(StatusCode::BAD_REQUEST, expected))?;
-            let known = head.bearer().is_some_and(|key| KeyHash::of(key).is_one_of(&self.keys));
-            return if known {
-                Ok(())
-            } else {
-                self.log_refusal(peer, request.uri().path());
-                Err(text(StatusCode::UNAUTHORIZED, "an admin key is required: expected Authorization: Bearer KEY"))
-            };
-        }
-        if !self.is_loopback {
-            return Err(not_found());
-        }
-        match gateway.cross_site(&RequestHead::of(request.headers()), request.uri()) {
-            None => Ok(()),
-            Some(CrossSite::Host) => Err(text(
-                StatusCode::MISDIRECTED_REQUEST,
-                "Host must be an IP address, localhost, or one of server.hosts",
-            )),
-            Some(CrossSite::Origin) => {
-                Err(text(StatusCode::FORBIDDEN, "requests of web pages are rejected: the request has an Origin"))
-            }
-        }
-    }
-}
-
 /// The page of a customer, before its id.
 const CUSTOMERS: &str = "/cache/customers/";
 
-/// A page: its status, type and text.
-type Page = (StatusCode, &'static str, String);
+/// A page.
+struct Page {
+    status: StatusCode,
+    content_type: &'static str,
+    body: String,
+    /// How to authenticate, with 401.
+    challenge: Option<HeaderValue>,
+}
+
+impl Page {
+    const fn new(content_type: &'static str, body: String) -> Self {
+        Self { status: StatusCode::OK, content_type, body, challenge: None }
+    }
+
+    fn json(body: String) -> Self {
+        Self::new(JSON, body)
+    }
+
+    fn text(status: StatusCode, text: &str) -> Self {
+        Self { status, ..Self::new(TEXT, format!("{text}\n")) }
+    }
+}
 
 /// Longest body of a request, in bytes.
 const MAX_BODY: usize = 64 << 10;
@@ -127,15 +95,22 @@ const BODY_WITHIN: Duration = Duration::from_secs(10);
 const TEXT: &str = "text/plain; charset=utf-8";
 const JSON: &str = "application/json";
 const TOML: &str = "application/toml";
+const HTML: &str = "text/html; charset=utf-8";
 
-fn text(status: StatusCode, text: &str) -> Page {
-    (status, TEXT, format!("{text}\n"))
+const NO_SNIFF: HeaderValue = HeaderValue::from_static("nosniff");
+const NO_REFERRER: HeaderValue = HeaderValue::from_static("no-referrer");
+const REFERRER_POLICY: HeaderName = HeaderName::from_static("referrer-policy");
+const CONTENT_TYPE_OPTIONS: HeaderName = HeaderName::from_static("x-content-type-options");
+
+/// Whether a request only reads.
+fn is_read(request: &Request<()>) -> bool {
+    [Method::GET, Method::HEAD].contains(request.method())
 }
 
 fn not_found() -> Page {
-    text(
+    Page::text(
         StatusCode::NOT_FOUND,
-        "no such page: /metrics, /healthz, /readyz, /config, /cache, /cache/customers/{id}, /log-level",
+        "no such page: /, /status.json, /metrics, /healthz, /readyz, /config, /cache, /cache/customers/{id}, /explain, /log-level",
     )
 }
 
@@ -149,39 +124,48 @@ impl Admin {
     pub async fn handle(self, request: Request<Incoming>, peer: SocketAddr) -> (Response<Bytes>, Incoming) {
         let (head, mut sent) = request.into_parts();
         let request = Request::from_parts(head, ());
-        let (status, content_type, body) = self.page(&request, &mut sent, peer).await;
-        let mut response = Response::new(Bytes::from(body));
-        *response.status_mut() = status;
+        let page = self.page(&request, &mut sent, peer).await;
+        let mut response = Response::new(Bytes::from(page.body));
+        *response.status_mut() = page.status;
         let headers = response.headers_mut();
-        headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static(page.content_type));
         headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
-        if status == StatusCode::UNAUTHORIZED {
-            headers.insert(WWW_AUTHENTICATE, BEARER);
+        headers.insert(CONTENT_TYPE_OPTIONS, NO_SNIFF);
+        if page.content_type == HTML {
+            headers.insert(CONTENT_SECURITY_POLICY, page::POLICY.clone());
+            headers.insert(REFERRER_POLICY, NO_REFERRER);
         }
-        if status == StatusCode::METHOD_NOT_ALLOWED {
+        if let Some(challenge) = page.challenge {
+            headers.insert(WWW_AUTHENTICATE, challenge);
+        }
+        if page.status == StatusCode::METHOD_NOT_ALLOWED {
             headers.insert(ALLOW, HeaderValue::from_static(allowed(request.uri().path())));
         }
         (response, sent)
     }
 
     async fn page(&self, request: &Request<()>, body: &mut Incoming, peer: SocketAddr) -> Page {
-        let (method, path) = (request.method(), request.uri().path());
-        let get = [Method::GET, Method::HEAD].contains(method);
+        let (path, get) = (request.uri().path(), is_read(request));
         if let Err(expected) = RequestHead::of(request.headers()).check_single_host(request.version()) {
-            return text(StatusCode::BAD_REQUEST, expected);
+            return Page::text(StatusCode::BAD_REQUEST, expected);
         }
         match path {
-            "/metrics" if get => (StatusCode::OK, Metrics::CONTENT_TYPE, self.gateway.metrics_page()),
-            "/healthz" if get => text(StatusCode::OK, "ok"),
+            "/metrics" if get => Page::new(Metrics::CONTENT_TYPE, self.gateway.metrics_page()),
+            "/healthz" if get => Page::text(StatusCode::OK, "ok"),
             "/readyz" if get => match self.reason_not_ready() {
-                None => text(StatusCode::OK, "ready"),
-                Some(reason) => text(StatusCode::SERVICE_UNAVAILABLE, reason),
+                None => Page::text(StatusCode::OK, "ready"),
+                Some(reason) => Page::text(StatusCode::SERVICE_UNAVAILABLE, reason),
             },
-            "/metrics" | "/healthz" | "/readyz" => text(StatusCode::METHOD_NOT_ALLOWED, "only GET is allowed here"),
-            _ => match self.access.check(request, &self.gateway, peer) {
-                Ok(()) => self.protected_page(request, body, peer).await,
-                Err(page) => page,
-            },
+            "/metrics" | "/healthz" | "/readyz" => {
+                Page::text(StatusCode::METHOD_NOT_ALLOWED, "only GET is allowed here")
+            }
+            _ => {
+                let is_for_browsers = ["/", "/status.json"].contains(&path);
+                match self.access.check(request, &self.gateway, peer, is_for_browsers) {
+                    Ok(()) => self.protected_page(request, body, peer).await,
+                    Err(page) => page,
+                }
+            }
         }
     }
 
@@ -191,24 +175,36 @@ impl Admin {
 
     /// The pages that are not public.
     async fn protected_page(&self, request: &Request<()>, body: &mut Incoming, peer: SocketAddr) -> Page {
-        let (method, path) = (request.method(), request.uri().path());
-        let get = [Method::GET, Method::HEAD].contains(method);
+        let (method, path, get) = (request.method(), request.uri().path(), is_read(request));
         let customer = path.strip_prefix(CUSTOMERS).filter(|id| !id.is_empty() && !id.contains('/'));
         match path {
-            "/config" if get => (StatusCode::OK, TOML, self.gateway.configuration()),
-            "/config" => text(StatusCode::METHOD_NOT_ALLOWED, "only GET is allowed here"),
+            "/" if get => self.status_page(None, peer).await,
+            "/" if *method == Method::POST => match read_body(body).await {
+                Ok(form) => self.status_page(Some(&form), peer).await,
+                Err(page) => page,
+            },
+            "/" => Page::text(StatusCode::METHOD_NOT_ALLOWED, "only GET and POST are allowed here"),
+            "/status.json" if get => Page::json(self.gateway.status().to_json()),
+            "/status.json" => Page::text(StatusCode::METHOD_NOT_ALLOWED, "only GET is allowed here"),
+            "/explain" if *method == Method::POST => match read_body(body).await {
+                Ok(body) => explain::explained(&self.gateway, request, &body).await,
+                Err(page) => page,
+            },
+            "/explain" => Page::text(StatusCode::METHOD_NOT_ALLOWED, "only POST is allowed here"),
+            "/config" if get => Page::new(TOML, self.gateway.configuration()),
+            "/config" => Page::text(StatusCode::METHOD_NOT_ALLOWED, "only GET is allowed here"),
             "/log-level" if get => log_level::shown(&self.gateway),
             "/log-level" if *method == Method::PUT => match read_body(body).await {
                 Ok(body) => log_level::changed(&self.gateway, &body, peer),
                 Err(page) => page,
             },
-            "/log-level" => text(StatusCode::METHOD_NOT_ALLOWED, "only GET and PUT are allowed here"),
+            "/log-level" => Page::text(StatusCode::METHOD_NOT_ALLOWED, "only GET and PUT are allowed here"),
             "/cache" if *method == Method::DELETE => self.purge(request, peer).await,
-            "/cache" => text(StatusCode::METHOD_NOT_ALLOWED, "only DELETE is allowed here"),
+            "/cache" => Page::text(StatusCode::METHOD_NOT_ALLOWED, "only DELETE is allowed here"),
             _ => match customer {
                 None => not_found(),
                 Some(_) if !get && *method != Method::DELETE => {
-                    text(StatusCode::METHOD_NOT_ALLOWED, "only GET and DELETE are allowed here")
+                    Page::text(StatusCode::METHOD_NOT_ALLOWED, "only GET and DELETE are allowed here")
                 }
                 Some(id) => self.customer(request, id, get, peer).await,
             },
@@ -218,7 +214,7 @@ impl Admin {
     /// The tenant of a name.
     fn tenant(&self, name: &str) -> Result<Arc<Tenant>, Page> {
         let known = self.gateway.tenant(Some(name));
-        known.ok_or_else(|| text(StatusCode::NOT_FOUND, "?tenant= names no tenant of this gateway"))
+        known.ok_or_else(|| Page::text(StatusCode::NOT_FOUND, "?tenant= names no tenant of this gateway"))
     }
 
     async fn customer(&self, request: &Request<()>, id: &str, get: bool, peer: SocketAddr) -> Page {
@@ -227,37 +223,80 @@ impl Admin {
             Ok(None) => self
                 .gateway
                 .tenant(None)
-                .ok_or_else(|| text(StatusCode::BAD_REQUEST, "no tenant is the default: expected ?tenant=NAME")),
+                .ok_or_else(|| Page::text(StatusCode::BAD_REQUEST, "no tenant is the default: expected ?tenant=NAME")),
             Ok(Some(("tenant", name))) => self.tenant(name),
-            Ok(Some(_)) | Err(_) => Err(text(StatusCode::BAD_REQUEST, EXPECTED)),
+            Ok(Some(_)) | Err(_) => Err(Page::text(StatusCode::BAD_REQUEST, EXPECTED)),
         };
         let tenant = match tenant {
             Ok(tenant) => tenant,
             Err(page) => return page,
         };
         let Ok(id) = percent_decode_str(id).decode_utf8() else {
-            return text(StatusCode::BAD_REQUEST, "the customer id must be UTF-8");
+            return Page::text(StatusCode::BAD_REQUEST, "the customer id must be UTF-8");
         };
         if get {
-            let customers = self.gateway.pseudonym(&id);
-            tracing::info!(target: AUDIT, %peer, tenant = tenant.name, customers, "inspect");
-            let array = |answers: &[CachedQuestion]| {
-                let answers: Vec<String> = answers.iter().map(CachedQuestion::to_json).collect();
-                format!("[{}]", answers.join(","))
-            };
-            let mut body =
-                format!("{{\"tenant\":\"{}\",\"answers\":{}", tenant.name, array(&self.gateway.inspect(&tenant, &id)));
-            if !self.gateway.cluster().is_alone() {
-                let shared = self.gateway.inspect_shared(&tenant, &id).await;
-                let shared = shared.map_or_else(|| "null".to_owned(), |answers| array(&answers));
-                body.push_str(&format!(",\"shared\":{shared}"));
-            }
-            body.push_str("}\n");
-            return (StatusCode::OK, JSON, body);
+            return Page::json(self.looked_up(&tenant, &id, peer).await);
         }
-        let dropped = self.gateway.purge_customer(&tenant, &id).await;
-        tracing::info!(target: AUDIT, %peer, tenant = tenant.name, customers = self.gateway.pseudonym(&id), dropped, "purge");
-        (StatusCode::OK, JSON, format!("{{\"dropped\":{dropped}}}\n"))
+        let dropped = self.purged(&tenant, &id, peer).await;
+        Page::json(format!("{{\"dropped\":{dropped}}}\n"))
+    }
+
+    /// What is cached for a customer, as JSON.
+    async fn looked_up(&self, tenant: &Tenant, id: &str, peer: SocketAddr) -> String {
+        tracing::info!(target: AUDIT, %peer, tenant = tenant.name, customers = self.gateway.pseudonym(id), "inspect");
+        let answers = self.gateway.inspect(tenant, id);
+        let found = match self.gateway.cluster().is_alone() {
+            true => json!({ "tenant": tenant.name, "answers": answers }),
+            false => {
+                let shared = self.gateway.inspect_shared(tenant, id).await;
+                json!({ "tenant": tenant.name, "answers": answers, "shared": shared })
+            }
+        };
+        format!("{found}\n")
+    }
+
+    /// Purges what is cached for a customer; returns how many answers that were.
+    async fn purged(&self, tenant: &Tenant, id: &str, peer: SocketAddr) -> usize {
+        let dropped = self.gateway.purge_customer(tenant, id).await;
+        tracing::info!(target: AUDIT, %peer, tenant = tenant.name, customers = self.gateway.pseudonym(id), dropped, "purge");
+        dropped
+    }
+
+    /// The status page, with what one of its forms asked for.
+    async fn status_page(&self, form: Option<&[u8]>, peer: SocketAddr) -> Page {
+        let asked = match form {
+            None => None,
+            Some(form) => match self.form(form, peer).await {
+                Ok(asked) => Some(asked),
+                Err(page) => return page,
+            },
+        };
+        let tenants = self.gateway.tenant_names();
+        Page::new(HTML, page::page(&self.gateway.status(), &tenants, asked.as_ref()))
+    }
+
+    /// Does what a form of the status page asks for.
+    async fn form(&self, form: &[u8], peer: SocketAddr) -> Result<Asked, Page> {
+        const EXPECTED: &str = "expected the form of the page: tenant, customer, and do=look-up or do=purge";
+        let fields: HashMap<_, _> = form_urlencoded::parse(form).collect();
+        let field = |name: &str| fields.get(name).map(|value| &**value).filter(|value| !value.is_empty());
+        let (Some(name), Some(id), Some(action)) = (field("tenant"), field("customer"), field("do")) else {
+            return Err(Page::text(StatusCode::BAD_REQUEST, EXPECTED));
+        };
+        let tenant = self.tenant(name)?;
+        match action {
+            "look-up" => {
+                let details = self.looked_up(&tenant, id, peer).await;
+                let summary = format!("What is cached for customer {id} of tenant {}:", tenant.name);
+                Ok(Asked { summary, details: Some(details) })
+            }
+            "purge" => {
+                let dropped = self.purged(&tenant, id, peer).await;
+                let summary = format!("Purged {dropped} cached answers of customer {id} of tenant {}.", tenant.name);
+                Ok(Asked { summary, details: None })
+            }
+            _ => Err(Page::text(StatusCode::BAD_REQUEST, EXPECTED)),
+        }
     }
 
     async fn purge(&self, request: &Request<()>, peer: SocketAddr) -> Page {
@@ -265,7 +304,7 @@ impl Admin {
         let tenant = match parameter(request) {
             Ok(Some(("tenant", name))) => self.tenant(name).map(Some),
             Ok(Some(("all", "true"))) => Ok(None),
-            Ok(_) | Err(_) => Err(text(StatusCode::BAD_REQUEST, EXPECTED)),
+            Ok(_) | Err(_) => Err(Page::text(StatusCode::BAD_REQUEST, EXPECTED)),
         };
         let tenant = match tenant {
             Ok(tenant) => tenant,
@@ -273,7 +312,7 @@ impl Admin {
         };
         let dropped = self.gateway.purge(tenant.as_deref()).await;
         tracing::info!(target: AUDIT, %peer, tenant = tenant.as_ref().map_or("all", |tenant| tenant.name.as_str()), dropped, "purge");
-        (StatusCode::OK, JSON, format!("{{\"dropped\":{dropped}}}\n"))
+        Page::json(format!("{{\"dropped\":{dropped}}}\n"))
     }
 }
 
@@ -282,8 +321,8 @@ async fn read_body(body: &mut Incoming) -> Result<Bytes, Page> {
     let read = tokio::time::timeout(BODY_WITHIN, Limited::new(body, MAX_BODY).collect()).await;
     match read {
         Ok(Ok(body)) => Ok(body.to_bytes()),
-        Ok(Err(_)) => Err(text(StatusCode::PAYLOAD_TOO_LARGE, "expected a body of at most 64 KiB")),
-        Err(_) => Err(text(StatusCode::REQUEST_TIMEOUT, "the body was not received in time")),
+        Ok(Err(_)) => Err(Page::text(StatusCode::PAYLOAD_TOO_LARGE, "expected a body of at most 64 KiB")),
+        Err(_) => Err(Page::text(StatusCode::REQUEST_TIMEOUT, "the body was not received in time")),
     }
 }
 
@@ -300,6 +339,8 @@ fn parameter(request: &Request<()>) -> Result<Option<(&str, &str)>, UnusableQuer
 /// The methods of a page, for `Allow`.
 fn allowed(path: &str) -> &'static str {
     match path {
+        "/" => "GET, HEAD, POST",
+        "/explain" => "POST",
         "/cache" => "DELETE",
         "/log-level" => "GET, HEAD, PUT",
         _ if path.starts_with("/cache/") => "GET, HEAD, DELETE",

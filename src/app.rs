@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::task::JoinSet;
+use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
 pub use self::sockets::Inherited;
@@ -31,6 +32,9 @@ use crate::upstream::{ConnectorError, Upstream};
 
 /// How often expired memory and connections are freed.
 const MAINTENANCE_INTERVAL: Duration = Duration::from_secs(1);
+/// How often the counts of calls are stored, and how long that may delay the end of the process.
+const BUDGET_INTERVAL: Duration = Duration::from_secs(60);
+const BUDGET_WITHIN: Duration = Duration::from_secs(5);
 /// How often the platform's name is resolved.
 const DNS_INTERVAL: Duration = Duration::from_secs(5);
 /// How often files of keys and certificates are read, and how soon again after one of them changed.
@@ -221,6 +225,7 @@ impl App {
         readiness.ready();
 
         let mut maintaining = tokio::spawn(maintain(Arc::clone(&gateway)));
+        let mut budgeting = tokio::spawn(keep_budget(Arc::clone(&gateway)));
         let mut resolving = tokio::spawn(resolve(Arc::clone(&gateway)));
         let mut reading = tokio::spawn(read_files(Arc::clone(&gateway)));
 
@@ -229,6 +234,7 @@ impl App {
             _ = &mut data => Some("accepting connections"),
             _ = &mut admin => Some("serving operators"),
             _ = &mut maintaining => Some("maintenance"),
+            _ = &mut budgeting => Some("storing the budget"),
             _ = &mut resolving => Some("resolving the platform's name"),
             _ = &mut reading => Some("reading key and certificate files"),
             () = &mut exchanging => Some("exchange with other replicas"),
@@ -247,7 +253,8 @@ impl App {
             tracing::warn!("drain timed out: requests in progress are abandoned");
         }
         gateway.cluster().leave().await;
-        [maintaining, resolving, reading].iter().for_each(tokio::task::JoinHandle::abort);
+        [maintaining, budgeting, resolving, reading].iter().for_each(tokio::task::JoinHandle::abort);
+        save_budget(&gateway).await;
         stop_admin.cancel();
         admin.abort();
         Ok(())
@@ -259,6 +266,23 @@ async fn maintain(gateway: Arc<Gateway>) {
     loop {
         ticks.tick().await;
         gateway.run_maintenance();
+    }
+}
+
+/// Stores the counts of calls, at first in order to add those that were stored before.
+async fn save_budget(gateway: &Arc<Gateway>) {
+    let gateway = Arc::clone(gateway);
+    // It ends early only if it panicked; nobody shall wait for a file system that blocks.
+    let saved = tokio::task::spawn_blocking(move || gateway.save_budget());
+    let _ = tokio::time::timeout(BUDGET_WITHIN, saved).await;
+}
+
+async fn keep_budget(gateway: Arc<Gateway>) {
+    let mut ticks = tokio::time::interval(BUDGET_INTERVAL);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        save_budget(&gateway).await;
     }
 }
 

@@ -64,6 +64,17 @@ pub struct CacheMetrics {
     pub size: IntCounter,
 }
 
+/// What a lookup would find.
+#[derive(Debug)]
+pub struct Peek {
+    /// What is cached.
+    pub lookup: Lookup,
+    /// Whether the answer is being fetched.
+    pub in_flight: bool,
+    /// Until when the platform may lag behind a write.
+    pub settle_until: Boot,
+}
+
 /// How a question is answered that a lookup missed.
 #[derive(Debug)]
 pub enum Join<F: Clone> {
@@ -291,6 +302,22 @@ impl<F: Clone> Cache<F> {
         dropped
     }
 
+    /// What a lookup would find. Nothing changes, neither the order of eviction nor what is due to be refreshed.
+    pub fn peek(
+        &self,
+        question: &Question,
+        generation: Generation,
+        cache_control: &RequestCacheControl,
+        now: Now,
+    ) -> Peek {
+        let stripe = self.stripe(&question.subject);
+        let in_flight = stripe.flight(question).is_some_and(|flight| flight.generation == generation);
+        let settle_until = stripe.settle_until(&question.subject);
+        let entry = stripe.entry(&question.subject);
+        let lookup = entry.map_or(Lookup::Miss, |entry| entry.lookup(question, generation, cache_control, now));
+        Peek { lookup, in_flight, settle_until }
+    }
+
     /// What is cached for a subject and may still be served in any way: keys and freshness.
     pub fn inspect(&self, subject: &Subject, now: Now) -> Vec<(Arc<str>, Freshness)> {
         let Some(entry) = self.stripe(subject).entry(subject).cloned() else { return Vec::new() };
@@ -301,6 +328,11 @@ impl<F: Clone> Cache<F> {
     /// Frees what has expired or was evicted.
     pub fn run_maintenance(&self) {
         self.entries.run_pending_tasks();
+    }
+
+    /// How many callers wait for the fetch for which most of them wait.
+    pub fn most_waiters(&self) -> usize {
+        self.stripes.all().flat_map(|stripe| stripe.most_waiters()).max().unwrap_or_default()
     }
 
     /// Bytes of memory in use, as weighed.

@@ -11,6 +11,7 @@ mod sandbox;
 mod serve;
 mod sign;
 mod stop;
+mod usage;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -47,6 +48,8 @@ enum Command {
     Check(check::Arguments),
     /// Print a signed request body for debugging
     Sign(sign::Arguments),
+    /// Print the calls made, failed and saved in a month, and what they cost
+    Usage(usage::Arguments),
     /// Print a new caller key and the hash to configure
     Key,
     /// Ask a gateway whether it is ready; exit status 0 or 1
@@ -109,6 +112,7 @@ pub fn main() -> ExitCode {
         Some(Command::Sandbox(arguments)) => sandbox::run(arguments),
         Some(Command::Check(arguments)) => check::run(arguments),
         Some(Command::Sign(arguments)) => sign::run(arguments),
+        Some(Command::Usage(arguments)) => usage::run(arguments),
         Some(Command::Key) => key::run(),
         Some(Command::Health(arguments)) => health::run(arguments),
         Some(Command::Hash(arguments)) => hash::run(arguments),

@@ -292,6 +292,12 @@ impl Cluster {
         Completion(Some(wait))
     }
 
+    /// Whether this replica acts as one with the others, how many live, and how many should; `None` if it is alone.
+    pub fn status(&self) -> Option<(bool, i64, u32)> {
+        let shared = &self.0.as_ref()?.shared;
+        Some((shared.metrics.up.get() == 1, shared.metrics.replicas.get(), shared.replicas))
+    }
+
     /// Why this replica is not ready, if it is not because of the others.
     pub fn reason_not_ready(&self) -> Option<&'static str> {
         let shared = &self.0.as_ref()?.shared;

@@ -10,10 +10,12 @@ mod body;
 mod call_log;
 mod capacity;
 mod dropped_lines;
+mod explain;
 mod fetch;
 mod hit_memo;
 mod invalidate;
 mod log_level;
+mod maintenance;
 mod operations;
 mod pass;
 mod path;
@@ -22,8 +24,11 @@ mod read;
 mod replica;
 mod request;
 mod request_head;
+mod served;
 mod shadow;
 mod shared_answers;
+mod spending;
+mod status;
 mod tasks;
 mod time;
 mod write;
@@ -45,6 +50,7 @@ pub use self::auth::CrossSite;
 pub use self::capacity::{Capacity, SharedCapacity};
 use self::dropped_lines::DroppedLines;
 pub use self::dropped_lines::DroppedLogLines;
+pub use self::explain::Explanation;
 use self::fetch::Fetcher;
 use self::hit_memo::Repeat;
 use self::invalidate::Invalidator;
@@ -58,10 +64,18 @@ use self::read::Reads;
 use self::replica::Merchants;
 use self::request::Request;
 pub use self::request_head::RequestHead;
+use self::served::Served;
+use self::spending::Spending;
+use self::status::Watch;
+pub use self::status::{
+    CONDITIONS, Finding, LifetimeRow, Noted, NotedLists, PlatformRow, RateRow, Severity, Status, Step as StatusStep,
+    Verdict,
+};
 use self::tasks::Tasks;
 use self::time::Time;
 use self::write::Writes;
 use crate::answer::BYTE_ORDER_MARK;
+use crate::budget::Budget;
 use crate::cache::Cache;
 use crate::call_state::CallState;
 use crate::caller::Caller;
@@ -75,7 +89,7 @@ use crate::metrics::Metrics;
 use crate::pseudonym::Pseudonyms;
 use crate::reply::{Denied, GatewayError, OverCapacity, Reply};
 use crate::route::Route;
-use crate::settings::{AccessLog, CachedSettings, ClusterSettings, KindSettings};
+use crate::settings::{AccessLog, CachedSettings, KindSettings, StaticSettings};
 use crate::signer::Nonces;
 use crate::skew::Skew;
 use crate::tenant::Identities;
@@ -101,14 +115,19 @@ pub struct Gateway {
     writes: Arc<Writes>,
     passes: Arc<Passes>,
     invalidator: Arc<Invalidator>,
+    spending: Arc<Spending>,
+    served: Arc<Served>,
     cluster: Cluster,
-    cluster_settings: ClusterSettings,
+    fixed: StaticSettings,
     merchants: Arc<Merchants>,
     pseudonyms: Arc<Pseudonyms>,
     metrics: Metrics,
     tasks: Tasks,
     dropped_lines: DroppedLines,
     log_levels: LogLevels,
+    /// When it began.
+    started: Boot,
+    watch: Watch,
 }
 
 /// What a gateway needs beside its configuration.
@@ -160,6 +179,7 @@ impl Gateway {
         } = dependencies;
         let fixed = configuration.settings.fixed.clone();
         let mut identities = Identities::default();
+        let started = clock.boot();
         let policy = Policy::new(configuration, None, is_loopback, &mut identities, &metrics, &clock);
         let time = Arc::new(Time { skew: Skew::new(fixed.client.follows_clock()), clock });
         let cache = Arc::new(Cache::new(&policy.cache_options(&identities), metrics.cache.clone()));
@@ -170,12 +190,15 @@ impl Gateway {
         if !cluster.is_alone() {
             paces.prepare(policy.tenants.all(), policy.routes.all());
         }
+        let served = Arc::new(Served::new(fixed.cache_max_bytes));
+        let spending = Arc::new(Spending::new(Budget::new(fixed.budget_store.clone()), &time));
         let fetcher = Arc::new(Fetcher {
             time: Arc::clone(&time),
             upstream: Arc::clone(&upstream),
             paces: Arc::clone(&paces),
             nonces,
             cluster: cluster.clone(),
+            spending: Arc::clone(&spending),
         });
         let invalidator = Arc::new(Invalidator {
             cache: Arc::clone(&cache),
@@ -192,6 +215,7 @@ impl Gateway {
             invalidator: Arc::clone(&invalidator),
             time: Arc::clone(&time),
             tasks: tasks.clone(),
+            served: Arc::clone(&served),
             ttl: metrics.cache_ttl.clone(),
         });
         let writes = Arc::new(Writes {
@@ -199,6 +223,7 @@ impl Gateway {
             invalidator: Arc::clone(&invalidator),
             log: Arc::new(WriteLog { time: Arc::clone(&time), pseudonyms: Arc::clone(&pseudonyms) }),
             tasks: tasks.clone(),
+            served: Arc::clone(&served),
             unknown_customers: LineLimit::default(),
         });
         Self {
@@ -213,14 +238,18 @@ impl Gateway {
             writes,
             passes,
             invalidator,
+            spending,
+            served,
             cluster,
-            cluster_settings: fixed.cluster,
             merchants,
             pseudonyms,
             metrics,
             tasks,
             dropped_lines: DroppedLines::new(dropped_log_lines),
             log_levels: LogLevels::new(fixed.log.level, set_log_level),
+            fixed,
+            started,
+            watch: Watch::default(),
         }
     }
 
@@ -361,6 +390,7 @@ impl Gateway {
                 info.customers = known.answer.subject().customer_id().map(str::to_owned).into_iter().collect();
             }
             policy.handles.hit(known.tenant, route.index, hit.freshness().negative);
+            self.served.note(known.answer.subject(), now.boot);
             self.cluster.count_hit(standing);
             return Ok(Step::Done(Reply::hit(&hit, now)));
         }
@@ -388,6 +418,7 @@ impl Gateway {
             now,
             deadline,
             cluster: &self.cluster,
+            served: &self.served,
             standing,
         };
         match &route.kind {

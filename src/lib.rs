@@ -34,6 +34,8 @@ pub mod limit;
 
 pub mod signer;
 
+pub mod budget;
+
 pub mod upstream;
 
 pub mod metrics;

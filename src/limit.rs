@@ -14,7 +14,7 @@ use std::time::Duration;
 pub use self::caller::CallerLimiter;
 pub use self::fair_queue::QueueKey;
 pub use self::inflight::InflightLimit;
-pub use self::pace::{NoPermit, Pace, Permit, Throttled, WaitFor};
+pub use self::pace::{NoPermit, Pace, PaceUsage, Permit, Throttled, WaitFor};
 pub use self::paces::{EarlierCalls, Paces, Rules};
 pub use self::sharing::{
     LATENESS, PendingSlot, REPLY_WITHIN, SEND_WITHIN, SILENCE, SharedSlot, Sharing, SlotRequest, SlotSource, hold,

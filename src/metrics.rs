@@ -4,6 +4,8 @@ mod cluster;
 mod handles;
 mod labels;
 mod names;
+mod totals;
+mod vecs;
 
 use std::cell::RefCell;
 
@@ -22,10 +24,12 @@ pub use self::labels::{
     Shadowed, SharedResult, Unparsed,
 };
 use self::names::{Names, Retain};
+pub use self::totals::{Lifetimes, Totals};
+use self::vecs::Vecs;
 use crate::cache::{CacheMetrics, LimitedBy};
 
 /// From a hit in memory to the longest wait that is configured by default.
-const DURATIONS: &[f64] =
+pub const DURATIONS: &[f64] =
     &[0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0];
 /// From lifetimes that are hardly worth caching to a day.
 const LIFETIMES: &[f64] = &[0.5, 1.0, 3.0, 10.0, 30.0, 60.0, 300.0, 1800.0, 3600.0, 86_400.0];
@@ -61,28 +65,47 @@ pub struct Metrics {
     pub clock_skew: Gauge,
     /// Whether the last reload succeeded.
     pub reload_success: IntGauge,
+    /// Spans of traces that were dropped.
+    pub spans_dropped: IntCounter,
+    /// Whether the counts of calls were stored when that was last tried.
+    pub budget_store_success: IntGauge,
+    /// The least of `budget.warn_calls`; without a series if there is none.
+    budget_warn_calls: IntGaugeVec,
+    /// What limits there are, and how near they are.
+    pub limits: LimitMetrics,
 }
 
-/// The metrics whose labels are names from the configuration.
+/// Limits and how near they are.
 #[derive(Debug)]
-struct Vecs {
-    requests: IntCounterVec,
-    duration: HistogramVec,
-    lookups: IntCounterVec,
-    refetches: IntCounterVec,
-    shadowed: IntCounterVec,
-    attempts: IntCounterVec,
-    retries: IntCounterVec,
-    outcome_unknown: IntCounterVec,
-    upstream_duration: HistogramVec,
-    saved: IntCounterVec,
-    wait: HistogramVec,
-    rate: GaugeVec,
-    inflight: IntGaugeVec,
-    key_suspect: IntGaugeVec,
-    breaker_open: IntGaugeVec,
-    breaker_transitions: IntCounterVec,
-    limited: IntCounterVec,
+pub struct LimitMetrics {
+    /// `cache.max_bytes`.
+    pub cache_max_bytes: IntGauge,
+    /// `upstream.max_inflight`.
+    pub max_inflight: IntGauge,
+    /// `server.max_connections`.
+    pub max_connections: IntGauge,
+    /// Callers that wait for the fetch for which most wait.
+    pub waiters: IntGauge,
+    /// `limits.max_waiters`.
+    pub max_waiters: IntGauge,
+}
+
+impl LimitMetrics {
+    fn new(make: &Maker) -> Self {
+        Self {
+            cache_max_bytes: make
+                .gauge("zvgate_cache_max_bytes", "Memory that the cache may take in bytes (cache.max_bytes)"),
+            max_inflight: make.gauge(
+                "zvgate_upstream_max_inflight",
+                "Attempts of one tenant that may be in flight (upstream.max_inflight)",
+            ),
+            max_connections: make
+                .gauge("zvgate_max_connections", "Connections of callers that may be open (server.max_connections)"),
+            waiters: make.gauge("zvgate_fetch_waiters", "Callers that wait for the fetch for which most of them wait"),
+            max_waiters: make
+                .gauge("zvgate_fetch_max_waiters", "Callers that may wait for one fetch (limits.max_waiters)"),
+        }
+    }
 }
 
 /// Creates and registers metrics. Names are constants, so that the only possible error is a duplicate in this file.
@@ -185,6 +208,10 @@ impl Metrics {
                 "How far the platform's clock is ahead of this machine's in seconds, negative if it is behind; 0 before its first answer",
             )),
             reload_success,
+            spans_dropped: make.counter("zvgate_spans_dropped_total", "Spans of traces that were dropped because the collector was too slow or failed"),
+            budget_store_success: make.gauge("zvgate_budget_store_success", "Whether the counts of calls were written to budget.store when that was last tried, or need not be: 0 or 1"),
+            budget_warn_calls: make.gauges("zvgate_budget_warn_calls", "The least of budget.warn_calls: billed calls a month at which to warn", &[]),
+            limits: LimitMetrics::new(&make),
             vecs,
             labelled: make.labelled.into_inner(),
             registry: make.registry,
@@ -209,14 +236,12 @@ impl Metrics {
 
     /// Sets when the certificate for callers expires.
     pub fn set_certificate_expiry(&self, expires: Option<u64>) {
-        match expires {
-            Some(expires) => {
-                let none: [&str; 0] = [];
-                let gauge = self.certificate_expiry.with_label_values(&none);
-                gauge.set(i64::try_from(expires).unwrap_or(i64::MAX));
-            }
-            None => self.certificate_expiry.reset(),
-        }
+        set_or_remove(&self.certificate_expiry, expires);
+    }
+
+    /// Sets the least threshold of the budget.
+    pub fn set_budget_warn_calls(&self, threshold: Option<u32>) {
+        set_or_remove(&self.budget_warn_calls, threshold.map(u64::from));
     }
 
     /// All metrics in Prometheus' text format, version 0.0.4.
@@ -231,85 +256,17 @@ impl Metrics {
     pub const CONTENT_TYPE: &'static str = prometheus::TEXT_FORMAT;
 }
 
-impl Default for Metrics {
-    fn default() -> Self {
-        Self::new()
+/// Sets a gauge without labels that has no series without a value.
+fn set_or_remove(gauge: &IntGaugeVec, value: Option<u64>) {
+    let none: [&str; 0] = [];
+    match value {
+        Some(value) => gauge.with_label_values(&none).set(i64::try_from(value).unwrap_or(i64::MAX)),
+        None => gauge.reset(),
     }
 }
 
-impl Vecs {
-    fn new(make: &Maker) -> Self {
-        const PAIR: &[&str] = &["tenant", "route"];
-        Self {
-            requests: make.counters(
-                "zvgate_requests_total",
-                "Requests by route, caller and status",
-                &["route", "caller", "status"],
-            ),
-            duration: make.histograms(
-                "zvgate_request_duration_seconds",
-                "Time from a request's head to its response in seconds",
-                &["route", "cache"],
-                DURATIONS,
-            ),
-            lookups: make.counters("zvgate_cache_lookups_total", "Cache lookups by result", &["route", "result"]),
-            refetches: make.counters(
-                "zvgate_cache_refetch_total",
-                "Refetches by whether the answer had changed",
-                &["route", "changed"],
-            ),
-            shadowed: make.counters(
-                "zvgate_shadow_total",
-                "Reads with cache.mode = shadow for which the cache had an answer, by whether the platform gave the same",
-                &["route", "result"],
-            ),
-            attempts: make.counters(
-                "zvgate_upstream_attempts_total",
-                "Attempts at the platform by outcome",
-                &["tenant", "route", "outcome"],
-            ),
-            retries: make.counters("zvgate_upstream_retries_total", "Attempts beyond the first of a call", PAIR),
-            outcome_unknown: make.counters(
-                "zvgate_write_outcome_unknown_total",
-                "Writes that were sent and whose outcome is unknown",
-                PAIR,
-            ),
-            upstream_duration: make.histograms(
-                "zvgate_upstream_duration_seconds",
-                "Durations of attempts in seconds",
-                PAIR,
-                DURATIONS,
-            ),
-            saved: make.counters(
-                "zvgate_upstream_calls_saved_total",
-                "Requests answered without a call of their own",
-                PAIR,
-            ),
-            wait: make.histograms(
-                "zvgate_limit_wait_seconds",
-                "Time that calls waited for a slot in seconds",
-                PAIR,
-                DURATIONS,
-            ),
-            rate: make
-                .labelled(GaugeVec::new(Opts::new("zvgate_upstream_rate", "Calls that a window allows now"), PAIR)),
-            inflight: make.gauges("zvgate_upstream_inflight", "Attempts in flight", &["tenant"]),
-            key_suspect: make.gauges(
-                "zvgate_key_suspect",
-                "Whether the platform throttles although the rate limit is kept, since its last success: 0 or 1",
-                &["tenant"],
-            ),
-            breaker_open: make.gauges(
-                "zvgate_breaker_open",
-                "Whether the circuit breaker is open or half-open: 0 or 1",
-                PAIR,
-            ),
-            breaker_transitions: make.counters(
-                "zvgate_breaker_transitions_total",
-                "Transitions of the circuit breaker by the state that it entered",
-                &["tenant", "route", "to"],
-            ),
-            limited: make.counters("zvgate_limited_total", "Requests rejected by a limit", &["limit", "caller"]),
-        }
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
     }
 }

@@ -5,6 +5,8 @@
 
 mod base_url;
 mod breaker;
+mod budget;
+mod cache;
 mod callers;
 mod cluster;
 mod effective;
@@ -25,6 +27,8 @@ use time::UtcOffset;
 
 pub use base_url::BaseUrl;
 pub use breaker::{BreakerSettings, Ratio};
+pub use budget::{BudgetSettings, Price, SENT_OUTCOMES};
+pub use cache::{CacheMode, CacheSettings, Lifetimes};
 pub use callers::{CallerSettings, NoCache, Permitted};
 pub use cluster::{ClusterSettings, LONGEST_LEASE, RedisSettings, UnfencedWrites};
 use effective::Scope;
@@ -39,7 +43,6 @@ pub use redis_url::{HostPort, RedisServer, RedisUrl};
 pub use routes::{CachedSettings, KindSettings, RouteSettings, UnknownCustomer, WriteSettings, covers, is_own};
 pub use server::{ListenerSettings, RequestSettings};
 pub use tenants::{KeySource, TenantSettings};
-use value::Choice;
 pub use value::Size;
 
 /// A valid configuration.
@@ -66,6 +69,8 @@ pub struct StaticSettings {
     pub log: LogSettings,
     /// Several replicas that act as one.
     pub cluster: ClusterSettings,
+    /// `budget.store`: the file of the counts of calls.
+    pub budget_store: Option<PathBuf>,
 }
 
 /// Settings that a reload replaces as a whole.
@@ -87,6 +92,8 @@ pub struct DynamicSettings {
     pub routes: Vec<RouteSettings>,
     /// Which requests are logged.
     pub access_log: AccessLogSettings,
+    /// What calls cost.
+    pub budget: BudgetSettings,
 }
 
 /// The keys of `upstream.*` that need a restart.
@@ -144,52 +151,6 @@ pub struct LimitSettings {
     pub max_waiters: u32,
 }
 
-/// `cache.mode`
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum CacheMode {
-    /// Answers are cached.
-    On,
-    /// Every read goes upstream.
-    Off,
-    /// Every read goes upstream, and is compared with what the cache would have served.
-    Shadow,
-}
-
-impl Choice for CacheMode {
-    const EXPECTED: &'static str = "\"on\", \"off\" or \"shadow\"";
-    const ALL: &'static [(&'static str, Self)] = &[("on", Self::On), ("off", Self::Off), ("shadow", Self::Shadow)];
-}
-
-/// The keys of `cache.*` that the freshness of an answer depends on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Lifetimes {
-    /// Of a settled success.
-    pub ttl: Duration,
-    /// Of a business exception or an empty list.
-    pub negative_ttl: Duration,
-    /// Of a list whose coupons may change by themselves at any moment.
-    pub unsettled_ttl: Duration,
-    /// How long after its freshness a settled success is served while it is refreshed.
-    pub stale_while_revalidate: Duration,
-    /// How long after its freshness a settled success is served in place of a failure.
-    pub stale_if_error: Duration,
-    /// Subtracted from every end.
-    pub expiry_margin: Duration,
-}
-
-/// `cache.*`
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct CacheSettings {
-    /// Whether answers are cached.
-    pub mode: CacheMode,
-    /// How long answers may be served.
-    pub lifetimes: Lifetimes,
-    /// How long after a write's end the platform may still answer with data from before it.
-    pub settle: Duration,
-    /// The same after a write whose outcome is unknown.
-    pub settle_unknown: Duration,
-}
-
 const fn seconds(number: u64) -> Duration {
     Duration::from_secs(number)
 }
@@ -219,19 +180,20 @@ impl Settings {
         let (client, attempts) = read_upstream(root.table("upstream"));
         let limits = LimitSettings::read(root.table("limits"));
         let tenants = tenants::read(root.secret_tables("tenants"), limits.upstream);
-        let (cache_max_bytes, cache) = CacheSettings::read(root.table("cache"));
+        let (cache_max_bytes, cache) = cache::read(root.table("cache"));
         let routes = routes::read(root.array_of_tables("routes"), limits.upstream);
         let callers = root.secret_tables("callers");
         let callers = callers::read(callers, limits.caller, tenants.as_deref(), routes.as_deref());
         let (log, access_log) = log::read(root.table("log"));
         let cluster = cluster::read(root.table("cluster"), log.hash_key_file.is_some());
+        let (budget, budget_store) = budget::read(root.table("budget"));
         let rates = rates(limits.upstream, tenants.as_deref(), routes.as_deref());
         if let Some(problem) = cluster.problem_with_rates(rates) {
             root.error("cluster.replicas", problem);
         }
         root.finish();
         Some(Self {
-            fixed: StaticSettings { listeners, client, cache_max_bytes, log, cluster },
+            fixed: StaticSettings { listeners, client, cache_max_bytes, log, cluster, budget_store },
             dynamic: DynamicSettings {
                 requests,
                 attempts,
@@ -241,6 +203,7 @@ impl Settings {
                 cache,
                 routes: routes?,
                 access_log,
+                budget,
             },
             effective: Effective::default(),
         })
@@ -352,34 +315,6 @@ impl LimitSettings {
         };
         table.finish();
         settings
-    }
-}
-
-impl CacheSettings {
-    fn read(mut table: Table<'_>) -> (Size, Self) {
-        let settings = Self {
-            mode: table.with_default("mode", CacheMode::On),
-            lifetimes: Lifetimes {
-                // Coupons also change without the gateway, and nothing reports it: this is how long that may go unnoticed.
-                ttl: table.with_default("ttl", seconds(30)),
-                negative_ttl: table.with_default("negative_ttl", seconds(3)),
-                unsettled_ttl: table.with_default("unsettled_ttl", seconds(3)),
-                // Off: it saves callers a wait, for answers that may be older than `ttl`.
-                stale_while_revalidate: table.with_default("stale_while_revalidate", Duration::ZERO),
-                // A minute-old list beats none while the platform is down.
-                stale_if_error: table.with_default("stale_if_error", seconds(60)),
-                // Time for an answer to reach its caller before the coupon ends.
-                expiry_margin: table.with_default("expiry_margin", seconds(1)),
-            },
-            // Replicas of the platform's own may lag behind a write.
-            settle: table.with_default("settle", seconds(3)),
-            // A request that got no answer may still be executed later.
-            settle_unknown: table.with_default("settle_unknown", seconds(30)),
-        };
-        table.set_scope(Scope::Static);
-        let max_bytes = table.with_default("max_bytes", Size(256 << 20));
-        table.finish();
-        (max_bytes, settings)
     }
 }
 

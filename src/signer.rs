@@ -110,8 +110,13 @@ impl fmt::Debug for SignedRequest {
     }
 }
 
+/// What is signed: the members that are, sorted by name.
+pub fn string_to_sign(grant_code: &str, nonce: &str, open_id: &str, timestamp: &str) -> String {
+    format!("grantCode={grant_code}&nonce={nonce}&openId={open_id}&timestamp={timestamp}")
+}
+
 fn token(open_key: &str, open_id: &str, grant_code: &str, timestamp: &str, nonce: &str) -> String {
-    let joined = format!("grantCode={grant_code}&nonce={nonce}&openId={open_id}&timestamp={timestamp}");
+    let joined = string_to_sign(grant_code, nonce, open_id, timestamp);
     let mut mac = Hmac::<Sha1>::new_from_slice(open_key.as_bytes()).expect("HMAC takes a key of any length (RFC 2104)");
     for part in utf8_percent_encode(&joined, RESERVED_IN_VALUES) {
         mac.update(part.as_bytes());

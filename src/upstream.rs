@@ -15,15 +15,16 @@ mod recent;
 mod retry;
 
 use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::RwLock;
 
 pub use self::addresses::Resolved;
-pub use self::breaker::Transition;
+pub use self::breaker::{BreakerPosition, Transition};
 use self::circuit::TenantCircuits;
-pub use self::circuit::{Attempt, Circuit, Health, Observer, Rejected, Retry, Scope};
+pub use self::circuit::{Attempt, Circuit, Health, LastFailure, Observer, Rejected, Retry, Scope};
 use self::connect::Connector;
 pub use self::connect::ConnectorError;
 pub use self::error::{AttemptError, ExchangeError, Failure, with_sources};
@@ -96,9 +97,26 @@ impl Upstream {
         self.circuits_of(tenant).of(route, path)
     }
 
-    /// Whether a breaker suspends a tenant's calls to a route, or under a wildcard to one of its paths.
-    pub fn is_open(&self, settings: &BreakerSettings, tenant: &Tenant, route: &Route) -> bool {
-        self.circuits_of(tenant).is_open(settings, route)
+    /// The breaker of a tenant's calls to a route, under a wildcard the one of its paths that is furthest from closed, or of one
+    /// path.
+    pub fn breaker(
+        &self,
+        settings: &BreakerSettings,
+        tenant: &Tenant,
+        route: &Route,
+        path: Option<&str>,
+    ) -> BreakerPosition {
+        self.circuits_of(tenant).breaker(settings, route, path)
+    }
+
+    /// What fails of a tenant's calls to a route, and what failed last.
+    pub fn failures(&self, tenant: &Tenant, route: &Route) -> (Vec<Episode>, Option<LastFailure>) {
+        self.circuits_of(tenant).failures(route)
+    }
+
+    /// The addresses of the platform, or of the forward proxy, that are used; none before they were first needed.
+    pub fn addresses(&self) -> Vec<SocketAddr> {
+        self.connector.addresses.known()
     }
 
     /// A tenant's failures that have ended, with their paths.

@@ -71,6 +71,7 @@ fn the_reference_documents_every_key() {
         ("limits", ""),
         ("cache", ""),
         ("log", ""),
+        ("budget", ""),
         ("cluster", ""),
         ("limits.upstream", ""),
         ("limits.caller", "rate = 1\n"),

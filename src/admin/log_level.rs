@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use http::StatusCode;
 
-use super::{JSON, Page, text};
+use super::Page;
 use crate::envelope::MAX_DEPTH;
 use crate::gateway::{AUDIT, Gateway};
 use crate::json::Node;
@@ -25,12 +25,12 @@ pub(super) fn shown(gateway: &Gateway) -> Page {
         body.push_str(&format!(",\"for\":\"{}s\"", span.as_secs()));
     }
     body.push_str("}\n");
-    (StatusCode::OK, JSON, body)
+    Page::json(body)
 }
 
 /// Changes it.
 pub(super) fn changed(gateway: &Gateway, body: &[u8], peer: SocketAddr) -> Page {
-    let Some((level, span)) = parsed(body) else { return text(StatusCode::BAD_REQUEST, EXPECTED) };
+    let Some((level, span)) = parsed(body) else { return Page::text(StatusCode::BAD_REQUEST, EXPECTED) };
     tracing::info!(target: AUDIT, %peer, level = level.name(), seconds = span.as_secs(), "log level changed");
     gateway.set_log_level(level, span);
     shown(gateway)

@@ -65,6 +65,13 @@ pub(super) struct Flight<F> {
     began: Boot,
 }
 
+impl<F> Flight<F> {
+    /// How many callers wait for it.
+    pub(super) fn waiters(&self) -> usize {
+        self.waiters.load(Ordering::Relaxed)
+    }
+}
+
 impl<F: Clone> Flight<F> {
     pub(super) fn new(
         generation: Generation,

@@ -45,6 +45,11 @@ impl<F, E> Stripes<F, E> {
         self.all.get(index).expect("a remainder by their number is the index of a stripe").lock()
     }
 
+    /// All stripes, one after another.
+    pub(super) fn all(&self) -> impl Iterator<Item = MutexGuard<'_, Stripe<F, E>>> {
+        self.all.iter().map(Mutex::lock)
+    }
+
     /// Whether two subjects are taken for one another by the settle table.
     #[cfg(test)]
     pub(super) fn share_settle_slot(&self, one: &Subject, other: &Subject) -> bool
@@ -137,6 +142,11 @@ impl<F, E: Replaceable> Stripe<F, E> {
         if self.entry(subject).is_some_and(|entry| Arc::ptr_eq(entry, evicted)) {
             self.replace(subject, None);
         }
+    }
+
+    /// How many callers wait for the flight for which most of them wait.
+    pub(super) fn most_waiters(&self) -> Option<usize> {
+        self.flights.values().map(|flight| flight.waiters()).max()
     }
 
     /// The flight that fetches the answer to a question.

@@ -13,8 +13,9 @@ use super::path::shown_path;
 use super::policy::Policy;
 use super::request::Job;
 use super::request_head::RequestHead;
+use super::status::Ending;
 use super::time::Time;
-use super::{AUDIT, Gateway};
+use super::{AUDIT, Gateway, Noted};
 use crate::answer::Answer;
 use crate::call_state::CallState;
 use crate::clock::{Boot, millis};
@@ -31,6 +32,9 @@ use crate::upstream::{NotSent, Rejected};
 const MAX_BIZ_ID: usize = 64;
 /// Customers that are shown in one line; of further ones, only their number.
 const MAX_SHOWN_CUSTOMERS: usize = 10;
+
+/// The platform's code of a success.
+const SUCCESS: &str = "0";
 
 /// The status that is counted for a request whose caller disconnected before it was answered, as in nginx.
 const CLIENT_CLOSED_REQUEST: u16 = 499;
@@ -153,6 +157,9 @@ impl<'a> RequestGuard<'a> {
         let now = gateway.time.boot();
         let took = now.since(self.started);
         policy.handles.request(info.route, info.caller, status, cache, took);
+        let code = answer.filter(|_| self.call_state.is_some()).and_then(Answer::code);
+        let ending = Ending::of(status, code.as_deref().is_some_and(|code| code != SUCCESS));
+        gateway.watch.noted.note(took, ending, now, || self.noted(ended, code.clone(), now));
         let is_logged = match policy.settings.access_log.access {
             AccessLog::All => true,
             AccessLog::Errors => status >= 400,
@@ -173,7 +180,7 @@ impl<'a> RequestGuard<'a> {
                 status,
                 error,
                 reason,
-                code = answer.filter(|_| call_state.is_some()).and_then(Answer::code),
+                code,
                 bytes = answer.map_or(0, |answer| answer.body.len()),
                 cache = cache.name(),
                 attempts = call_state.map(CallState::attempts),
@@ -184,6 +191,30 @@ impl<'a> RequestGuard<'a> {
                 trace_id = info.trace,
                 "request"
             );
+        }
+    }
+}
+
+impl RequestGuard<'_> {
+    /// The request as operators see it.
+    fn noted(&self, ended: &Ended<'_>, code: Option<String>, now: Boot) -> Noted {
+        let Self { gateway, policy, info, .. } = self;
+        let call_state = self.call_state.as_deref();
+        Noted {
+            request_id: info.shown_id().to_owned(),
+            trace_id: info.trace.clone(),
+            route: policy.route_name(info).unwrap_or("none").to_owned(),
+            caller: policy.caller_name(info).map(str::to_owned),
+            tenant: policy.tenant_name(info).map(str::to_owned),
+            error: ended.error,
+            reason: ended.reason,
+            code,
+            cache: ended.cache.name(),
+            attempts: call_state.map_or(0, CallState::attempts),
+            queue_ms: call_state.map_or(0, |call_state| call_state.queue.total_ms(now)),
+            upstream_ms: call_state.map_or(0, |call_state| call_state.upstream.total_ms(now)),
+            customer_ids: Arc::clone(&info.customers),
+            ..Noted::ended(gateway.time.clock.wall(), now.since(self.started), ended.status)
         }
     }
 }

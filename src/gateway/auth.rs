@@ -46,6 +46,11 @@ impl Gateway {
     pub fn cross_site(&self, fields: &RequestHead<'_>, uri: &Uri) -> Option<CrossSite> {
         cross_site(fields, uri, &self.policy.load().settings.requests.hosts)
     }
+
+    /// Whether a host, with or without a port, is allowed in `Host` for anonymous callers.
+    pub fn is_own_host(&self, host: &[u8]) -> bool {
+        is_own(host, &self.policy.load().settings.requests.hosts)
+    }
 }
 
 /// The same; `names` are this machine's beside its addresses.

@@ -39,7 +39,8 @@ impl<'a> CallLog<'a> {
         shown_path(&self.job.call.path)
     }
 
-    fn cause(&self) -> String {
+    /// How the attempt ended, in words.
+    pub(super) fn cause(&self) -> String {
         self.outcome.map(cause).unwrap_or_default()
     }
 

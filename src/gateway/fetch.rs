@@ -9,6 +9,7 @@ use prometheus::IntGauge;
 use super::attempt_result::result_of;
 use super::call_log::CallLog;
 use super::request::{Job, Spare};
+use super::spending::Spending;
 use super::time::Time;
 use crate::answer::{Answer, Verdict};
 use crate::cluster::Cluster;
@@ -35,6 +36,7 @@ pub(super) struct Fetcher {
     pub(super) paces: Arc<Paces>,
     pub(super) nonces: Nonces,
     pub(super) cluster: Cluster,
+    pub(super) spending: Arc<Spending>,
 }
 
 /// How far a call has come.
@@ -221,6 +223,9 @@ impl Fetcher {
         }
         let result = result_of(outcome);
         job.metrics().attempts.of(result).inc();
+        if outcome.was_sent() && !is_idle_close {
+            self.spending.made(job, result);
+        }
         match result {
             AttemptResult::Ok | AttemptResult::Exception => {
                 if circuit.succeeded() {
@@ -231,6 +236,7 @@ impl Fetcher {
             _ if *is_idle_close => {}
             _ => {
                 let reason = outcome.error().map_or_else(|| result.name(), |error| error.failure().name());
+                circuit.remember(reason, call_log.cause());
                 if circuit.failed(reason) {
                     call_log.failures_began(result.name(), reason);
                 }
@@ -366,7 +372,11 @@ impl Fetcher {
 /// Logs that calls begin to be rejected for want of a slot or of capacity in flight.
 fn log_rejection(job: &Job, circuit: &Circuit, not_sent: &NotSent) {
     let is_rejection = matches!(not_sent, NotSent::Limited { .. } | NotSent::Rejected(Rejected::TooManyInFlight));
-    if is_rejection && circuit.failed(not_sent.name()) {
+    if !is_rejection {
+        return;
+    }
+    job.metrics().rejected.inc();
+    if circuit.failed(not_sent.name()) {
         CallLog::begun(job).rejections_began(not_sent.name());
     }
 }

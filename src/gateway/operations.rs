@@ -3,18 +3,20 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde::{Serialize, Serializer};
+
 use super::body::MAX_CUSTOMERS;
 use super::policy::Policy;
 use super::replica::LocalReplica;
 use super::request_head::RequestHead;
-use super::{Gateway, RequestInfo, call_log};
+use super::{Gateway, RequestInfo};
 use crate::answer::{Answer, ContentType};
-use crate::cache::{Freshness, LimitedBy, Subject};
+use crate::cache::{Freshness, Subject};
 use crate::caller::Caller;
 use crate::clock::Now;
 use crate::cluster::{Cluster, Completion, Replica};
 use crate::configuration::Configuration;
-use crate::envelope::{MAX_DEPTH, check_names, push_text};
+use crate::envelope::{MAX_DEPTH, check_names};
 use crate::json::Node;
 use crate::metrics::{Invalidation, Label, Metrics};
 use crate::reply::{CacheStatus, Denied, GatewayError, Reply};
@@ -23,41 +25,38 @@ use crate::tenant::{KeyFile, KeyReload, Tenant};
 use crate::tls::{CertReload, Tls};
 use crate::upstream::Resolved;
 
-/// A question whose answer is cached.
-#[derive(Debug)]
+/// A question whose answer is cached; times in seconds.
+#[derive(Clone, Debug, Serialize)]
 pub struct CachedQuestion {
     /// Path and canonical parameters.
     pub question: String,
     /// How long ago the answer was received.
+    #[serde(serialize_with = "millis_exact")]
     pub age: Duration,
-    /// How long it is still fresh; `None` if it is only served stale.
-    pub remaining: Option<Duration>,
+    /// How long it is still fresh; zero if it is only served stale.
+    #[serde(serialize_with = "millis_exact")]
+    pub fresh_for: Duration,
     /// How long it may still be served in any way.
+    #[serde(serialize_with = "millis_exact")]
     pub servable_for: Duration,
     /// What limited its freshness when it was received.
-    pub limited_by: LimitedBy,
+    pub bound: &'static str,
+}
+
+/// Seconds with three decimals.
+fn millis_exact<S: Serializer>(span: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_f64((span.as_secs_f64() * 1000.0).round() / 1000.0)
 }
 
 impl CachedQuestion {
-    fn new(question: String, freshness: &Freshness, now: Now) -> Self {
-        let (age, remaining) = (freshness.age(now), freshness.remaining(now));
-        let (servable_for, limited_by) = (freshness.servable_for(now), freshness.limited_by);
-        Self { question, age, remaining, servable_for, limited_by }
-    }
-
-    /// As a JSON object; times in seconds.
-    pub fn to_json(&self) -> String {
-        let mut out = String::from("{\"question\":");
-        push_text(&mut out, &self.question);
-        let remaining = self.remaining.unwrap_or_default();
-        out.push_str(&format!(
-            ",\"age\":{:.3},\"fresh_for\":{:.3},\"servable_for\":{:.3},\"bound\":\"{}\"}}",
-            self.age.as_secs_f64(),
-            remaining.as_secs_f64(),
-            self.servable_for.as_secs_f64(),
-            self.limited_by.name()
-        ));
-        out
+    pub(super) fn new(question: String, freshness: &Freshness, now: Now) -> Self {
+        Self {
+            question,
+            age: freshness.age(now),
+            fresh_for: freshness.remaining(now).unwrap_or_default(),
+            servable_for: freshness.servable_for(now),
+            bound: freshness.limited_by.name(),
+        }
     }
 }
 
@@ -123,6 +122,11 @@ impl Gateway {
         name.map_or_else(|| tenants.default(), |name| tenants.all().iter().find(|tenant| tenant.name == name)).cloned()
     }
 
+    /// The names of the tenants.
+    pub fn tenant_names(&self) -> Vec<String> {
+        self.policy.load().tenants.all().iter().map(|tenant| tenant.name.clone()).collect()
+    }
+
     /// Purges the entries of a customer, in all replicas; returns how many answers were dropped in this one.
     pub async fn purge_customer(&self, tenant: &Tenant, customer: &str) -> usize {
         let settle = self.policy.load().settings.cache.settle;
@@ -152,8 +156,12 @@ impl Gateway {
 
     /// What the replicas share of a customer; `None` if Redis does not answer.
     pub async fn inspect_shared(&self, tenant: &Tenant, customer: &str) -> Option<Vec<CachedQuestion>> {
-        let subject = Subject::customer(tenant.merchant, &self.cluster.customer(customer));
-        let stored = self.cluster.inspect(&self.merchants.name(tenant.merchant), &subject).await?;
+        self.shared(tenant, &Subject::customer(tenant.merchant, &self.cluster.customer(customer))).await
+    }
+
+    /// The same of any subject.
+    pub(super) async fn shared(&self, tenant: &Tenant, subject: &Subject) -> Option<Vec<CachedQuestion>> {
+        let stored = self.cluster.inspect(&self.merchants.name(tenant.merchant), subject).await?;
         let now = self.time.now();
         let fresh = stored.into_iter().filter(|(_, freshness)| freshness.remaining(now).is_some());
         Some(fresh.map(|(question, freshness)| CachedQuestion::new(question, &freshness, now)).collect())
@@ -175,57 +183,10 @@ impl Gateway {
         &self.metrics
     }
 
-    /// The metrics as a page.
-    pub fn metrics_page(&self) -> String {
-        self.run_maintenance();
-        let policy = self.policy.load();
-        let breaker = &policy.settings.attempts.breaker;
-        for tenant in policy.tenants.all() {
-            policy.handles.tenant(tenant.index).key_suspect.set(self.upstream.is_key_suspect(tenant).into());
-            for route in policy.routes.all() {
-                // Wildcards share a label: the slowest of them is shown, and a breaker that is open in any.
-                let same_label = || policy.routes.all().iter().filter(|other| other.label == route.label);
-                let allowed = same_label().map(|other| self.paces.allowed(tenant, other)).fold(f64::INFINITY, f64::min);
-                let is_open = same_label().any(|other| self.upstream.is_open(breaker, tenant, other));
-                let handles = policy.handles.call(tenant.index, route.index);
-                handles.rate.set(allowed);
-                handles.breaker_open.set(is_open.into());
-            }
-        }
-        let skew = self.time.skew.ahead(self.time.clock.now()).unwrap_or_default();
-        #[expect(clippy::cast_precision_loss, reason = "a gauge in seconds")]
-        self.metrics.clock_skew.set(skew as f64 / 1000.0);
-        self.metrics.set_certificate_expiry(policy.tls.as_ref().and_then(|tls| tls.expires()));
-        let dropped: u64 = self.dropped_lines.total();
-        let counted = &self.metrics.log_lines_dropped;
-        counted.inc_by(dropped.saturating_sub(counted.get()));
-        self.metrics.page()
-    }
-
-    /// Frees memory and connections that have expired, which nothing else does while there are no requests.
-    pub fn run_maintenance(&self) {
-        self.cache.run_maintenance();
-        self.metrics
-            .cache_bytes
-            .set(i64::try_from(self.cache.bytes() + self.policy.load().hit_memo.max_bytes()).unwrap_or(i64::MAX));
-        self.upstream.close_expired();
-        self.dropped_lines.report();
-        if self.log_levels.restore(self.time.boot()) {
-            tracing::info!("log level returned to the configured one");
-        }
-        let policy = self.policy.load();
-        for (merchant, path, ended) in self.paces.ended_throttling() {
-            // Those of one merchant share its paces.
-            let tenants = policy.tenants.all().iter().filter(|tenant| tenant.merchant == merchant);
-            let names: Vec<&str> = tenants.map(|tenant| tenant.name.as_str()).collect();
-            call_log::throttling_ended(&names.join(","), &path, ended);
-        }
-        for tenant in policy.tenants.all() {
-            for (path, episode) in self.upstream.ended_failures(tenant) {
-                call_log::failures_ended(tenant, &path, &episode);
-            }
-            self.upstream.ended_denial(tenant).iter().for_each(|episode| call_log::denial_ended(tenant, episode));
-        }
+    /// Stores what was counted of calls, and adds what was stored before. Reads and writes a file, which may block.
+    pub fn save_budget(&self) {
+        self.spending.count_saved(&self.policy.load());
+        self.spending.save();
     }
 
     /// The level of the log, the configured one, and for how long they differ.
@@ -305,6 +266,7 @@ impl Gateway {
             }
         }
         self.metrics.reload_success.set(is_usable.into());
+        *self.watch.reloaded.lock() = Some(self.time.clock.wall());
         is_usable
     }
 
@@ -314,7 +276,7 @@ impl Gateway {
         if !missing.is_empty() {
             return Some(format!("the configuration lacks {}", missing.join(", ")));
         }
-        if let Some(problem) = self.cluster_settings.problem_with_rates(settings.dynamic.rates()) {
+        if let Some(problem) = self.fixed.cluster.problem_with_rates(settings.dynamic.rates()) {
             return Some(format!("cluster.replicas: {problem}"));
         }
         let is_open = settings.dynamic.callers.is_empty() && !settings.dynamic.requests.allow_anonymous;

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use sha2::{Digest, Sha256};
 
 use super::hit_memo::HitMemo;
+use super::served::Served;
 use crate::answer::Reader;
 use crate::cache;
 use crate::caller::{Caller, Callers};
@@ -45,7 +46,7 @@ pub(super) struct Policy {
     /// What it served.
     pub(super) hit_memo: HitMemo,
     /// Of the process, which a reload does not change.
-    cache_max_bytes: Size,
+    pub(super) cache_max_bytes: Size,
 }
 
 /// A caller's limiter, with the caller's name and limit.
@@ -134,12 +135,17 @@ impl Policy {
     /// The options of the cache.
     pub(super) fn cache_options(&self, identities: &Identities) -> cache::Options {
         cache::Options {
-            max_bytes: self.cache_max_bytes.0.saturating_sub(self.hit_memo.max_bytes()),
+            max_bytes: self.cache_max_bytes.0.saturating_sub(self.table_bytes()),
             max_waiters: usize::try_from(self.settings.limits.max_waiters).unwrap_or(usize::MAX),
             tenants: identities.merchants(),
             rules: self.rules,
             unsettled_ttl: self.settings.cache.lifetimes.unsettled_ttl,
         }
+    }
+
+    /// Memory of the cache beside its entries, in bytes.
+    pub(super) fn table_bytes(&self) -> u64 {
+        self.hit_memo.max_bytes() + Served::bytes(self.cache_max_bytes)
     }
 
     /// The configured rate limits towards the platform.

@@ -8,6 +8,7 @@ use super::invalidate::Invalidator;
 use super::pass::Passes;
 use super::policy::Policy;
 use super::request::{Job, Request, Spare};
+use super::served::Served;
 use super::shared_answers::complete;
 use super::tasks::Tasks;
 use super::time::Time;
@@ -33,6 +34,7 @@ pub(super) struct Reads {
     pub(super) invalidator: Arc<Invalidator>,
     pub(super) time: Arc<Time>,
     pub(super) tasks: Tasks,
+    pub(super) served: Arc<Served>,
     /// Lifetimes of stored answers, in seconds.
     pub(super) ttl: Per<LimitedBy, prometheus::Histogram>,
 }
@@ -66,7 +68,7 @@ impl Reads {
         // Unless this replica certainly acts as one with the others, what is held is served in place of any error.
         let may_be_held = request.standing != Standing::Fenced && cache_control.allows_stale();
         let held = || if may_be_held { self.cache.held(&question, *now) } else { None };
-        let serve_held = |hit: &StaleHit| Step::Done(request.stale(hit, StaleReason::NothingSent, false));
+        let serve_held = |hit: &StaleHit| Step::Done(request.stale(&question, hit, StaleReason::NothingSent, false));
         let in_place_of = |error| held().map(|hit| serve_held(&hit)).ok_or(error);
         if request.standing == Standing::Unknown {
             return in_place_of(GatewayError::NotSent(NotSent::DeadlineExceeded));
@@ -78,11 +80,11 @@ impl Reads {
                 if let Some(answer) = self.cache.reference(&question, &hit) {
                     policy.hit_memo.remember(&request.repeat, request.tenant.index, answer);
                 }
-                return Ok(Step::Done(request.hit(&hit)));
+                return Ok(Step::Done(request.hit(&question, &hit)));
             }
             Lookup::Stale(hit, is_due) => {
                 let refreshes = is_due && self.refresh(request, &question);
-                return Ok(Step::Done(request.stale(&hit, StaleReason::Revalidating, refreshes)));
+                return Ok(Step::Done(request.stale(&question, &hit, StaleReason::Revalidating, refreshes)));
             }
             Lookup::Miss => {}
         }
@@ -101,7 +103,7 @@ impl Reads {
         }
         let (wants_new, mut is_joined) = (cache_control.wants_new(), false);
         let (waiter, cache_status) = match self.cache.join(&question, generation, cache_control, *now) {
-            Join::Hit(hit) => return Ok(Step::Done(request.hit(&hit))),
+            Join::Hit(hit) => return Ok(Step::Done(request.hit(&question, &hit))),
             Join::Joined(waiter) => {
                 lookups.of(LookupResult::Collapsed).inc();
                 waiter.call_state().join(request.caller.index);
@@ -285,6 +287,7 @@ impl Reads {
         let standing = if cluster.is_cut_off() { Standing::Unfenced } else { Standing::Fenced };
         if let Some(hit) = self.cache.fresh(&question, generation, &default, now) {
             cluster.count_hit(standing);
+            self.served.note(&question.subject, now.boot);
             return Ok(Reply::hit(&hit, now));
         }
         let hit = match standing {
@@ -293,6 +296,7 @@ impl Reads {
         };
         let Some(hit) = hit else { return failed.into() };
         cluster.count_hit(standing);
+        self.served.note(&question.subject, now.boot);
         if reason == StaleReason::NothingSent {
             saved.inc();
         }

@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::access_log::RequestInfo;
 use super::hit_memo::Repeat;
 use super::policy::Policy;
+use super::served::Served;
 use crate::cache::{Hit, Question, RequestCacheControl, StaleHit, Subject};
 use crate::call_state::CallState;
 use crate::caller::Caller;
@@ -36,6 +37,7 @@ pub(super) struct Request<'a> {
     pub(super) now: Now,
     pub(super) deadline: Boot,
     pub(super) cluster: &'a Cluster,
+    pub(super) served: &'a Served,
     /// How it may be served from memory.
     pub(super) standing: Standing,
 }
@@ -43,28 +45,21 @@ pub(super) struct Request<'a> {
 impl Request<'_> {
     /// What the request asks of the cache.
     pub(super) fn question(&self, cached: &CachedSettings) -> Question {
-        let merchant = self.tenant.merchant;
-        let mut key = self.envelope.question(self.path, &cached.optional);
-        // A merchant's grants share its customers, so that a write under one is seen under all, and no answers.
-        if self.tenant.grant > 0 {
-            key.push_str(&format!(" {}", self.tenant.grant));
-        }
-        let subject = match self.info.customers.first() {
-            Some(customer) => Subject::customer(merchant, &self.cluster.customer(customer)),
-            None => Subject::question(merchant, &self.cluster.question(self.tenant.identity(), &key)),
-        };
-        Question { subject, key: key.into() }
+        let customer = self.info.customers.first().map(String::as_str);
+        question_of(self.envelope, self.path, cached, self.tenant, customer, self.cluster)
     }
 
-    /// The reply from the cache to it, counted.
-    pub(super) fn hit(&self, hit: &Hit) -> Reply {
+    /// The reply from the cache to its question, counted.
+    pub(super) fn hit(&self, question: &Question, hit: &Hit) -> Reply {
+        self.served.note(&question.subject, self.now.boot);
         self.policy.handles.hit(self.tenant.index, self.route.index, hit.freshness().negative);
         self.cluster.count_hit(self.standing);
         Reply::hit(hit, self.now)
     }
 
     /// The reply from the cache to it although that is not fresh, or not for certain, counted. `is_fetched`: whether that causes a call.
-    pub(super) fn stale(&self, hit: &StaleHit, reason: StaleReason, is_fetched: bool) -> Reply {
+    pub(super) fn stale(&self, question: &Question, hit: &StaleHit, reason: StaleReason, is_fetched: bool) -> Reply {
+        self.served.note(&question.subject, self.now.boot);
         if !is_fetched {
             self.call_metrics().saved.inc();
         }
@@ -138,6 +133,27 @@ impl Request<'_> {
             call_state: Arc::default(),
         }
     }
+}
+
+/// What a body on a cached route asks, about this customer.
+pub(super) fn question_of(
+    envelope: &Envelope<'_>,
+    path: &str,
+    cached: &CachedSettings,
+    tenant: &Tenant,
+    customer: Option<&str>,
+    cluster: &Cluster,
+) -> Question {
+    let mut key = envelope.question(path, &cached.optional);
+    // A merchant's grants share its customers, so that a write under one is seen under all, and no answers.
+    if tenant.grant > 0 {
+        key.push_str(&format!(" {}", tenant.grant));
+    }
+    let subject = match customer {
+        Some(customer) => Subject::customer(tenant.merchant, &cluster.customer(customer)),
+        None => Subject::question(tenant.merchant, &cluster.question(tenant.identity(), &key)),
+    };
+    Question { subject, key: key.into() }
 }
 
 /// A call to the platform that is to be made, with everything that it needs of the request and what it may take.

@@ -8,8 +8,10 @@ use super::body::MAX_CUSTOMERS;
 use super::fetch::Fetcher;
 use super::invalidate::Invalidator;
 use super::request::{Job, Request};
+use super::served::Served;
 use super::tasks::Tasks;
 use crate::answer;
+use crate::cache::Subject;
 use crate::cluster::Completion;
 use crate::line_limit::LineLimit;
 use crate::metrics::Invalidation;
@@ -23,6 +25,7 @@ pub(super) struct Writes {
     pub(super) invalidator: Arc<Invalidator>,
     pub(super) log: Arc<WriteLog>,
     pub(super) tasks: Tasks,
+    pub(super) served: Arc<Served>,
     /// Lines about writes without a known customer.
     pub(super) unknown_customers: LineLimit,
 }
@@ -99,10 +102,22 @@ impl Write<'_> {
         }
         customers.sort_unstable();
         customers.dedup();
-        let ended = self.invalidate(&customers, outcome.effect());
+        let effect = outcome.effect();
+        let ended = self.invalidate(&customers, effect);
+        if effect == Effect::Refused && self.were_served(&customers) {
+            self.job.policy.handles.route(self.job.route.index).stale_shown.inc();
+        }
         // Last, so that a panic before this point invalidates all the same.
         self.has_ended = true;
         (customers, ended)
+    }
+
+    /// Whether one of these customers was served from the cache of late.
+    fn were_served(&self, customers: &[String]) -> bool {
+        let (writes, merchant) = (self.writes, self.job.call.tenant.merchant);
+        let now = writes.fetcher.time.boot();
+        let subject = |id: &String| Subject::customer(merchant, &writes.invalidator.cluster.customer(id));
+        customers.iter().any(|id| writes.served.recently(&subject(id), now))
     }
 
     fn invalidate(&self, customers: &[String], effect: Effect) -> Completion {

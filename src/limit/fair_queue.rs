@@ -42,7 +42,12 @@ impl<T> Default for FairQueue<T> {
 
 impl<T> FairQueue<T> {
     pub(super) const fn is_empty(&self) -> bool {
-        self.writes.len == 0 && self.reads.len == 0
+        self.len() == 0
+    }
+
+    /// How many wait.
+    pub(super) const fn len(&self) -> usize {
+        self.writes.len + self.reads.len
     }
 
     /// Adds a request behind earlier ones of the same caller and tenant.

@@ -205,13 +205,22 @@ impl Pace {
         queue.throttle.take_end(rate, now)
     }
 
-    /// Calls that a window allows now; without a limit, infinitely many.
-    pub(super) fn allowed(&self, now: Boot) -> f64 {
-        let queue = self.queue.lock();
-        match (queue.nothing_before(self.sharing.source(), now), queue.rate()) {
+    /// How it is used now.
+    pub(super) fn usage(&self, now: Boot) -> PaceUsage {
+        let (queue, source) = (self.queue.lock(), self.sharing.source());
+        let paused_until = queue.nothing_before(source, now);
+        let allowed = match (paused_until, queue.rate()) {
             (Some(_), _) => 0.0,
             (None, 0) => f64::INFINITY,
-            (None, _) => u32::try_from(queue.allowed(self.sharing.source(), now)).map_or(f64::INFINITY, f64::from),
+            (None, _) => u32::try_from(queue.allowed(source, now)).map_or(f64::INFINITY, f64::from),
+        };
+        PaceUsage {
+            allowed,
+            taken: (source != SlotSource::Shared).then(|| queue.slots.taken(now)),
+            waiting: queue.waiting.len(),
+            paused_until,
+            next: queue.earliest(source, queue.waiting.len(), now),
+            is_throttled: queue.throttle.is_throttled(now),
         }
     }
 
@@ -223,6 +232,37 @@ impl Pace {
     /// Whether no call that this replica made in its own part of the limit is in a window any more.
     pub(super) fn has_cooled(&self, now: Boot) -> bool {
         self.queue.lock().slots.are_all_free(now)
+    }
+}
+
+/// How a rate limit is used.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct PaceUsage {
+    /// Calls that a window allows now; without a limit, infinitely many.
+    pub allowed: f64,
+    /// Slots that are taken; `None`: all replicas share them, and only Redis knows.
+    pub taken: Option<usize>,
+    /// Calls that wait for a slot.
+    pub waiting: usize,
+    /// Until when nothing is sent, if that lies ahead.
+    pub paused_until: Option<Boot>,
+    /// When the next call in line can have a slot at the earliest.
+    pub next: Boot,
+    /// Whether the platform throttled of late although the limit was kept.
+    pub is_throttled: bool,
+}
+
+impl PaceUsage {
+    /// The same of two limits together: of what they allow the lesser.
+    pub(super) fn and(self, other: Self) -> Self {
+        Self {
+            allowed: self.allowed.min(other.allowed),
+            taken: self.taken.max(other.taken),
+            waiting: self.waiting + other.waiting,
+            paused_until: self.paused_until.max(other.paused_until),
+            next: self.next.max(other.next),
+            is_throttled: self.is_throttled || other.is_throttled,
+        }
     }
 }
 
@@ -336,7 +376,8 @@ impl<'a> QueuePosition<'a> {
     /// How long this position has to wait at least.
     fn limited(&self, now: Boot) -> Limited {
         let queue = self.pace.queue.lock();
-        queue.limited(queue.earliest(self.pace.sharing.source(), self.positions(), now).since(now))
+        let ahead = self.positions().map(|position| queue.waiting.ahead(position)).min().unwrap_or_default();
+        queue.limited(queue.earliest(self.pace.sharing.source(), ahead, now).since(now))
     }
 }
 

@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
+use super::pace::PaceUsage;
+use super::sharing::SlotSource;
 use super::{Ended, Pace, Sharing};
 use crate::clock::{Boot, Clock};
 use crate::route::Route;
@@ -229,16 +231,23 @@ impl Paces {
         ended.collect()
     }
 
-    /// Calls that a tenant and route are allowed in one window now, under a wildcard those of its slowest path; infinitely
-    /// many if there is no limit.
-    pub fn allowed(&self, tenant: &Tenant, route: &Route) -> f64 {
+    /// How a tenant's limit on a route is used, under a wildcard those of all its paths together, or the one of this path.
+    pub fn usage(&self, tenant: &Tenant, route: &Route, path: Option<&str>) -> PaceUsage {
         let now = self.clock.boot();
         let state = self.state.lock();
-        let rate = self.sharing.source().part_of(state.rules.of(tenant.merchant, &route.pattern).rate);
-        let normal = if rate == 0 { f64::INFINITY } else { f64::from(rate) };
-        let paths = state.all.get(&tenant.merchant).into_iter().flat_map(HashMap::values);
+        let source = self.sharing.source();
+        let rate = source.part_of(state.rules.of(tenant.merchant, &route.pattern).rate);
+        let unused = PaceUsage {
+            allowed: if rate == 0 { f64::INFINITY } else { f64::from(rate) },
+            taken: (source != SlotSource::Shared).then_some(0),
+            waiting: 0,
+            paused_until: None,
+            next: now,
+            is_throttled: false,
+        };
+        let paths = state.all.get(&tenant.merchant).into_iter().flatten();
         paths
-            .filter(|entry| entry.pattern == route.pattern)
-            .fold(normal, |least, entry| least.min(entry.pace.allowed(now)))
+            .filter(|(known, entry)| entry.pattern == route.pattern && path.is_none_or(|path| ***known == *path))
+            .fold(unused, |usage, (_, entry)| usage.and(entry.pace.usage(now)))
     }
 }

@@ -152,6 +152,11 @@ impl Slots {
         self.open.is_empty() && self.cooling.last().is_none_or(|(counted, _)| *counted + self.per <= now)
     }
 
+    /// How many are taken.
+    pub fn taken(&self, now: Boot) -> usize {
+        self.held + self.cooling.iter().filter(|(counted, _)| *counted + self.per > now).count()
+    }
+
     /// When fewer than `allowed` slots will be taken, as far as is known; `None` if that depends on calls that were not
     /// sent yet.
     pub fn next_free(&self, allowed: usize) -> Option<Boot> {

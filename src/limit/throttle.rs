@@ -127,6 +127,11 @@ impl ThrottleState {
         self.consecutive(now) == 0 && self.paused_until <= now
     }
 
+    /// Whether the platform throttled of late.
+    pub(super) fn is_throttled(&self, now: Boot) -> bool {
+        self.consecutive(now) > 0
+    }
+
     fn consecutive(&self, now: Boot) -> u32 {
         if now < self.last + QUIET { self.consecutive } else { 0 }
     }

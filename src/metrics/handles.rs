@@ -61,6 +61,8 @@ pub struct RouteMetrics {
     pub refetches: Per<Changed, IntCounter>,
     /// Reads in the cache's shadow mode for which it had an answer.
     pub shadowed: Per<Shadowed, IntCounter>,
+    /// Writes that the platform refused for a customer who was served from the cache of late.
+    pub stale_shown: IntCounter,
 }
 
 /// What is counted for a caller.
@@ -78,6 +80,8 @@ pub struct TenantMetrics {
     pub inflight: IntGauge,
     /// Whether the platform throttles although the rate limit is kept, since its last success: the key may be refused.
     pub key_suspect: IntGauge,
+    /// Calls of the current month that are billed.
+    pub billed_month: IntGauge,
     /// By route.
     calls: Vec<CallMetrics>,
 }
@@ -97,6 +101,10 @@ pub struct CallMetrics {
     pub saved: IntCounter,
     /// How long calls waited for a slot, in seconds.
     pub wait: Histogram,
+    /// Calls that were rejected because no slot or capacity came in time.
+    pub rejected: IntCounter,
+    /// Calls that wait for a slot.
+    pub waiting: IntGauge,
     /// Calls that a window allows now; infinitely many without a limit.
     pub rate: Gauge,
     /// Whether the circuit breaker is open or half-open.
@@ -127,6 +135,7 @@ impl Handles {
             lookups: Per::new(|result| vecs.lookups.with_label_values(&[route, result])),
             refetches: Per::new(|changed| vecs.refetches.with_label_values(&[route, changed])),
             shadowed: Per::new(|result| vecs.shadowed.with_label_values(&[route, result])),
+            stale_shown: vecs.stale_shown.with_label_values(&[route]),
         };
         let call = |tenant: &str, route: &str| CallMetrics {
             attempts: Per::new(|outcome| vecs.attempts.with_label_values(&[tenant, route, outcome])),
@@ -135,6 +144,8 @@ impl Handles {
             outcome_unknown: vecs.outcome_unknown.with_label_values(&[tenant, route]),
             saved: vecs.saved.with_label_values(&[tenant, route]),
             wait: vecs.wait.with_label_values(&[tenant, route]),
+            rejected: vecs.rejected.with_label_values(&[tenant, route]),
+            waiting: vecs.waiting.with_label_values(&[tenant, route]),
             rate: vecs.rate.with_label_values(&[tenant, route]),
             breaker_open: vecs.breaker_open.with_label_values(&[tenant, route]),
             breaker_transitions: Per::new(|to| vecs.breaker_transitions.with_label_values(&[tenant, route, to])),
@@ -150,6 +161,7 @@ impl Handles {
                 *place = Some(TenantMetrics {
                     inflight: vecs.inflight.with_label_values(&[*tenant]),
                     key_suspect: vecs.key_suspect.with_label_values(&[*tenant]),
+                    billed_month: vecs.billed_month.with_label_values(&[*tenant]),
                     calls: routes.iter().map(|route| call(tenant, route)).collect(),
                 });
             }

@@ -118,6 +118,11 @@ impl GatewayError {
         }
     }
 
+    /// The status of the response.
+    pub fn status(&self) -> StatusCode {
+        self.kind().0
+    }
+
     /// Its name: `error` in responses and logs.
     pub fn name(&self) -> &'static str {
         self.kind().1
@@ -136,7 +141,7 @@ impl GatewayError {
     }
 
     /// The message for callers.
-    pub(super) fn message(&self) -> String {
+    pub fn message(&self) -> String {
         match self {
             Self::Body(error) => error.to_string(),
             Self::BadRequest(expected) => (*expected).to_owned(),

@@ -67,6 +67,11 @@ impl Addresses {
         Ok(Arc::clone(&self.known.read().current))
     }
 
+    /// Those that are known.
+    pub(super) fn known(&self) -> Vec<SocketAddr> {
+        self.known.read().current.to_vec()
+    }
+
     /// Whether an address is one of them, or was until a short time ago.
     pub(super) fn contain(&self, address: SocketAddr) -> bool {
         self.known.read().retained.iter().any(|(known, _)| *known == address)

@@ -27,6 +27,17 @@ pub enum Transition {
     Closed,
 }
 
+/// The state of a breaker, for operators.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum BreakerPosition {
+    /// Everything is sent.
+    Closed,
+    /// One attempt at a time probes.
+    HalfOpen,
+    /// Nothing is sent for so long; then one attempt probes.
+    Open(Duration),
+}
+
 /// A circuit breaker.
 #[derive(Clone, Debug)]
 pub(super) struct Breaker {
@@ -93,9 +104,14 @@ impl Breaker {
         Ok((Admission::Probe, transition))
     }
 
-    /// Whether it is open or half-open.
-    pub(super) fn is_open(&self, settings: &BreakerSettings) -> bool {
-        self.state != State::Closed && !settings.is_off()
+    /// Its state at a moment.
+    pub(super) fn position(&self, settings: &BreakerSettings, now: Boot) -> BreakerPosition {
+        match self.state {
+            _ if settings.is_off() => BreakerPosition::Closed,
+            State::Closed => BreakerPosition::Closed,
+            State::HalfOpen(_) => BreakerPosition::HalfOpen,
+            State::Open(until) => BreakerPosition::Open(until.since(now)),
+        }
     }
 
     /// Whether nothing is remembered that a new breaker would not know.
@@ -175,6 +191,10 @@ mod tests {
         Boot::from_duration(Duration::from_millis(1_000_000 + millis))
     }
 
+    fn is_open(breaker: &Breaker, settings: &BreakerSettings) -> bool {
+        breaker.position(settings, at(0)) != BreakerPosition::Closed
+    }
+
     const OK: bool = true;
     const FAILED: bool = false;
 
@@ -192,7 +212,7 @@ mod tests {
 
     #[test]
     fn five_consecutive_failures_open_the_breaker() {
-        let open = |outcomes: &[bool]| after(&settings(), outcomes).is_open(&settings());
+        let open = |outcomes: &[bool]| is_open(&after(&settings(), outcomes), &settings());
         assert!(!open(&[FAILED; 4]));
         assert!(open(&[FAILED; 5]));
         assert!(!open(&[FAILED, FAILED, FAILED, FAILED, OK, FAILED, FAILED]));
@@ -200,7 +220,7 @@ mod tests {
 
     #[test]
     fn a_failure_ratio_of_half_of_ten_attempts_opens_the_breaker() {
-        let open = |outcomes: &[bool]| after(&settings(), outcomes).is_open(&settings());
+        let open = |outcomes: &[bool]| is_open(&after(&settings(), outcomes), &settings());
         assert!(!open(&[[OK, FAILED]; 4].concat()), "eight are not enough");
         assert!(open(&[[OK, FAILED]; 5].concat()));
         assert!(!open(&[[OK, OK, FAILED].as_slice(); 5].concat()));
@@ -209,16 +229,19 @@ mod tests {
     #[test]
     fn each_threshold_can_be_set_and_disabled() {
         let patient = BreakerSettings { consecutive: 7, ..settings() };
-        assert!(!after(&patient, &[FAILED; 6]).is_open(&patient) && after(&patient, &[FAILED; 7]).is_open(&patient));
+        assert!(
+            !is_open(&after(&patient, &[FAILED; 6]), &patient) && is_open(&after(&patient, &[FAILED; 7]), &patient)
+        );
         let by_share = BreakerSettings { consecutive: 0, ..settings() };
         assert!(
-            !after(&by_share, &[FAILED; 9]).is_open(&by_share) && after(&by_share, &[FAILED; 10]).is_open(&by_share)
+            !is_open(&after(&by_share, &[FAILED; 9]), &by_share)
+                && is_open(&after(&by_share, &[FAILED; 10]), &by_share)
         );
         let in_a_row = BreakerSettings { ratio: crate::settings::Ratio(0.0), ..settings() };
-        assert!(!after(&in_a_row, &[[OK, FAILED]; 50].concat()).is_open(&in_a_row));
+        assert!(!is_open(&after(&in_a_row, &[[OK, FAILED]; 50].concat()), &in_a_row));
         let off = BreakerSettings { consecutive: 0, ..in_a_row };
         let mut breaker = after(&off, &[FAILED; 100]);
-        assert!(!breaker.is_open(&off) && breaker.admit(&off, at(1), at(0)).is_ok());
+        assert!(!is_open(&breaker, &off) && breaker.admit(&off, at(1), at(0)).is_ok());
         let mut open = after(&settings(), &[FAILED; 5]);
         assert_eq!(open.admit(&off, at(1), at(0)), Ok((Admission::Normal, None)), "disabled while it is open");
     }
@@ -228,9 +251,9 @@ mod tests {
         let settings = BreakerSettings { consecutive: 0, window: Duration::from_secs(10), ..settings() };
         let mut breaker = after(&settings, &[FAILED; 9]);
         record_all(&mut breaker, &settings, &[FAILED; 9], at(11_000));
-        assert!(!breaker.is_open(&settings));
+        assert!(!is_open(&breaker, &settings));
         record_all(&mut breaker, &settings, &[FAILED], at(12_000));
-        assert!(breaker.is_open(&settings));
+        assert!(is_open(&breaker, &settings));
     }
 
     #[test]
@@ -251,7 +274,7 @@ mod tests {
             "the attempt began before the breaker opened"
         );
         let closed = breaker.record(&settings, Admission::Probe, OK, 1.0, at(9000));
-        assert_eq!((closed, breaker.is_open(&settings)), (Some(Transition::Closed), false));
+        assert_eq!((closed, is_open(&breaker, &settings)), (Some(Transition::Closed), false));
         assert_eq!(breaker.admit(&settings, at(9500), at(9000)), Ok((Admission::Normal, None)));
     }
 
@@ -291,7 +314,7 @@ mod tests {
 
         #[test]
         fn successes_never_open_the_breaker(count in 0usize..200) {
-            prop_assert!(!after(&settings(), &vec![OK; count]).is_open(&settings()));
+            prop_assert!(!is_open(&after(&settings(), &vec![OK; count]), &settings()));
         }
     }
 }

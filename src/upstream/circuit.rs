@@ -11,7 +11,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
-use super::breaker::{Admission, Breaker, Transition};
+use super::breaker::{Admission, Breaker, BreakerPosition, Transition};
 use super::failures::{Episode, Failures};
 use super::retry::RetryBudget;
 use crate::clock::{Boot, Clock};
@@ -75,6 +75,17 @@ pub trait Observer {
     fn breaker_changed(&self, scope: Scope, transition: Transition);
 }
 
+/// The last attempt that failed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LastFailure {
+    /// The kind of failure.
+    pub reason: &'static str,
+    /// The error in words.
+    pub cause: String,
+    /// When it failed.
+    pub at: Boot,
+}
+
 /// The circuits of one tenant.
 #[derive(Debug)]
 pub(super) struct TenantCircuits {
@@ -98,11 +109,13 @@ struct PathCircuit {
     pattern: Arc<str>,
     breaker: Mutex<Breaker>,
     failures: Failures,
+    last_failure: Mutex<Option<LastFailure>>,
 }
 
 impl PathCircuit {
     fn new(pattern: &Arc<str>) -> Self {
-        Self { pattern: Arc::clone(pattern), breaker: Mutex::new(Breaker::new()), failures: Failures::default() }
+        let breaker = Mutex::new(Breaker::new());
+        Self { pattern: Arc::clone(pattern), breaker, failures: Failures::default(), last_failure: Mutex::default() }
     }
 
     fn is_idle(&self, now: Boot) -> bool {
@@ -147,11 +160,27 @@ impl TenantCircuits {
         Circuit { tenant: self, path }
     }
 
-    /// Whether nothing is sent on a route, or under a wildcard on one of its paths.
-    pub(super) fn is_open(&self, settings: &BreakerSettings, route: &Route) -> bool {
-        let of_route = |circuit: &&Arc<PathCircuit>| circuit.pattern == route.pattern;
-        self.connect.lock().is_open(settings)
-            || self.paths.lock().values().filter(of_route).any(|circuit| circuit.breaker.lock().is_open(settings))
+    /// The circuits of a route, or of one path of it.
+    fn on(&self, route: &Route, path: Option<&str>) -> Vec<Arc<PathCircuit>> {
+        let paths = self.paths.lock();
+        let on_route = paths
+            .iter()
+            .filter(|(known, circuit)| circuit.pattern == route.pattern && path.is_none_or(|path| ***known == *path));
+        on_route.map(|(_, circuit)| Arc::clone(circuit)).collect()
+    }
+
+    /// The breaker of a route, under a wildcard the one of its paths that is furthest from closed, or of one path.
+    pub(super) fn breaker(&self, settings: &BreakerSettings, route: &Route, path: Option<&str>) -> BreakerPosition {
+        let now = self.clock.boot();
+        let of_paths = self.on(route, path).into_iter().map(|circuit| circuit.breaker.lock().position(settings, now));
+        of_paths.fold(self.connect.lock().position(settings, now), Ord::max)
+    }
+
+    /// What fails on a route, and what failed last.
+    pub(super) fn failures(&self, route: &Route) -> (Vec<Episode>, Option<LastFailure>) {
+        let circuits = self.on(route, None);
+        let last = circuits.iter().filter_map(|circuit| circuit.last_failure.lock().clone());
+        (circuits.iter().flat_map(|circuit| circuit.failures.all()).collect(), last.max_by_key(|failure| failure.at))
     }
 
     pub(super) fn is_key_suspect(&self) -> bool {
@@ -244,6 +273,11 @@ impl Circuit {
             return Retry::Granted;
         }
         Retry::Denied { is_first: self.tenant.denied_retries.failed(RETRY_BUDGET, now) }
+    }
+
+    /// Remembers why an attempt failed.
+    pub fn remember(&self, reason: &'static str, cause: String) {
+        *self.path.last_failure.lock() = Some(LastFailure { reason, cause, at: self.tenant.clock.boot() });
     }
 
     /// Records a failure of this kind; returns whether it is the first of its kind since the last one ended.

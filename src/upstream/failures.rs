@@ -66,6 +66,11 @@ impl Failures {
         ended
     }
 
+    /// All of them.
+    pub(super) fn all(&self) -> Vec<Episode> {
+        self.episodes.lock().clone()
+    }
+
     /// Whether all have ended.
     pub(super) fn have_ended(&self) -> bool {
         self.episodes.lock().is_empty()

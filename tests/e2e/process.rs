@@ -482,7 +482,7 @@ async fn the_admin_listener_serves_its_pages_and_promtool_accepts_the_metrics() 
     );
     tokio::task::block_in_place(|| promtool(&page));
     assert_eq!((gateway.page("/healthz").await.status, gateway.page("/readyz").await.status), (200, 200));
-    assert_eq!((gateway.page("/").await.status, gateway.page("/config").await.status), (404, 200));
+    assert_eq!((gateway.page("/").await.status, gateway.page("/config").await.status), (200, 200));
     let post = http::Request::post("/metrics").header("host", "a").body(http_body_util::Full::default()).unwrap();
     assert_eq!(crate::support::send(gateway.admin, post).await.status, 405);
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::Pace;
 use crate::clock::Boot;
-use crate::limit::fair_queue::{FairQueue, Position};
+use crate::limit::fair_queue::FairQueue;
 use crate::limit::inflight::Waker;
 use crate::limit::sharing::{PendingSlot, SharedSlot, SlotRequest, SlotSource, hold};
 use crate::limit::throttle::ThrottleState;
@@ -200,8 +200,8 @@ impl Queue {
         self.take_unneeded()
     }
 
-    /// The earliest moment at which a request in these positions can get a permit, if those ahead of it stay.
-    pub(super) fn earliest(&self, source: SlotSource, positions: impl Iterator<Item = Position>, now: Boot) -> Boot {
+    /// The earliest moment at which a request behind so many others can get a permit, if those ahead of it stay.
+    pub(super) fn earliest(&self, source: SlotSource, ahead: usize, now: Boot) -> Boot {
         let part = self.part(source);
         let from = self.nothing_before(source, now).unwrap_or(now);
         if self.rate() == 0 {
@@ -211,7 +211,6 @@ impl Queue {
             // Until slots are shared again.
             return from.max(now + self.settings.per);
         }
-        let ahead = positions.map(|position| self.waiting.ahead(position)).min().unwrap_or_default();
         let allowed = self.throttle.allowed(part, now);
         if source == SlotSource::Shared {
             // How many others take is not known: this is the earliest.

@@ -133,9 +133,9 @@ async fn a_pause_applies_without_a_limit_too() {
     let (clock, hands) = Clock::shifted();
     let pace = new_pace(PaceSettings { rate: 0, ..PACE }, None, &clock);
     let permit = pace.acquire(&inflight(), wait(key(0, false), Duration::ZERO)).await.unwrap();
-    assert_eq!(pace.allowed(clock.boot()), f64::INFINITY);
+    assert_eq!(pace.usage(clock.boot()).allowed, f64::INFINITY);
     permit.throttled(clock.boot());
-    assert_eq!(pace.allowed(clock.boot()), 0.0);
+    assert_eq!(pace.usage(clock.boot()).allowed, 0.0);
     assert!(
         pace.acquire(&inflight(), wait(key(0, false), Duration::ZERO)).await.is_err()
             && pace.try_acquire(&inflight()).is_none()

@@ -1,0 +1,120 @@
+//! What the calls to the platform cost: counts by day, tenant and route, and the file that they are stored in.
+//!
+//! Days and months are those of `upstream.utc_offset`, by which the platform bills. Nothing here ever refuses a call.
+
+mod ledger;
+mod money;
+mod store;
+
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use parking_lot::Mutex;
+
+pub use self::ledger::{Counts, Day, Ledger, Month};
+pub use self::money::{Bill, shown};
+use self::store::Store;
+pub use self::store::{StoreError, read};
+
+/// The counts of this process, and where they are stored.
+#[derive(Debug)]
+pub struct Budget {
+    ledger: Mutex<Ledger>,
+    /// `None`: they are lost with the process.
+    store: Option<Mutex<Store>>,
+    /// Whether the counts have changed since they were stored.
+    is_changed: AtomicBool,
+    /// Whether storing them failed when it was last tried.
+    has_failed: AtomicBool,
+}
+
+/// How storing the counts went.
+#[derive(Debug)]
+pub enum Saved {
+    /// As before.
+    AsBefore,
+    /// It failed, and had not before.
+    Failed(StoreError),
+    /// It succeeded again.
+    Recovered,
+}
+
+impl Budget {
+    /// Without counts yet. [`Budget::save`] adds those that are stored.
+    pub fn new(store: Option<PathBuf>) -> Self {
+        Self {
+            ledger: Mutex::default(),
+            store: store.map(|path| Mutex::new(Store::new(path))),
+            is_changed: AtomicBool::new(true),
+            has_failed: AtomicBool::new(false),
+        }
+    }
+
+    /// Whether the counts outlive the process.
+    pub const fn is_stored(&self) -> bool {
+        self.store.is_some()
+    }
+
+    /// Whether storing them failed when it was last tried.
+    pub fn has_failed(&self) -> bool {
+        self.has_failed.load(Ordering::Relaxed)
+    }
+
+    /// Adds to the counts of a day.
+    pub fn add(&self, day: Day, tenant: &str, route: &str, counts: Counts) {
+        self.ledger.lock().add(day, tenant, route, counts);
+        self.is_changed.store(true, Ordering::Relaxed);
+    }
+
+    /// The counts of a month by tenant.
+    pub fn tenants(&self, month: Month) -> Vec<(String, Counts)> {
+        self.ledger.lock().tenants(month)
+    }
+
+    /// The counts of a month.
+    pub fn total(&self, month: Month) -> Counts {
+        self.ledger.lock().total(month)
+    }
+
+    /// The thresholds that the billed calls of a month have reached, and of which nobody was warned in that month. They are
+    /// returned once.
+    pub fn reached(&self, month: Month, thresholds: &[u32]) -> Vec<u32> {
+        let reached = self.ledger.lock().reached(month, thresholds);
+        if !reached.is_empty() {
+            self.is_changed.store(true, Ordering::Relaxed);
+        }
+        reached
+    }
+
+    /// Stores the counts if they have changed, after those that were stored before were added. Reads and writes a file, which may
+    /// block.
+    pub fn save(&self) -> Saved {
+        let Some(store) = &self.store else { return Saved::AsBefore };
+        if !self.is_changed.swap(false, Ordering::Relaxed) {
+            return Saved::AsBefore;
+        }
+        // A file system that blocks must not collect threads.
+        let Some(mut store) = store.try_lock() else { return self.failed(StoreError::Blocked) };
+        let saved = store.load().and_then(|loaded| {
+            let text = {
+                let mut ledger = self.ledger.lock();
+                loaded.iter().for_each(|loaded| ledger.merge(loaded));
+                ledger.to_json()
+            };
+            store.write(&text)
+        });
+        match saved {
+            Ok(()) if self.has_failed.swap(false, Ordering::Relaxed) => Saved::Recovered,
+            Ok(()) => Saved::AsBefore,
+            Err(error) => self.failed(error),
+        }
+    }
+
+    fn failed(&self, error: StoreError) -> Saved {
+        self.is_changed.store(true, Ordering::Relaxed);
+        match self.has_failed.swap(true, Ordering::Relaxed) {
+            true => Saved::AsBefore,
+            false => Saved::Failed(error),
+        }
+    }
+}

@@ -1,0 +1,146 @@
+//! The file that counts are stored in. It is replaced as a whole, so that it is never torn; one process at a time uses it.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, ErrorKind, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{FlockOperation, flock};
+
+use super::Ledger;
+
+/// Why counts were not stored or read.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The file system refuses.
+    #[error("{}: {error}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        error: io::Error,
+    },
+    /// Another process uses the file.
+    #[error("{}: another process stores its counts here; expected a file for each", .0.display())]
+    InUse(PathBuf),
+    /// The file system has not ended the last attempt.
+    #[error("the file system blocks")]
+    Blocked,
+    /// The file is not one of ours; it was renamed, and counting begins anew.
+    #[error("{}: {problem}; renamed to {}", path.display(), renamed.display())]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: String,
+        /// Its new name.
+        renamed: PathBuf,
+    },
+    /// The file is not one of ours.
+    #[error("{}: {problem}", path.display())]
+    Invalid {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: String,
+    },
+}
+
+/// Only the owner reads what a company spends.
+const MODE: u32 = 0o600;
+
+/// Reads the counts that are stored in a file.
+///
+/// # Errors
+/// If it cannot be read, or is not one of ours.
+pub fn read(path: &Path) -> Result<Ledger, StoreError> {
+    let text = std::fs::read_to_string(path).map_err(|error| at(path, error))?;
+    Ledger::from_json(&text).map_err(|problem| StoreError::Invalid { path: path.to_owned(), problem })
+}
+
+fn at(path: &Path, error: io::Error) -> StoreError {
+    StoreError::Io { path: path.to_owned(), error }
+}
+
+/// A file, as far as this process uses it.
+#[derive(Debug)]
+pub(super) struct Store {
+    path: PathBuf,
+    /// Locked while this process uses the file.
+    lock: Option<File>,
+    is_loaded: bool,
+}
+
+impl Store {
+    pub(super) const fn new(path: PathBuf) -> Self {
+        Self { path, lock: None, is_loaded: false }
+    }
+
+    /// The name of a file beside it.
+    fn beside(&self, ending: &str) -> PathBuf {
+        let mut name = self.path.clone().into_os_string();
+        name.push(ending);
+        name.into()
+    }
+
+    /// The counts in the file, once: the first time that it can be read.
+    pub(super) fn load(&mut self) -> Result<Option<Ledger>, StoreError> {
+        if self.is_loaded {
+            return Ok(None);
+        }
+        self.lock()?;
+        match read(&self.path) {
+            Ok(ledger) => {
+                self.is_loaded = true;
+                Ok(Some(ledger))
+            }
+            Err(StoreError::Io { error, .. }) if error.kind() == ErrorKind::NotFound => {
+                self.is_loaded = true;
+                Ok(None)
+            }
+            Err(StoreError::Invalid { path, problem }) => {
+                let renamed = self.beside(".unreadable");
+                std::fs::rename(&path, &renamed).map_err(|error| at(&path, error))?;
+                Err(StoreError::Unreadable { path, problem, renamed })
+            }
+            Err(other) => Err(other),
+        }
+    }
+
+    fn lock(&mut self) -> Result<(), StoreError> {
+        if self.lock.is_some() {
+            return Ok(());
+        }
+        let path = self.beside(".lock");
+        let file = OpenOptions::new().write(true).create(true).truncate(false).mode(MODE).open(&path);
+        let file = file.map_err(|error| at(&path, error))?;
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => self.lock = Some(file),
+            Err(rustix::io::Errno::WOULDBLOCK) => return Err(StoreError::InUse(self.path.clone())),
+            Err(error) => return Err(at(&path, error.into())),
+        }
+        Ok(())
+    }
+
+    /// Replaces the file.
+    pub(super) fn write(&self, text: &str) -> Result<(), StoreError> {
+        let new = self.beside(".new");
+        let written = write_all(&new, text).and_then(|()| {
+            std::fs::rename(&new, &self.path)?;
+            let folder = self.path.parent().filter(|folder| !folder.as_os_str().is_empty());
+            // The new name is on the disk, too.
+            File::open(folder.unwrap_or(Path::new(".")))?.sync_all()
+        });
+        written.map_err(|error| {
+            // What there is of it is of no use, and may take the last of the disk.
+            let _ = std::fs::remove_file(&new);
+            at(&self.path, error)
+        })
+    }
+}
+
+fn write_all(path: &Path, text: &str) -> io::Result<()> {
+    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(MODE).open(path)?;
+    file.write_all(text.as_bytes())?;
+    file.sync_all()
+}

@@ -1,0 +1,254 @@
+//! What the gateway would do with a request, and why: for operators who look for the cause of one bad request. Nothing is sent, and nothing
+//! changes: no order of eviction, no limit, no metric.
+
+use std::sync::Arc;
+
+use http::HeaderMap;
+use serde::Serialize;
+
+use super::body;
+use super::policy::Policy;
+use super::request::question_of;
+use super::request_head::RequestHead;
+use super::status::breaker_name;
+use super::{CachedQuestion, Gateway};
+use crate::cache::{Lookup, Peek, Question};
+use crate::clock::Now;
+use crate::envelope::Envelope;
+use crate::reply::{Denied, GatewayError};
+use crate::route::Route;
+use crate::settings::{CacheMode, CachedSettings, KindSettings};
+use crate::signer::string_to_sign;
+use crate::tenant::Tenant;
+use crate::upstream::BreakerPosition;
+
+/// What would become of a request.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Explanation {
+    /// `hit`, `stale`, `collapsed`, `miss`, `bypass` or `rejected`.
+    pub would: &'static str,
+    /// Why, in one sentence.
+    pub because: String,
+    /// The error that its caller would get.
+    pub error: Option<ExplainedError>,
+    /// The pattern of the route.
+    pub route: Option<String>,
+    /// `cached`, `write` or `pass`.
+    pub kind: Option<&'static str>,
+    /// The tenant's name.
+    pub tenant: Option<String>,
+    /// Whom it is about.
+    pub customers: Vec<ExplainedCustomer>,
+    /// The canonical question, on a cached route.
+    pub question: Option<String>,
+    /// What is cached for this question.
+    pub cached: Option<CachedQuestion>,
+    /// What is cached for its customer beside that: questions that are not the same.
+    pub other_questions: Vec<CachedQuestion>,
+    /// What the replicas share of its customer; absent without others.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub shared: Option<Vec<CachedQuestion>>,
+    /// Until when an answer lives shortly, because a write of its customer ended just before, in seconds.
+    pub settles_for_s: f64,
+    /// The rate limit that a call would wait for.
+    pub rate: Option<ExplainedRate>,
+    /// The circuit breaker: `closed`, `half-open` or `open`.
+    pub breaker: Option<&'static str>,
+    /// For how many more seconds it is open.
+    pub breaker_open_for_s: Option<f64>,
+    /// What would be signed, identities masked.
+    pub string_to_sign: Option<String>,
+}
+
+/// An error that a caller would get.
+#[derive(Clone, Debug, Serialize)]
+pub struct ExplainedError {
+    /// The HTTP status.
+    pub status: u16,
+    /// Its name.
+    pub error: &'static str,
+    /// Its message.
+    pub message: String,
+}
+
+/// Whom a request is about.
+#[derive(Clone, Debug, Serialize)]
+pub struct ExplainedCustomer {
+    /// The customer's id.
+    pub id: String,
+    /// Its name in the log.
+    pub logged_as: String,
+}
+
+/// The rate limit that a call would wait for.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct ExplainedRate {
+    /// Calls that a window allows now; `None` without a limit.
+    pub allowed: Option<f64>,
+    /// Slots that are taken; `None`: all replicas share them.
+    pub taken: Option<usize>,
+    /// Calls that wait for a slot.
+    pub waiting: usize,
+    /// In how many seconds the next call in line can have a slot at the earliest.
+    pub next_slot_in_s: f64,
+    /// For how many more seconds nothing is sent.
+    pub paused_for_s: Option<f64>,
+}
+
+impl Gateway {
+    /// Explains a request: its path and body, and the header fields of the data listener that were sent along. `caller`: the name of
+    /// the caller; without one, none is rejected for what it may not use.
+    pub async fn explain(&self, path: &str, body: &[u8], headers: &HeaderMap, caller: Option<&str>) -> Explanation {
+        let policy = self.policy.load_full();
+        let mut explanation = Explanation::default();
+        match self.examine(&policy, path, body, headers, caller, &mut explanation) {
+            Ok(None) => {}
+            Ok(Some((tenant, question))) => self.add_shared(&tenant, &question, &mut explanation).await,
+            Err(error) => {
+                explanation.would = "rejected";
+                explanation.because = error.message();
+                explanation.error = Some(ExplainedError {
+                    status: error.status().as_u16(),
+                    error: error.name(),
+                    message: error.message(),
+                });
+            }
+        }
+        explanation
+    }
+
+    /// The stages of a request, in their order.
+    fn examine(
+        &self,
+        policy: &Policy,
+        path: &str,
+        body: &[u8],
+        headers: &HeaderMap,
+        caller: Option<&str>,
+        out: &mut Explanation,
+    ) -> Result<Option<(Arc<Tenant>, Question)>, GatewayError> {
+        let (head, now) = (RequestHead::of(headers), self.time.now());
+        let route = policy.routes.find(path).ok_or(GatewayError::UnknownRoute)?;
+        out.route = Some(route.pattern.to_string());
+        let caller = match caller {
+            Some(name) => Some(
+                (policy.callers.named().iter())
+                    .find(|caller| caller.name.as_deref() == Some(name))
+                    .ok_or(GatewayError::BadRequest("no caller has this name"))?,
+            ),
+            None => None,
+        };
+        if caller.is_some_and(|caller| !caller.may_use_route(route)) {
+            return Err(GatewayError::Forbidden(Denied::Route));
+        }
+        let envelope = Envelope::parse(body).map_err(GatewayError::Body)?;
+        if let KindSettings::Cached(CachedSettings { params: Some(allowed), .. }) = &route.kind {
+            envelope.check_params(allowed).map_err(GatewayError::Body)?;
+        }
+        let customers = body::customers(&route.kind, &head, &envelope)?;
+        out.customers = customers
+            .iter()
+            .map(|id| ExplainedCustomer { id: id.clone(), logged_as: self.pseudonyms.of(id) })
+            .collect();
+        let sole = caller.and_then(|caller| caller.sole_tenant());
+        let tenant =
+            policy.tenants.choose(head.tenant()?, envelope.root(), sole).map_err(GatewayError::UnknownTenant)?;
+        out.tenant = Some(tenant.name.clone());
+        if caller.is_some_and(|caller| !caller.may_use_tenant(tenant)) {
+            return Err(GatewayError::Forbidden(Denied::Tenant));
+        }
+        self.add_call(policy, tenant, route, path, now, out);
+        let (kind, because) = match &route.kind {
+            KindSettings::Cached(cached) => {
+                out.kind = Some("cached");
+                let customer = customers.first().map(String::as_str);
+                let question = question_of(&envelope, path, cached, tenant, customer, &self.cluster);
+                self.add_cached(policy, &head, &question, now, out);
+                return Ok(Some((Arc::clone(tenant), question)));
+            }
+            KindSettings::Write(_) => {
+                ("write", "A write is always sent, once, and its customers' answers are invalidated.")
+            }
+            KindSettings::Pass => ("pass", "A route of kind pass is always sent, once."),
+            KindSettings::Off => return Err(GatewayError::UnknownRoute),
+        };
+        (out.kind, out.would, out.because) = (Some(kind), "bypass", because.to_owned());
+        Ok(None)
+    }
+
+    /// What a call would meet.
+    fn add_call(&self, policy: &Policy, tenant: &Tenant, route: &Route, path: &str, now: Now, out: &mut Explanation) {
+        let usage = self.paces.usage(tenant, route, Some(path));
+        out.rate = Some(ExplainedRate {
+            allowed: usage.allowed.is_finite().then_some(usage.allowed),
+            taken: usage.taken,
+            waiting: usage.waiting,
+            next_slot_in_s: usage.next.since(now.boot).as_secs_f64(),
+            paused_for_s: usage.paused_until.map(|until| until.since(now.boot).as_secs_f64()),
+        });
+        let breaker = self.upstream.breaker(&policy.settings.attempts.breaker, tenant, route, Some(path));
+        out.breaker = Some(breaker_name(breaker));
+        if let BreakerPosition::Open(remaining) = breaker {
+            out.breaker_open_for_s = Some(remaining.as_secs_f64());
+        }
+        let timestamp = self.time.skew.signing_time(self.time.clock.now()).unix_seconds().to_string();
+        out.string_to_sign = Some(string_to_sign("***", "NONCE", "***", &timestamp));
+    }
+
+    /// What the cache would do.
+    fn add_cached(
+        &self,
+        policy: &Policy,
+        head: &RequestHead<'_>,
+        question: &Question,
+        now: Now,
+        out: &mut Explanation,
+    ) {
+        let generation = self.cache.generation(question.subject.tenant, policy.rules);
+        let Peek { lookup, in_flight, settle_until } =
+            self.cache.peek(question, generation, &head.cache_control(), now);
+        out.settles_for_s = settle_until.since(now.boot).as_secs_f64();
+        let cached = self.cache.inspect(&question.subject, now).into_iter();
+        for (key, freshness) in cached {
+            let found = CachedQuestion::new(key.to_string(), &freshness, now);
+            if key == question.key {
+                out.cached = Some(found);
+            } else {
+                out.other_questions.push(found);
+            }
+        }
+        let bound = out.cached.as_ref().map_or("", |cached| cached.bound);
+        (out.would, out.because) = match (policy.settings.cache.mode, lookup) {
+            (CacheMode::Off | CacheMode::Shadow, _) => ("bypass", "The cache serves nothing (cache.mode).".to_owned()),
+            (CacheMode::On, Lookup::Fresh(hit)) => {
+                ("hit", format!("A fresh answer is cached, for {:.1} s more (limited by {bound}).", hit.remaining.as_secs_f64()))
+            }
+            (CacheMode::On, Lookup::Stale(..)) => {
+                ("stale", "The cached answer is stale, and is served while it is refreshed (stale_while_revalidate).".to_owned())
+            }
+            (CacheMode::On, Lookup::Miss) if in_flight => {
+                ("collapsed", "The answer is being fetched, and this request would wait for it.".to_owned())
+            }
+            (CacheMode::On, Lookup::Miss) if out.cached.is_some() => {
+                ("miss", "What is cached is stale, or older than Cache-Control of the request allows; it may be served if the platform fails.".to_owned())
+            }
+            (CacheMode::On, Lookup::Miss) if !out.other_questions.is_empty() => {
+                ("miss", "Nothing is cached for this question; for its customer other questions are (see other_questions for what differs).".to_owned())
+            }
+            (CacheMode::On, Lookup::Miss) if out.settles_for_s > 0.0 => {
+                ("miss", "A write of this customer ended just before and invalidated what was cached; answers live shortly until the platform has settled.".to_owned())
+            }
+            (CacheMode::On, Lookup::Miss) => {
+                ("miss", "Nothing is cached for this customer: it was not asked for, it has expired, or it was invalidated or evicted.".to_owned())
+            }
+        };
+        out.question = Some(question.key.to_string());
+    }
+
+    /// What other replicas have.
+    async fn add_shared(&self, tenant: &Tenant, question: &Question, out: &mut Explanation) {
+        if !self.cluster.is_alone() {
+            out.shared = Some(self.shared(tenant, &question.subject).await.unwrap_or_default());
+        }
+    }
+}

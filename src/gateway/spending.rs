@@ -1,0 +1,85 @@
+//! Counts calls for the budget, and warns when a threshold of it is reached.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+use super::policy::Policy;
+use super::request::Job;
+use super::time::Time;
+use crate::budget::{Budget, Counts, Day, Saved};
+use crate::clock::Wall;
+use crate::metrics::{AttemptResult, Label};
+
+/// Counts calls of a gateway.
+pub(super) struct Spending {
+    pub(super) budget: Budget,
+    time: Arc<Time>,
+    /// The requests that were answered without a call, as they were last counted, by the tenant's number and the route's label.
+    saved: Mutex<HashMap<usize, HashMap<String, u64>>>,
+}
+
+impl Spending {
+    pub(super) fn new(budget: Budget, time: &Arc<Time>) -> Self {
+        Self { budget, time: Arc::clone(time), saved: Mutex::default() }
+    }
+
+    /// The platform's clock, as far as it is followed: it decides on which day a call is billed.
+    pub(super) fn now(&self) -> Wall {
+        self.time.skew.signing_time(self.time.clock.now())
+    }
+
+    /// Today, by that clock.
+    pub(super) fn today(&self, policy: &Policy) -> Day {
+        Day::of(self.now(), policy.settings.attempts.utc_offset)
+    }
+
+    /// A call was sent, and ended like this.
+    pub(super) fn made(&self, job: &Job, result: AttemptResult) {
+        let is_failure = !matches!(result, AttemptResult::Ok | AttemptResult::Exception);
+        let is_billed = job.policy.settings.budget.billed.iter().any(|outcome| outcome == result.name());
+        let counts = Counts { made: 1, failed: is_failure.into(), billed: is_billed.into(), saved: 0 };
+        self.budget.add(self.today(&job.policy), &job.call.tenant.name, &job.route.label, counts);
+    }
+
+    /// Counts the requests that were answered without a call since this was last called. Their own counters are read, so that a
+    /// cache hit has nothing more to do.
+    pub(super) fn count_saved(&self, policy: &Policy) {
+        let (today, mut before) = (self.today(policy), self.saved.lock());
+        for tenant in policy.tenants.all() {
+            let before = before.entry(tenant.index).or_default();
+            for route in policy.routes.all() {
+                // Routes with the same label share a counter.
+                let total = policy.handles.call(tenant.index, route.index).saved.get();
+                let last = before.get(&route.label).copied().unwrap_or_default();
+                if total == last {
+                    continue;
+                }
+                // A counter that left the configuration and came back begins anew.
+                let saved = total.checked_sub(last).unwrap_or(total);
+                before.insert(route.label.clone(), total);
+                self.budget.add(today, &tenant.name, &route.label, Counts { saved, ..Counts::default() });
+            }
+        }
+    }
+
+    /// Warns of thresholds that have been reached.
+    pub(super) fn warn(&self, policy: &Policy) {
+        let Some(thresholds) = &policy.settings.budget.warn_calls else { return };
+        let month = self.today(policy).month();
+        for threshold in self.budget.reached(month, &thresholds.0) {
+            let billed = self.budget.total(month).billed;
+            tracing::warn!(%month, billed, threshold, "budget threshold reached");
+        }
+    }
+
+    /// Stores the counts, and reports if that begins or ceases to fail. Writes a file, which may block.
+    pub(super) fn save(&self) {
+        match self.budget.save() {
+            Saved::AsBefore => {}
+            Saved::Failed(error) => tracing::error!(%error, "budget.store: counts cannot be stored"),
+            Saved::Recovered => tracing::info!("budget.store: counts are stored again"),
+        }
+    }
+}

@@ -1,0 +1,422 @@
+//! What operators see of a running gateway, as plain data: the status page and `/status.json` show the same.
+
+mod history;
+mod requests;
+mod verdict;
+
+use std::cmp::Reverse;
+
+use parking_lot::Mutex;
+use serde::Serialize;
+
+pub(super) use self::history::History;
+pub use self::history::Step;
+pub(super) use self::requests::Ending;
+use self::requests::NotedRequests;
+pub use self::requests::{Noted, NotedLists};
+use self::verdict::Facts;
+pub use self::verdict::{CONDITIONS, Finding, Severity, Verdict};
+use super::Gateway;
+use super::policy::Policy;
+use crate::budget::{self, Bill, Counts};
+use crate::clock::{Now, Wall};
+use crate::metrics::{CacheUse, Label, Totals};
+use crate::route::Route;
+use crate::settings::CacheMode;
+use crate::tenant::Tenant;
+use crate::upstream::BreakerPosition;
+
+/// Tenants and routes that are shown, those with something to see first; `/metrics` has all.
+const MAX_ROWS: usize = 200;
+
+/// What is known of a process for its operators only.
+#[derive(Debug, Default)]
+pub(super) struct Watch {
+    pub(super) history: History,
+    pub(super) noted: NotedRequests,
+    /// When the configuration was last reloaded, or that was tried.
+    pub(super) reloaded: Mutex<Option<Wall>>,
+}
+
+/// What operators see of a gateway.
+#[derive(Clone, Debug, Serialize)]
+pub struct Status {
+    /// The version of the gateway.
+    pub version: &'static str,
+    /// Its time, in seconds since the Unix epoch.
+    pub now: i64,
+    /// How long it has been running, in seconds.
+    pub uptime_s: u64,
+    /// Whether everything is well.
+    pub verdict: Verdict,
+    /// What the calls of this month cost.
+    pub money: Money,
+    /// The last ten minutes, oldest step first.
+    pub history: Vec<Step>,
+    /// What the numbers of [`Step::requests`] count.
+    pub request_kinds: &'static [&'static str],
+    /// Calls per second that the common rate limit allows for one tenant and route; `None` without a limit.
+    pub rate_per_s: Option<f64>,
+    /// The rate limits.
+    pub rates: Vec<RateRow>,
+    /// The platform.
+    pub platform: Platform,
+    /// The cache.
+    pub cache: CacheStatus,
+    /// The other replicas; `None` without `cluster.url`.
+    pub replicas: Option<ReplicaStatus>,
+    /// Requests that an operator may ask about.
+    pub requests: NotedLists,
+    /// The configuration in force.
+    pub configuration: ConfigurationStatus,
+}
+
+/// What the calls of a month cost.
+#[derive(Clone, Debug, Serialize)]
+pub struct Money {
+    /// The month.
+    pub month: String,
+    /// Calls made.
+    pub made: u64,
+    /// Of those, the ones that failed.
+    pub failed: u64,
+    /// Of those that were made, the ones that are billed.
+    pub billed: u64,
+    /// Requests that were answered without a call.
+    pub saved: u64,
+    /// What the billed calls cost.
+    pub cost: String,
+    /// What would have been paid without the cache.
+    pub cost_without_cache: String,
+    /// Billed calls at the end of the month, if it goes on like this.
+    pub forecast_calls: u64,
+    /// What those cost.
+    pub forecast_cost: String,
+    /// The currency.
+    pub currency: String,
+    /// The price of a call.
+    pub price: String,
+    /// Calls a month that cost nothing.
+    pub free_calls: u32,
+    /// The outcomes that are billed.
+    pub billed_outcomes: Vec<String>,
+    /// Whether the counts outlive the process.
+    pub is_stored: bool,
+    /// Whether storing them failed.
+    pub has_failed: bool,
+    /// The highest threshold that was reached.
+    pub reached: Option<u32>,
+}
+
+/// The rate limit of a tenant and route.
+#[derive(Clone, Debug, Serialize)]
+pub struct RateRow {
+    /// The tenant's name.
+    pub tenant: String,
+    /// The route's name.
+    pub route: String,
+    /// Calls that a window allows now; `None` without a limit.
+    pub allowed: Option<u32>,
+    /// Slots that are taken; `None`: all replicas share them, and only Redis knows.
+    pub taken: Option<usize>,
+    /// Calls that wait for a slot.
+    pub waiting: usize,
+    /// Calls that were rejected since the process began.
+    pub rejected: u64,
+    /// For how many more seconds nothing is sent.
+    pub paused_for_s: Option<f64>,
+    /// Whether the platform throttles although the rate was kept.
+    pub throttled: bool,
+}
+
+/// The platform.
+#[derive(Clone, Debug, Serialize)]
+pub struct Platform {
+    /// `upstream.base_url`.
+    pub base_url: String,
+    /// The addresses that it resolves to; those of the forward proxy if there is one.
+    pub addresses: Vec<String>,
+    /// How far its clock is ahead, in seconds.
+    pub clock_skew_s: f64,
+    /// By tenant and route.
+    pub rows: Vec<PlatformRow>,
+}
+
+/// The platform, as far as one tenant and route see it.
+#[derive(Clone, Debug, Serialize)]
+pub struct PlatformRow {
+    /// The tenant's name.
+    pub tenant: String,
+    /// The route's name.
+    pub route: String,
+    /// `closed`, `half-open` or `open`.
+    pub breaker: &'static str,
+    /// Whether the platform may refuse the tenant's key.
+    pub is_key_suspect: bool,
+    /// The kinds of failures that have not ended.
+    pub failing: Vec<&'static str>,
+    /// What failed last.
+    pub last_failure: Option<Failure>,
+}
+
+/// A call that failed.
+#[derive(Clone, Debug, Serialize)]
+pub struct Failure {
+    /// The kind of failure.
+    pub reason: &'static str,
+    /// The error in words.
+    pub cause: String,
+    /// How many seconds ago it was.
+    pub ago_s: u64,
+}
+
+/// The cache.
+#[derive(Clone, Debug, Serialize)]
+pub struct CacheStatus {
+    /// `cache.mode`.
+    pub mode: &'static str,
+    /// Cached answers.
+    pub entries: i64,
+    /// The memory that they take, in bytes.
+    pub bytes: i64,
+    /// The memory that they may take, in bytes.
+    pub max_bytes: u64,
+    /// Answers evicted because they had expired.
+    pub evicted_expired: u64,
+    /// Answers evicted because the cache was full.
+    pub evicted_size: u64,
+    /// Stored answers, by what limited their lifetimes.
+    pub lifetimes: Vec<LifetimeRow>,
+    /// The share of refetched answers that had changed; `None` without any.
+    pub refetch_changed_ratio: Option<f64>,
+}
+
+/// Lifetimes that were limited in one way.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct LifetimeRow {
+    /// How they were limited.
+    pub bound: &'static str,
+    /// How many answers were stored.
+    pub count: u64,
+    /// Their mean lifetime, in seconds.
+    pub mean_s: Option<f64>,
+}
+
+/// The other replicas.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct ReplicaStatus {
+    /// Whether this replica acts as one with the others.
+    pub up: bool,
+    /// Live replicas, this one included.
+    pub live: i64,
+    /// `cluster.replicas`.
+    pub expected: u32,
+}
+
+/// The configuration in force.
+#[derive(Clone, Debug, Serialize)]
+pub struct ConfigurationStatus {
+    /// Every effective value as TOML, secrets masked.
+    pub effective: String,
+    /// How often it was reloaded.
+    pub reloads: u64,
+    /// When it was last reloaded, or that was tried, in seconds since the Unix epoch.
+    pub reloaded_at: Option<i64>,
+    /// Whether the last reload succeeded.
+    pub reload_success: bool,
+}
+
+impl Gateway {
+    /// What operators see.
+    pub fn status(&self) -> Status {
+        self.run_maintenance();
+        let (policy, now) = (self.policy.load(), self.time.clock.now());
+        let totals = self.metrics.totals();
+        let (rates, rows) = self.rows(&policy, now);
+        let (money, replicas) = (
+            self.money(&policy),
+            self.cluster.status().map(|(up, live, expected)| ReplicaStatus { up, live, expected }),
+        );
+        #[expect(clippy::cast_precision_loss, reason = "seconds")]
+        let clock_skew_s = self.time.skew.ahead(now).unwrap_or_default() as f64 / 1000.0;
+        let expires = policy.tls.as_ref().and_then(|tls| tls.expires());
+        let history = self.watch.history.steps(&totals, now.boot);
+        let mode = mode(policy.settings.cache.mode);
+        let verdict = Verdict::of(&Facts {
+            rates: &rates,
+            platform: &rows,
+            clock_skew_s,
+            steps: &history,
+            incidents: self.watch.history.incidents(&totals),
+            money: &money,
+            replica: replicas.as_ref(),
+            certificate_s: expires.and_then(|at| Some(i64::try_from(at).ok()? - now.wall.unix_seconds())),
+            is_reload_ok: self.metrics.reload_success.get() == 1,
+            cache_mode: (mode != "on").then_some(mode),
+        });
+        let pace = policy.settings.limits.upstream;
+        let base_url = self.fixed.client.base_url.as_ref().map(ToString::to_string).unwrap_or_default();
+        let addresses = self.upstream.addresses().iter().map(ToString::to_string).collect();
+        Status {
+            version: env!("CARGO_PKG_VERSION"),
+            now: now.wall.unix_seconds(),
+            uptime_s: now.boot.since(self.started).as_secs(),
+            verdict,
+            money,
+            history,
+            request_kinds: CacheUse::NAMES,
+            rate_per_s: (pace.rate > 0).then(|| f64::from(pace.rate) / pace.per.as_secs_f64()),
+            rates: shortened(rates, |row| (row.throttled, row.paused_for_s.is_some(), row.waiting, row.taken)),
+            platform: Platform {
+                base_url,
+                addresses,
+                clock_skew_s,
+                rows: shortened(rows, |row| (row.breaker != "closed", row.is_key_suspect, row.failing.len())),
+            },
+            cache: self.cache_status(&policy, &totals),
+            replicas,
+            requests: self.watch.noted.shown(&self.pseudonyms, now.boot),
+            configuration: ConfigurationStatus {
+                effective: self.configuration(),
+                reloads: policy.number,
+                reloaded_at: self.watch.reloaded.lock().map(Wall::unix_seconds),
+                reload_success: self.metrics.reload_success.get() == 1,
+            },
+        }
+    }
+
+    /// The tables by tenant and route.
+    fn rows(&self, policy: &Policy, now: Now) -> (Vec<RateRow>, Vec<PlatformRow>) {
+        let pairs = || {
+            policy.tenants.all().iter().flat_map(|tenant| policy.routes.all().iter().map(move |route| (tenant, route)))
+        };
+        let rates = pairs().map(|(tenant, route)| self.rate_row(policy, tenant, route, now)).collect();
+        (rates, pairs().map(|(tenant, route)| self.platform_row(policy, tenant, route, now)).collect())
+    }
+
+    fn rate_row(&self, policy: &Policy, tenant: &Tenant, route: &Route, now: Now) -> RateRow {
+        let usage = self.paces.usage(tenant, route, None);
+        let paused_for_s = usage.paused_until.map(|until| until.since(now.boot).as_secs_f64());
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a u32, or infinite")]
+        let allowed = usage.allowed.is_finite().then_some(usage.allowed as u32);
+        RateRow {
+            tenant: tenant.name.clone(),
+            route: route.pattern.to_string(),
+            allowed,
+            taken: usage.taken,
+            waiting: usage.waiting,
+            rejected: policy.handles.call(tenant.index, route.index).rejected.get(),
+            paused_for_s,
+            throttled: usage.is_throttled,
+        }
+    }
+
+    fn platform_row(&self, policy: &Policy, tenant: &Tenant, route: &Route, now: Now) -> PlatformRow {
+        let breaker = self.upstream.breaker(&policy.settings.attempts.breaker, tenant, route, None);
+        let (failing, last) = self.upstream.failures(tenant, route);
+        PlatformRow {
+            tenant: tenant.name.clone(),
+            route: route.pattern.to_string(),
+            breaker: breaker_name(breaker),
+            is_key_suspect: self.upstream.is_key_suspect(tenant),
+            failing: failing.iter().map(|episode| episode.kind).collect(),
+            last_failure: last.map(|last| Failure {
+                reason: last.reason,
+                cause: last.cause,
+                ago_s: now.boot.since(last.at).as_secs(),
+            }),
+        }
+    }
+
+    fn money(&self, policy: &Policy) -> Money {
+        let (settings, at) = (&policy.settings.budget, self.spending.now());
+        let today = self.spending.today(policy);
+        let counts = self.spending.budget.total(today.month());
+        let share = today.share_of_month(at, policy.settings.attempts.utc_offset);
+        #[expect(
+            clippy::cast_precision_loss,
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "an estimate of a positive number for people"
+        )]
+        let forecast_calls = (counts.billed as f64 / share) as u64;
+        let bill = Bill::of(settings, counts);
+        let forecast = Bill::of(settings, Counts { billed: forecast_calls, ..Counts::default() });
+        let thresholds = settings.warn_calls.as_ref().map(|thresholds| thresholds.0.as_slice()).unwrap_or_default();
+        Money {
+            month: today.month().to_string(),
+            made: counts.made,
+            failed: counts.failed,
+            billed: counts.billed,
+            saved: counts.saved,
+            cost: budget::shown(bill.cost),
+            cost_without_cache: budget::shown(bill.without_cache),
+            forecast_calls,
+            forecast_cost: budget::shown(forecast.cost),
+            currency: settings.currency.clone(),
+            price: settings.price.to_string(),
+            free_calls: settings.free_calls,
+            billed_outcomes: settings.billed.clone(),
+            is_stored: self.spending.budget.is_stored(),
+            has_failed: self.spending.budget.has_failed(),
+            reached: thresholds.iter().copied().rfind(|threshold| counts.billed >= u64::from(*threshold)),
+        }
+    }
+
+    fn cache_status(&self, policy: &Policy, totals: &Totals) -> CacheStatus {
+        let metrics = &self.metrics;
+        #[expect(clippy::cast_precision_loss, reason = "means and ratios for people")]
+        let mean = |sum: f64, count: u64| (count > 0).then(|| sum / count as f64);
+        let lifetimes = metrics.lifetimes().into_iter().map(|lifetimes| LifetimeRow {
+            bound: lifetimes.bound,
+            count: lifetimes.count,
+            mean_s: mean(lifetimes.seconds, lifetimes.count),
+        });
+        let changed = totals.refetches.first().copied().unwrap_or_default();
+        #[expect(clippy::cast_precision_loss, reason = "a ratio for people")]
+        let refetch_changed_ratio = mean(changed as f64, totals.refetches.iter().sum());
+        CacheStatus {
+            mode: mode(policy.settings.cache.mode),
+            entries: metrics.cache.entries.get(),
+            bytes: metrics.cache_bytes.get(),
+            max_bytes: policy.cache_max_bytes.0,
+            evicted_expired: metrics.cache.expired.get(),
+            evicted_size: metrics.cache.size.get(),
+            lifetimes: lifetimes.collect(),
+            refetch_changed_ratio,
+        }
+    }
+}
+
+impl Status {
+    /// As JSON.
+    pub fn to_json(&self) -> String {
+        serde_json::to_string(self).expect("structures with text for names can be written as JSON")
+    }
+}
+
+/// The first rows, those with most to see first.
+fn shortened<T, K: Ord>(mut rows: Vec<T>, key: impl Fn(&T) -> K) -> Vec<T> {
+    if rows.len() > MAX_ROWS {
+        rows.sort_by_key(|row| Reverse(key(row)));
+        rows.truncate(MAX_ROWS);
+    }
+    rows
+}
+
+const fn mode(mode: CacheMode) -> &'static str {
+    match mode {
+        CacheMode::On => "on",
+        CacheMode::Off => "off",
+        CacheMode::Shadow => "shadow",
+    }
+}
+
+/// The name of a breaker's state.
+pub(super) const fn breaker_name(breaker: BreakerPosition) -> &'static str {
+    match breaker {
+        BreakerPosition::Closed => "closed",
+        BreakerPosition::HalfOpen => "half-open",
+        BreakerPosition::Open(_) => "open",
+    }
+}

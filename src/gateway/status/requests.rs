@@ -1,0 +1,204 @@
+//! The slowest and the failed requests of late.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use serde::Serialize;
+
+use crate::clock::{Boot, Wall, millis};
+use crate::pseudonym::Pseudonyms;
+
+/// No request that was answered within this is slow.
+const SLOW: Duration = Duration::from_millis(10);
+/// Requests of each kind that are shown.
+const SHOWN: usize = 20;
+/// How long a slow request is shown.
+const RECENTLY: Duration = Duration::from_secs(600);
+/// Customers of one request that are shown.
+const SHOWN_CUSTOMERS: usize = 3;
+
+/// A request that an operator may ask about.
+#[derive(Clone, Debug, Serialize)]
+pub struct Noted {
+    /// When it ended, in seconds since the Unix epoch.
+    pub at: i64,
+    /// Its id, as the caller got it and the log has it.
+    pub request_id: String,
+    /// Its trace.
+    pub trace_id: Option<String>,
+    /// The route's name.
+    pub route: String,
+    /// The caller's name.
+    pub caller: Option<String>,
+    /// The tenant's name.
+    pub tenant: Option<String>,
+    /// Its customers, hashed as in the log.
+    pub customers: Vec<String>,
+    /// The HTTP status.
+    pub status: u16,
+    /// The name of the gateway's error.
+    pub error: Option<&'static str>,
+    /// What failed towards the platform.
+    pub reason: Option<&'static str>,
+    /// The platform's code.
+    pub code: Option<String>,
+    /// How the cache served it.
+    pub cache: &'static str,
+    /// Attempts at the platform.
+    pub attempts: u32,
+    /// How long it waited for a slot, in milliseconds.
+    pub queue_ms: u64,
+    /// How long the platform took, in milliseconds.
+    pub upstream_ms: u64,
+    /// How long it took, in milliseconds.
+    pub ms: u64,
+    /// Its customers; they are hashed only when it is shown.
+    #[serde(skip)]
+    pub(in crate::gateway) customer_ids: Arc<[String]>,
+}
+
+/// Requests that are remembered for operators.
+#[derive(Debug, Default)]
+pub(in crate::gateway) struct NotedRequests(Mutex<Lists>);
+
+#[derive(Debug, Default)]
+struct Lists {
+    /// The slowest first, each with when it ended.
+    slowest: Vec<(Boot, Noted)>,
+    /// The last one first: those that the gateway or the platform is to blame for.
+    failed: VecDeque<Noted>,
+    /// The last one first: those that were rejected, or answered with another code than 0.
+    rejected: VecDeque<Noted>,
+}
+
+/// What became of a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::gateway) enum Ending {
+    /// It was answered.
+    Answered,
+    /// It was rejected, or answered with another code than 0.
+    Rejected,
+    /// It failed.
+    Failed,
+}
+
+impl Ending {
+    /// By the status of the response, and by whether the platform's answer has another code than 0.
+    pub(in crate::gateway) const fn of(status: u16, has_code: bool) -> Self {
+        match status {
+            429 | 500.. => Self::Failed,
+            400.. => Self::Rejected,
+            _ if has_code => Self::Rejected,
+            _ => Self::Answered,
+        }
+    }
+}
+
+/// The requests that are shown.
+#[derive(Clone, Debug, Serialize)]
+pub struct NotedLists {
+    /// The slowest of the last ten minutes, the slowest first.
+    pub slowest: Vec<Noted>,
+    /// The last that failed, the last one first.
+    pub failed: Vec<Noted>,
+    /// The last that were rejected, or that the platform answered with another code than 0.
+    pub rejected: Vec<Noted>,
+}
+
+impl NotedRequests {
+    /// Remembers a request if it was slow or failed. Most are neither: for them nothing is done.
+    pub(in crate::gateway) fn note(&self, took: Duration, ending: Ending, now: Boot, noted: impl FnOnce() -> Noted) {
+        if took < SLOW && ending == Ending::Answered {
+            return;
+        }
+        let noted = noted();
+        let mut lists = self.0.lock();
+        let list = match ending {
+            Ending::Answered => None,
+            Ending::Rejected => Some(&mut lists.rejected),
+            Ending::Failed => Some(&mut lists.failed),
+        };
+        if let Some(list) = list {
+            list.truncate(SHOWN - 1);
+            list.push_front(noted.clone());
+        }
+        if took >= SLOW {
+            lists.slowest.retain(|(at, _)| now.since(*at) < RECENTLY);
+            let place = lists.slowest.partition_point(|(_, other)| other.ms >= noted.ms);
+            if place < SHOWN {
+                lists.slowest.insert(place, (now, noted));
+                lists.slowest.truncate(SHOWN);
+            }
+        }
+    }
+
+    /// What is shown.
+    pub(super) fn shown(&self, pseudonyms: &Pseudonyms, now: Boot) -> NotedLists {
+        let lists = self.0.lock();
+        let show = |noted: &Noted| {
+            let customers = noted.customer_ids.iter().take(SHOWN_CUSTOMERS).map(|id| pseudonyms.of(id)).collect();
+            Noted { customers, customer_ids: Arc::default(), ..noted.clone() }
+        };
+        let recent = lists.slowest.iter().filter(|(at, _)| now.since(*at) < RECENTLY);
+        NotedLists {
+            slowest: recent.map(|(_, noted)| show(noted)).collect(),
+            failed: lists.failed.iter().map(show).collect(),
+            rejected: lists.rejected.iter().map(show).collect(),
+        }
+    }
+}
+
+impl Noted {
+    /// One of which nothing is known but when it ended, how long it took, and its status.
+    pub(in crate::gateway) fn ended(at: Wall, took: Duration, status: u16) -> Self {
+        Self {
+            at: at.unix_seconds(),
+            request_id: String::new(),
+            trace_id: None,
+            route: String::new(),
+            caller: None,
+            tenant: None,
+            customers: Vec::new(),
+            status,
+            error: None,
+            reason: None,
+            code: None,
+            cache: "",
+            attempts: 0,
+            queue_ms: 0,
+            upstream_ms: 0,
+            ms: millis(took),
+            customer_ids: Arc::default(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn note(requests: &NotedRequests, seconds: u64, took: u64, status: u16) {
+        let (took, now) = (Duration::from_millis(took), Boot::from_duration(Duration::from_secs(seconds)));
+        let noted = || Noted::ended(Wall::from_unix_seconds(0), took, status);
+        requests.note(took, Ending::of(status, false), now, noted);
+    }
+
+    #[test]
+    fn the_slowest_of_ten_minutes_and_the_last_failures_are_remembered() {
+        let (requests, pseudonyms) = (NotedRequests::default(), Pseudonyms::new(None).unwrap());
+        for number in 0..100 {
+            note(&requests, 1000 + number, 9 + number, 200);
+            note(&requests, 1000 + number, 1, if number % 2 == 0 { 503 } else { 404 });
+        }
+        let shown = requests.shown(&pseudonyms, Boot::from_duration(Duration::from_secs(1100)));
+        let slowest: Vec<u64> = shown.slowest.iter().map(|noted| noted.ms).collect();
+        assert_eq!(slowest, (89..=108).rev().collect::<Vec<_>>());
+        assert_eq!([shown.failed.len(), shown.rejected.len()], [SHOWN; 2]);
+        let later = requests.shown(&pseudonyms, Boot::from_duration(Duration::from_secs(1690)));
+        assert_eq!(later.slowest.len(), 9, "those of the last ten minutes");
+        note(&requests, 5000, 11, 200);
+        assert_eq!(requests.shown(&pseudonyms, Boot::from_duration(Duration::from_secs(5000))).slowest.len(), 1);
+    }
+}
