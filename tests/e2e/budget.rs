@@ -5,11 +5,12 @@ use std::path::Path;
 use std::process::Command;
 
 use serde_json::{Value, json};
+use zvgate::clock::Clock;
 
 use crate::program::{Running, log_record, run, serve, write_config, zvgate};
 use crate::support::{Platform, READ, TestGateway, WRITE, captured_log, post, until};
 
-const DAY: u64 = 86_400;
+const DAY: i64 = 86_400;
 
 /// What `zvgate usage` prints of a month, as JSON.
 fn usage(config: &Path, more: &[&str]) -> Value {
@@ -36,7 +37,8 @@ async fn received(platform: &Platform) -> u64 {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn usage_agrees_with_the_platforms_own_count_over_a_month_of_restarts() {
-    let (platform, folder) = (Platform::unlimited().await, tempfile::tempdir().unwrap());
+    let (clock, hands) = Clock::shifted();
+    let (platform, folder) = (Platform::start(0, clock).await, tempfile::tempdir().unwrap());
     let config = config_with_store(folder.path(), "https://unused", "");
     let store = folder.path().join("usage.json").display().to_string();
     let overrides = [
@@ -44,17 +46,16 @@ async fn usage_agrees_with_the_platforms_own_count_over_a_month_of_restarts() {
         ("limits.upstream.rate", "0"),
         ("upstream.breaker.consecutive", "0"),
         ("upstream.breaker.ratio", "0"),
-        // The sandbox's clock does not move with the gateway's.
-        ("upstream.follow_clock", "false"),
     ];
     let mut shown = 0;
     // The first day is the last one of a month, so that the month changes under way.
     let first = 1_801_353_600; // 2027-01-31 00:00 UTC
-    for day in 0..12u64 {
+    #[expect(clippy::cast_possible_truncation, reason = "a date in seconds")]
+    let to_first = first - crate::support::unix_now() as i64;
+    hands.step_wall(to_first * 1000);
+    for day in 0..12 {
         let gateway = TestGateway::start(&platform, &overrides).await;
-        let now = crate::support::unix_now();
-        #[expect(clippy::cast_possible_truncation, reason = "milliseconds of a date")]
-        gateway.clock.step_wall(((first + day * DAY) as f64 - now) as i64 * 1000 + 3_600_000);
+        gateway.clock.step_wall((to_first + day * DAY) * 1000);
         platform.faults(json!({ "fault": if day % 3 == 0 { "http500" } else { "none" } })).await;
         for call in 0..5 {
             gateway.read(&format!("{day}-{call}")).await;
@@ -65,6 +66,7 @@ async fn usage_agrees_with_the_platforms_own_count_over_a_month_of_restarts() {
         shown = page["money"]["made"].as_u64().unwrap();
         gateway.stop.cancel();
         gateway.done.await.unwrap().unwrap();
+        hands.step_wall(DAY * 1000);
     }
     let months = [usage(&config, &["--month", "2027-01"]), usage(&config, &["--month", "2027-02"])];
     let sum = |name: &str| months.iter().map(|month| month["total"][name].as_u64().unwrap()).sum::<u64>();
