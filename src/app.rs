@@ -1,5 +1,6 @@
 //! The composition root: builds everything that lives as long as the process, and stops it again.
 
+mod background;
 mod sockets;
 
 use std::io;
@@ -8,16 +9,16 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::task::JoinSet;
-use tokio::time::MissedTickBehavior;
+use tokio::sync::mpsc::Receiver;
 use tokio_util::sync::CancellationToken;
 
+use self::background::{keep_budget, maintain, read_files, resolve, save_budget};
 pub use self::sockets::Inherited;
 use self::sockets::Sockets;
 use crate::admin::{Access, Admin, Readiness};
 use crate::clock::Clock;
 use crate::cluster::{Cluster, Member};
-use crate::configuration::{Configuration, ConnectKeys};
+use crate::configuration::{Configuration, ConnectKeys, TraceKeys};
 use crate::gateway::{Dependencies, DroppedLogLines, Gateway, SetLogLevel};
 use crate::limit::EarlierCalls;
 pub use crate::listener::Workers;
@@ -26,20 +27,11 @@ use crate::metrics::Metrics;
 use crate::pseudonym::Pseudonyms;
 use crate::settings::{ListenerSettings, Settings};
 use crate::signer::Nonces;
-use crate::tenant::{KeyFile, KeyReload};
-use crate::tls::{CertReload, Tls};
+use crate::trace::{Exporter, Span, Tracer};
 use crate::upstream::{ConnectorError, Upstream};
 
-/// How often expired memory and connections are freed.
-const MAINTENANCE_INTERVAL: Duration = Duration::from_secs(1);
-/// How often the counts of calls are stored, and how long that may delay the end of the process.
-const BUDGET_INTERVAL: Duration = Duration::from_secs(60);
-const BUDGET_WITHIN: Duration = Duration::from_secs(5);
-/// How often the platform's name is resolved.
-const DNS_INTERVAL: Duration = Duration::from_secs(5);
-/// How often files of keys and certificates are read, and how soon again after one of them changed.
-const FILES_INTERVAL: Duration = Duration::from_millis(500);
-const CONFIRM_FILES_AFTER: Duration = Duration::from_millis(100);
+/// How long sending the last traces may take.
+const TRACES_WITHIN: Duration = Duration::from_secs(2);
 
 /// Why the gateway cannot start.
 #[derive(Debug, thiserror::Error)]
@@ -101,6 +93,8 @@ pub struct App {
     listeners: ListenerSettings,
     readiness: Arc<Readiness>,
     clock: Clock,
+    /// What sends traces.
+    export: Option<(Exporter, Receiver<Span>)>,
 }
 
 impl App {
@@ -132,6 +126,7 @@ impl App {
             &clock,
             [&instance(&sockets), &upstream_address],
         );
+        let (tracer, export) = tracing_of(&configuration, &metrics, &clock, instance(&sockets));
         let dependencies = Dependencies {
             clock: clock.clone(),
             upstream,
@@ -141,11 +136,12 @@ impl App {
             cluster,
             sharing,
             earlier_calls,
+            tracer,
             dropped_log_lines,
             set_log_level,
         };
         let gateway = Arc::new(Gateway::new(configuration, sockets.is_loopback(), dependencies));
-        Ok(Self { gateway, sockets, member, listeners, readiness: Arc::default(), clock })
+        Ok(Self { gateway, sockets, member, listeners, readiness: Arc::default(), clock, export })
     }
 
     /// The address of the data listener.
@@ -176,7 +172,9 @@ impl App {
     /// If a task that must run as long as the process has ended: a gateway that does not accept, resolve or reload any more shall
     /// be restarted.
     pub async fn run(self, workers: Workers, stop: CancellationToken) -> Result<(), TaskEnded> {
-        let Self { gateway, sockets, member, listeners, readiness, clock } = self;
+        let Self { gateway, sockets, member, listeners, readiness, clock, export } = self;
+        let stop_export = CancellationToken::new();
+        let exporting = export.map(|(exporter, spans)| tokio::spawn(exporter.run(spans, stop_export.clone())));
         let exchanging = member.map(|member| member.start(gateway.replica())).transpose();
         let exchanging = exchanging.map_err(|error| {
             tracing::error!(%error, "cluster: thread cannot be started");
@@ -254,88 +252,30 @@ impl App {
         }
         gateway.cluster().leave().await;
         [maintaining, budgeting, resolving, reading].iter().for_each(tokio::task::JoinHandle::abort);
-        save_budget(&gateway).await;
+        save_budget(&gateway, true).await;
+        stop_export.cancel();
+        if let Some(exporting) = exporting {
+            // What is queued is sent; a collector that hangs must not delay the end.
+            let _ = tokio::time::timeout(TRACES_WITHIN, exporting).await;
+        }
         stop_admin.cancel();
         admin.abort();
         Ok(())
     }
 }
 
-async fn maintain(gateway: Arc<Gateway>) {
-    let mut ticks = tokio::time::interval(MAINTENANCE_INTERVAL);
-    loop {
-        ticks.tick().await;
-        gateway.run_maintenance();
-    }
-}
-
-/// Stores the counts of calls, at first in order to add those that were stored before.
-async fn save_budget(gateway: &Arc<Gateway>) {
-    let gateway = Arc::clone(gateway);
-    // It ends early only if it panicked; nobody shall wait for a file system that blocks.
-    let saved = tokio::task::spawn_blocking(move || gateway.save_budget());
-    let _ = tokio::time::timeout(BUDGET_WITHIN, saved).await;
-}
-
-async fn keep_budget(gateway: Arc<Gateway>) {
-    let mut ticks = tokio::time::interval(BUDGET_INTERVAL);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    loop {
-        ticks.tick().await;
-        save_budget(&gateway).await;
-    }
-}
-
-async fn resolve(gateway: Arc<Gateway>) {
-    loop {
-        tokio::time::sleep(DNS_INTERVAL).await;
-        gateway.resolve_upstream().await;
-    }
-}
-
-/// Reads the files of keys and certificates again, each in a task of its own: a file system that blocks its readers stops
-/// only what is read from it.
-async fn read_files(gateway: Arc<Gateway>) {
-    loop {
-        let mut readers = JoinSet::new();
-        for file in gateway.key_files() {
-            let gateway = Arc::clone(&gateway);
-            let report = move |file: &KeyFile, reload: KeyReload| gateway.key_reloaded(file.tenant(), &reload);
-            readers.spawn(read_again(file, KeyFile::is_pending, KeyFile::reload, report));
-        }
-        if let Some(tls) = gateway.tls() {
-            let gateway = Arc::clone(&gateway);
-            let report = move |_: &Arc<Tls>, reload: CertReload| gateway.certificates_reloaded(&reload);
-            readers.spawn(read_again(tls, |tls| tls.is_pending(), |tls| tls.reload(), report));
-        }
-        let reloads = gateway.reloads();
-        while gateway.reloads() == reloads {
-            tokio::select! {
-                // A reader ends only if it panicked.
-                Some(_) = readers.join_next() => return,
-                () = tokio::time::sleep(FILES_INTERVAL) => {}
-            }
-        }
-    }
-}
-
-/// Reads one file, or a few that belong together, again and again.
-async fn read_again<F: Send + 'static, R: Send + 'static>(
-    mut file: F,
-    is_pending: fn(&F) -> bool,
-    reload: fn(&mut F) -> R,
-    report: impl Fn(&F, R) + Send,
-) {
-    loop {
-        tokio::time::sleep(if is_pending(&file) { CONFIRM_FILES_AFTER } else { FILES_INTERVAL }).await;
-        let read = tokio::task::spawn_blocking(move || {
-            let reloaded = reload(&mut file);
-            (file, reloaded)
-        });
-        let Ok((read, reloaded)) = read.await else { return };
-        file = read;
-        report(&file, reloaded);
-    }
+/// What traces requests, and what sends the traces.
+fn tracing_of(
+    configuration: &Configuration,
+    metrics: &Metrics,
+    clock: &Clock,
+    instance: String,
+) -> (Tracer, Option<(Exporter, Receiver<Span>)>) {
+    let (settings, dropped) = (&configuration.settings.fixed.traces, &metrics.spans_dropped);
+    let (tracer, spans) = Tracer::new(settings, dropped, clock);
+    let TraceKeys { tls, headers } = configuration.traces.clone();
+    let exporter = |endpoint| Exporter { endpoint, tls, headers, dropped: dropped.clone(), instance };
+    (tracer, settings.endpoint.clone().map(exporter).zip(spans))
 }
 
 /// What distinguishes this replica from others, also after a restart: its machine and address.

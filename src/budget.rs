@@ -110,6 +110,13 @@ impl Budget {
         }
     }
 
+    /// Stores the counts for the last time: another process may use the file from now on.
+    pub fn finish(&self) -> Saved {
+        let saved = self.save();
+        self.store.iter().filter_map(Mutex::try_lock).for_each(|mut store| store.release());
+        saved
+    }
+
     fn failed(&self, error: StoreError) -> Saved {
         self.is_changed.store(true, Ordering::Relaxed);
         match self.has_failed.swap(true, Ordering::Relaxed) {

@@ -7,14 +7,15 @@ use std::sync::Arc;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use http::HeaderValue;
+use http::{HeaderMap, HeaderName, HeaderValue};
 use rustls::ClientConfig;
 use rustls::pki_types::CertificateDer;
+use zeroize::Zeroizing;
 
 use crate::secret::Secret;
 use crate::settings::{ConfigError, ConfigErrors, FileReference, Holds, KeySource, Parsed, Settings, Sources};
 use crate::tenant::{TenantKeys, read_key};
-use crate::tls::{ClientTls, Tls, client_tls, read_certificates};
+use crate::tls::{ClientTls, Tls, client_tls, read_certificates, read_limited};
 
 /// A configuration that can be used.
 pub struct Configuration {
@@ -28,6 +29,8 @@ pub struct Configuration {
     pub connect: ConnectKeys,
     /// What connecting to Redis needs.
     pub redis: RedisKeys,
+    /// What sending traces needs.
+    pub traces: TraceKeys,
     /// What an operator should know of it although it is valid.
     pub warnings: Vec<String>,
 }
@@ -50,6 +53,15 @@ pub struct RedisKeys {
     pub password: Option<Secret>,
 }
 
+/// What sending traces needs beside settings.
+#[derive(Clone, Debug, Default)]
+pub struct TraceKeys {
+    /// TLS towards the collector; `None`: plain text.
+    pub tls: Option<Arc<ClientConfig>>,
+    /// Header fields that it wants, marked as sensitive.
+    pub headers: HeaderMap,
+}
+
 /// The contents of files that a configuration names.
 #[derive(Default)]
 struct Contents {
@@ -58,6 +70,7 @@ struct Contents {
     proxy_authorization: Option<HeaderValue>,
     redis_trusted: Option<Vec<CertificateDer<'static>>>,
     redis_password: Option<Secret>,
+    trace_headers: HeaderMap,
 }
 
 impl Configuration {
@@ -91,13 +104,15 @@ impl Configuration {
         let platform = platform.map(|_| trust("upstream.ca", contents.trusted.as_deref(), roots, Some("http/1.1")));
         let redis = cluster.filter(|redis| redis.url.is_tls());
         let redis = redis.map(|_| trust("cluster.ca", contents.redis_trusted.as_deref(), roots, None));
-        let [platform, redis] = [platform, redis].map(|tls| {
+        let collector = settings.as_ref().and_then(|settings| settings.fixed.traces.endpoint.as_ref());
+        let collector = collector.filter(|url| url.is_tls()).map(|_| trust("traces.endpoint", None, roots, None));
+        let [platform, redis, collector] = [platform, redis, collector].map(|tls| {
             tls.transpose().unwrap_or_else(|error| {
                 errors.push(error);
                 None
             })
         });
-        if [&platform, &redis].into_iter().flatten().any(|tls| tls.uses_bundled) {
+        if [&platform, &redis, &collector].into_iter().flatten().any(|tls| tls.uses_bundled) {
             let warning = "the system has no trusted CA certificates; those included in this program are used";
             warnings.push(warning.to_owned());
         }
@@ -106,6 +121,7 @@ impl Configuration {
             proxy_authorization: contents.proxy_authorization.take(),
         };
         let redis = RedisKeys { tls: redis.map(|tls| tls.config), password: contents.redis_password.take() };
+        let traces = TraceKeys { tls: collector.map(|tls| tls.config), headers: contents.trace_headers };
         if let Some(settings) = &settings {
             warnings.extend(exposures(settings, secret_files, tls.is_some()));
         }
@@ -115,7 +131,15 @@ impl Configuration {
             KeySource::File(_) => None,
         });
         contents.keys.extend(inline);
-        Ok(Self { settings, keys: TenantKeys::new(contents.keys), tls: tls.map(Arc::new), connect, redis, warnings })
+        Ok(Self {
+            settings,
+            keys: TenantKeys::new(contents.keys),
+            tls: tls.map(Arc::new),
+            connect,
+            redis,
+            traces,
+            warnings,
+        })
     }
 }
 
@@ -128,6 +152,7 @@ fn exposures(settings: &Settings, secret_files: BTreeSet<PathBuf>, has_tls: bool
     let fixed = &settings.fixed;
     let redis = fixed.cluster.redis.as_ref().and_then(|redis| redis.password_file.as_ref());
     let others = fixed.client.proxy_auth_file.iter().chain(&fixed.log.hash_key_file).chain(redis);
+    let others = others.chain(&fixed.traces.headers_file);
     let files = secret_files.into_iter().chain(keys.chain(others).cloned());
     let is_exposed = |file: &PathBuf| std::fs::metadata(file).is_ok_and(|metadata| metadata.mode() & 0o006 != 0);
     let warning = |file: PathBuf| {
@@ -182,6 +207,20 @@ impl Contents {
             Holds::RedisCas => self.redis_trusted = Some(read_certificates(&file.path)?),
             Holds::RedisPassword => {
                 self.redis_password = Some(secret("expected a file that holds the password")?);
+            }
+            Holds::TraceHeaders => {
+                const EXPECTED: &str = "expected lines such as name: value";
+                let bytes = Zeroizing::new(read_limited(&file.path)?);
+                let text = std::str::from_utf8(&bytes)
+                    .map_err(|_| format!("names {}, which is not UTF-8; {EXPECTED}", file.path.display()))?;
+                for line in text.lines().filter(|line| !line.trim().is_empty()) {
+                    let field = line.split_once(':').and_then(|(name, value)| {
+                        Some((HeaderName::try_from(name.trim()).ok()?, HeaderValue::from_str(value.trim()).ok()?))
+                    });
+                    let (name, value) = field
+                        .ok_or_else(|| format!("names {}, which has another line; {EXPECTED}", file.path.display()))?;
+                    self.trace_headers.append(name, sensitive(value));
+                }
             }
             Holds::ProxyCredentials => {
                 const EXPECTED: &str = "expected a file that holds user:password";

@@ -7,6 +7,7 @@ mod access_log;
 mod attempt_result;
 mod auth;
 mod body;
+mod build;
 mod call_log;
 mod capacity;
 mod dropped_lines;
@@ -27,11 +28,13 @@ mod request_head;
 mod served;
 mod shadow;
 mod shared_answers;
+mod spans;
 mod spending;
 mod status;
 mod tasks;
 mod time;
 mod write;
+mod write_log;
 
 use std::future::Future;
 use std::net::SocketAddr;
@@ -45,13 +48,13 @@ use http::{HeaderMap, Method, Response, Uri};
 use hyper::body::Incoming;
 use parking_lot::Mutex;
 
-use self::access_log::{RequestGuard, RequestInfo, WriteLog};
+use self::access_log::{RequestGuard, RequestInfo};
 pub use self::auth::CrossSite;
+pub use self::build::Dependencies;
 pub use self::capacity::{Capacity, SharedCapacity};
 use self::dropped_lines::DroppedLines;
 pub use self::dropped_lines::DroppedLogLines;
 pub use self::explain::Explanation;
-use self::fetch::Fetcher;
 use self::hit_memo::Repeat;
 use self::invalidate::Invalidator;
 use self::log_level::LogLevels;
@@ -68,31 +71,27 @@ use self::served::Served;
 use self::spending::Spending;
 use self::status::Watch;
 pub use self::status::{
-    CONDITIONS, Finding, LifetimeRow, Noted, NotedLists, PlatformRow, RateRow, Severity, Status, Step as StatusStep,
-    Verdict,
+    CONDITIONS, CacheStatus, ConfigurationStatus, Failure, Finding, LifetimeRow, Money, Noted, NotedLists, Platform,
+    PlatformRow, RateRow, ReplicaStatus, Severity, Status, Step as StatusStep, Verdict,
 };
 use self::tasks::Tasks;
 use self::time::Time;
 use self::write::Writes;
 use crate::answer::BYTE_ORDER_MARK;
-use crate::budget::Budget;
 use crate::cache::Cache;
 use crate::call_state::CallState;
 use crate::caller::Caller;
-use crate::clock::{Boot, Clock};
+use crate::clock::Boot;
 use crate::cluster::{Cluster, Standing};
-use crate::configuration::Configuration;
 use crate::envelope::Envelope;
-use crate::limit::{EarlierCalls, Paces, Sharing};
-use crate::line_limit::LineLimit;
+use crate::limit::Paces;
 use crate::metrics::Metrics;
 use crate::pseudonym::Pseudonyms;
 use crate::reply::{Denied, GatewayError, OverCapacity, Reply};
 use crate::route::Route;
 use crate::settings::{AccessLog, CachedSettings, KindSettings, StaticSettings};
-use crate::signer::Nonces;
-use crate::skew::Skew;
 use crate::tenant::Identities;
+use crate::trace::Tracer;
 use crate::upstream::Upstream;
 
 /// Where callers report changes that were made elsewhere.
@@ -123,35 +122,12 @@ pub struct Gateway {
     pseudonyms: Arc<Pseudonyms>,
     metrics: Metrics,
     tasks: Tasks,
+    tracer: Tracer,
     dropped_lines: DroppedLines,
     log_levels: LogLevels,
     /// When it began.
     started: Boot,
     watch: Watch,
-}
-
-/// What a gateway needs beside its configuration.
-pub struct Dependencies {
-    /// The time.
-    pub clock: Clock,
-    /// The client of the platform.
-    pub upstream: Upstream,
-    /// The one source of nonces.
-    pub nonces: Nonces,
-    /// Customers' names in logs.
-    pub pseudonyms: Arc<Pseudonyms>,
-    /// The metrics.
-    pub metrics: Metrics,
-    /// The other replicas.
-    pub cluster: Cluster,
-    /// How they share slots towards the platform.
-    pub sharing: Arc<Sharing>,
-    /// What the platform may have counted before.
-    pub earlier_calls: EarlierCalls,
-    /// How many log lines were dropped.
-    pub dropped_log_lines: DroppedLogLines,
-    /// Changes the level of the log.
-    pub set_log_level: SetLogLevel,
 }
 
 /// How far a request was answered without waiting.
@@ -163,96 +139,6 @@ enum Step {
 }
 
 impl Gateway {
-    /// A gateway with an empty cache. `is_loopback`: whether only this machine can connect.
-    pub fn new(configuration: Configuration, is_loopback: bool, dependencies: Dependencies) -> Self {
-        let Dependencies {
-            clock,
-            upstream,
-            nonces,
-            pseudonyms,
-            metrics,
-            cluster,
-            sharing,
-            earlier_calls,
-            dropped_log_lines,
-            set_log_level,
-        } = dependencies;
-        let fixed = configuration.settings.fixed.clone();
-        let mut identities = Identities::default();
-        let started = clock.boot();
-        let policy = Policy::new(configuration, None, is_loopback, &mut identities, &metrics, &clock);
-        let time = Arc::new(Time { skew: Skew::new(fixed.client.follows_clock()), clock });
-        let cache = Arc::new(Cache::new(&policy.cache_options(&identities), metrics.cache.clone()));
-        let paces = Arc::new(Paces::new(policy.pace_rules(), earlier_calls, &time.clock, &sharing));
-        let (upstream, tasks) = (Arc::new(upstream), Tasks::new(fixed.listeners.max_connections));
-        let merchants = Arc::new(Merchants::default());
-        merchants.learn(policy.tenants.all(), &cluster);
-        if !cluster.is_alone() {
-            paces.prepare(policy.tenants.all(), policy.routes.all());
-        }
-        let served = Arc::new(Served::new(fixed.cache_max_bytes));
-        let spending = Arc::new(Spending::new(Budget::new(fixed.budget_store.clone()), &time));
-        let fetcher = Arc::new(Fetcher {
-            time: Arc::clone(&time),
-            upstream: Arc::clone(&upstream),
-            paces: Arc::clone(&paces),
-            nonces,
-            cluster: cluster.clone(),
-            spending: Arc::clone(&spending),
-        });
-        let invalidator = Arc::new(Invalidator {
-            cache: Arc::clone(&cache),
-            time: Arc::clone(&time),
-            counters: metrics.invalidations.clone(),
-            cluster: cluster.clone(),
-            merchants: Arc::clone(&merchants),
-        });
-        let passes = Arc::new(Passes { fetcher: Arc::clone(&fetcher), tasks: tasks.clone() });
-        let reads = Arc::new(Reads {
-            cache: Arc::clone(&cache),
-            fetcher: Arc::clone(&fetcher),
-            passes: Arc::clone(&passes),
-            invalidator: Arc::clone(&invalidator),
-            time: Arc::clone(&time),
-            tasks: tasks.clone(),
-            served: Arc::clone(&served),
-            ttl: metrics.cache_ttl.clone(),
-        });
-        let writes = Arc::new(Writes {
-            fetcher,
-            invalidator: Arc::clone(&invalidator),
-            log: Arc::new(WriteLog { time: Arc::clone(&time), pseudonyms: Arc::clone(&pseudonyms) }),
-            tasks: tasks.clone(),
-            served: Arc::clone(&served),
-            unknown_customers: LineLimit::default(),
-        });
-        Self {
-            policy: ArcSwap::from_pointee(policy),
-            identities: Mutex::new(identities),
-            time,
-            is_loopback,
-            cache,
-            upstream,
-            paces,
-            reads,
-            writes,
-            passes,
-            invalidator,
-            spending,
-            served,
-            cluster,
-            merchants,
-            pseudonyms,
-            metrics,
-            tasks,
-            dropped_lines: DroppedLines::new(dropped_log_lines),
-            log_levels: LogLevels::new(fixed.log.level, set_log_level),
-            fixed,
-            started,
-            watch: Watch::default(),
-        }
-    }
-
     /// Answers a request, or rejects one that there is no capacity for; returns its body too, of which a rejected one may have
     /// something left.
     pub fn handle(

@@ -40,6 +40,7 @@ pub mod upstream;
 
 pub mod metrics;
 pub mod pseudonym;
+pub mod trace;
 
 pub mod cluster;
 

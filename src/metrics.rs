@@ -18,7 +18,7 @@ use prometheus::{
 
 pub use self::cluster::ClusterMetrics;
 use self::handles::UNROUTED;
-pub use self::handles::{ANONYMOUS, CallMetrics, CallerMetrics, Handles, Per, RouteMetrics, TenantMetrics};
+pub use self::handles::{ANONYMOUS, CallMetrics, CallerMetrics, Handles, InFlight, Per, RouteMetrics, TenantMetrics};
 pub use self::labels::{
     AttemptResult, BreakerState, CacheUse, Changed, ClusterOp, ClusterResult, Invalidation, Label, Limit, LookupResult,
     Shadowed, SharedResult, Unparsed,

@@ -18,6 +18,7 @@ mod redis_url;
 mod routes;
 mod server;
 mod tenants;
+mod traces;
 mod value;
 
 use std::path::PathBuf;
@@ -43,6 +44,7 @@ pub use redis_url::{HostPort, RedisServer, RedisUrl};
 pub use routes::{CachedSettings, KindSettings, RouteSettings, UnknownCustomer, WriteSettings, covers, is_own};
 pub use server::{ListenerSettings, RequestSettings};
 pub use tenants::{KeySource, TenantSettings};
+pub use traces::TraceSettings;
 pub use value::Size;
 
 /// A valid configuration.
@@ -69,6 +71,8 @@ pub struct StaticSettings {
     pub log: LogSettings,
     /// Several replicas that act as one.
     pub cluster: ClusterSettings,
+    /// Traces.
+    pub traces: TraceSettings,
     /// `budget.store`: the file of the counts of calls.
     pub budget_store: Option<PathBuf>,
 }
@@ -186,6 +190,7 @@ impl Settings {
         let callers = callers::read(callers, limits.caller, tenants.as_deref(), routes.as_deref());
         let (log, access_log) = log::read(root.table("log"));
         let cluster = cluster::read(root.table("cluster"), log.hash_key_file.is_some());
+        let traces = traces::read(root.table("traces"));
         let (budget, budget_store) = budget::read(root.table("budget"));
         let rates = rates(limits.upstream, tenants.as_deref(), routes.as_deref());
         if let Some(problem) = cluster.problem_with_rates(rates) {
@@ -193,7 +198,7 @@ impl Settings {
         }
         root.finish();
         Some(Self {
-            fixed: StaticSettings { listeners, client, cache_max_bytes, log, cluster, budget_store },
+            fixed: StaticSettings { listeners, client, cache_max_bytes, log, cluster, traces, budget_store },
             dynamic: DynamicSettings {
                 requests,
                 attempts,

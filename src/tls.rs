@@ -220,7 +220,7 @@ fn read_file(key: &'static str, file: &Path) -> Result<Vec<u8>, TlsError> {
 }
 
 /// Reads a file of certificates or keys.
-fn read_limited(file: &Path) -> Result<Vec<u8>, String> {
+pub fn read_limited(file: &Path) -> Result<Vec<u8>, String> {
     use std::io::Read;
     let mut bytes = Vec::new();
     let read = std::fs::File::open(file).and_then(|file| file.take(MAX_FILE + 1).read_to_end(&mut bytes));

@@ -72,6 +72,7 @@ fn the_reference_documents_every_key() {
         ("cache", ""),
         ("log", ""),
         ("budget", ""),
+        ("traces", ""),
         ("cluster", ""),
         ("limits.upstream", ""),
         ("limits.caller", "rate = 1\n"),

@@ -11,7 +11,7 @@ const MODULES: &[&[&str]] = &[
     &["tenant", "answer"],
     &["configuration", "caller"],
     &["cache", "limit", "signer"],
-    &["upstream", "metrics", "pseudonym", "budget"],
+    &["upstream", "metrics", "pseudonym", "budget", "trace"],
     &["cluster"],
     &["reply"],
     &["gateway"],

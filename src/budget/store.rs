@@ -85,10 +85,10 @@ impl Store {
 
     /// The counts in the file, once: the first time that it can be read.
     pub(super) fn load(&mut self) -> Result<Option<Ledger>, StoreError> {
+        self.lock()?;
         if self.is_loaded {
             return Ok(None);
         }
-        self.lock()?;
         match read(&self.path) {
             Ok(ledger) => {
                 self.is_loaded = true;
@@ -120,6 +120,11 @@ impl Store {
             Err(error) => return Err(at(&path, error.into())),
         }
         Ok(())
+    }
+
+    /// Lets another process use the file.
+    pub(super) fn release(&mut self) {
+        self.lock = None;
     }
 
     /// Replaces the file.

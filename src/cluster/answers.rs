@@ -124,6 +124,20 @@ pub enum Found {
     Unknown,
 }
 
+impl Found {
+    /// Its name in traces.
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Stored(..) | Self::Passing { .. } => "hit",
+            Self::NoAnswer { .. } => "failed",
+            Self::Unshared => "unshared",
+            Self::Nothing(_) => "miss",
+            Self::Busy => "busy",
+            Self::Unknown => "unknown",
+        }
+    }
+}
+
 /// A fetch that asks the other replicas first.
 pub struct Inquiry {
     joined: Joined,

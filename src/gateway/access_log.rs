@@ -11,25 +11,20 @@ use http::{HeaderMap, HeaderValue, Response};
 
 use super::path::shown_path;
 use super::policy::Policy;
-use super::request::Job;
 use super::request_head::RequestHead;
 use super::status::Ending;
-use super::time::Time;
 use super::{AUDIT, Gateway, Noted};
 use crate::answer::Answer;
 use crate::call_state::CallState;
 use crate::clock::{Boot, millis};
-use crate::envelope::Envelope;
-use crate::json::Node;
 use crate::metrics::{CacheUse, Label, Limit};
 use crate::pseudonym::Pseudonyms;
 use crate::reply::{self, CacheStatus, GatewayError, OverCapacity, Reply};
 use crate::route::Route;
 use crate::settings::{AccessLog, KindSettings};
+use crate::trace::{Trace, TraceContext, attribute};
 use crate::upstream::{NotSent, Rejected};
 
-/// Longest `bizId` that is logged.
-const MAX_BIZ_ID: usize = 64;
 /// Customers that are shown in one line; of further ones, only their number.
 const MAX_SHOWN_CUSTOMERS: usize = 10;
 
@@ -45,7 +40,9 @@ const PANICKED: u16 = 500;
 #[derive(Clone, Debug)]
 pub(super) struct RequestInfo {
     pub(super) id: HeaderValue,
-    trace: Option<String>,
+    trace: Option<TraceContext>,
+    /// The trace, if the request is sampled.
+    pub(super) span: Option<Arc<Trace>>,
     pub(super) route: Option<usize>,
     /// 0: anonymous.
     pub(super) caller: usize,
@@ -61,6 +58,11 @@ impl RequestInfo {
     /// The request id as it is logged.
     pub(super) fn shown_id(&self) -> &str {
         self.id.to_str().unwrap_or_default()
+    }
+
+    /// The id of its trace as it is logged.
+    pub(super) fn trace_id(&self) -> Option<String> {
+        self.trace.as_ref().map(ToString::to_string)
     }
 }
 
@@ -98,9 +100,12 @@ impl<'a> RequestGuard<'a> {
     }
 
     pub(super) fn begin(gateway: &'a Gateway, head: &RequestHead<'_>, peer: SocketAddr, started: Boot) -> Self {
+        let caller = head.trace_context();
+        let span = gateway.tracer.begin(caller.as_ref());
         let info = RequestInfo {
             id: head.request_id(),
-            trace: head.trace_id().map(str::to_owned),
+            trace: span.as_ref().map(|span| *span.context()).or(caller),
+            span,
             route: None,
             caller: 0,
             tenant: None,
@@ -160,6 +165,9 @@ impl<'a> RequestGuard<'a> {
         let code = answer.filter(|_| self.call_state.is_some()).and_then(Answer::code);
         let ending = Ending::of(status, code.as_deref().is_some_and(|code| code != SUCCESS));
         gateway.watch.noted.note(took, ending, now, || self.noted(ended, code.clone(), now));
+        if let Some(span) = &info.span {
+            self.record_span(span, ended, now);
+        }
         let is_logged = match policy.settings.access_log.access {
             AccessLog::All => true,
             AccessLog::Errors => status >= 400,
@@ -188,7 +196,7 @@ impl<'a> RequestGuard<'a> {
                 upstream_ms = call_state.map(|call_state| call_state.upstream.total_ms(now)),
                 ms = millis(took),
                 request_id = info.shown_id(),
-                trace_id = info.trace,
+                trace_id = info.trace_id(),
                 "request"
             );
         }
@@ -196,13 +204,34 @@ impl<'a> RequestGuard<'a> {
 }
 
 impl RequestGuard<'_> {
+    /// The span of the request.
+    fn record_span(&self, span: &Trace, ended: &Ended<'_>, now: Boot) {
+        let Self { gateway, policy, info, .. } = self;
+        let route = policy.route_name(info).unwrap_or("none");
+        let attributes = [
+            attribute("http.request.method", ended.method.unwrap_or("POST")),
+            attribute("http.route", route),
+            attribute("url.scheme", if policy.tls.is_some() { "https" } else { "http" }),
+            attribute("http.response.status_code", ended.status),
+            attribute("client.address", info.peer.ip().to_string()),
+            attribute("zvgate.cache", ended.cache.name()),
+            attribute("zvgate.request_id", info.shown_id()),
+            policy.tenant_name(info).and_then(|tenant| attribute("zvgate.tenant", tenant)),
+            policy.caller_name(info).and_then(|caller| attribute("zvgate.caller", caller)),
+            shown(&gateway.pseudonyms, &info.customers).and_then(|customers| attribute("zvgate.customers", customers)),
+        ];
+        let status = ended.status.to_string();
+        let error = ended.reason.or(ended.error).or((ended.status >= 500).then_some(status.as_str()));
+        span.request(&format!("POST {route}"), [self.started, now], attributes, error);
+    }
+
     /// The request as operators see it.
     fn noted(&self, ended: &Ended<'_>, code: Option<String>, now: Boot) -> Noted {
         let Self { gateway, policy, info, .. } = self;
         let call_state = self.call_state.as_deref();
         Noted {
             request_id: info.shown_id().to_owned(),
-            trace_id: info.trace.clone(),
+            trace_id: info.trace_id(),
             route: policy.route_name(info).unwrap_or("none").to_owned(),
             caller: policy.caller_name(info).map(str::to_owned),
             tenant: policy.tenant_name(info).map(str::to_owned),
@@ -234,7 +263,7 @@ impl Drop for RequestGuard<'_> {
 
 /// The names of a request's route, caller and tenant.
 impl Policy {
-    fn route_name(&self, info: &RequestInfo) -> Option<&str> {
+    pub(super) fn route_name(&self, info: &RequestInfo) -> Option<&str> {
         self.route(info).map(|route| route.label.as_str())
     }
 
@@ -247,11 +276,11 @@ impl Policy {
         self.route(info).is_some_and(|route| matches!(route.kind, KindSettings::Write(_)))
     }
 
-    fn caller_name(&self, info: &RequestInfo) -> Option<&str> {
+    pub(super) fn caller_name(&self, info: &RequestInfo) -> Option<&str> {
         self.callers.by_index(info.caller).name.as_deref()
     }
 
-    fn tenant_name(&self, info: &RequestInfo) -> Option<&str> {
+    pub(super) fn tenant_name(&self, info: &RequestInfo) -> Option<&str> {
         let index = info.tenant?;
         self.tenants.all().iter().find(|tenant| tenant.index == index).map(|tenant| tenant.name.as_str())
     }
@@ -268,84 +297,14 @@ impl Gateway {
             customers = shown(&self.pseudonyms, &info.customers),
             dropped,
             request_id = info.shown_id(),
-            trace_id = info.trace,
+            trace_id = info.trace_id(),
             "invalidate"
         );
     }
 }
 
-/// Logs writes.
-pub(super) struct WriteLog {
-    pub(super) time: Arc<Time>,
-    pub(super) pseudonyms: Arc<Pseudonyms>,
-}
-
-impl WriteLog {
-    /// One line for a write, whatever became of it: the audit trail.
-    pub(super) fn write(
-        &self,
-        job: &Job,
-        result: &Result<Reply, GatewayError>,
-        written: &Written,
-        info: &RequestInfo,
-        customers: &[String],
-    ) {
-        let (Job { policy, call_state, .. }, now) = (job, self.time.boot());
-        if policy.settings.access_log.writes {
-            let error = result.as_ref().err();
-            tracing::info!(
-                target: AUDIT,
-                peer = %info.peer,
-                outcome = reply::effect(result).name(),
-                code = result.as_ref().ok().and_then(|reply| reply.answer.code()),
-                biz_id = written.biz_id,
-                cards = written.cards,
-                attempts = call_state.attempts(),
-                queue_ms = call_state.queue.total_ms(now),
-                upstream_ms = call_state.upstream.total_ms(now),
-                ms = millis(now.since(written.began)),
-                route = policy.route_name(info),
-                caller = policy.caller_name(info),
-                tenant = policy.tenant_name(info),
-                customers = shown(&self.pseudonyms, customers),
-                status = reply::status(result),
-                error = error.map(GatewayError::name),
-                reason = error.and_then(GatewayError::reason),
-                request_id = info.shown_id(),
-                trace_id = info.trace,
-                "write"
-            );
-        }
-    }
-}
-
-/// What a write was about.
-#[derive(Clone, Debug)]
-pub(super) struct Written {
-    /// When its request was complete.
-    began: Boot,
-    /// `bizId`, by which the platform knows it.
-    biz_id: Option<String>,
-    /// How many cards it names.
-    cards: Option<usize>,
-}
-
-impl Written {
-    /// As its request says.
-    pub(super) fn of(envelope: &Envelope<'_>, began: Boot) -> Self {
-        let params = envelope.root().member("params");
-        let biz_id =
-            params.and_then(|params| params.member("bizId")?.text().map(|id| id.chars().take(MAX_BIZ_ID).collect()));
-        let cards = params.and_then(|params| match params.member("couponsCardList")? {
-            Node::Array(cards) => Some(cards.len()),
-            _ => None,
-        });
-        Self { began, biz_id, cards }
-    }
-}
-
 /// Customers as they are logged.
-fn shown(pseudonyms: &Pseudonyms, customers: &[String]) -> Option<String> {
+pub(super) fn shown(pseudonyms: &Pseudonyms, customers: &[String]) -> Option<String> {
     let names: Vec<_> = customers.iter().take(MAX_SHOWN_CUSTOMERS).map(|customer| pseudonyms.of(customer)).collect();
     let more = customers.len().saturating_sub(MAX_SHOWN_CUSTOMERS);
     let more = if more > 0 { format!(" and {more} more") } else { String::new() };

@@ -11,7 +11,7 @@ use crate::clock::millis;
 use crate::limit::{Ended, Throttled};
 use crate::metrics::BreakerState;
 use crate::tenant::Tenant;
-use crate::upstream::{Episode, Observer, Outcome, Scope, Transition, with_sources};
+use crate::upstream::{Circuit, Episode, NotSent, Observer, Outcome, Rejected, Retry, Scope, Transition, with_sources};
 
 /// Logs and counts what happens to a call.
 pub(super) struct CallLog<'a> {
@@ -164,5 +164,30 @@ fn cause(outcome: &Outcome) -> String {
         Verdict::Garbage => "the answer is not JSON".to_owned(),
         Verdict::Ambiguous => "the answer has status, code or data twice".to_owned(),
         Verdict::Success(_) | Verdict::Exception => String::new(),
+    }
+}
+
+/// Counts a call that is rejected for want of a slot or of capacity in flight, and logs when that begins.
+pub(super) fn count_rejection(job: &Job, circuit: &Circuit, not_sent: &NotSent) {
+    let is_rejection = matches!(not_sent, NotSent::Limited { .. } | NotSent::Rejected(Rejected::TooManyInFlight));
+    if !is_rejection {
+        return;
+    }
+    job.metrics().rejected.inc();
+    if circuit.failed(not_sent.name()) {
+        CallLog::begun(job).rejections_began(not_sent.name());
+    }
+}
+
+/// Takes a retry out of the tenant's budget, if one is left.
+pub(super) fn may_retry(job: &Job, circuit: &Circuit) -> bool {
+    match circuit.take_retry() {
+        Retry::Granted => true,
+        Retry::Denied { is_first } => {
+            if is_first {
+                CallLog::begun(job).retries_denied();
+            }
+            false
+        }
     }
 }

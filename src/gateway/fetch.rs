@@ -4,21 +4,19 @@ use std::future::Future;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use prometheus::IntGauge;
-
 use super::attempt_result::result_of;
-use super::call_log::CallLog;
+use super::call_log::{CallLog, count_rejection, may_retry};
 use super::request::{Job, Spare};
 use super::spending::Spending;
 use super::time::Time;
 use crate::answer::{Answer, Verdict};
 use crate::cluster::Cluster;
 use crate::limit::{NoPermit, Paces, Permit, REPLY_WITHIN, WaitFor};
-use crate::metrics::{AttemptResult, Label};
+use crate::metrics::{AttemptResult, InFlight, Label};
 use crate::signer::{Nonces, SignedRequest};
 use crate::upstream::{
-    Answered, Attempt, AttemptError, Circuit, ExchangeError, Exchanged, NotSent, Outcome, Rejected, Retry, Reuse,
-    Upstream, pause_before_retry,
+    Answered, Attempt, AttemptError, Circuit, ExchangeError, Exchanged, NotSent, Outcome, Rejected, Reuse, Upstream,
+    pause_before_retry,
 };
 
 /// An idle connection that the platform closes just when it is used breaks within a round trip; one that breaks later was
@@ -46,22 +44,6 @@ pub(super) enum Progress {
     Begun,
     /// Bytes of it were sent.
     Sent,
-}
-
-/// Counts an attempt while it is in flight, however it ends.
-struct InFlight<'a>(&'a IntGauge);
-
-impl<'a> InFlight<'a> {
-    fn new(gauge: &'a IntGauge) -> Self {
-        gauge.inc();
-        Self(gauge)
-    }
-}
-
-impl Drop for InFlight<'_> {
-    fn drop(&mut self) {
-        self.0.dec();
-    }
 }
 
 /// Why there was no exchange, or none that ended well.
@@ -101,6 +83,19 @@ impl Fetcher {
     /// Makes a call and retries it up to `job.retries` times. `on_progress` is called before each request and each time that bytes were
     /// sent. Once `cancelled` completes nothing more is sent, except for a first attempt with what is to `spare`.
     pub(super) async fn fetch<C: Future<Output = ()>>(
+        &self,
+        job: &Job,
+        spare: Option<Spare>,
+        on_progress: impl Fn(Progress) + Sync,
+        cancelled: impl Fn() -> C,
+    ) -> Outcome {
+        let began = job.traced_at();
+        let outcome = self.attempts(job, spare, on_progress, cancelled).await;
+        job.fetch_span(began, &outcome);
+        outcome
+    }
+
+    async fn attempts<C: Future<Output = ()>>(
         &self,
         job: &Job,
         spare: Option<Spare>,
@@ -170,7 +165,7 @@ impl Fetcher {
             None => tokio::select! {
                 biased;
                 acquired = self.acquire(job, circuit, job.max_wait) => {
-                    acquired.inspect_err(|not_sent| log_rejection(job, circuit, not_sent))
+                    acquired.inspect_err(|not_sent| count_rejection(job, circuit, not_sent))
                 }
                 rejected = circuit.rejects(breaker) => Err(NotSent::Rejected(rejected)),
                 () = cancelled => Err(NotSent::Cancelled),
@@ -184,6 +179,7 @@ impl Fetcher {
         let in_flight = InFlight::new(&tenant.inflight);
         job.call_state.attempt();
         job.call_state.upstream.start(self.time.boot());
+        let began = job.traced_at();
         let exchanged = self.exchange(job, circuit, reuse, &mut permit, on_progress).await;
         drop(in_flight);
         metrics.duration.observe(job.call_state.upstream.stop(self.time.boot()).as_secs_f64());
@@ -206,6 +202,7 @@ impl Fetcher {
             Ok(answered) => Outcome::Answered(answered),
             Err(failed) => Outcome::failed(failed.error, failed.sent),
         };
+        job.attempt_span(began, &outcome);
         let attempted = Attempted { outcome, is_idle_close };
         self.record(job, circuit, attempt, permit.as_ref(), &attempted);
         attempted
@@ -266,7 +263,7 @@ impl Fetcher {
 
     /// Waits for a slot, and until fewer than `upstream.max_inflight` attempts are in flight.
     async fn permit(&self, job: &Job, circuit: &Circuit, max_wait: Duration) -> Result<Permit, NotSent> {
-        let queued = self.time.boot();
+        let (queued, traced) = (self.time.boot(), job.traced_at());
         job.call_state.queue.start(queued);
         let remaining = job.deadline.since(queued);
         let pace = self.paces.of(&job.call.tenant, &job.route, &job.call.path);
@@ -275,13 +272,15 @@ impl Fetcher {
         let waited = job.call_state.queue.stop(self.time.boot());
         job.metrics().wait.observe(waited.as_secs_f64());
         let is_late = remaining < max_wait;
-        permit.map_err(|no_permit| match no_permit {
+        let permit = permit.map_err(|no_permit| match no_permit {
             // Unless the next slot is further off than anybody waits for one.
             NoPermit::Limited(limited) if is_late && limited.retry_after <= max_wait => NotSent::DeadlineExceeded,
             NoPermit::NoCapacity if is_late => NotSent::DeadlineExceeded,
             NoPermit::Limited(limited) => NotSent::Limited { limited, is_key_suspect: circuit.is_key_suspect() },
             NoPermit::NoCapacity => NotSent::Rejected(Rejected::TooManyInFlight),
-        })
+        });
+        job.queue_span(traced, permit.as_ref().err().map(NotSent::name));
+        permit
     }
 
     fn begin(&self, job: &Job, circuit: &Circuit) -> Result<Attempt, NotSent> {
@@ -309,7 +308,7 @@ impl Fetcher {
                 Some(permit) => permit,
                 None => {
                     let permit = self.permit(job, circuit, job.max_wait).await;
-                    permit.inspect_err(|not_sent| log_rejection(job, circuit, not_sent))?
+                    permit.inspect_err(|not_sent| count_rejection(job, circuit, not_sent))?
                 }
             });
             // It may have waited for long.
@@ -365,31 +364,6 @@ impl Fetcher {
                     });
                 }
             }
-        }
-    }
-}
-
-/// Logs that calls begin to be rejected for want of a slot or of capacity in flight.
-fn log_rejection(job: &Job, circuit: &Circuit, not_sent: &NotSent) {
-    let is_rejection = matches!(not_sent, NotSent::Limited { .. } | NotSent::Rejected(Rejected::TooManyInFlight));
-    if !is_rejection {
-        return;
-    }
-    job.metrics().rejected.inc();
-    if circuit.failed(not_sent.name()) {
-        CallLog::begun(job).rejections_began(not_sent.name());
-    }
-}
-
-/// Takes a retry out of the tenant's budget, if one is left.
-fn may_retry(job: &Job, circuit: &Circuit) -> bool {
-    match circuit.take_retry() {
-        Retry::Granted => true,
-        Retry::Denied { is_first } => {
-            if is_first {
-                CallLog::begun(job).retries_denied();
-            }
-            false
         }
     }
 }

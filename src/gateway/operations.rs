@@ -184,9 +184,10 @@ impl Gateway {
     }
 
     /// Stores what was counted of calls, and adds what was stored before. Reads and writes a file, which may block.
-    pub fn save_budget(&self) {
+    /// `is_last`: another process may use the file from now on.
+    pub fn save_budget(&self, is_last: bool) {
         self.spending.count_saved(&self.policy.load());
-        self.spending.save();
+        self.spending.save(is_last);
     }
 
     /// The level of the log, the configured one, and for how long they differ.

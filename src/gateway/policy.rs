@@ -45,6 +45,8 @@ pub(super) struct Policy {
     pub(super) tls: Option<Arc<Tls>>,
     /// What it served.
     pub(super) hit_memo: HitMemo,
+    /// The platform's host and port.
+    pub(super) platform: (String, u16),
     /// Of the process, which a reload does not change.
     pub(super) cache_max_bytes: Size,
 }
@@ -105,6 +107,10 @@ impl Policy {
             let are_same = rules_of(&routes, &settings) == rules_of(&before.routes, &before.settings);
             before.rules + u64::from(!are_same)
         });
+        let platform = before.map(|before| before.platform.clone()).unwrap_or_else(|| {
+            let base_url = all.fixed.client.base_url.as_ref();
+            base_url.map(|url| (url.host().to_owned(), url.port())).unwrap_or_default()
+        });
         let cache_max_bytes = before.map_or(all.fixed.cache_max_bytes, |before| before.cache_max_bytes);
         Self {
             hit_memo: HitMemo::new(cache_max_bytes.0),
@@ -119,6 +125,7 @@ impl Policy {
                 Some(before) => all.effective.reloaded_into(&before.effective),
                 None => all.effective,
             },
+            platform,
             cache_max_bytes,
             tls,
             settings,

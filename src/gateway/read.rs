@@ -199,7 +199,9 @@ impl Reads {
                 let stored = guard.complete(answered.answer, decision, answered.sent.boot, answered.received);
                 self.count(&job, stored);
                 if let Some(lease) = lease {
+                    let traced = job.traced_at();
                     Box::pin(complete(lease, is_awaited, &question, &answer, decision, stored)).await;
+                    job.redis_span("complete", traced, "ok");
                 }
             }
             // Nobody waits.

@@ -20,6 +20,7 @@ use crate::route::Route;
 use crate::settings::{CachedSettings, KindSettings, Lifetimes};
 use crate::signer::Call;
 use crate::tenant::Tenant;
+use crate::trace::Trace;
 use crate::upstream::Reuse;
 
 /// A request whose caller, route and tenant are known. It borrows everything that the caller sent, and ends before anything
@@ -131,6 +132,7 @@ impl Request<'_> {
             reuse: Reuse::New,
             retries: 0,
             call_state: Arc::default(),
+            trace: self.info.span.clone(),
         }
     }
 }
@@ -175,6 +177,8 @@ pub(super) struct Job {
     pub(super) retries: u32,
     /// What it takes.
     pub(super) call_state: Arc<CallState>,
+    /// The trace of the request that began it, if that is sampled.
+    pub(super) trace: Option<Arc<Trace>>,
 }
 
 impl Job {

@@ -26,7 +26,10 @@ impl Reads {
             if guard.wants_new() {
                 wanted = Wanted::Own;
             }
-            let found = match inquiry.ask(wanted).await {
+            let traced = job.traced_at();
+            let answered = inquiry.ask(wanted).await;
+            job.redis_span("miss", traced, answered.name());
+            let found = match answered {
                 Found::Nothing(lease) => return Some((guard, Some(lease))),
                 Found::Unknown => return Some((guard, None)),
                 Found::Unshared => {

@@ -74,9 +74,11 @@ impl Spending {
         }
     }
 
-    /// Stores the counts, and reports if that begins or ceases to fail. Writes a file, which may block.
-    pub(super) fn save(&self) {
-        match self.budget.save() {
+    /// Stores the counts, and reports if that begins or ceases to fail. Writes a file, which may block. `is_last`: another
+    /// process may use the file from now on.
+    pub(super) fn save(&self, is_last: bool) {
+        let saved = if is_last { self.budget.finish() } else { self.budget.save() };
+        match saved {
             Saved::AsBefore => {}
             Saved::Failed(error) => tracing::error!(%error, "budget.store: counts cannot be stored"),
             Saved::Recovered => tracing::info!("budget.store: counts are stored again"),

@@ -3,13 +3,14 @@
 use std::sync::Arc;
 
 use super::Step;
-use super::access_log::{RequestInfo, WriteLog, Written};
+use super::access_log::RequestInfo;
 use super::body::MAX_CUSTOMERS;
 use super::fetch::Fetcher;
 use super::invalidate::Invalidator;
 use super::request::{Job, Request};
 use super::served::Served;
 use super::tasks::Tasks;
+use super::write_log::{WriteLog, Written};
 use crate::answer;
 use crate::cache::Subject;
 use crate::cluster::Completion;

@@ -210,3 +210,21 @@ impl Handles {
         self.tenant(tenant).calls.get(route).expect("one was made for each tenant and route")
     }
 }
+
+/// Counts an attempt while it is in flight, however it ends.
+#[derive(Debug)]
+pub struct InFlight<'a>(&'a IntGauge);
+
+impl<'a> InFlight<'a> {
+    /// One more.
+    pub fn new(gauge: &'a IntGauge) -> Self {
+        gauge.inc();
+        Self(gauge)
+    }
+}
+
+impl Drop for InFlight<'_> {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}

@@ -151,6 +151,8 @@ pub enum Holds {
     RedisPassword,
     /// CAs that are trusted for Redis.
     RedisCas,
+    /// Header fields for the collector of traces.
+    TraceHeaders,
 }
 
 /// The first default file that exists and that nobody else could have written.

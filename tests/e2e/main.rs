@@ -35,6 +35,7 @@ mod signing;
 mod slow;
 mod stale;
 mod tls;
+mod traces;
 mod upstream;
 mod workers;
 mod writes;
