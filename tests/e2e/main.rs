@@ -22,6 +22,7 @@ mod framing;
 mod http2;
 mod idle;
 mod log;
+mod monitoring;
 mod operators;
 mod pacing;
 mod process;
