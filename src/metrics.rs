@@ -65,6 +65,8 @@ pub struct Metrics {
     pub clock_skew: Gauge,
     /// Whether the last reload succeeded.
     pub reload_success: IntGauge,
+    /// Whether the last lookup of the platform's name succeeded.
+    pub dns_success: IntGauge,
     /// Spans of traces that were dropped.
     pub spans_dropped: IntCounter,
     /// Whether the counts of calls were stored when that was last tried.
@@ -208,6 +210,7 @@ impl Metrics {
                 "How far the platform's clock is ahead of this machine's in seconds, negative if it is behind; 0 before its first answer",
             )),
             reload_success,
+            dns_success: make.gauge("zvgate_upstream_dns_success", "Whether the last lookup of the platform's name succeeded, or none was needed: 0 or 1"),
             spans_dropped: make.counter("zvgate_spans_dropped_total", "Spans of traces that were dropped because the collector was too slow or failed"),
             budget_store_success: make.gauge("zvgate_budget_store_success", "Whether the counts of calls were written to budget.store when that was last tried, or need not be: 0 or 1"),
             budget_warn_calls: make.gauges("zvgate_budget_warn_calls", "The least of budget.warn_calls: billed calls a month at which to warn", &[]),

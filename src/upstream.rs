@@ -114,6 +114,11 @@ impl Upstream {
         self.circuits_of(tenant).failures(route)
     }
 
+    /// Whether the last lookup of the platform's name failed, so that its last good addresses are used.
+    pub fn is_dns_failing(&self) -> bool {
+        self.connector.addresses.is_failing()
+    }
+
     /// The addresses of the platform, or of the forward proxy, that are used; none before they were first needed.
     pub fn addresses(&self) -> Vec<SocketAddr> {
         self.connector.addresses.known()

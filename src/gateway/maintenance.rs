@@ -34,9 +34,6 @@ impl Gateway {
         self.metrics.clock_skew.set(skew as f64 / 1000.0);
         self.metrics.set_certificate_expiry(policy.tls.as_ref().and_then(|tls| tls.expires()));
         self.set_limits(&policy);
-        let dropped: u64 = self.dropped_lines.total();
-        let counted = &self.metrics.log_lines_dropped;
-        counted.inc_by(dropped.saturating_sub(counted.get()));
         self.metrics.page()
     }
 
@@ -57,6 +54,7 @@ impl Gateway {
         }
         let thresholds = policy.settings.budget.warn_calls.as_ref();
         metrics.set_budget_warn_calls(thresholds.and_then(|thresholds| thresholds.0.first().copied()));
+        metrics.dns_success.set((!self.upstream.is_dns_failing()).into());
         metrics.budget_store_success.set((!self.spending.budget.has_failed()).into());
     }
 
@@ -67,6 +65,9 @@ impl Gateway {
             .cache_bytes
             .set(i64::try_from(self.cache.bytes() + self.policy.load().table_bytes()).unwrap_or(i64::MAX));
         self.upstream.close_expired();
+        let dropped = self.dropped_lines.total();
+        let counted = &self.metrics.log_lines_dropped;
+        counted.inc_by(dropped.saturating_sub(counted.get()));
         self.dropped_lines.report();
         if self.log_levels.restore(self.time.boot()) {
             tracing::info!("log level returned to the configured one");

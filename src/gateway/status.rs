@@ -61,6 +61,7 @@ impl Gateway {
         let verdict = Verdict::of(&Facts {
             rates: &rates,
             platform: &rows,
+            is_dns_failing: self.upstream.is_dns_failing(),
             clock_skew_s,
             steps: &history,
             incidents: self.watch.history.incidents(&totals),

@@ -67,6 +67,11 @@ impl Addresses {
         Ok(Arc::clone(&self.known.read().current))
     }
 
+    /// Whether the last lookup failed.
+    pub(super) fn is_failing(&self) -> bool {
+        self.failing.load(Ordering::Relaxed)
+    }
+
     /// Those that are known.
     pub(super) fn known(&self) -> Vec<SocketAddr> {
         self.known.read().current.to_vec()

@@ -1,5 +1,5 @@
 //! A night drill: the failures that wake an operator, each on a gateway of its own. Whoever reads only its log finds out what was
-//! wrong, since when, for whom, and when it ended.
+//! wrong, since when, for whom, and when it ended; whoever has only the status page finds the cause, and so do the alerts' metrics.
 
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
@@ -14,7 +14,7 @@ use tokio_rustls::TlsAcceptor;
 
 use crate::addresses::nss_wrapper;
 use crate::program::{Running, run, serve_with, write_config, zvgate};
-use crate::support::{Platform, READ, Reply, TestGateway, Upstream, captured_log, post};
+use crate::support::{Platform, READ, Reply, TestGateway, Upstream, admin_page, captured_log, post};
 use crate::tls::{Authority, TlsFront};
 
 /// Failures have ended when none came for ten seconds, so that there is time to wait for.
@@ -27,6 +27,7 @@ const COMMON: &str = "[limits.upstream]\nper = \"50ms\"\ntransit = \"0s\"\n";
 struct Watched {
     _process: Running,
     address: SocketAddr,
+    admin: SocketAddr,
     lines: Arc<Mutex<Vec<Value>>>,
 }
 
@@ -39,7 +40,8 @@ impl Watched {
             let parsed = log.lines().map_while(Result::ok).map(|line| serde_json::from_str(&line).unwrap());
             parsed.for_each(|line| read.lock().unwrap().push(line));
         });
-        Self { _process: process, address: record["listen"].as_str().unwrap().parse().unwrap(), lines }
+        let [address, admin] = ["listen", "admin_listen"].map(|key| record[key].as_str().unwrap().parse().unwrap());
+        Self { _process: process, address, admin, lines }
     }
 
     async fn read(&self, customer: usize) -> Reply {
@@ -61,9 +63,26 @@ impl Watched {
         assert!(logged.is_ok(), "{message:?} was not logged: {:#?}", self.lines.lock().unwrap());
     }
 
+    /// Asserts that the page alone names a cause, and the metrics that an alert has.
+    async fn assert_shown(&self, alert: &str, cause: &str, metric: (&str, f64)) {
+        assert_shown(self.admin, alert, cause, metric).await;
+    }
+
     fn lines(&self) -> Vec<Value> {
         self.lines.lock().unwrap().clone()
     }
+}
+
+/// Asserts that the page alone names a cause, and that the metric of an alert has at least this value.
+async fn assert_shown(admin: SocketAddr, alert: &str, cause: &str, (metric, least): (&str, f64)) {
+    let verdict = admin_page(admin, "/status.json").await.json()["verdict"].clone();
+    let findings = verdict["findings"].as_array().unwrap();
+    let finding = findings.iter().find(|finding| finding["runbook"] == alert);
+    let says = |finding: &Value| finding["what"].as_str().unwrap().contains(cause);
+    assert!(finding.is_some_and(says), "{alert} {cause}: {verdict}");
+    assert!(admin_page(admin, "/").await.text().contains(alert));
+    let value = crate::support::metric(admin, metric).await.unwrap();
+    assert!(if least < 0.0 { value == 0.0 } else { value >= least }, "{metric} {value}");
 }
 
 /// Asserts that the log has lines with these messages in this order, each with these fields; a string is a part of the field's.
@@ -108,6 +127,13 @@ async fn expired_certificate() {
     std::fs::write(&config, text.replace("[upstream]\n", &more)).unwrap();
     let gateway = Watched::start(&config, &[]);
     gateway.read_until_logged("breaker opened").await;
+    gateway
+        .assert_shown(
+            "ZvgateBreakerOpen",
+            "expired",
+            (&format!("zvgate_upstream_attempts_total{{outcome=\"tls\",route=\"{READ}\",tenant=\"a\"}}"), 5.0),
+        )
+        .await;
     front.replace(valid_until(&authority, 2999));
     gateway.read_until_logged("upstream attempts recovered").await;
     assert_explained(
@@ -144,6 +170,7 @@ async fn dns_gone() {
     replace("");
     gateway.read_until_logged("upstream DNS lookup failed; the last addresses are used").await;
     assert_eq!(gateway.read(1).await.status, 200, "the last addresses are used");
+    gateway.assert_shown("ZvgateDnsFailing", "name cannot be resolved", ("zvgate_upstream_dns_success", -1.0)).await;
     replace("127.0.0.1 platform.test\n");
     gateway.read_until_logged("upstream DNS lookup recovered").await;
     assert_explained(
@@ -176,6 +203,7 @@ async fn key_rotated_at_the_platform() {
     let suspect =
         "signing key may be refused: the platform has the same code for throttling, but the rate limit was kept";
     gateway.read_until_logged(suspect).await;
+    gateway.assert_shown("ZvgateKeySuspect", "key of tenant a", ("zvgate_key_suspect{tenant=\"a\"}", 1.0)).await;
     set("the platform's new key");
     gateway.read_until_logged("signing key accepted again").await;
     assert_explained(
@@ -200,6 +228,7 @@ async fn clock_off() {
     let gateway = Watched::start(&write_config(folder.path(), &platform.url(), COMMON), &[]);
     gateway.read_until_logged("signing time corrected by the upstream clock").await;
     assert_eq!(gateway.read(1).await.json()["code"], 0, "corrected by 300 s, it is near enough");
+    gateway.assert_shown("ZvgateClockSkew", "s ahead of this machine's", ("zvgate_clock_skew_seconds", 399.0)).await;
     platform.faults(json!({ "clock_skew_s": 0 })).await;
     gateway.read_until_logged("upstream clock agrees again").await;
     let differs = "upstream clock differs; the platform rejects signatures that are too far off";
@@ -228,6 +257,13 @@ async fn platform_5xx() {
     let gateway = Watched::start(&write_config(folder.path(), &platform.url(), COMMON), &[]);
     platform.faults(json!({ "fault": "http500" })).await;
     gateway.read_until_logged("breaker opened").await;
+    gateway
+        .assert_shown(
+            "ZvgateBreakerOpen",
+            "HTTP status 500",
+            (&format!("zvgate_upstream_attempts_total{{outcome=\"http_5xx\",route=\"{READ}\",tenant=\"a\"}}"), 5.0),
+        )
+        .await;
     platform.faults(json!({ "fault": "none" })).await;
     gateway.read_until_logged("upstream attempts recovered").await;
     assert_explained(
@@ -314,6 +350,11 @@ async fn disk_full() {
     );
     let line = lines().into_iter().find(|line| line["other"].is_u64()).unwrap();
     assert!(line["other"].as_u64().unwrap() > 100, "{line}");
+    let lines = lines();
+    let serving = lines.iter().find(|line| line["message"] == "serving").unwrap();
+    let admin = serving["admin_listen"].as_str().unwrap().parse().unwrap();
+    assert_shown(admin, "ZvgateLogLinesDropped", "log lines were dropped", ("zvgate_log_lines_dropped_total", 100.0))
+        .await;
 }
 
 /// Others use the same identity. It takes a minute of silence until it counts as ended, which the clock skips.
@@ -324,6 +365,8 @@ async fn throttled_by_others() {
     assert_eq!(gateway.read("1").await.json()["code"], 0);
     platform.faults(json!({ "fault": "throttle" })).await;
     gateway.read("2").await;
+    let throttled = format!("zvgate_upstream_attempts_total{{outcome=\"throttled\",route=\"{READ}\",tenant=\"one\"}}");
+    assert_shown(gateway.admin, "ZvgateThrottledByOthers", "although the rate was kept", (&throttled, 1.0)).await;
     platform.faults(json!({ "fault": "none" })).await;
     gateway.clock.advance(Duration::from_secs(2));
     assert_eq!(gateway.read("3").await.json()["code"], 0);
@@ -343,8 +386,24 @@ async fn throttled_by_others() {
     assert_eq!(log.lines().iter().filter(|line| line["message"] == ended).count(), 1, "one line for one transition");
 }
 
+/// Redis does not answer.
+async fn redis_gone() {
+    let (platform, folder) = (Platform::unlimited().await, tempfile::tempdir().unwrap());
+    let hash_key = folder.path().join("hash");
+    std::fs::write(&hash_key, "a key of more than sixteen bytes").unwrap();
+    let more = format!(
+        "{COMMON}[log]\nhash_key_file = {:?}\n[cluster]\nurl = \"redis://127.0.0.1:1\"\nreplicas = 2\n",
+        hash_key.display().to_string()
+    );
+    let gateway = Watched::start(&write_config(folder.path(), &platform.url(), &more), &[]);
+    gateway.read_until_logged("cluster: connection to Redis failed, connecting again").await;
+    gateway.assert_shown("ZvgateReplicaCutOff", "Redis does not answer", ("zvgate_cluster_up", -1.0)).await;
+    let failed = "cluster: connection to Redis failed, connecting again";
+    assert_explained(&gateway.lines(), &[("WARN", failed, json!({ "cause": "refused" }))]);
+}
+
 #[tokio::test(flavor = "multi_thread")]
-async fn whoever_reads_only_the_log_finds_out_what_was_wrong_since_when_and_for_whom() {
+async fn whoever_has_only_the_page_the_alerts_or_the_log_finds_out_what_was_wrong() {
     let drills = [
         tokio::spawn(expired_certificate()),
         tokio::spawn(dns_gone()),
@@ -354,6 +413,7 @@ async fn whoever_reads_only_the_log_finds_out_what_was_wrong_since_when_and_for_
         tokio::spawn(retries_exhausted()),
         tokio::spawn(disk_full()),
         tokio::spawn(throttled_by_others()),
+        tokio::spawn(redis_gone()),
     ];
     for drill in drills {
         drill.await.unwrap();

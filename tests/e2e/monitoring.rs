@@ -16,7 +16,8 @@ use rcgen::{CertificateParams, date_time_ymd};
 use serde_json::{Value, json};
 use zvgate::settings::{ConfigError, ConfigErrors};
 
-use crate::program::{Running, run, serve, write_config, zvgate};
+use crate::addresses::nss_wrapper;
+use crate::program::{Running, run, serve, serve_with, write_config, zvgate};
 use crate::support::{Platform, READ, TestGateway, Upstream, WRITE, post, send};
 
 fn folder() -> PathBuf {
@@ -193,11 +194,21 @@ async fn every_alert_fires_because_of_a_real_failure_and_every_query_of_the_dash
     let (_unread, _log, record) = serve(&config);
     let unread = ["listen", "admin_listen"].map(|key| record[key].as_str().unwrap().parse::<SocketAddr>().unwrap());
     let (_demo, demo) = start_demo();
+    let hosts = files.path().join("hosts");
+    std::fs::write(&hosts, "127.0.0.1 platform.test\n").unwrap();
+    let upstream = format!("http://platform.test:{}\"\nallow_plaintext = true #\"", healthy.address.port());
+    let config = write_config(files.path(), upstream.trim_end_matches('"'), "");
+    let wrapper = [("LD_PRELOAD", nss_wrapper()), ("NSS_WRAPPER_HOSTS", hosts.clone())];
+    let (_nameless, _nameless_log, record) = serve_with(&config, &wrapper);
+    let [nameless, nameless_admin] =
+        ["listen", "admin_listen"].map(|key| record[key].as_str().unwrap().parse::<SocketAddr>().unwrap());
+    post(nameless, READ, &[], r#"{"params":{"customerId":"1"}}"#).await;
+    std::fs::write(&hosts, "").unwrap();
     let down = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let gateways =
         [&fails, &keeps_failing, &throttled, &unknown, &full, &skew, &reload, &unstored, &cut_off, &expired, &stale];
     let mut targets: Vec<SocketAddr> = gateways.iter().map(|gateway| gateway.admin).collect();
-    targets.extend([unread[1], demo, down]);
+    targets.extend([unread[1], nameless_admin, demo, down]);
     let prometheus = Prometheus::start(&targets);
     reload.inner.reload(Err(ConfigErrors(vec![ConfigError {
         origin: None,
@@ -246,7 +257,7 @@ async fn every_alert_fires_because_of_a_real_failure_and_every_query_of_the_dash
         }
     };
     let all_fired = tokio::select! {
-        fired = tokio::time::timeout(Duration::from_secs(75), wait) => fired.is_ok(),
+        fired = tokio::time::timeout(Duration::from_secs(150), wait) => fired.is_ok(),
         () = drive => false,
     };
     assert!(all_fired, "not fired: {:?}", missing());

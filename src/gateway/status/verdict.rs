@@ -58,6 +58,7 @@ macro_rules! conditions {
 
 conditions! {
     FAILING = ("ZvgateUpstreamFailing", "Look at the cause: it names the resolver, the connection, the certificate, the timeout or the HTTP status that failed.");
+    DNS = ("ZvgateDnsFailing", "Restore the resolver, or correct the name in upstream.base_url: until then the last good addresses are used.");
     BREAKER = ("ZvgateBreakerOpen", "Calls are suspended and probed again by themselves; the cause says what to repair at the platform or on the way to it.");
     THROTTLED = ("ZvgateThrottledByOthers", "Find who else uses this identity: the platform counts all calls of an open_id together, and this gateway kept the rate.");
     KEY = ("ZvgateKeySuspect", "Compare open_id, grant_code and the signing key with the platform's; a new key in open_key_file is read without a restart.");
@@ -89,6 +90,8 @@ const NOT_ATTEMPTED: [&str; 2] = ["no_slot", "too_many_in_flight"];
 pub(super) struct Facts<'a> {
     pub(super) rates: &'a [RateRow],
     pub(super) platform: &'a [PlatformRow],
+    /// Whether the platform's name cannot be resolved.
+    pub(super) is_dns_failing: bool,
     pub(super) clock_skew_s: f64,
     pub(super) steps: &'a [Step],
     pub(super) incidents: Incidents,
@@ -151,6 +154,10 @@ fn platform(facts: &Facts<'_>, findings: &mut Vec<Finding>) {
             let what = format!("Calls to {route} of tenant {tenant} are rejected: no slot or capacity came in time.");
             findings.push(found(Severity::Warning, QUEUE, what));
         }
+    }
+    if facts.is_dns_failing {
+        let what = "The platform's name cannot be resolved.".to_owned();
+        findings.push(found(Severity::Warning, DNS, what));
     }
     if facts.clock_skew_s.abs() > NOTABLE_SKEW {
         let (seconds, side) = (facts.clock_skew_s.abs(), if facts.clock_skew_s > 0.0 { "ahead of" } else { "behind" });
