@@ -91,6 +91,8 @@ struct Ended<'a> {
     path: Option<&'a str>,
     /// The answer.
     answer: Option<&'a Answer>,
+    /// Whether it was stored.
+    is_stored: bool,
 }
 
 impl<'a> RequestGuard<'a> {
@@ -151,6 +153,7 @@ impl<'a> RequestGuard<'a> {
             method: Some(head.method.as_str()),
             path: Some(head.uri.path()),
             answer: result.as_ref().ok().map(|reply| &*reply.answer),
+            is_stored: matches!(&result, Ok(Reply { cache_status: CacheStatus::Miss(Some(_)), .. })),
         });
         let id = std::mem::replace(&mut self.info.id, HeaderValue::from_static(""));
         reply::response(result, self.policy.is_write(&self.info), id, headers)
@@ -158,21 +161,23 @@ impl<'a> RequestGuard<'a> {
 
     fn record(&self, ended: &Ended<'_>) {
         let Self { gateway, policy, info, .. } = self;
-        let Ended { status, cache, error, reason, method, path, answer } = *ended;
+        let Ended { status, cache, error, reason, method, path, answer, is_stored } = *ended;
         let now = gateway.time.boot();
         let took = now.since(self.started);
         policy.handles.request(info.route, info.caller, status, cache, took);
-        let code = answer.filter(|_| self.call_state.is_some()).and_then(Answer::code);
-        let ending = Ending::of(status, code.as_deref().is_some_and(|code| code != SUCCESS));
-        gateway.watch.noted.note(took, ending, now, || self.noted(ended, code.clone(), now));
-        if let Some(span) = &info.span {
-            self.record_span(span, ended, now);
-        }
         let is_logged = match policy.settings.access_log.access {
             AccessLog::All => true,
             AccessLog::Errors => status >= 400,
             AccessLog::None => false,
         };
+        // What was stored says nothing that an operator asks about, and reading it would cost more than all the rest.
+        let is_read = self.call_state.is_some() && (is_logged || !is_stored);
+        let code = answer.filter(|_| is_read).and_then(Answer::code);
+        let ending = Ending::of(status, code.as_deref().is_some_and(|code| code != SUCCESS));
+        gateway.watch.noted.note(took, ending, now, || self.noted(ended, code.clone(), now));
+        if let Some(span) = &info.span {
+            self.record_span(span, ended, now);
+        }
         if is_logged && !info.has_own_line {
             let of_route = || self.path.as_deref().or_else(|| policy.route_name(info)).map(Cow::Borrowed);
             let call_state = self.call_state.as_deref();
@@ -256,7 +261,16 @@ impl Drop for RequestGuard<'_> {
                 false => (CLIENT_CLOSED_REQUEST, "caller_left"),
             };
             let (error, cache) = (Some(error), CacheUse::None);
-            self.record(&Ended { status, cache, error, reason: None, method: None, path: None, answer: None });
+            self.record(&Ended {
+                status,
+                cache,
+                error,
+                reason: None,
+                method: None,
+                path: None,
+                answer: None,
+                is_stored: false,
+            });
         }
     }
 }
