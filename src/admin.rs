@@ -98,7 +98,8 @@ const TOML: &str = "application/toml";
 const HTML: &str = "text/html; charset=utf-8";
 
 const NO_SNIFF: HeaderValue = HeaderValue::from_static("nosniff");
-const NO_REFERRER: HeaderValue = HeaderValue::from_static("no-referrer");
+/// With `no-referrer`, a browser would send `Origin: null` with the page's own forms.
+const SAME_ORIGIN: HeaderValue = HeaderValue::from_static("same-origin");
 const REFERRER_POLICY: HeaderName = HeaderName::from_static("referrer-policy");
 const CONTENT_TYPE_OPTIONS: HeaderName = HeaderName::from_static("x-content-type-options");
 
@@ -133,7 +134,7 @@ impl Admin {
         headers.insert(CONTENT_TYPE_OPTIONS, NO_SNIFF);
         if page.content_type == HTML {
             headers.insert(CONTENT_SECURITY_POLICY, page::POLICY.clone());
-            headers.insert(REFERRER_POLICY, NO_REFERRER);
+            headers.insert(REFERRER_POLICY, SAME_ORIGIN);
         }
         if let Some(challenge) = page.challenge {
             headers.insert(WWW_AUTHENTICATE, challenge);

@@ -56,7 +56,7 @@ pub(super) fn page(status: &Status, tenants: &[String], asked: Option<&Asked>) -
                     h1 { "zvgate" }
                     p.faint {
                         "Version " (status.version) ", running for " (span(status.uptime_s)) ". "
-                        span #refreshed role="status" { "not refreshed by itself without JavaScript" }
+                        span #refreshed role="status" { "Not refreshed by itself without JavaScript" }
                         ". The same as " a href="/status.json" { "JSON" } ", " a href="/metrics" { "metrics" } "."
                     }
                 }
@@ -171,7 +171,7 @@ fn rates(status: &Status) -> Markup {
     let rows: Vec<_> = status.rates.iter().map(row).collect();
     html! {
         h2 #rates-title { "Rate towards the platform" }
-        (table("By tenant and route", &["Tenant", "Route", "Slots taken", "Waiting", "Rejected", "State"], &rows))
+        (table("Rate limit by tenant and route", &["Tenant", "Route", "Slots taken", "Waiting", "Rejected", "State"], &rows))
     }
 }
 
@@ -196,7 +196,7 @@ fn platform(status: &Status) -> Markup {
             ("Addresses", addresses),
             ("Clock ahead of ours", format!("{:.1} s", platform.clock_skew_s)),
         ]))
-        (table("By tenant and route", &["Tenant", "Route", "Breaker", "Key", "Failing", "Last failure"], &rows))
+        (table("Platform by tenant and route", &["Tenant", "Route", "Breaker", "Key", "Failing", "Last failure"], &rows))
     }
 }
 
@@ -218,7 +218,7 @@ fn cache(status: &Status) -> Markup {
         (figures(&[
             ("Mode", cache.mode.to_owned()),
             ("Answers", cache.entries.to_string()),
-            ("Memory", format!("{} of {} bytes ({})", cache.bytes, cache.max_bytes, percent(fill))),
+            ("Memory", format!("{} of {} MiB ({})", mebibytes(cache.bytes), mebibytes(cache.max_bytes), percent(fill))),
             ("Evicted, expired", cache.evicted_expired.to_string()),
             ("Evicted, cache full", cache.evicted_size.to_string()),
             ("Refetches that had changed", cache.refetch_changed_ratio.map_or("none yet".to_owned(), percent)),
@@ -304,6 +304,12 @@ fn configuration(status: &Status) -> Markup {
         (figures(&[("Reloads", configuration.reloads.to_string()), ("Last reload", last)]))
         details { summary { "In force, secrets masked" } pre tabindex="0" aria-label="Configuration in force" { (configuration.effective) } }
     }
+}
+
+/// A number of bytes in MiB.
+#[expect(clippy::cast_precision_loss, reason = "a size for people")]
+fn mebibytes(bytes: u64) -> String {
+    format!("{:.1}", bytes as f64 / 1_048_576.0)
 }
 
 /// A moment in UTC (RFC 3339).

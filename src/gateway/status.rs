@@ -195,7 +195,7 @@ impl Gateway {
         CacheStatus {
             mode: mode(policy.settings.cache.mode),
             entries: metrics.cache.entries.get(),
-            bytes: metrics.cache_bytes.get(),
+            bytes: u64::try_from(metrics.cache_bytes.get()).unwrap_or_default(),
             max_bytes: policy.cache_max_bytes.0,
             evicted_expired: metrics.cache.expired.get(),
             evicted_size: metrics.cache.size.get(),

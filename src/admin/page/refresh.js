@@ -16,9 +16,9 @@ async function refresh() {
       live.replaceChildren(...now.childNodes);
       live.querySelectorAll("details").forEach((details, index) => { details.open = opened[index] || false; });
     }
-    note.textContent = "refreshed every 2 s";
+    note.textContent = "Refreshed every 2 s";
   } catch (error) {
-    note.textContent = "not refreshed: " + error.message;
+    note.textContent = "Not refreshed: " + error.message;
   }
 }
 (async () => {

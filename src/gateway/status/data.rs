@@ -146,7 +146,7 @@ pub struct CacheStatus {
     /// Cached answers.
     pub entries: i64,
     /// The memory that they take, in bytes.
-    pub bytes: i64,
+    pub bytes: u64,
     /// The memory that they may take, in bytes.
     pub max_bytes: u64,
     /// Answers evicted because they had expired.
