@@ -54,8 +54,10 @@ const MODE: u32 = 0o600;
 /// # Errors
 /// If it cannot be read, or is not one of ours.
 pub fn read(path: &Path) -> Result<Ledger, StoreError> {
-    let text = std::fs::read_to_string(path).map_err(|error| at(path, error))?;
-    Ledger::from_json(&text).map_err(|problem| StoreError::Invalid { path: path.to_owned(), problem })
+    let bytes = std::fs::read(path).map_err(|error| at(path, error))?;
+    let text = std::str::from_utf8(&bytes).map_err(|error| error.to_string());
+    let ledger = text.and_then(Ledger::from_json);
+    ledger.map_err(|problem| StoreError::Invalid { path: path.to_owned(), problem })
 }
 
 fn at(path: &Path, error: io::Error) -> StoreError {

@@ -1,6 +1,7 @@
 //! Spans of sampled requests, with attributes after OpenTelemetry's conventions for HTTP and for databases. Customers appear as in the log.
 
 use super::attempt_result::result_of;
+use super::path::shown_path;
 use super::request::Job;
 use crate::clock::Boot;
 use crate::metrics::{AttemptResult, Label};
@@ -49,7 +50,7 @@ impl Job {
         let resends = self.call_state.attempts().saturating_sub(1);
         let attributes = [
             attribute("http.request.method", "POST"),
-            attribute("url.path", &*self.call.path),
+            attribute("url.path", &*shown_path(&self.call.path)),
             attribute("server.address", &*self.policy.platform.0),
             attribute("server.port", self.policy.platform.1),
             status.and_then(|status| attribute("http.response.status_code", status)),

@@ -109,7 +109,7 @@ async fn a_file_that_cannot_be_used_stops_nothing_and_is_reported() {
     let (platform, folder) = (Platform::unlimited().await, tempfile::tempdir().unwrap());
     let config = config_with_store(folder.path(), &crate::support::Upstream::url(&platform), "");
     let store = folder.path().join("usage.json");
-    std::fs::write(&store, "{\"version\":1,\"days\":{").unwrap();
+    std::fs::write(&store, b"\xff\xfe no text").unwrap();
     let (code, _, err) = run(zvgate().args(["usage", "--config"]).arg(&config));
     assert!(code == 1 && err.contains("usage.json"), "{err}");
     let (mut process, mut log, record) = serve(&config);

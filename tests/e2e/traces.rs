@@ -214,6 +214,18 @@ async fn a_collector_that_fails_delays_no_request_and_its_spans_are_counted() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_id_in_a_path_is_not_in_its_spans() {
+    let (platform, collector) = (Platform::unlimited().await, Collector::start(200).await);
+    let overrides = [("traces.endpoint", &*collector.url), ("traces.sample", "1")];
+    let file = "[[routes]]\npath = \"/v3/member/**\"\nkind = \"pass\"\n";
+    let gateway = TestGateway::with_file(&platform, &overrides, file).await;
+    gateway.post("/v3/member/383933091455959041/x", &[], r#"{"params":{}}"#).await;
+    let spans = collector.wait_for(4).await;
+    assert!(!format!("{spans:?}").contains("383933091455959041"), "{spans:?}");
+    assert_eq!(text(find(&spans, "POST"), "url.path"), "/v3/member/\u{2026}/x");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_is_queued_is_sent_before_the_end() {
     let (platform, collector) = (Platform::unlimited().await, Collector::start(200).await);
     let gateway = TestGateway::start(&platform, &[("traces.endpoint", &collector.url), ("traces.sample", "0")]).await;

@@ -110,11 +110,17 @@ impl Step {
     }
 }
 
+/// Reads that were answered, of requests by how the cache served them.
+pub(super) fn reads(requests: &[u64]) -> u64 {
+    let of = |used: CacheUse| requests.get(used.index()).copied().unwrap_or_default();
+    of(CacheUse::Hit) + of(CacheUse::Stale) + of(CacheUse::Collapsed) + of(CacheUse::Miss)
+}
+
 /// The share of reads that were answered without a call of their own.
 pub(super) fn hit_ratio(requests: &[u64]) -> Option<f64> {
     let of = |used: CacheUse| requests.get(used.index()).copied().unwrap_or_default();
     let saved = of(CacheUse::Hit) + of(CacheUse::Stale) + of(CacheUse::Collapsed);
-    let reads = saved + of(CacheUse::Miss);
+    let reads = reads(requests);
     #[expect(clippy::cast_precision_loss, reason = "a ratio for people")]
     (reads > 0).then(|| saved as f64 / reads as f64)
 }

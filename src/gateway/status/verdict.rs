@@ -3,7 +3,7 @@
 
 use serde::Serialize;
 
-use super::history::{Incidents, Step, hit_ratio};
+use super::history::{Incidents, Step, hit_ratio, reads};
 use super::{Money, PlatformRow, RateRow, ReplicaStatus};
 
 /// Whether everything is well.
@@ -203,7 +203,7 @@ fn ratio(steps: &[Step]) -> Option<f64> {
         sum.iter_mut().zip(&step.requests).for_each(|(sum, requests)| *sum += requests);
         sum
     });
-    hit_ratio(&sum).filter(|_| sum.iter().sum::<u64>() >= ENOUGH_READS)
+    hit_ratio(&sum).filter(|_| reads(&sum) >= ENOUGH_READS)
 }
 
 fn process(facts: &Facts<'_>, findings: &mut Vec<Finding>) {
