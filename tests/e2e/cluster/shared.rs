@@ -567,7 +567,8 @@ async fn a_failure_that_nobody_waited_for_is_nobody_elses() {
 }
 
 /// Those who wait for one that cannot be shared do not wait for each other.
-#[tokio::test(flavor = "multi_thread")]
+// The platform blocks a thread for each call.
+#[tokio::test(flavor = "multi_thread", worker_threads = 8)]
 async fn an_answer_that_is_too_long_to_be_shared_delays_others_once() {
     let redis = Redis::start();
     let number = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
@@ -577,7 +578,7 @@ async fn an_answer_that_is_too_long_to_be_shared_delays_others_once() {
     let scripted = Scripted::start(move |_, _| {
         use std::sync::atomic::Ordering::SeqCst;
         seen.fetch_max(under_way.fetch_add(1, SeqCst) + 1, SeqCst);
-        std::thread::sleep(Duration::from_millis(300));
+        std::thread::sleep(Duration::from_secs(1));
         under_way.fetch_sub(1, SeqCst);
         Action::success(&format!("[{{\"cardId\":\"{}\"}}]", "x".repeat(2 << 20)))
     })
