@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use parking_lot::Mutex;
+use prometheus::IntCounter;
 
 /// How many log lines were dropped or could not be written: audit lines, then others.
 pub type DroppedLogLines = Arc<dyn Fn() -> [u64; 2] + Send + Sync>;
@@ -30,12 +31,12 @@ impl DroppedLines {
     }
 
     /// How many were dropped.
-    pub(super) fn total(&self) -> u64 {
+    fn total(&self) -> u64 {
         (self.count)().iter().sum()
     }
 
-    /// Reports log lines that were dropped, once no more are: until then this line would be, too.
-    pub(super) fn report(&self) {
+    /// Reports log lines that were dropped, once no more are: until then this line would be, too. Counts them.
+    pub(super) fn report(&self, counter: &IntCounter) {
         let now = (self.count)();
         let mut lines = self.reported.lock();
         let was_written = lines.reporting.take().filter(|reporting| *reporting == now);
@@ -47,5 +48,6 @@ impl DroppedLines {
             lines.reporting = Some(now);
         }
         lines.seen = now;
+        counter.inc_by(self.total().saturating_sub(counter.get()));
     }
 }

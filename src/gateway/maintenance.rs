@@ -65,10 +65,7 @@ impl Gateway {
             .cache_bytes
             .set(i64::try_from(self.cache.bytes() + self.policy.load().table_bytes()).unwrap_or(i64::MAX));
         self.upstream.close_expired();
-        let dropped = self.dropped_lines.total();
-        let counted = &self.metrics.log_lines_dropped;
-        counted.inc_by(dropped.saturating_sub(counted.get()));
-        self.dropped_lines.report();
+        self.dropped_lines.report(&self.metrics.log_lines_dropped);
         if self.log_levels.restore(self.time.boot()) {
             tracing::info!("log level returned to the configured one");
         }

@@ -285,7 +285,10 @@ async fn a_changed_grant_gets_no_second_rate_and_sees_writes_of_the_old_one() {
     let path = folder.path().join("zvgate.toml");
     let load = |grant: &str| {
         let tenant = format!("[tenants.a]\nopen_id = \"i\"\ngrant_code = \"{grant}\"\nopen_key = \"k\"\n");
-        let text = format!("[upstream]\nbase_url = \"{}\"\n[limits]\nmax_wait = \"0s\"\n{tenant}", upstream.url());
+        let text = format!(
+            "[server]\nlisten = \"127.0.0.1:0\"\nadmin_listen = \"127.0.0.1:0\"\n[upstream]\nbase_url = \"{}\"\n[limits]\nmax_wait = \"0s\"\n{tenant}",
+            upstream.url()
+        );
         std::fs::write(&path, text).unwrap();
         Configuration::load(&Sources { file: Some(path.clone()), ..Sources::default() })
     };
