@@ -19,7 +19,7 @@ use crate::admin::{Access, Admin, Readiness};
 use crate::clock::Clock;
 use crate::cluster::{Cluster, Member};
 use crate::configuration::{Configuration, ConnectKeys, TraceKeys};
-use crate::gateway::{Dependencies, DroppedLogLines, Gateway, SetLogLevel};
+use crate::gateway::{Dependencies, Gateway, Process};
 use crate::limit::EarlierCalls;
 pub use crate::listener::Workers;
 use crate::listener::{Bounds, Listener, ListenerMetrics, PeerInfo, Rejections};
@@ -67,21 +67,18 @@ pub struct TaskEnded(&'static str);
 
 /// What a gateway finds in its process and machine.
 pub struct Surroundings {
-    /// What the platform may have counted before.
-    pub earlier_calls: EarlierCalls,
     /// Listening sockets.
     pub inherited: Inherited,
-    /// How many log lines were dropped.
-    pub dropped_log_lines: DroppedLogLines,
-    /// Changes the level of the log.
-    pub set_log_level: SetLogLevel,
+    /// The process.
+    pub process: Process,
 }
 
 impl Surroundings {
     /// Without sockets and without a log.
     pub fn new(earlier_calls: EarlierCalls) -> Self {
-        let (inherited, dropped_log_lines) = (Inherited::default(), Arc::new(|| [0, 0]));
-        Self { earlier_calls, inherited, dropped_log_lines, set_log_level: Arc::new(|_| {}) }
+        let process =
+            Process { earlier_calls, dropped_log_lines: Arc::new(|| [0, 0]), set_log_level: Arc::new(|_| {}) };
+        Self { inherited: Inherited::default(), process }
     }
 }
 
@@ -107,7 +104,7 @@ impl App {
         clock: Clock,
         surroundings: Surroundings,
     ) -> Result<Self, StartError> {
-        let Surroundings { earlier_calls, inherited, dropped_log_lines, set_log_level } = surroundings;
+        let Surroundings { inherited, process } = surroundings;
         // What can fail without listening fails first. It reads files, which may block.
         let (settings, connect, now) = (configuration.settings.clone(), configuration.connect.clone(), clock.clone());
         let prepared = tokio::task::spawn_blocking(move || prepare(&settings, connect, &now)).await;
@@ -135,10 +132,8 @@ impl App {
             metrics,
             cluster,
             sharing,
-            earlier_calls,
             tracer,
-            dropped_log_lines,
-            set_log_level,
+            process,
         };
         let gateway = Arc::new(Gateway::new(configuration, sockets.is_loopback(), dependencies));
         Ok(Self { gateway, sockets, member, listeners, readiness: Arc::default(), clock, export })

@@ -50,7 +50,7 @@ use parking_lot::Mutex;
 
 use self::access_log::{RequestGuard, RequestInfo};
 pub use self::auth::CrossSite;
-pub use self::build::Dependencies;
+pub use self::build::{Dependencies, Process};
 pub use self::capacity::{Capacity, SharedCapacity};
 use self::dropped_lines::DroppedLines;
 pub use self::dropped_lines::DroppedLogLines;
@@ -83,13 +83,12 @@ use crate::call_state::CallState;
 use crate::caller::Caller;
 use crate::clock::Boot;
 use crate::cluster::{Cluster, Standing};
-use crate::envelope::Envelope;
 use crate::limit::Paces;
 use crate::metrics::Metrics;
 use crate::pseudonym::Pseudonyms;
 use crate::reply::{Denied, GatewayError, OverCapacity, Reply};
 use crate::route::Route;
-use crate::settings::{AccessLog, CachedSettings, KindSettings, StaticSettings};
+use crate::settings::{AccessLog, KindSettings, StaticSettings};
 use crate::tenant::Identities;
 use crate::trace::Tracer;
 use crate::upstream::Upstream;
@@ -280,10 +279,7 @@ impl Gateway {
             self.cluster.count_hit(standing);
             return Ok(Step::Done(Reply::hit(&hit, now)));
         }
-        let envelope = Envelope::parse(body).map_err(GatewayError::Body)?;
-        if let KindSettings::Cached(CachedSettings { params: Some(allowed), .. }) = &route.kind {
-            envelope.check_params(allowed).map_err(GatewayError::Body)?;
-        }
+        let envelope = body::envelope(&route.kind, body)?;
         info.customers = body::customers(&route.kind, head, &envelope)?;
         let tenant = policy.tenants.choose(tenant_header?, envelope.root(), caller.sole_tenant());
         let tenant = tenant.map_err(GatewayError::UnknownTenant)?;

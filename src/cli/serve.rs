@@ -17,6 +17,7 @@ use super::{ConfigArguments, UNUSABLE, eprint, fail, logging, runtime};
 use crate::app::{App, Inherited, Surroundings, Workers};
 use crate::clock::Clock;
 use crate::configuration::Configuration;
+use crate::gateway::Process;
 use crate::limit::EarlierCalls;
 use crate::settings::ListenerSettings;
 
@@ -49,12 +50,12 @@ async fn start(configuration: &ConfigArguments) -> Result<(), u8> {
         UNUSABLE
     })?;
     let workers = start_workers(fixed.listeners.workers)?;
-    let surroundings = Surroundings {
+    let process = Process {
         earlier_calls: EarlierCalls::Unknown,
-        inherited,
         dropped_log_lines: Arc::new(log.dropped_lines()),
         set_log_level: log.set_level(),
     };
+    let surroundings = Surroundings { inherited, process };
     let app = tokio::select! {
         app = App::bind(loaded, Clock::system(), surroundings) => app,
         () = signals.stops.next() => return Ok(()),

@@ -13,10 +13,19 @@ use hyper::body::{Body, Incoming};
 use super::request_head::RequestHead;
 use crate::envelope::Envelope;
 use crate::reply::GatewayError;
-use crate::settings::{KindSettings, UnknownCustomer};
+use crate::settings::{CachedSettings, KindSettings, UnknownCustomer};
 
 /// Most customers of one write; the platform redeems fewer at once.
 pub(super) const MAX_CUSTOMERS: usize = 1000;
+
+/// What a body says on a route of this kind, which may allow only some `params`.
+pub(super) fn envelope<'a>(kind: &KindSettings, body: &'a [u8]) -> Result<Envelope<'a>, GatewayError> {
+    let envelope = Envelope::parse(body).map_err(GatewayError::Body)?;
+    if let KindSettings::Cached(CachedSettings { params: Some(allowed), .. }) = kind {
+        envelope.check_params(allowed).map_err(GatewayError::Body)?;
+    }
+    Ok(envelope)
+}
 
 /// The customers that a request is about: one for a cached route, unless it is about none; all that are named for a write.
 pub(super) fn customers(

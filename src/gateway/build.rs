@@ -52,10 +52,16 @@ pub struct Dependencies {
     pub cluster: Cluster,
     /// How they share slots towards the platform.
     pub sharing: Arc<Sharing>,
-    /// What the platform may have counted before.
-    pub earlier_calls: EarlierCalls,
     /// Which requests are traced.
     pub tracer: Tracer,
+    /// The process that it runs in.
+    pub process: Process,
+}
+
+/// What a gateway needs to know of its process.
+pub struct Process {
+    /// What the platform may have counted before.
+    pub earlier_calls: EarlierCalls,
     /// How many log lines were dropped.
     pub dropped_log_lines: DroppedLogLines,
     /// Changes the level of the log.
@@ -65,19 +71,9 @@ pub struct Dependencies {
 impl Gateway {
     /// A gateway with an empty cache. `is_loopback`: whether only this machine can connect.
     pub fn new(configuration: Configuration, is_loopback: bool, dependencies: Dependencies) -> Self {
-        let Dependencies {
-            clock,
-            upstream,
-            nonces,
-            pseudonyms,
-            metrics,
-            cluster,
-            sharing,
-            earlier_calls,
-            tracer,
-            dropped_log_lines,
-            set_log_level,
-        } = dependencies;
+        let Dependencies { clock, upstream, nonces, pseudonyms, metrics, cluster, sharing, tracer, process } =
+            dependencies;
+        let Process { earlier_calls, dropped_log_lines, set_log_level } = process;
         let fixed = configuration.settings.fixed.clone();
         let mut identities = Identities::default();
         let started = clock.boot();

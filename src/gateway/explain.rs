@@ -10,14 +10,12 @@ use super::body;
 use super::policy::Policy;
 use super::request::question_of;
 use super::request_head::RequestHead;
-use super::status::breaker_name;
 use super::{CachedQuestion, Gateway};
 use crate::cache::{Lookup, Peek, Question};
 use crate::clock::Now;
-use crate::envelope::Envelope;
 use crate::reply::{Denied, GatewayError};
 use crate::route::Route;
-use crate::settings::{CacheMode, CachedSettings, KindSettings};
+use crate::settings::{CacheMode, KindSettings};
 use crate::signer::string_to_sign;
 use crate::tenant::Tenant;
 use crate::upstream::BreakerPosition;
@@ -141,10 +139,7 @@ impl Gateway {
         if caller.is_some_and(|caller| !caller.may_use_route(route)) {
             return Err(GatewayError::Forbidden(Denied::Route));
         }
-        let envelope = Envelope::parse(body).map_err(GatewayError::Body)?;
-        if let KindSettings::Cached(CachedSettings { params: Some(allowed), .. }) = &route.kind {
-            envelope.check_params(allowed).map_err(GatewayError::Body)?;
-        }
+        let envelope = body::envelope(&route.kind, body)?;
         let customers = body::customers(&route.kind, &head, &envelope)?;
         out.customers = customers
             .iter()
@@ -187,7 +182,7 @@ impl Gateway {
             paused_for_s: usage.paused_until.map(|until| until.since(now.boot).as_secs_f64()),
         });
         let breaker = self.upstream.breaker(&policy.settings.attempts.breaker, tenant, route, Some(path));
-        out.breaker = Some(breaker_name(breaker));
+        out.breaker = Some(breaker.name());
         if let BreakerPosition::Open(remaining) = breaker {
             out.breaker_open_for_s = Some(remaining.as_secs_f64());
         }

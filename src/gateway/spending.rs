@@ -85,3 +85,16 @@ impl Spending {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::metrics::{AttemptResult, Label};
+    use crate::settings::SENT_OUTCOMES;
+
+    #[test]
+    fn every_outcome_of_a_call_that_was_sent_may_be_billed_and_no_other() {
+        let never_sent = ["dns", "connect", "tls", "proxy"];
+        let sent: Vec<&str> = AttemptResult::NAMES.iter().copied().filter(|name| !never_sent.contains(name)).collect();
+        assert_eq!(sent, SENT_OUTCOMES);
+    }
+}

@@ -28,7 +28,6 @@ use crate::metrics::{CacheUse, Label, Totals};
 use crate::route::Route;
 use crate::settings::CacheMode;
 use crate::tenant::Tenant;
-use crate::upstream::BreakerPosition;
 
 /// Tenants and routes that are shown, those with something to see first; `/metrics` has all.
 const MAX_ROWS: usize = 200;
@@ -57,7 +56,7 @@ impl Gateway {
         let clock_skew_s = self.time.skew.ahead(now).unwrap_or_default() as f64 / 1000.0;
         let expires = policy.tls.as_ref().and_then(|tls| tls.expires());
         let history = self.watch.history.steps(&totals, now.boot);
-        let mode = mode(policy.settings.cache.mode);
+        let mode = policy.settings.cache.mode;
         let verdict = Verdict::of(&Facts {
             rates: &rates,
             platform: &rows,
@@ -69,7 +68,7 @@ impl Gateway {
             replica: replicas.as_ref(),
             certificate_s: expires.and_then(|at| Some(i64::try_from(at).ok()? - now.wall.unix_seconds())),
             is_reload_ok: self.metrics.reload_success.get() == 1,
-            cache_mode: (mode != "on").then_some(mode),
+            cache_mode: (mode != CacheMode::On).then_some(mode.name()),
         });
         let pace = policy.settings.limits.upstream;
         let base_url = self.fixed.client.base_url.as_ref().map(ToString::to_string).unwrap_or_default();
@@ -134,7 +133,7 @@ impl Gateway {
         PlatformRow {
             tenant: tenant.name.clone(),
             route: route.pattern.to_string(),
-            breaker: breaker_name(breaker),
+            breaker: breaker.name(),
             is_key_suspect: self.upstream.is_key_suspect(tenant),
             failing: failing.iter().map(|episode| episode.kind).collect(),
             last_failure: last.map(|last| Failure {
@@ -193,7 +192,7 @@ impl Gateway {
         #[expect(clippy::cast_precision_loss, reason = "a ratio for people")]
         let refetch_changed_ratio = mean(changed as f64, totals.refetches.iter().sum());
         CacheStatus {
-            mode: mode(policy.settings.cache.mode),
+            mode: policy.settings.cache.mode.name(),
             entries: metrics.cache.entries.get(),
             bytes: u64::try_from(metrics.cache_bytes.get()).unwrap_or_default(),
             max_bytes: policy.cache_max_bytes.0,
@@ -212,21 +211,4 @@ fn shortened<T, K: Ord>(mut rows: Vec<T>, key: impl Fn(&T) -> K) -> Vec<T> {
         rows.truncate(MAX_ROWS);
     }
     rows
-}
-
-const fn mode(mode: CacheMode) -> &'static str {
-    match mode {
-        CacheMode::On => "on",
-        CacheMode::Off => "off",
-        CacheMode::Shadow => "shadow",
-    }
-}
-
-/// The name of a breaker's state.
-pub(super) const fn breaker_name(breaker: BreakerPosition) -> &'static str {
-    match breaker {
-        BreakerPosition::Closed => "closed",
-        BreakerPosition::HalfOpen => "half-open",
-        BreakerPosition::Open(_) => "open",
-    }
 }

@@ -61,12 +61,12 @@ fn sum(counters: &impl Collector) -> u64 {
     series(counters).map(|metric| count(&metric)).sum()
 }
 
-/// The sums of counters for each value of a label.
-fn by<L: Label>(name: &str, series: impl Iterator<Item = (Metric, u64)>) -> Vec<u64> {
+/// The sums of a number in each series, for each value of a label.
+fn by<L: Label>(name: &str, series: &[Metric], number: impl Fn(&Metric) -> u64) -> Vec<u64> {
     let mut sums = vec![0; L::NAMES.len()];
-    for (metric, count) in series {
-        let index = L::NAMES.iter().position(|value| *value == label(&metric, name));
-        index.and_then(|index| sums.get_mut(index)).into_iter().for_each(|sum| *sum += count);
+    for metric in series {
+        let index = L::NAMES.iter().position(|value| *value == label(metric, name));
+        index.and_then(|index| sums.get_mut(index)).into_iter().for_each(|sum| *sum += number(metric));
     }
     sums
 }
@@ -81,27 +81,20 @@ impl Metrics {
             within.resize(within.len().max(buckets.len()), 0);
             within.iter_mut().zip(buckets).for_each(|(sum, bucket)| *sum += bucket.cumulative_count());
         }
-        let requests = durations.into_iter().map(|metric| {
-            let count = metric.get_histogram().get_sample_count();
-            (metric, count)
-        });
         let mut calls = BTreeMap::new();
         for metric in series(&self.vecs.attempts) {
             let pair = ["tenant", "route"].map(|name| label(&metric, name).to_owned());
             *calls.entry(pair).or_default() += count(&metric);
         }
-        let refetches = series(&self.vecs.refetches).map(|metric| {
-            let count = count(&metric);
-            (metric, count)
-        });
+        let refetches: Vec<Metric> = series(&self.vecs.refetches).collect();
         Totals {
-            requests: by::<CacheUse>("cache", requests),
+            requests: by::<CacheUse>("cache", &durations, |metric| metric.get_histogram().get_sample_count()),
             within,
             calls,
             outcome_unknown: sum(&self.vecs.outcome_unknown),
             stale_shown: sum(&self.vecs.stale_shown),
             log_lines_dropped: self.log_lines_dropped.get(),
-            refetches: by::<Changed>("changed", refetches),
+            refetches: by::<Changed>("changed", &refetches, count),
         }
     }
 

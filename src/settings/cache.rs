@@ -18,6 +18,13 @@ pub enum CacheMode {
     Shadow,
 }
 
+impl CacheMode {
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        self.name_of()
+    }
+}
+
 impl Choice for CacheMode {
     const EXPECTED: &'static str = "\"on\", \"off\" or \"shadow\"";
     const ALL: &'static [(&'static str, Self)] = &[("on", Self::On), ("off", Self::Off), ("shadow", Self::Shadow)];

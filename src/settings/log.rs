@@ -65,7 +65,7 @@ impl LogLevel {
 
     /// Its name.
     pub fn name(self) -> &'static str {
-        Self::ALL.iter().find(|(_, level)| *level == self).map_or("", |(name, _)| name)
+        self.name_of()
     }
 }
 

@@ -188,6 +188,11 @@ pub(crate) trait Choice: Copy + PartialEq + 'static {
     const EXPECTED: &'static str;
     /// Every value with its name.
     const ALL: &'static [(&'static str, Self)];
+
+    /// The name of a value.
+    fn name_of(self) -> &'static str {
+        Self::ALL.iter().find(|(_, choice)| *choice == self).map_or("", |(name, _)| name)
+    }
 }
 
 impl<T: Choice> Setting for T {
@@ -199,7 +204,7 @@ impl<T: Choice> Setting for T {
     }
 
     fn show(&self) -> String {
-        quoted(T::ALL.iter().find(|(_, choice)| choice == self).map_or("", |(name, _)| name))
+        quoted(self.name_of())
     }
 }
 

@@ -38,6 +38,17 @@ pub enum BreakerPosition {
     Open(Duration),
 }
 
+impl BreakerPosition {
+    /// Its name.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Closed => "closed",
+            Self::HalfOpen => "half-open",
+            Self::Open(_) => "open",
+        }
+    }
+}
+
 /// A circuit breaker.
 #[derive(Clone, Debug)]
 pub(super) struct Breaker {
