@@ -21,7 +21,7 @@ use serde_json::json;
 
 pub use self::access::Access;
 use self::page::Asked;
-use crate::gateway::{AUDIT, Gateway, RequestHead};
+use crate::gateway::{AUDIT, Gateway, RequestHead, Status};
 use crate::metrics::Metrics;
 use crate::tenant::Tenant;
 
@@ -185,7 +185,7 @@ impl Admin {
                 Err(page) => page,
             },
             "/" => Page::text(StatusCode::METHOD_NOT_ALLOWED, "only GET and POST are allowed here"),
-            "/status.json" if get => Page::json(self.gateway.status().to_json()),
+            "/status.json" if get => Page::json(self.status().await.to_json()),
             "/status.json" => Page::text(StatusCode::METHOD_NOT_ALLOWED, "only GET is allowed here"),
             "/explain" if *method == Method::POST => match read_body(body).await {
                 Ok(body) => explain::explained(&self.gateway, request, &body).await,
@@ -272,8 +272,18 @@ impl Admin {
                 Err(page) => return page,
             },
         };
-        let tenants = self.gateway.tenant_names();
-        Page::new(HTML, page::page(&self.gateway.status(), &tenants, asked.as_ref()))
+        let (status, tenants) = (self.status().await, self.gateway.tenant_names());
+        Page::new(HTML, page::page(&status, &tenants, asked.as_ref()))
+    }
+
+    /// What operators see. With many tenants and routes it takes a while, which shall delay nothing else.
+    async fn status(&self) -> Status {
+        let (gateway, reason) = (Arc::clone(&self.gateway), self.reason_not_ready());
+        let collecting = tokio::task::spawn_blocking(move || gateway.status(reason));
+        match collecting.await {
+            Ok(status) => status,
+            Err(failed) => std::panic::resume_unwind(failed.into_panic()),
+        }
     }
 
     /// Does what a form of the status page asks for.
@@ -289,12 +299,13 @@ impl Admin {
             "look-up" => {
                 let details = self.looked_up(&tenant, id, peer).await;
                 let summary = format!("What is cached for customer {id} of tenant {}:", tenant.name);
-                Ok(Asked { summary, details: Some(details) })
+                Ok(Asked { tenant: tenant.name.clone(), customer: id.to_owned(), summary, details: Some(details) })
             }
             "purge" => {
                 let dropped = self.purged(&tenant, id, peer).await;
-                let summary = format!("Purged {dropped} cached answers of customer {id} of tenant {}.", tenant.name);
-                Ok(Asked { summary, details: None })
+                let answers = if dropped == 1 { "answer" } else { "answers" };
+                let summary = format!("Purged {dropped} cached {answers} of customer {id} of tenant {}.", tenant.name);
+                Ok(Asked { tenant: tenant.name.clone(), customer: id.to_owned(), summary, details: None })
             }
             _ => Err(Page::text(StatusCode::BAD_REQUEST, EXPECTED)),
         }

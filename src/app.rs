@@ -233,6 +233,7 @@ impl App {
             () = &mut exchanging => Some("exchange with other replicas"),
         };
         if let Some(task) = ended {
+            save_budget(&gateway, true).await;
             return Err(TaskEnded(task));
         }
         readiness.draining();

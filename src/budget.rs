@@ -2,19 +2,26 @@
 //!
 //! Days and months are those of `upstream.utc_offset`, by which the platform bills. Nothing here ever refuses a call.
 
+mod calendar;
 mod ledger;
 mod money;
 mod store;
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 
-pub use self::ledger::{Counts, Day, Ledger, Month};
+pub use self::calendar::{Day, Month};
+pub use self::ledger::{Counts, Ledger};
 pub use self::money::{Bill, shown};
 use self::store::Store;
 pub use self::store::{StoreError, read};
+use crate::clock::Wall;
+
+/// How long the last save waits for one that is under way.
+const LAST_WAIT: Duration = Duration::from_secs(3);
 
 /// The counts of this process, and where they are stored.
 #[derive(Debug)]
@@ -40,10 +47,10 @@ pub enum Saved {
 }
 
 impl Budget {
-    /// Without counts yet. [`Budget::save`] adds those that are stored.
-    pub fn new(store: Option<PathBuf>) -> Self {
+    /// Without counts yet; counting begins then. [`Budget::save`] adds those that are stored.
+    pub fn new(store: Option<PathBuf>, since: Wall) -> Self {
         Self {
-            ledger: Mutex::default(),
+            ledger: Mutex::new(Ledger::new(since)),
             store: store.map(|path| Mutex::new(Store::new(path))),
             is_changed: AtomicBool::new(true),
             has_failed: AtomicBool::new(false),
@@ -76,6 +83,16 @@ impl Budget {
         self.ledger.lock().total(month)
     }
 
+    /// When counting began, in seconds since the Unix epoch.
+    pub fn since(&self) -> i64 {
+        self.ledger.lock().since()
+    }
+
+    /// Forgets the months that are no longer stored in this one.
+    pub fn forget_before(&self, month: Month) {
+        self.ledger.lock().forget_before(month);
+    }
+
     /// The thresholds that the billed calls of a month have reached, and of which nobody was warned in that month. They are
     /// returned once.
     pub fn reached(&self, month: Month, thresholds: &[u32]) -> Vec<u32> {
@@ -89,19 +106,25 @@ impl Budget {
     /// Stores the counts if they have changed, after those that were stored before were added. Reads and writes a file, which may
     /// block.
     pub fn save(&self) -> Saved {
+        self.save_within(Duration::ZERO)
+    }
+
+    /// The same, and waits so long if the file is in use.
+    fn save_within(&self, wait: Duration) -> Saved {
         let Some(store) = &self.store else { return Saved::AsBefore };
         if !self.is_changed.swap(false, Ordering::Relaxed) {
             return Saved::AsBefore;
         }
         // A file system that blocks must not collect threads.
-        let Some(mut store) = store.try_lock() else { return self.failed(StoreError::Blocked) };
+        let Some(mut store) = store.try_lock_for(wait) else { return self.failed(StoreError::Blocked) };
         let saved = store.load().and_then(|loaded| {
-            let text = {
+            // Calls are counted while a copy is written.
+            let copy = {
                 let mut ledger = self.ledger.lock();
                 loaded.iter().for_each(|loaded| ledger.merge(loaded));
-                ledger.to_json()
+                ledger.clone()
             };
-            store.write(&text)
+            store.write(&copy.to_json())
         });
         match saved {
             Ok(()) if self.has_failed.swap(false, Ordering::Relaxed) => Saved::Recovered,
@@ -112,7 +135,7 @@ impl Budget {
 
     /// Stores the counts for the last time: another process may use the file from now on.
     pub fn finish(&self) -> Saved {
-        let saved = self.save();
+        let saved = self.save_within(LAST_WAIT);
         self.store.iter().filter_map(Mutex::try_lock).for_each(|mut store| store.release());
         saved
     }

@@ -13,6 +13,7 @@ mod fetch_guard;
 mod flight;
 mod freshness;
 mod hit;
+mod peek;
 mod refresh;
 mod request_control;
 mod stripe;
@@ -34,6 +35,7 @@ use self::flight::Flight;
 pub use self::flight::{FetchOutcome, Waiter};
 pub use self::freshness::{Freshness, LEAST_FRESH, LimitedBy, RelativeFreshness, Staleness, StoreDecision};
 pub use self::hit::{Hit, Lookup, StaleHit};
+pub use self::peek::{Peek, PeekedFlight};
 pub use self::request_control::RequestCacheControl;
 use self::stripe::{Stripe, Stripes};
 use crate::clock::{Boot, Now};
@@ -62,17 +64,6 @@ pub struct CacheMetrics {
     pub expired: IntCounter,
     /// Answers evicted because the cache was full.
     pub size: IntCounter,
-}
-
-/// What a lookup would find.
-#[derive(Debug)]
-pub struct Peek {
-    /// What is cached.
-    pub lookup: Lookup,
-    /// Whether the answer is being fetched.
-    pub in_flight: bool,
-    /// Until when the platform may lag behind a write.
-    pub settle_until: Boot,
 }
 
 /// How a question is answered that a lookup missed.
@@ -300,29 +291,6 @@ impl<F: Clone> Cache<F> {
             }
         }
         dropped
-    }
-
-    /// What a lookup would find. Nothing changes, neither the order of eviction nor what is due to be refreshed.
-    pub fn peek(
-        &self,
-        question: &Question,
-        generation: Generation,
-        cache_control: &RequestCacheControl,
-        now: Now,
-    ) -> Peek {
-        let stripe = self.stripe(&question.subject);
-        let in_flight = stripe.flight(question).is_some_and(|flight| flight.generation == generation);
-        let settle_until = stripe.settle_until(&question.subject);
-        let entry = stripe.entry(&question.subject);
-        let lookup = entry.map_or(Lookup::Miss, |entry| entry.lookup(question, generation, cache_control, now));
-        Peek { lookup, in_flight, settle_until }
-    }
-
-    /// What is cached for a subject and may still be served in any way: keys and freshness.
-    pub fn inspect(&self, subject: &Subject, now: Now) -> Vec<(Arc<str>, Freshness)> {
-        let Some(entry) = self.stripe(subject).entry(subject).cloned() else { return Vec::new() };
-        let servable = entry.servable(self.current_generation(subject.tenant), now);
-        servable.map(|cached| (Arc::clone(&cached.key), cached.freshness)).collect()
     }
 
     /// Frees what has expired or was evicted.

@@ -37,6 +37,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
 use parking_lot::Mutex;
+use serde::Serialize;
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 use tokio::sync::{broadcast, oneshot};
 
@@ -101,8 +102,23 @@ struct Shared {
     /// Lines about commands that Redis refuses.
     refusals: Arc<LineLimit>,
     joining: Mutex<Joining>,
+    /// Why the last connection to Redis ended.
+    cause: Mutex<String>,
     /// Whether this replica sends no heartbeats any more.
     is_leaving: AtomicBool,
+}
+
+/// How the replicas act as one.
+#[derive(Clone, Debug, Serialize)]
+pub struct ClusterStatus {
+    /// Whether this replica acts as one with the others.
+    pub up: bool,
+    /// Live replicas, this one included; 0 while it is cut off.
+    pub live: i64,
+    /// `cluster.replicas`.
+    pub expected: u32,
+    /// Why it is cut off, as far as is known.
+    pub cause: String,
 }
 
 /// How joining goes.
@@ -147,6 +163,11 @@ impl Ending {
 pub struct Completion(Option<oneshot::Receiver<Option<Moved>>>);
 
 impl Completion {
+    /// Whether there is something to wait for.
+    pub const fn is_pending(&self) -> bool {
+        self.0.is_some()
+    }
+
     /// Waits for it, if there is something to wait for. Returns what it did to the fence of its last subject, if it was published.
     pub async fn wait(self) -> Option<Moved> {
         // The sender is lost only if the process ends.
@@ -181,7 +202,7 @@ impl Cluster {
             upstream: upstream.to_owned(),
             clock: clock.clone(),
             started,
-            metrics: metrics.cluster(),
+            metrics: metrics.cluster(settings.replicas),
             sharing: Arc::clone(&sharing),
             right: Right::new(redis.lease),
             link: ArcSwapOption::empty(),
@@ -190,6 +211,7 @@ impl Cluster {
             completed: broadcast::channel(MAX_COMPLETED).0,
             refusals: Arc::default(),
             joining: Mutex::default(),
+            cause: Mutex::new("not connected yet".to_owned()),
             is_leaving: AtomicBool::new(false),
         });
         let connector = Connector::new(redis.clone(), keys);
@@ -292,10 +314,12 @@ impl Cluster {
         Completion(Some(wait))
     }
 
-    /// Whether this replica acts as one with the others, how many live, and how many should; `None` if it is alone.
-    pub fn status(&self) -> Option<(bool, i64, u32)> {
-        let shared = &self.0.as_ref()?.shared;
-        Some((shared.metrics.up.get() == 1, shared.metrics.replicas.get(), shared.replicas))
+    /// How this replica and the others act as one; `None` if it is alone.
+    pub fn status(&self) -> Option<ClusterStatus> {
+        let Shared { metrics, replicas, cause, .. } = &*self.0.as_ref()?.shared;
+        let up = metrics.up.get() == 1;
+        let cause = if up { String::new() } else { cause.lock().clone() };
+        Some(ClusterStatus { up, live: metrics.replicas.get(), expected: *replicas, cause })
     }
 
     /// Why this replica is not ready, if it is not because of the others.

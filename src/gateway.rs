@@ -71,8 +71,8 @@ use self::served::Served;
 use self::spending::Spending;
 use self::status::Watch;
 pub use self::status::{
-    CONDITIONS, CacheStatus, ConfigurationStatus, Failure, Finding, LifetimeRow, Money, Noted, NotedLists, Platform,
-    PlatformRow, RateRow, ReplicaStatus, Severity, Status, Step as StatusStep, Verdict,
+    CONDITIONS, CacheStatus, ConfigurationStatus, Failing, Failure, Finding, HISTORY_STEPS, LifetimeRow, Money, Noted,
+    NotedLists, Platform, PlatformRow, RateRow, Severity, Status, Step as StatusStep, Verdict, span,
 };
 use self::tasks::Tasks;
 use self::time::Time;
@@ -204,6 +204,7 @@ impl Gateway {
         }
         let caller = auth::caller(policy, head, fields)?;
         info.caller = caller.index;
+        info.begin_trace(&self.tracer);
         capacity.take()?;
         match route {
             Some(route) if !caller.may_use_route(route) => return Err(GatewayError::Forbidden(Denied::Route)),

@@ -55,6 +55,8 @@ pub struct Metrics {
     pub connections: IntGauge,
     /// TLS handshakes of callers that failed.
     pub handshake_failures: IntCounter,
+    /// Requests whose task panicked.
+    pub panics: IntCounter,
     /// Requests that were rejected before they were parsed.
     pub unparsed: Per<Unparsed, IntCounter>,
     /// When the certificate for callers expires, in seconds since the Unix epoch; without a series if there is none.
@@ -198,6 +200,7 @@ impl Metrics {
             connections_dropped: vecs.limited.with_label_values(&[Limit::Connections.name(), ANONYMOUS]),
             connections: make.gauge("zvgate_connections", "Open connections of callers"),
             handshake_failures: make.counter("zvgate_tls_handshake_failures_total", "TLS handshakes of callers that failed"),
+            panics: make.counter("zvgate_panics_total", "Requests whose task panicked, which is a defect of the gateway"),
             unparsed: Per::new(|reason| unparsed.with_label_values(&[reason])),
             certificate_expiry: make.gauges(
                 "zvgate_tls_certificate_expiry_timestamp_seconds",
@@ -221,9 +224,10 @@ impl Metrics {
         }
     }
 
-    /// Those of a replica that shares a Redis with others. Called once: without Redis there is none of these.
-    pub fn cluster(&self) -> ClusterMetrics {
-        ClusterMetrics::new(&Maker { registry: self.registry.clone(), labelled: RefCell::default() })
+    /// Those of a replica that shares a Redis with others. `replicas`: how many there should be. Called once: without
+    /// Redis there is none of these.
+    pub fn cluster(&self, replicas: u32) -> ClusterMetrics {
+        ClusterMetrics::new(replicas, &Maker { registry: self.registry.clone(), labelled: RefCell::default() })
     }
 
     /// Handles for the names of a configuration: routes and callers in order, tenants with their numbers. Counters of names

@@ -102,8 +102,13 @@ pub enum CacheStatus {
         /// Whether another replica had fetched it, and this one did not have it in memory.
         is_shared: bool,
     },
-    /// From the platform, and stored with this lifetime, if it was.
-    Miss(Option<Duration>),
+    /// From the platform.
+    Miss {
+        /// The lifetime with which it was stored, if it was.
+        stored_for: Option<Duration>,
+        /// Whether it was stored as a success.
+        is_success: bool,
+    },
     /// From the platform, by another caller's fetch.
     Collapsed,
     /// From the platform, because the caller asked for that.
@@ -206,8 +211,10 @@ fn cache_status_text(cache_status: CacheStatus) -> Option<HeaderValue> {
             text.push_str(digits);
             owned(text)
         }
-        CacheStatus::Miss(Some(lifetime)) => value(&format!("zvgate; fwd=miss; stored; ttl={}", lifetime.as_secs())),
-        CacheStatus::Miss(None) => HeaderValue::from_static("zvgate; fwd=miss"),
+        CacheStatus::Miss { stored_for: Some(lifetime), .. } => {
+            value(&format!("zvgate; fwd=miss; stored; ttl={}", lifetime.as_secs()))
+        }
+        CacheStatus::Miss { stored_for: None, .. } => HeaderValue::from_static("zvgate; fwd=miss"),
         CacheStatus::Collapsed => HeaderValue::from_static("zvgate; fwd=miss; collapsed"),
         CacheStatus::Requested => HeaderValue::from_static("zvgate; fwd=request"),
         CacheStatus::Bypass => HeaderValue::from_static("zvgate; fwd=bypass"),

@@ -115,6 +115,11 @@ impl Skew {
         (base != UNKNOWN).then(|| base.saturating_sub(now.wall - now.boot))
     }
 
+    /// Whether enough answers agree on the platform's time.
+    pub fn is_certain(&self) -> bool {
+        self.is_certain.load(Ordering::Relaxed)
+    }
+
     /// The time to sign by: the platform's, if it is followed and differs by more than noise.
     pub fn signing_time(&self, now: Now) -> Wall {
         if self.follow { now.wall.plus(self.difference(now)) } else { now.wall }
@@ -134,7 +139,7 @@ impl Skew {
     }
 
     fn difference(&self, now: Now) -> i64 {
-        if !self.is_certain.load(Ordering::Relaxed) {
+        if !self.is_certain() {
             return 0;
         }
         let ahead = self.ahead(now).unwrap_or_default();

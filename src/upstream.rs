@@ -109,6 +109,15 @@ impl Upstream {
         self.circuits_of(tenant).breaker(settings, route, path)
     }
 
+    /// The breaker of all of a tenant's calls, and its last failure to connect.
+    pub fn connect_breaker(
+        &self,
+        settings: &BreakerSettings,
+        tenant: &Tenant,
+    ) -> (BreakerPosition, Option<LastFailure>) {
+        self.circuits_of(tenant).connect_breaker(settings)
+    }
+
     /// What fails of a tenant's calls to a route, and what failed last.
     pub fn failures(&self, tenant: &Tenant, route: &Route) -> (Vec<Episode>, Option<LastFailure>) {
         self.circuits_of(tenant).failures(route)

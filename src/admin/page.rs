@@ -13,7 +13,8 @@ use sha2::{Digest, Sha256};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-use crate::gateway::{Finding, LifetimeRow, Noted, PlatformRow, RateRow, Severity, Status};
+use crate::gateway::{Finding, LifetimeRow, Noted, PlatformRow, RateRow, Severity, Status, span};
+use crate::upstream::BreakerPosition;
 
 const STYLE: &str = include_str!("page/style.css");
 const SCRIPT: &str = include_str!("page/refresh.js");
@@ -31,6 +32,9 @@ pub(super) static POLICY: LazyLock<HeaderValue> = LazyLock::new(|| {
 
 /// What an operator asked for by one of the page's forms.
 pub(super) struct Asked {
+    /// The tenant and the customer that it is about.
+    pub(super) tenant: String,
+    pub(super) customer: String,
     /// What came of it, in one sentence.
     pub(super) summary: String,
     /// What is cached for a customer, in full.
@@ -48,14 +52,16 @@ pub(super) fn page(status: &Status, tenants: &[String], asked: Option<&Asked>) -
                 meta charset="utf-8";
                 meta name="viewport" content="width=device-width, initial-scale=1";
                 link rel="icon" href="data:,";
-                title { "zvgate: " (level) }
+                title { (level) ": " (verdict.summary) " zvgate" }
                 style { (PreEscaped(STYLE)) }
             }
             body {
                 header {
                     h1 { "zvgate" }
                     p.faint {
-                        "Version " (status.version) ", running for " (span(status.uptime_s)) ". "
+                        span #about data-live {
+                            "Version " (status.version) ", running for " (span(status.uptime_s)) ", at " (moment(status.now)) ". "
+                        }
                         span #refreshed role="status" { "Not refreshed by itself without JavaScript" }
                         ". The same as " a href="/status.json" { "JSON" } ", " a href="/metrics" { "metrics" } "."
                     }
@@ -94,7 +100,10 @@ fn verdict_section(status: &Status) -> Markup {
         h2 #verdict-title { "Verdict: " (level(verdict.level)) }
         p.summary { (verdict.summary) }
         @if !verdict.findings.is_empty() {
-            ul { @for finding in &verdict.findings { li { (shown(finding)) } } }
+            ul {
+                @for finding in &verdict.findings { li { (shown(finding)) } }
+                @if verdict.more > 0 { li { "and " (verdict.more) " more" } }
+            }
         }
     }
 }
@@ -108,25 +117,36 @@ fn shown(Finding { severity, what, advice, runbook }: &Finding) -> Markup {
 
 /// Figures with their names.
 fn figures(all: &[(&str, String)]) -> Markup {
-    html! { dl.figures { @for (name, figure) in all { div { dt { (name) } dd { (figure) } } } } }
+    const LONG: usize = 16;
+    html! { dl.figures { @for (name, figure) in all { div.wide[figure.len() > LONG] { dt { (name) } dd { (figure) } } } } }
 }
 
 fn money(status: &Status) -> Markup {
     let money = &status.money;
-    let amount = |text: &str| format!("{text} {}", money.currency);
+    let amount = |text: &Option<String>| {
+        text.as_ref().map_or("not known to one replica".to_owned(), |text| format!("{text} {}", money.currency))
+    };
+    let forecast = match (money.forecast_calls, &money.forecast_cost) {
+        (None, _) => "after a day".to_owned(),
+        (Some(calls), None) => format!("{calls} calls"),
+        (Some(calls), cost) => format!("{calls} calls, {}", amount(cost)),
+    };
     html! {
-        h2 #money-title { "Calls in " (money.month) }
+        h2 #money-title { "Calls in " (money.month) @if money.is_partial { ", by this replica" } }
         (figures(&[
             ("Calls made", money.made.to_string()),
             ("Calls failed", money.failed.to_string()),
             ("Calls saved", money.saved.to_string()),
             ("Cost", amount(&money.cost)),
             ("Cost without the cache", amount(&money.cost_without_cache)),
-            ("Forecast for the month", format!("{} calls, {}", money.forecast_calls, amount(&money.forecast_cost))),
+            ("Forecast for the month", forecast),
         ]))
         p.faint {
-            (money.billed) " calls are billed, by outcome: " (money.billed_outcomes.join(", ")) ". " (amount(&money.price))
-            " a call after " (money.free_calls) " free ones a month. "
+            "Billed calls: " (money.billed) ". Billed outcomes: " (money.billed_outcomes.join(", ")) ". " (money.price) " "
+            (money.currency) " a call after " (money.free_calls) " free ones a month. "
+            @if money.is_partial {
+                "Each replica counts its own calls; their sum is job:zvgate_billed_calls_month:sum in Prometheus. "
+            }
             @if money.has_failed { "The counts cannot be written to budget.store." }
             @else if money.is_stored { "Counted by this process and by earlier ones with the same budget.store." }
             @else { "Counted in memory since this process began: without budget.store the counts are lost with it." }
@@ -155,23 +175,23 @@ fn rates(status: &Status) -> Markup {
         let state = match (row.paused_for_s, row.throttled) {
             (Some(seconds), _) => format!("paused for {seconds:.1} s"),
             (None, true) => "throttled".to_owned(),
-            (None, false) => "open".to_owned(),
+            (None, false) => "ok".to_owned(),
         };
         let allowed = row.allowed.map_or("no limit".to_owned(), |allowed| allowed.to_string());
         let taken = row.taken.map_or("shared".to_owned(), |taken| taken.to_string());
         vec![
-            row.tenant.clone(),
+            state,
             row.route.clone(),
+            row.tenant.clone(),
             format!("{taken} of {allowed}"),
             row.waiting.to_string(),
             row.rejected.to_string(),
-            state,
         ]
     };
     let rows: Vec<_> = status.rates.iter().map(row).collect();
     html! {
         h2 #rates-title { "Rate towards the platform" }
-        (table("Rate limit by tenant and route", &["Tenant", "Route", "Slots taken", "Waiting", "Rejected", "State"], &rows))
+        (table("Rate limit by tenant and route", &["State", "Route", "Tenant", "Slots taken", "Waiting", "Rejected"], &rows))
     }
 }
 
@@ -179,12 +199,17 @@ fn platform(status: &Status) -> Markup {
     let platform = &status.platform;
     let row = |row: &PlatformRow| {
         let last = row.last_failure.as_ref().map_or("none".to_owned(), |last| {
-            let cause = if last.cause.is_empty() { last.reason } else { &last.cause };
-            format!("{}: {cause}, {} ago", last.reason, span(last.ago_s))
+            let reason = if last.words() == last.reason { String::new() } else { format!("{}: ", last.reason) };
+            format!("{reason}{}, {} ago", last.words(), span(last.ago_s))
         });
-        let failing = if row.failing.is_empty() { "nothing".to_owned() } else { row.failing.join(", ") };
+        let kinds: Vec<&str> = row.failing.iter().map(|failing| failing.last.reason).collect();
+        let failing = if kinds.is_empty() { "nothing".to_owned() } else { kinds.join(", ") };
+        let breaker = match row.breaker {
+            BreakerPosition::HalfOpen { is_probing: false } => "half-open: the next call probes",
+            breaker => breaker.name(),
+        };
         let key = if row.is_key_suspect { "suspect" } else { "accepted, as far as is known" };
-        vec![row.tenant.clone(), row.route.clone(), row.breaker.to_owned(), key.to_owned(), failing, last]
+        vec![breaker.to_owned(), failing, row.route.clone(), row.tenant.clone(), last, key.to_owned()]
     };
     let rows: Vec<_> = platform.rows.iter().map(row).collect();
     let addresses =
@@ -194,9 +219,9 @@ fn platform(status: &Status) -> Markup {
         (figures(&[
             ("Base URL", platform.base_url.clone()),
             ("Addresses", addresses),
-            ("Clock ahead of ours", format!("{:.1} s", platform.clock_skew_s)),
+            ("Clock ahead of ours", format!("{:.1} s", tenths(platform.clock_skew_s))),
         ]))
-        (table("Platform by tenant and route", &["Tenant", "Route", "Breaker", "Key", "Failing", "Last failure"], &rows))
+        (table("Platform by tenant and route", &["Breaker", "Failing", "Route", "Tenant", "Last failure", "Key"], &rows))
     }
 }
 
@@ -233,7 +258,10 @@ fn replicas(status: &Status) -> Markup {
         @match &status.replicas {
             None => p { "This replica is alone: cluster.url is not configured." },
             Some(replicas) => (figures(&[
-                ("This replica", if replicas.up { "acts as one with the others" } else { "is cut off" }.to_owned()),
+                ("This replica", match replicas.up {
+                    true => "acts as one with the others".to_owned(),
+                    false => format!("is cut off: {}", replicas.cause),
+                }),
                 ("Live replicas", format!("{} of {}", replicas.live, replicas.expected)),
             ])),
         }
@@ -242,7 +270,7 @@ fn replicas(status: &Status) -> Markup {
 
 fn requests(status: &Status) -> Markup {
     const HEADS: &[&str] =
-        &["At", "Status", "Took", "Route", "Tenant", "Caller", "Customers", "Cache", "Cause", "Request id"];
+        &["At", "Status", "Cause", "Request id", "Took", "Route", "Tenant", "Caller", "Customers", "Cache"];
     let row = |noted: &Noted| {
         let cause = [
             noted.error.map(str::to_owned),
@@ -256,14 +284,14 @@ fn requests(status: &Status) -> Markup {
         vec![
             moment(noted.at),
             noted.status.to_string(),
+            cause.into_iter().flatten().collect::<Vec<_>>().join(", "),
+            noted.request_id.clone(),
             parts,
             noted.route.clone(),
             noted.tenant.clone().unwrap_or_default(),
             noted.caller.clone().unwrap_or_else(|| "anonymous".to_owned()),
             noted.customers.join(", "),
             noted.cache.to_owned(),
-            cause.into_iter().flatten().collect::<Vec<_>>().join(", "),
-            noted.request_id.clone(),
         ]
     };
     let rows = |noted: &[Noted]| noted.iter().map(row).collect::<Vec<_>>();
@@ -279,9 +307,17 @@ fn requests(status: &Status) -> Markup {
 fn customer(tenants: &[String], asked: Option<&Asked>) -> Markup {
     html! {
         h2 #customer-title { "A customer's cached answers" }
-        form method="post" action="/" {
-            label { "Tenant" select name="tenant" { @for tenant in tenants { option { (tenant) } } } }
-            label { "Customer id" input name="customer" required autocomplete="off"; }
+        form method="post" action="/#customer" {
+            label {
+                "Tenant"
+                select name="tenant" {
+                    @for tenant in tenants { option selected[asked.is_some_and(|asked| asked.tenant == *tenant)] { (tenant) } }
+                }
+            }
+            label {
+                "Customer id"
+                input name="customer" required autocomplete="off" value=[asked.map(|asked| &asked.customer)];
+            }
             button name="do" value="look-up" { "Look up" }
             button name="do" value="purge" { "Purge" }
         }
@@ -312,18 +348,13 @@ fn mebibytes(bytes: u64) -> String {
     format!("{:.1}", bytes as f64 / 1_048_576.0)
 }
 
+/// In tenths, and never `-0.0`.
+fn tenths(seconds: f64) -> f64 {
+    (10.0 * seconds).round() / 10.0 + 0.0
+}
+
 /// A moment in UTC (RFC 3339).
 fn moment(unix_seconds: i64) -> String {
     let moment = OffsetDateTime::from_unix_timestamp(unix_seconds).ok();
     moment.and_then(|moment| moment.format(&Rfc3339).ok()).unwrap_or_default()
-}
-
-/// A span in words.
-fn span(seconds: u64) -> String {
-    match seconds {
-        ..120 => format!("{seconds} s"),
-        120..7200 => format!("{} min", seconds / 60),
-        7200..172_800 => format!("{} h", seconds / 3600),
-        _ => format!("{} days", seconds / 86_400),
-    }
 }

@@ -1,134 +1,18 @@
 //! Counts of calls by day, tenant and route, for 13 months.
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::ops::AddAssign;
-use std::str::FromStr;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
-use time::{Date, OffsetDateTime, UtcOffset};
 
+use super::calendar::{Day, Month};
 use crate::clock::Wall;
 
 /// The version of the file's format.
 const VERSION: u32 = 1;
 /// Months that are stored, the current one included.
 const MONTHS: i32 = 13;
-
-/// A month of the calendar.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(into = "String", try_from = "String")]
-pub struct Month {
-    year: i32,
-    /// From 1.
-    number: u8,
-}
-
-/// A day of the calendar.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(into = "String", try_from = "String")]
-pub struct Day {
-    month: Month,
-    /// From 1.
-    number: u8,
-}
-
-impl Day {
-    /// The day of a moment at an offset from UTC.
-    pub fn of(at: Wall, offset: UtcOffset) -> Self {
-        let utc = OffsetDateTime::from_unix_timestamp(at.unix_seconds()).unwrap_or(OffsetDateTime::UNIX_EPOCH);
-        let date = utc.checked_to_offset(offset).unwrap_or(utc).date();
-        Self { month: Month { year: date.year(), number: date.month().into() }, number: date.day() }
-    }
-
-    /// Its month.
-    pub const fn month(self) -> Month {
-        self.month
-    }
-
-    /// The share of its month that has passed at a moment of this day, from above 0 to 1.
-    pub fn share_of_month(self, at: Wall, offset: UtcOffset) -> f64 {
-        let seconds = at.unix_seconds().saturating_add(i64::from(offset.whole_seconds())).rem_euclid(86_400);
-        let month = time::Month::try_from(self.month.number).unwrap_or(time::Month::January);
-        #[expect(clippy::cast_precision_loss, reason = "less than a day in seconds")]
-        let passed = f64::from(self.number - 1) + (seconds.max(1) as f64) / 86_400.0;
-        passed / f64::from(month.length(self.month.year))
-    }
-}
-
-impl fmt::Display for Month {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:04}-{:02}", self.year, self.number)
-    }
-}
-
-impl fmt::Display for Day {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}-{:02}", self.month, self.number)
-    }
-}
-
-/// What is no month or day of the calendar.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("expected {0}")]
-pub struct NotADate(&'static str);
-
-/// The number of so many digits.
-fn digits<T: FromStr>(text: &str, length: usize) -> Option<T> {
-    (text.len() == length && text.bytes().all(|byte| byte.is_ascii_digit())).then(|| text.parse().ok()).flatten()
-}
-
-impl FromStr for Month {
-    type Err = NotADate;
-
-    fn from_str(text: &str) -> Result<Self, NotADate> {
-        let parts = text.split_once('-').and_then(|(year, month)| Some((digits(year, 4)?, digits(month, 2)?)));
-        let month = parts.map(|(year, number)| Self { year, number });
-        month.filter(|month| (1..=12).contains(&month.number)).ok_or(NotADate("a month such as 2026-11"))
-    }
-}
-
-impl FromStr for Day {
-    type Err = NotADate;
-
-    fn from_str(text: &str) -> Result<Self, NotADate> {
-        let parts = text.rsplit_once('-').and_then(|(month, day)| Some((month.parse().ok()?, digits(day, 2)?)));
-        let day = parts.map(|(month, number)| Self { month, number });
-        let exists = |day: &Self| {
-            let month = time::Month::try_from(day.month.number);
-            month.is_ok_and(|month| Date::from_calendar_date(day.month.year, month, day.number).is_ok())
-        };
-        day.filter(exists).ok_or(NotADate("a day such as 2026-11-27"))
-    }
-}
-
-impl From<Month> for String {
-    fn from(month: Month) -> Self {
-        month.to_string()
-    }
-}
-
-impl From<Day> for String {
-    fn from(day: Day) -> Self {
-        day.to_string()
-    }
-}
-
-impl TryFrom<String> for Month {
-    type Error = NotADate;
-
-    fn try_from(text: String) -> Result<Self, NotADate> {
-        text.parse()
-    }
-}
-
-impl TryFrom<String> for Day {
-    type Error = NotADate;
-
-    fn try_from(text: String) -> Result<Self, NotADate> {
-        text.parse()
-    }
-}
 
 /// Numbers of calls.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -154,14 +38,18 @@ impl AddAssign for Counts {
 
 /// Counts by tenant.
 type Totals = BTreeMap<String, Counts>;
+/// Counts of one day, by tenant and route. They are shared by copies of a ledger, so that a copy is cheap.
+type OfDay = Arc<BTreeMap<String, BTreeMap<String, Counts>>>;
 
 /// The counts of the last 13 months.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Ledger {
     version: u32,
-    /// By day, tenant and route.
-    days: BTreeMap<Day, BTreeMap<String, BTreeMap<String, Counts>>>,
+    /// When counting began, in seconds since the Unix epoch.
+    #[serde(default)]
+    since: i64,
+    days: BTreeMap<Day, OfDay>,
     /// The thresholds of which an operator was warned, by month.
     #[serde(default)]
     warned: BTreeMap<Month, Vec<u32>>,
@@ -170,11 +58,18 @@ pub struct Ledger {
     totals: BTreeMap<Month, Totals>,
 }
 
-impl Default for Ledger {
-    fn default() -> Self {
-        let (days, warned, totals) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
-        Self { version: VERSION, days, warned, totals }
-    }
+/// Why a text is no ledger.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum NotALedger {
+    /// It is of another version of the gateway.
+    OtherVersion(u32),
+    /// It is damaged, or something else.
+    Damaged(String),
+}
+
+#[derive(Deserialize)]
+struct Versioned {
+    version: u32,
 }
 
 /// The value of a name, which is added if it is new.
@@ -186,26 +81,37 @@ fn entry<'a, T: Default>(map: &'a mut BTreeMap<String, T>, name: &str) -> &'a mu
 }
 
 impl Ledger {
-    /// Adds to the counts of a day.
-    pub(super) fn add(&mut self, day: Day, tenant: &str, route: &str, counts: Counts) {
-        if !self.days.contains_key(&day) {
-            self.forget_before(day.month);
-        }
-        *entry(entry(self.days.entry(day).or_default(), tenant), route) += counts;
-        *entry(self.totals.entry(day.month).or_default(), tenant) += counts;
+    /// Without counts; counting begins then.
+    pub(super) fn new(since: Wall) -> Self {
+        let (days, warned, totals) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+        Self { version: VERSION, since: since.unix_seconds(), days, warned, totals }
     }
 
-    /// Forgets the months that are no longer stored once there are counts of this one.
-    fn forget_before(&mut self, month: Month) {
-        let number = |month: Month| month.year * 12 + i32::from(month.number);
-        let is_recent = |other: Month| number(month) - number(other) < MONTHS;
-        self.days.retain(|day, _| is_recent(day.month));
+    /// When counting began, in seconds since the Unix epoch.
+    pub(super) const fn since(&self) -> i64 {
+        self.since
+    }
+
+    /// Adds to the counts of a day.
+    pub(super) fn add(&mut self, day: Day, tenant: &str, route: &str, counts: Counts) {
+        *entry(entry(Arc::make_mut(self.days.entry(day).or_default()), tenant), route) += counts;
+        *entry(self.totals.entry(day.month()).or_default(), tenant) += counts;
+    }
+
+    /// Forgets the months that are no longer stored in this one.
+    pub(super) fn forget_before(&mut self, month: Month) {
+        let is_recent = |other: Month| month.ordinal() - other.ordinal() < MONTHS;
+        if self.days.keys().next().is_none_or(|first| is_recent(first.month())) {
+            return;
+        }
+        self.days.retain(|day, _| is_recent(day.month()));
         self.warned.retain(|month, _| is_recent(*month));
         self.totals.retain(|month, _| is_recent(*month));
     }
 
     /// Adds all counts of another ledger.
     pub(super) fn merge(&mut self, other: &Self) {
+        self.since = self.since.min(other.since);
         for (day, tenant, route, counts) in other.rows() {
             self.add(day, tenant, route, counts);
         }
@@ -224,7 +130,7 @@ impl Ledger {
 
     /// The counts of a month by day, tenant and route.
     pub fn month(&self, month: Month) -> impl Iterator<Item = (Day, &str, &str, Counts)> {
-        self.rows().filter(move |(day, ..)| day.month == month)
+        self.rows().filter(move |(day, ..)| day.month() == month)
     }
 
     /// The counts of a month by tenant.
@@ -262,14 +168,16 @@ impl Ledger {
     ///
     /// # Errors
     /// What is wrong with the text.
-    pub(super) fn from_json(text: &str) -> Result<Self, String> {
-        let mut ledger: Self = serde_json::from_str(text).map_err(|error| error.to_string())?;
-        if ledger.version != VERSION {
-            return Err(format!("found version {}; expected {VERSION}", ledger.version));
+    pub(super) fn from_json(text: &str) -> Result<Self, NotALedger> {
+        let damaged = |error: serde_json::Error| NotALedger::Damaged(error.to_string());
+        let Versioned { version } = serde_json::from_str(text).map_err(damaged)?;
+        if version != VERSION {
+            return Err(NotALedger::OtherVersion(version));
         }
-        let days = std::mem::take(&mut ledger.days);
-        let stored = Self { days, ..Self::default() };
-        ledger.merge(&stored);
+        let mut ledger: Self = serde_json::from_str(text).map_err(damaged)?;
+        for (day, tenant, _, counts) in Self::rows(&ledger.clone()) {
+            *entry(ledger.totals.entry(day.month()).or_default(), tenant) += counts;
+        }
         Ok(ledger)
     }
 }
@@ -278,7 +186,6 @@ impl Ledger {
 mod tests {
     use super::*;
     use proptest::prelude::*;
-    use time::macros::offset;
 
     fn day(text: &str) -> Day {
         text.parse().unwrap()
@@ -291,48 +198,23 @@ mod tests {
     const ONE: Counts = Counts { made: 1, failed: 0, billed: 1, saved: 2 };
 
     #[test]
-    fn a_day_begins_at_midnight_of_the_offset() {
-        // 2026-11-30T16:00:00Z is midnight in China.
-        let midnight = 1_796_054_400;
-        let of = |seconds| Day::of(Wall::from_unix_seconds(seconds), offset!(+8)).to_string();
-        assert_eq!([of(midnight - 1), of(midnight)], ["2026-11-30", "2026-12-01"]);
-        assert_eq!(Day::of(Wall::from_unix_seconds(midnight), UtcOffset::UTC).to_string(), "2026-11-30");
-    }
-
-    #[test]
-    fn what_is_no_date_is_rejected() {
-        for text in ["2026-13", "2026-1", "26-01", "2026", "", "2026-00", "+026-01", "2026-11-27"] {
-            assert!(text.parse::<Month>().is_err(), "{text}");
-        }
-        for text in ["2026-02-29", "2026-11-31", "2026-11-00", "2026-11-1", "2026-11", ""] {
-            assert!(text.parse::<Day>().is_err(), "{text}");
-        }
-        assert!("2028-02-29".parse::<Day>().is_ok());
-    }
-
-    #[test]
-    fn the_share_of_a_month_that_has_passed() {
-        let noon = Wall::from_unix_seconds(1_796_054_400 - 43_200);
-        let share = Day::of(noon, offset!(+8)).share_of_month(noon, offset!(+8));
-        assert!((share - 29.5 / 30.0).abs() < 1e-9, "{share}");
-    }
-
-    #[test]
     fn thirteen_months_are_stored() {
-        let mut ledger = Ledger::default();
+        let mut ledger = Ledger::new(Wall::from_unix_seconds(0));
         for number in 1..=12 {
             ledger.add(day(&format!("2025-{number:02}-03")), "a", "r", ONE);
         }
         ledger.add(day("2026-01-01"), "a", "r", ONE);
+        ledger.forget_before(month("2026-01"));
         assert_eq!(ledger.total(month("2025-01")), ONE, "the thirteenth");
         ledger.add(day("2026-02-01"), "a", "r", ONE);
+        ledger.forget_before(month("2026-02"));
         assert_eq!((ledger.total(month("2025-01")), ledger.month(month("2025-01")).count()), (Counts::default(), 0));
         assert_eq!(ledger.total(month("2025-02")), ONE);
     }
 
     #[test]
     fn each_threshold_is_reached_once_a_month_and_remembered() {
-        let mut ledger = Ledger::default();
+        let mut ledger = Ledger::new(Wall::from_unix_seconds(0));
         let november = month("2026-11");
         ledger.add(day("2026-11-02"), "a", "r", Counts { billed: 80, ..ONE });
         assert_eq!(ledger.reached(november, &[81, 100]), Vec::<u32>::new());
@@ -347,9 +229,11 @@ mod tests {
 
     #[test]
     fn what_another_version_stored_is_rejected() {
-        assert!(Ledger::from_json("{\"version\":2,\"days\":{}}").unwrap_err().contains("expected 1"));
-        assert!(Ledger::from_json("{\"version\":1,\"days\":{\"2026-02-30\":{}}}").is_err());
-        assert!(Ledger::from_json("").is_err());
+        let newer = Ledger::from_json("{\"version\":2,\"other\":{}}");
+        assert_eq!(newer, Err(NotALedger::OtherVersion(2)), "and not damaged");
+        for damaged in ["{\"version\":1,\"days\":{\"2026-02-30\":{}}}", "", "{\"version\":1,\"da"] {
+            assert!(matches!(Ledger::from_json(damaged), Err(NotALedger::Damaged(_))), "{damaged}");
+        }
     }
 
     proptest! {
@@ -357,7 +241,7 @@ mod tests {
         fn sums_are_those_of_the_days_also_after_they_were_stored(
             calls in proptest::collection::vec((1u8..=28, 10u8..=12, "[ab]", "[rs]", 0u64..9, 0u64..9), 0..40),
         ) {
-            let mut ledger = Ledger::default();
+            let mut ledger = Ledger::new(Wall::from_unix_seconds(0));
             for (number, in_month, tenant, route, made, saved) in &calls {
                 let counts = Counts { made: *made, failed: 0, billed: *made, saved: *saved };
                 ledger.add(day(&format!("2026-{in_month}-{number:02}")), tenant, route, counts);

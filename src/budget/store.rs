@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{FlockOperation, flock};
 
 use super::Ledger;
+use super::ledger::NotALedger;
 
 /// Why counts were not stored or read.
 #[derive(Debug, thiserror::Error)]
@@ -20,22 +21,20 @@ pub enum StoreError {
         /// Why.
         error: io::Error,
     },
+    /// Another version of the gateway wrote the file. It is left alone.
+    #[error("{}: found version {version} of the format; expected 1, or another path", path.display())]
+    OtherVersion {
+        /// The file.
+        path: PathBuf,
+        /// Its version.
+        version: u32,
+    },
     /// Another process uses the file.
     #[error("{}: another process stores its counts here; expected a file for each", .0.display())]
     InUse(PathBuf),
     /// The file system has not ended the last attempt.
     #[error("the file system blocks")]
     Blocked,
-    /// The file is not one of ours; it was renamed, and counting begins anew.
-    #[error("{}: {problem}; renamed to {}", path.display(), renamed.display())]
-    Unreadable {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong with it.
-        problem: String,
-        /// Its new name.
-        renamed: PathBuf,
-    },
     /// The file is not one of ours.
     #[error("{}: {problem}", path.display())]
     Invalid {
@@ -46,6 +45,10 @@ pub enum StoreError {
     },
 }
 
+/// The file as it was before it was last replaced.
+const EARLIER: &str = ".old";
+/// Damaged files that are not replaced by further ones.
+const MAX_DAMAGED: usize = 10;
 /// Only the owner reads what a company spends.
 const MODE: u32 = 0o600;
 
@@ -55,9 +58,11 @@ const MODE: u32 = 0o600;
 /// If it cannot be read, or is not one of ours.
 pub fn read(path: &Path) -> Result<Ledger, StoreError> {
     let bytes = std::fs::read(path).map_err(|error| at(path, error))?;
-    let text = std::str::from_utf8(&bytes).map_err(|error| error.to_string());
-    let ledger = text.and_then(Ledger::from_json);
-    ledger.map_err(|problem| StoreError::Invalid { path: path.to_owned(), problem })
+    let text = std::str::from_utf8(&bytes).map_err(|error| NotALedger::Damaged(error.to_string()));
+    text.and_then(Ledger::from_json).map_err(|error| match error {
+        NotALedger::OtherVersion(version) => StoreError::OtherVersion { path: path.to_owned(), version },
+        NotALedger::Damaged(problem) => StoreError::Invalid { path: path.to_owned(), problem },
+    })
 }
 
 fn at(path: &Path, error: io::Error) -> StoreError {
@@ -91,22 +96,35 @@ impl Store {
         if self.is_loaded {
             return Ok(None);
         }
-        match read(&self.path) {
-            Ok(ledger) => {
-                self.is_loaded = true;
-                Ok(Some(ledger))
-            }
-            Err(StoreError::Io { error, .. }) if error.kind() == ErrorKind::NotFound => {
-                self.is_loaded = true;
-                Ok(None)
-            }
+        let ledger = match read(&self.path) {
+            Ok(ledger) => Some(ledger),
+            Err(StoreError::Io { error, .. }) if error.kind() == ErrorKind::NotFound => None,
             Err(StoreError::Invalid { path, problem }) => {
-                let renamed = self.beside(".unreadable");
+                let renamed = self.unused_name();
                 std::fs::rename(&path, &renamed).map_err(|error| at(&path, error))?;
-                Err(StoreError::Unreadable { path, problem, renamed })
+                let earlier = read(&self.beside(EARLIER)).ok();
+                tracing::error!(
+                    path = %path.display(),
+                    problem,
+                    renamed = %renamed.display(),
+                    earlier = earlier.is_some(),
+                    "budget.store: file is damaged and was renamed; counts continue from the earlier one if there is one"
+                );
+                earlier
             }
-            Err(other) => Err(other),
-        }
+            Err(other) => return Err(other),
+        };
+        self.is_loaded = true;
+        Ok(ledger)
+    }
+
+    /// A name for a file that is damaged, which none has yet.
+    fn unused_name(&self) -> PathBuf {
+        let names = (1..MAX_DAMAGED).map(|number| self.beside(&format!(".unreadable.{number}")));
+        std::iter::once(self.beside(".unreadable"))
+            .chain(names)
+            .find(|name| !name.exists())
+            .unwrap_or_else(|| self.beside(".unreadable"))
     }
 
     fn lock(&mut self) -> Result<(), StoreError> {
@@ -133,6 +151,9 @@ impl Store {
     pub(super) fn write(&self, text: &str) -> Result<(), StoreError> {
         let new = self.beside(".new");
         let written = write_all(&new, text).and_then(|()| {
+            // For the case that the new one proves damaged. Without it counting goes on all the same.
+            let _ = std::fs::remove_file(self.beside(EARLIER));
+            let _ = std::fs::hard_link(&self.path, self.beside(EARLIER));
             std::fs::rename(&new, &self.path)?;
             let folder = self.path.parent().filter(|folder| !folder.as_os_str().is_empty());
             // The new name is on the disk, too.

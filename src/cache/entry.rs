@@ -279,6 +279,21 @@ impl CustomerEntry {
     ) -> Lookup {
         let Some(cached) = self.find(&question.key, generation) else { return Lookup::Miss };
         cached.looked_up.store(now.boot.nanos(), Ordering::Relaxed);
+        Self::found(cached, cache_control, now)
+    }
+
+    /// What a lookup would find; nothing changes.
+    pub(super) fn peek(
+        &self,
+        question: &Question,
+        generation: Generation,
+        cache_control: &RequestCacheControl,
+        now: Now,
+    ) -> Lookup {
+        self.find(&question.key, generation).map_or(Lookup::Miss, |cached| Self::found(cached, cache_control, now))
+    }
+
+    fn found(cached: &Arc<CachedAnswer>, cache_control: &RequestCacheControl, now: Now) -> Lookup {
         if let Some(hit) = cached.hit(cache_control, now) {
             return Lookup::Fresh(hit);
         }

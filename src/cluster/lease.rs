@@ -177,8 +177,8 @@ impl Lease {
         }
     }
 
-    /// The fetch ended with this.
-    pub async fn complete(mut self, result: FetchResult<'_>) {
+    /// The fetch ended with this. Returns whether the other replicas can have it.
+    pub async fn complete(mut self, result: FetchResult<'_>) -> bool {
         let Fetch { link, query, call, fences, .. } = &self.fetch;
         let (record, name, action) = match result {
             FetchResult::Stored { question, freshness, answer } => {
@@ -203,8 +203,9 @@ impl Lease {
             Some(record) => self.fetch.complete(link, action, &record).await.ok(),
             None => None,
         };
+        let is_available = completed == Some(true);
         if let RecordAction::Store { .. } = action {
-            let result = if completed == Some(true) { SharedResult::Stored } else { SharedResult::Refused };
+            let result = if is_available { SharedResult::Stored } else { SharedResult::Refused };
             self.joined.shared.metrics.shared.of(result).inc();
         }
         if completed.is_none()
@@ -214,6 +215,7 @@ impl Lease {
             completed = self.fetch.complete(link, RecordAction::Pass, &unshared).await.ok();
         }
         self.is_held &= completed.is_none();
+        is_available
     }
 }
 

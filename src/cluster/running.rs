@@ -64,8 +64,6 @@ pub(super) struct Running {
     members: AtomicU32,
     /// Whether it counts as live for slots.
     is_live: AtomicBool,
-    /// What failed last.
-    cause: Mutex<String>,
     /// Since when it is cut off.
     disconnected: Mutex<Option<Boot>>,
     /// Notified when it is cut off, and when it has joined.
@@ -98,7 +96,6 @@ impl Running {
             live_heartbeat: AtomicU64::new(started),
             members: AtomicU32::new(0),
             is_live: AtomicBool::new(false),
-            cause: Mutex::new("not connected yet".to_owned()),
             disconnected: Mutex::new(None),
             cut: Notify::new(),
             joined: Notify::new(),
@@ -126,7 +123,7 @@ impl Running {
                 let _ = link.jump().await;
             }
             let cause = ended.to_string();
-            *self.cause.lock() = cause.clone();
+            *self.shared.cause.lock() = cause.clone();
             // Until it joins: that Redis does not answer does not make it compatible.
             if matches!(ended, ClusterError::Incompatible) && !self.shared.joining.lock().is_incompatible {
                 self.shared.joining.lock().is_incompatible = true;
@@ -276,7 +273,7 @@ impl Running {
                         Ok(beat) => self.answered(beat),
                         // The next one may be answered; without any, the watch cuts off.
                         Err(error @ (ClusterError::Timeout(_) | ClusterError::Late)) => {
-                            *self.cause.lock() = error.to_string();
+                            *self.shared.cause.lock() = error.to_string();
                         }
                         Err(error) => return error,
                     }
@@ -367,7 +364,7 @@ impl Running {
             return;
         }
         *self.disconnected.lock() = Some(boot(&self.answered));
-        let cause = self.cause.lock().clone();
+        let cause = self.shared.cause.lock().clone();
         tracing::warn!(
             cause,
             replicas,

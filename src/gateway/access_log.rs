@@ -22,7 +22,7 @@ use crate::pseudonym::Pseudonyms;
 use crate::reply::{self, CacheStatus, GatewayError, OverCapacity, Reply};
 use crate::route::Route;
 use crate::settings::{AccessLog, KindSettings};
-use crate::trace::{Trace, TraceContext, attribute};
+use crate::trace::{Trace, TraceContext, Tracer, attribute};
 use crate::upstream::{NotSent, Rejected};
 
 /// Customers that are shown in one line; of further ones, only their number.
@@ -55,6 +55,14 @@ pub(super) struct RequestInfo {
 }
 
 impl RequestInfo {
+    /// Begins the request's trace, if it is sampled: only when its caller is known, since everybody shares a quota.
+    pub(super) fn begin_trace(&mut self, tracer: &Tracer) {
+        self.span = tracer.begin(self.trace.as_ref());
+        if let Some(span) = &self.span {
+            self.trace = Some(*span.context());
+        }
+    }
+
     /// The request id as it is logged.
     pub(super) fn shown_id(&self) -> &str {
         self.id.to_str().unwrap_or_default()
@@ -91,8 +99,8 @@ struct Ended<'a> {
     path: Option<&'a str>,
     /// The answer.
     answer: Option<&'a Answer>,
-    /// Whether it was stored.
-    is_stored: bool,
+    /// Whether it is known to be a success.
+    is_success: bool,
 }
 
 impl<'a> RequestGuard<'a> {
@@ -102,12 +110,10 @@ impl<'a> RequestGuard<'a> {
     }
 
     pub(super) fn begin(gateway: &'a Gateway, head: &RequestHead<'_>, peer: SocketAddr, started: Boot) -> Self {
-        let caller = head.trace_context();
-        let span = gateway.tracer.begin(caller.as_ref());
         let info = RequestInfo {
             id: head.request_id(),
-            trace: span.as_ref().map(|span| *span.context()).or(caller),
-            span,
+            trace: head.trace_context(),
+            span: None,
             route: None,
             caller: 0,
             tenant: None,
@@ -153,7 +159,7 @@ impl<'a> RequestGuard<'a> {
             method: Some(head.method.as_str()),
             path: Some(head.uri.path()),
             answer: result.as_ref().ok().map(|reply| &*reply.answer),
-            is_stored: matches!(&result, Ok(Reply { cache_status: CacheStatus::Miss(Some(_)), .. })),
+            is_success: matches!(&result, Ok(Reply { cache_status: CacheStatus::Miss { is_success: true, .. }, .. })),
         });
         let id = std::mem::replace(&mut self.info.id, HeaderValue::from_static(""));
         reply::response(result, self.policy.is_write(&self.info), id, headers)
@@ -161,7 +167,7 @@ impl<'a> RequestGuard<'a> {
 
     fn record(&self, ended: &Ended<'_>) {
         let Self { gateway, policy, info, .. } = self;
-        let Ended { status, cache, error, reason, method, path, answer, is_stored } = *ended;
+        let Ended { status, cache, error, reason, method, path, answer, is_success } = *ended;
         let now = gateway.time.boot();
         let took = now.since(self.started);
         policy.handles.request(info.route, info.caller, status, cache, took);
@@ -170,10 +176,10 @@ impl<'a> RequestGuard<'a> {
             AccessLog::Errors => status >= 400,
             AccessLog::None => false,
         };
-        // What was stored says nothing that an operator asks about, and reading it would cost more than all the rest.
-        let is_read = self.call_state.is_some() && (is_logged || !is_stored);
+        // A success says nothing that an operator asks about, and reading it would cost more than all the rest.
+        let is_read = self.call_state.is_some() && (is_logged || !is_success);
         let code = answer.filter(|_| is_read).and_then(Answer::code);
-        let ending = Ending::of(status, code.as_deref().is_some_and(|code| code != SUCCESS));
+        let ending = Ending::of(status, error, code.as_deref().is_some_and(|code| code != SUCCESS));
         gateway.watch.noted.note(took, ending, now, || self.noted(ended, code.clone(), now));
         if let Some(span) = &info.span {
             self.record_span(span, ended, now);
@@ -257,7 +263,10 @@ impl Drop for RequestGuard<'_> {
     fn drop(&mut self) {
         if !self.has_ended {
             let (status, error) = match std::thread::panicking() {
-                true => (PANICKED, "panic"),
+                true => {
+                    self.gateway.metrics.panics.inc();
+                    (PANICKED, "panic")
+                }
                 false => (CLIENT_CLOSED_REQUEST, "caller_left"),
             };
             let (error, cache) = (Some(error), CacheUse::None);
@@ -269,7 +278,7 @@ impl Drop for RequestGuard<'_> {
                 method: None,
                 path: None,
                 answer: None,
-                is_stored: false,
+                is_success: false,
             });
         }
     }
@@ -329,7 +338,7 @@ fn cache_use(result: &Result<Reply, GatewayError>) -> CacheUse {
     match result {
         Ok(reply) => match reply.cache_status {
             CacheStatus::Hit { .. } => CacheUse::Hit,
-            CacheStatus::Miss(_) | CacheStatus::Requested => CacheUse::Miss,
+            CacheStatus::Miss { .. } | CacheStatus::Requested => CacheUse::Miss,
             CacheStatus::Collapsed => CacheUse::Collapsed,
             CacheStatus::Bypass => CacheUse::Bypass,
             CacheStatus::None => CacheUse::None,

@@ -88,7 +88,7 @@ impl Gateway {
             paces.prepare(policy.tenants.all(), policy.routes.all());
         }
         let served = Arc::new(Served::new(fixed.cache_max_bytes));
-        let spending = Arc::new(Spending::new(Budget::new(fixed.budget_store.clone()), &time));
+        let spending = Arc::new(Spending::new(Budget::new(fixed.budget_store.clone(), time.clock.wall()), &time));
         let fetcher = Arc::new(Fetcher {
             time: Arc::clone(&time),
             upstream: Arc::clone(&upstream),

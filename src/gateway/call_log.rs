@@ -174,7 +174,7 @@ pub(super) fn count_rejection(job: &Job, circuit: &Circuit, not_sent: &NotSent) 
         return;
     }
     job.metrics().rejected.inc();
-    if circuit.failed(not_sent.name()) {
+    if circuit.rejected(not_sent.name()) {
         CallLog::begun(job).rejections_began(not_sent.name());
     }
 }

@@ -2,6 +2,7 @@
 //! changes: no order of eviction, no limit, no metric.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use http::HeaderMap;
 use serde::Serialize;
@@ -11,14 +12,16 @@ use super::policy::Policy;
 use super::request::question_of;
 use super::request_head::RequestHead;
 use super::{CachedQuestion, Gateway};
-use crate::cache::{Lookup, Peek, Question};
+use crate::cache::{Lookup, Peek, PeekedFlight, Question, RequestCacheControl};
 use crate::clock::Now;
-use crate::reply::{Denied, GatewayError};
+use crate::cluster::Standing;
+use crate::limit::Limited;
+use crate::reply::{Denied, GatewayError, OverCapacity};
 use crate::route::Route;
 use crate::settings::{CacheMode, KindSettings};
 use crate::signer::string_to_sign;
 use crate::tenant::Tenant;
-use crate::upstream::BreakerPosition;
+use crate::upstream::{BreakerPosition, NotSent, Rejected};
 
 /// What would become of a request.
 #[derive(Clone, Debug, Default, Serialize)]
@@ -43,9 +46,9 @@ pub struct Explanation {
     pub cached: Option<CachedQuestion>,
     /// What is cached for its customer beside that: questions that are not the same.
     pub other_questions: Vec<CachedQuestion>,
-    /// What the replicas share of its customer; absent without others.
+    /// What the replicas share of its customer; `null` if Redis did not answer, and absent without others.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub shared: Option<Vec<CachedQuestion>>,
+    pub shared: Option<Option<Vec<CachedQuestion>>>,
     /// Until when an answer lives shortly, because a write of its customer ended just before, in seconds.
     pub settles_for_s: f64,
     /// The rate limit that a call would wait for.
@@ -101,16 +104,10 @@ impl Gateway {
         let mut explanation = Explanation::default();
         match self.examine(&policy, path, body, headers, caller, &mut explanation) {
             Ok(None) => {}
-            Ok(Some((tenant, question))) => self.add_shared(&tenant, &question, &mut explanation).await,
-            Err(error) => {
-                explanation.would = "rejected";
-                explanation.because = error.message();
-                explanation.error = Some(ExplainedError {
-                    status: error.status().as_u16(),
-                    error: error.name(),
-                    message: error.message(),
-                });
+            Ok(Some((tenant, question, wants_new))) => {
+                self.add_shared(&tenant, &question, wants_new, &mut explanation).await;
             }
+            Err(error) => explanation.reject(&error),
         }
         explanation
     }
@@ -124,7 +121,7 @@ impl Gateway {
         headers: &HeaderMap,
         caller: Option<&str>,
         out: &mut Explanation,
-    ) -> Result<Option<(Arc<Tenant>, Question)>, GatewayError> {
+    ) -> Result<Option<(Arc<Tenant>, Question, bool)>, GatewayError> {
         let (head, now) = (RequestHead::of(headers), self.time.now());
         let route = policy.routes.find(path).ok_or(GatewayError::UnknownRoute)?;
         out.route = Some(route.pattern.to_string());
@@ -152,14 +149,18 @@ impl Gateway {
         if caller.is_some_and(|caller| !caller.may_use_tenant(tenant)) {
             return Err(GatewayError::Forbidden(Denied::Tenant));
         }
-        self.add_call(policy, tenant, route, path, now, out);
+        let call = self.add_call(policy, tenant, route, path, now, out);
         let (kind, because) = match &route.kind {
             KindSettings::Cached(cached) => {
                 out.kind = Some("cached");
                 let customer = customers.first().map(String::as_str);
                 let question = question_of(&envelope, path, cached, tenant, customer, &self.cluster);
-                self.add_cached(policy, &head, &question, now, out);
-                return Ok(Some((Arc::clone(tenant), question)));
+                let mut cache_control = head.cache_control();
+                if caller.map_or(policy.callers.anonymous(), |caller| caller).ignores_no_cache {
+                    cache_control = cache_control.without_bypass();
+                }
+                self.add_cached(policy, &cache_control, &question, now, call, out)?;
+                return Ok(Some((Arc::clone(tenant), question, cache_control.wants_new())));
             }
             KindSettings::Write(_) => {
                 ("write", "A write is always sent, once, and its customers' answers are invalidated.")
@@ -168,11 +169,25 @@ impl Gateway {
             KindSettings::Off => return Err(GatewayError::UnknownRoute),
         };
         (out.kind, out.would, out.because) = (Some(kind), "bypass", because.to_owned());
-        Ok(None)
+        if matches!(route.kind, KindSettings::Write(_)) && !self.cluster.admits_writes() {
+            return Err(GatewayError::NotSent(NotSent::Unfenced));
+        }
+        call.map(|()| None)
     }
 
     /// What a call would meet.
-    fn add_call(&self, policy: &Policy, tenant: &Tenant, route: &Route, path: &str, now: Now, out: &mut Explanation) {
+    ///
+    /// # Errors
+    /// Why it would not be made.
+    fn add_call(
+        &self,
+        policy: &Policy,
+        tenant: &Tenant,
+        route: &Route,
+        path: &str,
+        now: Now,
+        out: &mut Explanation,
+    ) -> Result<(), GatewayError> {
         let usage = self.paces.usage(tenant, route, Some(path));
         out.rate = Some(ExplainedRate {
             allowed: usage.allowed.is_finite().then_some(usage.allowed),
@@ -188,23 +203,42 @@ impl Gateway {
         }
         let timestamp = self.time.skew.signing_time(self.time.clock.now()).unix_seconds().to_string();
         out.string_to_sign = Some(string_to_sign("***", "NONCE", "***", &timestamp));
+
+        if breaker.rejects() {
+            let wait = if let BreakerPosition::Open(remaining) = breaker { remaining } else { Duration::ZERO };
+            return Err(GatewayError::NotSent(NotSent::Rejected(Rejected::BreakerOpen(wait))));
+        }
+        let limits = &policy.settings.limits;
+        let (limit, max_wait) = match route.kind {
+            KindSettings::Write(_) => (limits.upstream, limits.max_wait_write),
+            _ => (limits.upstream, limits.max_wait),
+        };
+        // Those that wait have their slots first.
+        let before = if usage.allowed.is_finite() { usage.waiting as f64 / usage.allowed.max(1.0) } else { 0.0 };
+        let retry_after = usage.next.since(now.boot) + limit.per.mul_f64(before.floor());
+        if retry_after > max_wait {
+            let limited = Limited { quota: limit.rate, per: limit.per, retry_after };
+            let is_key_suspect = self.upstream.is_key_suspect(tenant);
+            return Err(GatewayError::NotSent(NotSent::Limited { limited, is_key_suspect }));
+        }
+        Ok(())
     }
 
-    /// What the cache would do.
+    /// What the cache would do. `call`: why a call would not be made.
     fn add_cached(
         &self,
         policy: &Policy,
-        head: &RequestHead<'_>,
+        cache_control: &RequestCacheControl,
         question: &Question,
         now: Now,
+        call: Result<(), GatewayError>,
         out: &mut Explanation,
-    ) {
+    ) -> Result<(), GatewayError> {
         let generation = self.cache.generation(question.subject.tenant, policy.rules);
-        let Peek { lookup, in_flight, settle_until } =
-            self.cache.peek(question, generation, &head.cache_control(), now);
+        let Peek { lookup, flight, settle_until } = self.cache.peek(question, generation, cache_control, now);
+        out.question = Some(question.key.to_string());
         out.settles_for_s = settle_until.since(now.boot).as_secs_f64();
-        let cached = self.cache.inspect(&question.subject, now).into_iter();
-        for (key, freshness) in cached {
+        for (key, freshness) in self.cache.inspect(&question.subject, now) {
             let found = CachedQuestion::new(key.to_string(), &freshness, now);
             if key == question.key {
                 out.cached = Some(found);
@@ -212,38 +246,107 @@ impl Gateway {
                 out.other_questions.push(found);
             }
         }
-        let bound = out.cached.as_ref().map_or("", |cached| cached.bound);
-        (out.would, out.because) = match (policy.settings.cache.mode, lookup) {
-            (CacheMode::Off | CacheMode::Shadow, _) => ("bypass", "The cache serves nothing (cache.mode).".to_owned()),
-            (CacheMode::On, Lookup::Fresh(hit)) => {
-                ("hit", format!("A fresh answer is cached, for {:.1} s more (limited by {bound}).", hit.remaining.as_secs_f64()))
-            }
-            (CacheMode::On, Lookup::Stale(..)) => {
-                ("stale", "The cached answer is stale, and is served while it is refreshed (stale_while_revalidate).".to_owned())
-            }
-            (CacheMode::On, Lookup::Miss) if in_flight => {
-                ("collapsed", "The answer is being fetched, and this request would wait for it.".to_owned())
-            }
-            (CacheMode::On, Lookup::Miss) if out.cached.is_some() => {
-                ("miss", "What is cached is stale, or older than Cache-Control of the request allows; it may be served if the platform fails.".to_owned())
-            }
-            (CacheMode::On, Lookup::Miss) if !out.other_questions.is_empty() => {
-                ("miss", "Nothing is cached for this question; for its customer other questions are (see other_questions for what differs).".to_owned())
-            }
-            (CacheMode::On, Lookup::Miss) if out.settles_for_s > 0.0 => {
-                ("miss", "A write of this customer ended just before and invalidated what was cached; answers live shortly until the platform has settled.".to_owned())
-            }
-            (CacheMode::On, Lookup::Miss) => {
-                ("miss", "Nothing is cached for this customer: it was not asked for, it has expired, or it was invalidated or evicted.".to_owned())
-            }
+        if policy.settings.cache.mode != CacheMode::On {
+            out.because("bypass", "The cache serves nothing (cache.mode).");
+            return if cache_control.only_if_cached { Err(GatewayError::NotCached) } else { call };
+        }
+        // What is in memory is served in place of any error while it is not certain that other replicas' writes are known.
+        let is_fenced = self.cluster.standing(now.boot).is_none_or(|standing| standing == Standing::Fenced);
+        let held = || if is_fenced { None } else { self.cache.held(question, now) };
+        let on_error = || match cache_control.allows_stale() {
+            true => held().or_else(|| self.cache.stale_for_error(question, generation, now)),
+            false => None,
         };
-        out.question = Some(question.key.to_string());
+        let error = match lookup {
+            Lookup::Fresh(hit) => {
+                let bound = out.cached.as_ref().map_or("", |cached| cached.bound);
+                let remaining = hit.remaining.as_secs_f64();
+                let because = format!("A fresh answer is cached, for {remaining:.1} s more (limited by {bound}).");
+                out.because("hit", &because);
+                return Ok(());
+            }
+            Lookup::Stale(..) => {
+                out.because(
+                    "stale",
+                    "The cached answer is stale, and is served while it is refreshed (stale_while_revalidate).",
+                );
+                return Ok(());
+            }
+            Lookup::Miss if cache_control.only_if_cached => GatewayError::NotCached,
+            Lookup::Miss => match flight {
+                PeekedFlight::Joinable => {
+                    out.because("collapsed", "The answer is being fetched, and this request would wait for it.");
+                    return Ok(());
+                }
+                PeekedFlight::Full => GatewayError::OverCapacity(OverCapacity::Waiters),
+                PeekedFlight::None => match call {
+                    Ok(()) => {
+                        out.because("miss", out.reason_for_miss(cache_control, held().is_some()));
+                        return Ok(());
+                    }
+                    Err(error) => error,
+                },
+            },
+        };
+        if on_error().is_none() {
+            return Err(error);
+        }
+        out.because(
+            "stale",
+            &format!("An older answer is served in place of an error (stale_if_error): {}.", error.message()),
+        );
+        Ok(())
     }
 
     /// What other replicas have.
-    async fn add_shared(&self, tenant: &Tenant, question: &Question, out: &mut Explanation) {
-        if !self.cluster.is_alone() {
-            out.shared = Some(self.shared(tenant, &question.subject).await.unwrap_or_default());
+    async fn add_shared(&self, tenant: &Tenant, question: &Question, wants_new: bool, out: &mut Explanation) {
+        if self.cluster.is_alone() {
+            return;
         }
+        let shared = self.shared(tenant, &question.subject).await;
+        let is_same = |found: &&CachedQuestion| *found.question == *question.key && !found.fresh_for.is_zero();
+        if let Some(found) = shared.iter().flatten().find(is_same)
+            && out.would == "miss"
+            && !wants_new
+        {
+            let fresh_for = found.fresh_for.as_secs_f64();
+            out.because(
+                "hit",
+                &format!("Another replica stored a fresh answer in Redis, for {fresh_for:.1} s more (detail=shared)."),
+            );
+        }
+        out.shared = Some(shared);
+    }
+}
+
+impl Explanation {
+    fn because(&mut self, would: &'static str, because: &str) {
+        (self.would, self.because) = (would, because.to_owned());
+    }
+
+    fn reject(&mut self, error: &GatewayError) {
+        let message = error.message();
+        self.because("rejected", &message);
+        self.error = Some(ExplainedError { status: error.status().as_u16(), error: error.name(), message });
+    }
+
+    /// Why the cache has no answer that may be served.
+    fn reason_for_miss(&self, cache_control: &RequestCacheControl, is_held: bool) -> &'static str {
+        if cache_control.wants_new() {
+            return "Cache-Control of the request asks for a new fetch.";
+        }
+        if is_held {
+            return "This replica is cut off from the others: what it has in memory is served if no slot is free at once, or if the call fails.";
+        }
+        if self.cached.is_some() {
+            return "What is cached is stale, or older than Cache-Control of the request allows; it may be served if the platform fails.";
+        }
+        if !self.other_questions.is_empty() {
+            return "Nothing is cached for this question; for its customer other questions are (see other_questions for what differs).";
+        }
+        if self.settles_for_s > 0.0 {
+            return "A write of this customer ended just before and invalidated what was cached; answers live shortly until the platform has settled.";
+        }
+        "Nothing is cached for this customer: it was not asked for, it has expired, or it was invalidated or evicted."
     }
 }

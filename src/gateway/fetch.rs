@@ -10,6 +10,7 @@ use super::request::{Job, Spare};
 use super::spending::Spending;
 use super::time::Time;
 use crate::answer::{Answer, Verdict};
+use crate::budget::Day;
 use crate::cluster::Cluster;
 use crate::limit::{NoPermit, Paces, Permit, REPLY_WITHIN, WaitFor};
 use crate::metrics::{AttemptResult, InFlight, Label};
@@ -179,7 +180,7 @@ impl Fetcher {
         let in_flight = InFlight::new(&tenant.inflight);
         job.call_state.attempt();
         job.call_state.upstream.start(self.time.boot());
-        let began = job.traced_at();
+        let (began, sent_on) = (job.traced_at(), self.spending.today(&job.policy));
         let exchanged = self.exchange(job, circuit, reuse, &mut permit, on_progress).await;
         drop(in_flight);
         metrics.duration.observe(job.call_state.upstream.stop(self.time.boot()).as_secs_f64());
@@ -204,12 +205,20 @@ impl Fetcher {
         };
         job.attempt_span(began, &outcome);
         let attempted = Attempted { outcome, is_idle_close };
-        self.record(job, circuit, attempt, permit.as_ref(), &attempted);
+        self.record(job, circuit, attempt, permit.as_ref(), &attempted, sent_on);
         attempted
     }
 
     /// Records how an attempt ended: in the breaker, the rate limit, metrics and the log.
-    fn record(&self, job: &Job, circuit: &Circuit, attempt: Attempt, permit: Option<&Permit>, attempted: &Attempted) {
+    fn record(
+        &self,
+        job: &Job,
+        circuit: &Circuit,
+        attempt: Attempt,
+        permit: Option<&Permit>,
+        attempted: &Attempted,
+        sent_on: Day,
+    ) {
         let Attempted { outcome, is_idle_close } = attempted;
         let call_log = CallLog::new(job, outcome);
         // An attempt that was cut off by the job's deadline, before its own timeout, is no sign of a failure.
@@ -221,7 +230,7 @@ impl Fetcher {
         let result = result_of(outcome);
         job.metrics().attempts.of(result).inc();
         if outcome.was_sent() && !is_idle_close {
-            self.spending.made(job, result);
+            self.spending.made(job, sent_on, result);
         }
         match result {
             AttemptResult::Ok | AttemptResult::Exception => {
@@ -233,8 +242,7 @@ impl Fetcher {
             _ if *is_idle_close => {}
             _ => {
                 let reason = outcome.error().map_or_else(|| result.name(), |error| error.failure().name());
-                circuit.remember(reason, call_log.cause());
-                if circuit.failed(reason) {
+                if circuit.failed(reason, call_log.cause(), outcome.health()) {
                     call_log.failures_began(result.name(), reason);
                 }
             }

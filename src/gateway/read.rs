@@ -200,8 +200,8 @@ impl Reads {
                 self.count(&job, stored);
                 if let Some(lease) = lease {
                     let traced = job.traced_at();
-                    Box::pin(complete(lease, is_awaited, &question, &answer, decision, stored)).await;
-                    job.redis_span("complete", traced, "ok");
+                    let result = Box::pin(complete(lease, is_awaited, &question, &answer, decision, stored)).await;
+                    job.redis_span("complete", traced, result);
                 }
             }
             // Nobody waits.
@@ -260,7 +260,10 @@ impl Reads {
             Ok(FetchOutcome::Answered { answer, stored, is_failure, is_elsewhere }) => {
                 let miss = || match is_elsewhere {
                     true => CacheStatus::Collapsed,
-                    false => CacheStatus::Miss(stored.map(|freshness| freshness.lifetime())),
+                    false => CacheStatus::Miss {
+                        stored_for: stored.map(|freshness| freshness.lifetime()),
+                        is_success: stored.is_some_and(|freshness| !freshness.negative),
+                    },
                 };
                 let reply = Reply { answer, cache_status: cache_status.unwrap_or_else(miss), effect: None };
                 if is_failure { Err(Failed::Answered(reply)) } else { Ok(reply) }

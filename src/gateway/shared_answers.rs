@@ -58,11 +58,13 @@ impl Reads {
                 }
                 Found::NoAnswer { is_timeout: false } => Elsewhere::Failed(GatewayError::NoAnswerElsewhere),
             };
+            let subject = guard.question().subject.clone();
             match guard.complete_elsewhere(found, self.time.now()) {
                 Ok(served) => {
                     self.count_elsewhere(job, served, lookup);
                     if matches!(served, Served::Shared { .. }) {
                         inquiry.count_hit();
+                        self.served.note(&subject, self.time.boot());
                     }
                     return None;
                 }
@@ -120,7 +122,7 @@ impl Reads {
     }
 }
 
-/// Lets the other replicas have what a fetch brought.
+/// Lets the other replicas have what a fetch brought, if it is of use to them. Returns how that went.
 pub(super) async fn complete(
     lease: Lease,
     is_awaited: bool,
@@ -128,7 +130,7 @@ pub(super) async fn complete(
     answer: &Arc<Answer>,
     decision: StoreDecision,
     stored: Stored,
-) {
+) -> &'static str {
     let passing = |is_failure, supersedes| FetchResult::Passing { answer, is_failure, supersedes };
     let result = match (decision, &stored.freshness) {
         (_, Some(freshness)) if freshness.lifetime() >= LEAST_FRESH => {
@@ -140,7 +142,8 @@ pub(super) async fn complete(
         (StoreDecision::Supersede, None) => passing(false, true),
         (StoreDecision::Failure, None) => passing(true, false),
     };
-    if is_awaited || !matches!(result, FetchResult::Passing { is_failure: true, .. }) {
-        lease.complete(result).await;
+    if !is_awaited && matches!(result, FetchResult::Passing { is_failure: true, .. }) {
+        return "unneeded";
     }
+    if lease.complete(result).await { "ok" } else { "failed" }
 }

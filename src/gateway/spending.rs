@@ -12,12 +12,16 @@ use crate::budget::{Budget, Counts, Day, Saved};
 use crate::clock::Wall;
 use crate::metrics::{AttemptResult, Label};
 
+/// Seconds that must have been counted for a forecast.
+const DAY: i64 = 86_400;
+
 /// Counts calls of a gateway.
 pub(super) struct Spending {
     pub(super) budget: Budget,
     time: Arc<Time>,
-    /// The requests that were answered without a call, as they were last counted, by the tenant's number and the route's label.
-    saved: Mutex<HashMap<usize, HashMap<String, u64>>>,
+    /// The requests that were answered without a call, as they were last counted, by the names of the tenant and the route, as their
+    /// counters are.
+    saved: Mutex<HashMap<String, HashMap<String, u64>>>,
 }
 
 impl Spending {
@@ -35,20 +39,24 @@ impl Spending {
         Day::of(self.now(), policy.settings.attempts.utc_offset)
     }
 
-    /// A call was sent, and ended like this.
-    pub(super) fn made(&self, job: &Job, result: AttemptResult) {
+    /// A call was sent on this day, and ended like this.
+    pub(super) fn made(&self, job: &Job, day: Day, result: AttemptResult) {
         let is_failure = !matches!(result, AttemptResult::Ok | AttemptResult::Exception);
         let is_billed = job.policy.settings.budget.billed.iter().any(|outcome| outcome == result.name());
         let counts = Counts { made: 1, failed: is_failure.into(), billed: is_billed.into(), saved: 0 };
-        self.budget.add(self.today(&job.policy), &job.call.tenant.name, &job.route.label, counts);
+        self.budget.add(day, &job.call.tenant.name, &job.route.label, counts);
     }
 
     /// Counts the requests that were answered without a call since this was last called. Their own counters are read, so that a
     /// cache hit has nothing more to do.
     pub(super) fn count_saved(&self, policy: &Policy) {
         let (today, mut before) = (self.today(policy), self.saved.lock());
+        // A clock that is wrong for a moment must not cost the counts of a year.
+        if self.time.skew.is_certain() {
+            self.budget.forget_before(today.month());
+        }
         for tenant in policy.tenants.all() {
-            let before = before.entry(tenant.index).or_default();
+            let before = before.entry(tenant.name.clone()).or_default();
             for route in policy.routes.all() {
                 // Routes with the same label share a counter.
                 let total = policy.handles.call(tenant.index, route.index).saved.get();
@@ -62,6 +70,21 @@ impl Spending {
                 self.budget.add(today, &tenant.name, &route.label, Counts { saved, ..Counts::default() });
             }
         }
+    }
+
+    /// Billed calls at the end of the month, if it goes on as since counting began; `None` before a day was counted.
+    pub(super) fn forecast(&self, policy: &Policy, counts: Counts) -> Option<u64> {
+        let (now, offset) = (self.now(), policy.settings.attempts.utc_offset);
+        let (passed, to_come) = Day::of(now, offset).of_month(now, offset);
+        let counted = passed.min(now.unix_seconds() - self.budget.since());
+        #[expect(
+            clippy::cast_precision_loss,
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "an estimate of a positive number for people"
+        )]
+        let more = || (counts.billed as f64 * to_come as f64 / counted as f64) as u64;
+        (counted >= DAY).then(|| counts.billed + more())
     }
 
     /// Warns of thresholds that have been reached.
@@ -93,8 +116,8 @@ mod tests {
 
     #[test]
     fn every_outcome_of_a_call_that_was_sent_may_be_billed_and_no_other() {
-        let never_sent = ["dns", "connect", "tls", "proxy"];
-        let sent: Vec<&str> = AttemptResult::NAMES.iter().copied().filter(|name| !never_sent.contains(name)).collect();
+        let is_sent = |name: &&str| !AttemptResult::UNSENT.contains(name);
+        let sent: Vec<&str> = AttemptResult::NAMES.iter().copied().filter(is_sent).collect();
         assert_eq!(sent, SENT_OUTCOMES);
     }
 }

@@ -10,16 +10,16 @@ use std::cmp::Reverse;
 use parking_lot::Mutex;
 
 pub use self::data::{
-    CacheStatus, ConfigurationStatus, Failure, LifetimeRow, Money, Platform, PlatformRow, RateRow, ReplicaStatus,
-    Status,
+    CacheStatus, ConfigurationStatus, Failing, Failure, LifetimeRow, Money, Platform, PlatformRow, RateRow, Status,
+    span,
 };
 pub(super) use self::history::History;
-pub use self::history::Step;
+pub use self::history::{STEPS as HISTORY_STEPS, Step};
 pub(super) use self::requests::Ending;
 use self::requests::NotedRequests;
 pub use self::requests::{Noted, NotedLists};
-use self::verdict::Facts;
 pub use self::verdict::{CONDITIONS, Finding, Severity, Verdict};
+use self::verdict::{Facts, TenantFacts};
 use super::Gateway;
 use super::policy::Policy;
 use crate::budget::{self, Bill, Counts};
@@ -42,16 +42,15 @@ pub(super) struct Watch {
 }
 
 impl Gateway {
-    /// What operators see.
-    pub fn status(&self) -> Status {
+    /// What operators see. `reason_not_ready`: why the process is not ready, if it is not.
+    pub fn status(&self, reason_not_ready: Option<&'static str>) -> Status {
         self.run_maintenance();
         let (policy, now) = (self.policy.load(), self.time.clock.now());
         let totals = self.metrics.totals();
         let (rates, rows) = self.rows(&policy, now);
-        let (money, replicas) = (
-            self.money(&policy),
-            self.cluster.status().map(|(up, live, expected)| ReplicaStatus { up, live, expected }),
-        );
+        let (money, replicas) = (self.money(&policy), self.cluster.status());
+        let tenants: Vec<_> =
+            policy.tenants.all().iter().map(|tenant| self.tenant_facts(&policy, tenant, now)).collect();
         #[expect(clippy::cast_precision_loss, reason = "seconds")]
         let clock_skew_s = self.time.skew.ahead(now).unwrap_or_default() as f64 / 1000.0;
         let expires = policy.tls.as_ref().and_then(|tls| tls.expires());
@@ -59,13 +58,15 @@ impl Gateway {
         let mode = policy.settings.cache.mode;
         let verdict = Verdict::of(&Facts {
             rates: &rates,
+            tenants: &tenants,
             platform: &rows,
             is_dns_failing: self.upstream.is_dns_failing(),
             clock_skew_s,
             steps: &history,
             incidents: self.watch.history.incidents(&totals),
             money: &money,
-            replica: replicas.as_ref(),
+            cluster: replicas.as_ref(),
+            reason_not_ready,
             certificate_s: expires.and_then(|at| Some(i64::try_from(at).ok()? - now.wall.unix_seconds())),
             is_reload_ok: self.metrics.reload_success.get() == 1,
             cache_mode: (mode != CacheMode::On).then_some(mode.name()),
@@ -87,7 +88,7 @@ impl Gateway {
                 base_url,
                 addresses,
                 clock_skew_s,
-                rows: shortened(rows, |row| (row.breaker != "closed", row.is_key_suspect, row.failing.len())),
+                rows: shortened(rows, |row| (row.breaker, row.is_key_suspect, row.failing.len())),
             },
             cache: self.cache_status(&policy, &totals),
             replicas,
@@ -127,48 +128,56 @@ impl Gateway {
         }
     }
 
+    fn tenant_facts(&self, policy: &Policy, tenant: &Tenant, now: Now) -> TenantFacts {
+        let (breaker, last) = self.upstream.connect_breaker(&policy.settings.attempts.breaker, tenant);
+        TenantFacts {
+            name: tenant.name.clone(),
+            breaker,
+            unreachable: last.map(|last| Failure::of(last.reason, last.cause, last.at, now)),
+            is_key_suspect: self.upstream.is_key_suspect(tenant),
+        }
+    }
+
     fn platform_row(&self, policy: &Policy, tenant: &Tenant, route: &Route, now: Now) -> PlatformRow {
         let breaker = self.upstream.breaker(&policy.settings.attempts.breaker, tenant, route, None);
         let (failing, last) = self.upstream.failures(tenant, route);
         PlatformRow {
             tenant: tenant.name.clone(),
             route: route.pattern.to_string(),
-            breaker: breaker.name(),
+            breaker,
             is_key_suspect: self.upstream.is_key_suspect(tenant),
-            failing: failing.iter().map(|episode| episode.kind).collect(),
-            last_failure: last.map(|last| Failure {
-                reason: last.reason,
-                cause: last.cause,
-                ago_s: now.boot.since(last.at).as_secs(),
-            }),
+            failing: failing
+                .into_iter()
+                .map(|episode| Failing {
+                    count: episode.count,
+                    last: Failure::of(episode.kind, episode.cause, episode.last, now),
+                })
+                .collect(),
+            last_failure: last.map(|last| Failure::of(last.reason, last.cause, last.at, now)),
         }
     }
 
     fn money(&self, policy: &Policy) -> Money {
-        let (settings, at) = (&policy.settings.budget, self.spending.now());
-        let today = self.spending.today(policy);
-        let counts = self.spending.budget.total(today.month());
-        let share = today.share_of_month(at, policy.settings.attempts.utc_offset);
-        #[expect(
-            clippy::cast_precision_loss,
-            clippy::cast_possible_truncation,
-            clippy::cast_sign_loss,
-            reason = "an estimate of a positive number for people"
-        )]
-        let forecast_calls = (counts.billed as f64 / share) as u64;
+        let settings = &policy.settings.budget;
+        let month = self.spending.today(policy).month();
+        let counts = self.spending.budget.total(month);
+        let is_partial = self.fixed.cluster.replicas > 1;
+        let amount = |amount: u128| (!is_partial).then(|| budget::shown(amount));
         let bill = Bill::of(settings, counts);
-        let forecast = Bill::of(settings, Counts { billed: forecast_calls, ..Counts::default() });
+        let forecast_calls = self.spending.forecast(policy, counts);
+        let forecast = forecast_calls.map(|billed| Bill::of(settings, Counts { billed, ..Counts::default() }));
         let thresholds = settings.warn_calls.as_ref().map(|thresholds| thresholds.0.as_slice()).unwrap_or_default();
         Money {
-            month: today.month().to_string(),
+            month: month.to_string(),
+            is_partial,
             made: counts.made,
             failed: counts.failed,
             billed: counts.billed,
             saved: counts.saved,
-            cost: budget::shown(bill.cost),
-            cost_without_cache: budget::shown(bill.without_cache),
+            cost: amount(bill.cost),
+            cost_without_cache: amount(bill.without_cache),
             forecast_calls,
-            forecast_cost: budget::shown(forecast.cost),
+            forecast_cost: forecast.and_then(|bill| amount(bill.cost)),
             currency: settings.currency.clone(),
             price: settings.price.to_string(),
             free_calls: settings.free_calls,

@@ -71,7 +71,11 @@ impl Writes {
             false => Outcome::NotSent(NotSent::Unfenced),
         };
         let (customers, ended) = write.end(&outcome);
-        ended.wait().await;
+        if ended.is_pending() {
+            let traced = job.traced_at();
+            let moved = ended.wait().await;
+            job.redis_span("end", traced, if moved.is_some() { "ok" } else { "missed" });
+        }
         let effect = outcome.effect();
         if effect == Effect::Unknown {
             job.metrics().outcome_unknown.inc();

@@ -245,7 +245,10 @@ impl Paces {
             next: now,
             is_throttled: false,
         };
-        let paths = state.all.get(&tenant.merchant).into_iter().flatten();
+        let all = state.all.get(&tenant.merchant);
+        // Paths of a wildcard beyond those that have a limit of their own share one.
+        let path = path.map(|path| if all.is_some_and(|all| all.contains_key(path)) { path } else { &route.pattern });
+        let paths = all.into_iter().flatten();
         paths
             .filter(|(known, entry)| entry.pattern == route.pattern && path.is_none_or(|path| ***known == *path))
             .fold(unused, |usage, (_, entry)| usage.and(entry.pace.usage(now)))

@@ -27,7 +27,7 @@ pub struct ClusterMetrics {
 }
 
 impl ClusterMetrics {
-    pub(super) fn new(make: &Maker) -> Self {
+    pub(super) fn new(expected: u32, make: &Maker) -> Self {
         let requests = make.counters(
             "zvgate_cluster_requests_total",
             "Requests to Redis by operation and result",
@@ -44,6 +44,8 @@ impl ClusterMetrics {
             "Answers that replicas share through Redis: fetches that one made unnecessary (hit) or for which there was none (miss), answers stored, and not stored (refused)",
             &["result"],
         );
+        make.gauge("zvgate_cluster_expected_replicas", "Replicas that should live (cluster.replicas)")
+            .set(expected.into());
         Self {
             up: make
                 .gauge("zvgate_cluster_up", "Whether this replica acts as one with the others through Redis: 0 or 1"),

@@ -81,6 +81,11 @@ impl Label for LimitedBy {
     }
 }
 
+impl AttemptResult {
+    /// How attempts end of which nothing reached the platform.
+    pub const UNSENT: [&str; 4] = ["dns", "connect", "tls", "proxy"];
+}
+
 label! {
     /// Why answers were invalidated.
     Invalidation {
@@ -186,8 +191,6 @@ label! {
         Miss = "miss",
         /// To store what came of a fetch, or to release its lease.
         Complete = "complete",
-        /// For what is stored for a customer.
-        Inspect = "inspect",
         /// For a slot.
         Take = "take",
         /// To change until when a call counts.

@@ -6,7 +6,7 @@ use prometheus::core::Collector;
 use prometheus::proto::Metric;
 
 use super::Metrics;
-use super::labels::{CacheUse, Changed, Label};
+use super::labels::{AttemptResult, CacheUse, Changed, Label, Limit};
 use crate::cache::LimitedBy;
 
 /// Sums over all tenants, routes and callers, since the process began.
@@ -16,7 +16,15 @@ pub struct Totals {
     pub requests: Vec<u64>,
     /// Requests that took no longer than each bound of `zvgate_request_duration_seconds`.
     pub within: Vec<u64>,
-    /// Calls to the platform by tenant and route.
+    /// Requests with a status of 5xx.
+    pub failed: u64,
+    /// Requests that were rejected by each limit, in the order of [`Limit::NAMES`](super::Limit).
+    pub limited: Vec<u64>,
+    /// Requests whose task panicked.
+    pub panics: u64,
+    /// TLS handshakes of callers that failed.
+    pub handshake_failures: u64,
+    /// Calls that were sent to the platform, by tenant and route.
     pub calls: BTreeMap<[String; 2], u64>,
     /// Writes whose outcome is unknown.
     pub outcome_unknown: u64,
@@ -82,12 +90,19 @@ impl Metrics {
             within.iter_mut().zip(buckets).for_each(|(sum, bucket)| *sum += bucket.cumulative_count());
         }
         let mut calls = BTreeMap::new();
-        for metric in series(&self.vecs.attempts) {
+        let is_sent = |metric: &Metric| !AttemptResult::UNSENT.contains(&label(metric, "outcome"));
+        for metric in series(&self.vecs.attempts).filter(is_sent) {
             let pair = ["tenant", "route"].map(|name| label(&metric, name).to_owned());
             *calls.entry(pair).or_default() += count(&metric);
         }
         let refetches: Vec<Metric> = series(&self.vecs.refetches).collect();
+        let failed = series(&self.vecs.requests).filter(|metric| label(metric, "status").starts_with('5'));
+        let limited: Vec<Metric> = series(&self.vecs.limited).collect();
         Totals {
+            failed: failed.map(|metric| count(&metric)).sum(),
+            limited: by::<Limit>("limit", &limited, count),
+            panics: self.panics.get(),
+            handshake_failures: self.handshake_failures.get(),
             requests: by::<CacheUse>("cache", &durations, |metric| metric.get_histogram().get_sample_count()),
             within,
             calls,

@@ -1,6 +1,7 @@
 //! Sends spans to a collector: OTLP over HTTP/1.1, in protobuf. A batch that fails is not sent again: what can be lost without harm must not
 //! collect.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -151,13 +152,14 @@ async fn collect(queue: &mut Receiver<Span>, stop: &CancellationToken) -> Vec<Sp
         }
     }
     // More may follow soon.
-    tokio::select! {
-        () = tokio::time::sleep(COLLECT_FOR) => {}
-        () = stop.cancelled() => {}
-    }
-    let more = (MAX_BATCH - batch.len()).min(queue.len());
-    if more > 0 {
-        queue.recv_many(&mut batch, more).await;
+    let mut collected = pin!(tokio::time::sleep(COLLECT_FOR));
+    while batch.len() < MAX_BATCH {
+        let room = MAX_BATCH - batch.len();
+        tokio::select! {
+            more = queue.recv_many(&mut batch, room) => if more == 0 { break },
+            () = &mut collected => break,
+            () = stop.cancelled() => break,
+        }
     }
     batch
 }

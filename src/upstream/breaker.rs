@@ -6,6 +6,8 @@
 
 use std::time::Duration;
 
+use serde::{Serialize, Serializer};
+
 use super::recent::Recent;
 use crate::backoff::Backoff;
 use crate::clock::Boot;
@@ -33,7 +35,10 @@ pub enum BreakerPosition {
     /// Everything is sent.
     Closed,
     /// One attempt at a time probes.
-    HalfOpen,
+    HalfOpen {
+        /// Whether an attempt probes now; else the next one will.
+        is_probing: bool,
+    },
     /// Nothing is sent for so long; then one attempt probes.
     Open(Duration),
 }
@@ -43,9 +48,20 @@ impl BreakerPosition {
     pub const fn name(self) -> &'static str {
         match self {
             Self::Closed => "closed",
-            Self::HalfOpen => "half-open",
+            Self::HalfOpen { .. } => "half-open",
             Self::Open(_) => "open",
         }
+    }
+
+    /// Whether calls are rejected now.
+    pub const fn rejects(self) -> bool {
+        matches!(self, Self::Open(_) | Self::HalfOpen { is_probing: true })
+    }
+}
+
+impl Serialize for BreakerPosition {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.name())
     }
 }
 
@@ -120,8 +136,10 @@ impl Breaker {
         match self.state {
             _ if settings.is_off() => BreakerPosition::Closed,
             State::Closed => BreakerPosition::Closed,
-            State::HalfOpen(_) => BreakerPosition::HalfOpen,
-            State::Open(until) => BreakerPosition::Open(until.since(now)),
+            State::Open(until) if until > now => BreakerPosition::Open(until.since(now)),
+            // Nothing but the next attempt ends the pause.
+            State::Open(_) => BreakerPosition::HalfOpen { is_probing: false },
+            State::HalfOpen(probe) => BreakerPosition::HalfOpen { is_probing: probe.is_some() },
         }
     }
 
@@ -294,10 +312,15 @@ mod tests {
         let (settings, mut breaker, mut now) = (settings(), after(&settings(), &[FAILED; 5]), 0);
         for pause in [1000, 2000, 4000, 8000, 16_000, 30_000, 30_000] {
             assert_eq!(breaker.check(&settings, at(now)), Err(Duration::from_millis(pause)));
+            assert_eq!(breaker.position(&settings, at(now)), BreakerPosition::Open(Duration::from_millis(pause)));
             now += pause;
+            let position = breaker.position(&settings, at(now));
+            assert_eq!(position, BreakerPosition::HalfOpen { is_probing: false }, "its time has passed");
             let probe = breaker.admit(&settings, at(now + 1), at(now)).unwrap();
             assert_eq!(probe, (Admission::Probe, Some(Transition::HalfOpened)));
+            assert_eq!(breaker.position(&settings, at(now)), BreakerPosition::HalfOpen { is_probing: true });
             breaker.abandon(Admission::Probe);
+            assert_eq!(breaker.position(&settings, at(now)), BreakerPosition::HalfOpen { is_probing: false });
             assert_eq!(
                 breaker.admit(&settings, at(now + 1), at(now)),
                 Ok((Admission::Probe, None)),

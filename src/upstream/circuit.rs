@@ -92,6 +92,8 @@ pub(super) struct TenantCircuits {
     inflight: Arc<InflightLimit>,
     /// Counts failures to connect.
     connect: Mutex<Breaker>,
+    /// The last of these.
+    unreachable: Mutex<Option<LastFailure>>,
     /// Notified when a breaker opens.
     opened: Notify,
     retries: RetryBudget,
@@ -128,6 +130,7 @@ impl TenantCircuits {
         Self {
             inflight: InflightLimit::new(usize::try_from(max_inflight).unwrap_or(usize::MAX)),
             connect: Mutex::new(Breaker::new()),
+            unreachable: Mutex::default(),
             opened: Notify::new(),
             retries: RetryBudget::new(),
             denied_retries: Failures::default(),
@@ -163,6 +166,8 @@ impl TenantCircuits {
     /// The circuits of a route, or of one path of it.
     fn on(&self, route: &Route, path: Option<&str>) -> Vec<Arc<PathCircuit>> {
         let paths = self.paths.lock();
+        // Paths of a wildcard beyond those that have a circuit of their own share one.
+        let path = path.map(|path| if paths.contains_key(path) { path } else { &route.pattern });
         let on_route = paths
             .iter()
             .filter(|(known, circuit)| circuit.pattern == route.pattern && path.is_none_or(|path| ***known == *path));
@@ -174,6 +179,11 @@ impl TenantCircuits {
         let now = self.clock.boot();
         let of_paths = self.on(route, path).into_iter().map(|circuit| circuit.breaker.lock().position(settings, now));
         of_paths.fold(self.connect.lock().position(settings, now), Ord::max)
+    }
+
+    /// The breaker of all paths, and the last failure to connect.
+    pub(super) fn connect_breaker(&self, settings: &BreakerSettings) -> (BreakerPosition, Option<LastFailure>) {
+        (self.connect.lock().position(settings, self.clock.boot()), self.unreachable.lock().clone())
     }
 
     /// What fails on a route, and what failed last.
@@ -272,17 +282,24 @@ impl Circuit {
         if self.tenant.retries.retry(now) {
             return Retry::Granted;
         }
-        Retry::Denied { is_first: self.tenant.denied_retries.failed(RETRY_BUDGET, now) }
+        Retry::Denied { is_first: self.tenant.denied_retries.failed(RETRY_BUDGET, String::new(), now) }
     }
 
-    /// Remembers why an attempt failed.
-    pub fn remember(&self, reason: &'static str, cause: String) {
-        *self.path.last_failure.lock() = Some(LastFailure { reason, cause, at: self.tenant.clock.boot() });
+    /// Records why an attempt failed; returns whether it is the first failure of its kind since the last one ended.
+    pub fn failed(&self, reason: &'static str, cause: String, health: Option<Health>) -> bool {
+        let at = self.tenant.clock.boot();
+        let last = LastFailure { reason, cause: cause.clone(), at };
+        if health == Some(Health::Unreachable) {
+            *self.tenant.unreachable.lock() = Some(last.clone());
+        }
+        *self.path.last_failure.lock() = Some(last);
+        self.path.failures.failed(reason, cause, at)
     }
 
-    /// Records a failure of this kind; returns whether it is the first of its kind since the last one ended.
-    pub fn failed(&self, kind: &'static str) -> bool {
-        self.path.failures.failed(kind, self.tenant.clock.boot())
+    /// Records that a call was rejected before anything was sent; returns whether it is the first one for this reason since the
+    /// last one ended.
+    pub fn rejected(&self, reason: &'static str) -> bool {
+        self.path.failures.failed(reason, String::new(), self.tenant.clock.boot())
     }
 
     /// Records a success; returns whether the tenant's key was suspect until now.

@@ -12,17 +12,20 @@ use crate::clock::Boot;
 const QUIET: Duration = Duration::from_secs(10);
 
 /// Failures of one kind, from the first to the last.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Episode {
     /// The kind.
     pub kind: &'static str,
+    /// What failed the last time, in words; empty if the kind says all.
+    pub cause: String,
     /// The number of failed attempts.
     pub count: u64,
     /// When the first one failed.
     pub began: Boot,
     /// When the last one failed.
     pub last: Boot,
-    succeeded_since: bool,
+    /// Whether an attempt succeeded since.
+    pub succeeded_since: bool,
 }
 
 /// The failures that have not ended yet: one entry for each kind, and kinds are few.
@@ -35,16 +38,17 @@ pub(super) struct Failures {
 
 impl Failures {
     /// Records a failure; returns whether it is the first of its kind.
-    pub(super) fn failed(&self, kind: &'static str, now: Boot) -> bool {
+    pub(super) fn failed(&self, kind: &'static str, cause: String, now: Boot) -> bool {
         let mut episodes = self.episodes.lock();
         self.are_any.store(true, Ordering::Relaxed);
         match episodes.iter_mut().find(|episode| episode.kind == kind) {
             Some(episode) => {
                 (episode.count, episode.last, episode.succeeded_since) = (episode.count + 1, now, false);
+                episode.cause = cause;
                 false
             }
             None => {
-                episodes.push(Episode { kind, count: 1, began: now, last: now, succeeded_since: false });
+                episodes.push(Episode { kind, cause, count: 1, began: now, last: now, succeeded_since: false });
                 true
             }
         }
@@ -88,18 +92,18 @@ mod tests {
     #[test]
     fn each_kind_is_reported_once_and_ends_if_quiet_after_a_success() {
         let failures = Failures::default();
-        assert!(failures.failed("timeout", at(0)));
-        assert!(!failures.failed("timeout", at(1)));
-        assert!(failures.failed("reset", at(2)));
+        assert!(failures.failed("timeout", String::new(), at(0)));
+        assert!(!failures.failed("timeout", String::new(), at(1)));
+        assert!(failures.failed("reset", String::new(), at(2)));
         assert_eq!(failures.take_ended(at(60)), [], "nothing succeeded");
         failures.succeeded();
-        assert!(!failures.failed("timeout", at(60)));
+        assert!(!failures.failed("timeout", String::new(), at(60)));
         let ended = failures.take_ended(at(61));
         assert_eq!(ended.iter().map(|one| (one.kind, one.count)).collect::<Vec<_>>(), [("reset", 1)]);
         failures.succeeded();
         assert_eq!(failures.take_ended(at(69)), [], "too soon");
         let ended = failures.take_ended(at(70));
         assert_eq!(ended.iter().map(|one| (one.kind, one.count)).collect::<Vec<_>>(), [("timeout", 3)]);
-        assert!(failures.have_ended() && failures.failed("timeout", at(71)));
+        assert!(failures.have_ended() && failures.failed("timeout", String::new(), at(71)));
     }
 }

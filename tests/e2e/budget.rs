@@ -10,6 +10,8 @@ use zvgate::clock::Clock;
 use crate::program::{Running, log_record, run, serve, write_config, zvgate};
 use crate::support::{Platform, READ, TestGateway, WRITE, captured_log, post, until};
 
+const DAMAGED: &str =
+    "budget.store: file is damaged and was renamed; counts continue from the earlier one if there is one";
 const DAY: i64 = 86_400;
 
 /// What `zvgate usage` prints of a month, as JSON.
@@ -113,17 +115,47 @@ async fn a_file_that_cannot_be_used_stops_nothing_and_is_reported() {
     let (code, _, err) = run(zvgate().args(["usage", "--config"]).arg(&config));
     assert!(code == 1 && err.contains("usage.json"), "{err}");
     let (mut process, mut log, record) = serve(&config);
-    let failed = log_record(&mut log, "budget.store: counts cannot be stored");
-    assert!(failed["error"].as_str().unwrap().contains("usage.json.unreadable"), "{failed}");
-    let admin = record["admin_listen"].as_str().unwrap().parse().unwrap();
-    assert_eq!(crate::support::metric(admin, "zvgate_budget_store_success").await, Some(0.0));
-    let page = crate::support::admin_page(admin, "/status.json").await.json();
-    assert!(page["verdict"]["summary"].as_str().unwrap().contains("budget.store"), "{page}");
+    let renamed = log_record(&mut log, DAMAGED);
+    assert!(renamed["renamed"].as_str().unwrap().ends_with("usage.json.unreadable"), "{renamed}");
+    assert_eq!(renamed["earlier"], false, "{renamed}");
     read_from(record["listen"].as_str().unwrap().parse().unwrap(), 1).await;
     process.signal("TERM");
     assert_eq!(process.code(), 0);
     assert_eq!(usage(&config, &[])["total"]["made"], 1, "counting began anew");
     assert!(folder.path().join("usage.json.unreadable").exists());
+
+    // Once there is an earlier file, counting continues from there, and no file that was damaged before is replaced.
+    let (mut process, _log, record) = serve(&config);
+    read_from(record["listen"].as_str().unwrap().parse().unwrap(), 1).await;
+    process.signal("TERM");
+    assert_eq!(process.code(), 0);
+    std::fs::write(&store, "{\"version\":1,\"da").unwrap();
+    let (mut process, mut log, _) = serve(&config);
+    let renamed = log_record(&mut log, DAMAGED);
+    assert!(renamed["renamed"].as_str().unwrap().ends_with("usage.json.unreadable.1"), "{renamed}");
+    assert_eq!(renamed["earlier"], true, "{renamed}");
+    process.signal("TERM");
+    assert_eq!(process.code(), 0);
+    let total = usage(&config, &[])["total"]["made"].as_u64().unwrap();
+    assert!((1..=2).contains(&total), "{total}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_of_another_version_is_left_alone_and_reported() {
+    let (platform, folder) = (Platform::unlimited().await, tempfile::tempdir().unwrap());
+    let config = config_with_store(folder.path(), &crate::support::Upstream::url(&platform), "");
+    let (store, newer) = (folder.path().join("usage.json"), "{\"version\":2,\"months\":{}}");
+    std::fs::write(&store, newer).unwrap();
+    let (mut process, mut log, record) = serve(&config);
+    let failed = log_record(&mut log, "budget.store: counts cannot be stored");
+    assert!(failed["error"].as_str().unwrap().contains("version 2"), "{failed}");
+    let admin = record["admin_listen"].as_str().unwrap().parse().unwrap();
+    assert_eq!(crate::support::metric(admin, "zvgate_budget_store_success").await, Some(0.0));
+    let page = crate::support::admin_page(admin, "/status.json").await.json();
+    assert!(page["verdict"]["summary"].as_str().unwrap().contains("budget.store"), "{page}");
+    process.signal("TERM");
+    assert_eq!(process.code(), 0);
+    assert_eq!(std::fs::read_to_string(&store).unwrap(), newer);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -353,8 +353,7 @@ async fn disk_full() {
     let lines = lines();
     let serving = lines.iter().find(|line| line["message"] == "serving").unwrap();
     let admin = serving["admin_listen"].as_str().unwrap().parse().unwrap();
-    assert_shown(admin, "ZvgateLogLinesDropped", "log lines were dropped", ("zvgate_log_lines_dropped_total", 100.0))
-        .await;
+    assert_shown(admin, "ZvgateLogLinesDropped", "Log lines dropped", ("zvgate_log_lines_dropped_total", 100.0)).await;
 }
 
 /// Others use the same identity. It takes a minute of silence until it counts as ended, which the clock skips.

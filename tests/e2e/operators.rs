@@ -8,7 +8,8 @@ use proptest::strategy::ValueTree;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
-use crate::support::{Platform, READ, REVERSE, Reply, TestGateway, WRITE, send, until};
+use crate::redis::Redis;
+use crate::support::{Caller, Platform, READ, REVERSE, Reply, TestGateway, WRITE, send, until};
 
 async fn ask(gateway: &TestGateway, method: Method, path: &str, headers: &[(&str, &str)], body: &str) -> Reply {
     let mut request = Request::builder().method(method).uri(path);
@@ -26,6 +27,11 @@ async fn explain(gateway: &TestGateway, path: &str, body: Value, headers: &[(&st
     let reply = ask(gateway, Method::POST, "/explain", headers, &asked).await;
     assert_eq!(reply.status, 200, "{reply:?}");
     reply.json()
+}
+
+/// The hash of a key, as it is configured.
+fn hash_of(key: &str) -> String {
+    Sha256::digest(key).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn read_of(customer: &str) -> Value {
@@ -104,6 +110,136 @@ async fn an_explanation_names_the_error_that_a_caller_would_get() {
     assert_eq!(ask(&gateway, Method::GET, "/explain", &[], "").await.status, 405);
 }
 
+/// What is explained of a request, and what then becomes of it: `would`, the error, and `Cache-Status`.
+async fn explained_and_done(gateway: &TestGateway, customer: &str, headers: &[(&str, &str)]) -> (Value, Reply) {
+    let explained = explain(gateway, READ, read_of(customer), headers).await;
+    (explained, gateway.post(READ, headers, &read_of(customer).to_string()).await)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_explanation_agrees_with_what_happens() {
+    let platform = Platform::unlimited().await;
+    let overrides = [
+        ("upstream.retries", "0"),
+        ("cache.stale_if_error", "60s"),
+        ("cache.settle", "0s"),
+        ("limits.upstream.rate", "0"),
+        ("limits.max_waiters", "1"),
+    ];
+    let gateway = TestGateway::start(&platform, &overrides).await;
+    let only_if_cached = [("cache-control", "only-if-cached")];
+    let (explained, reply) = explained_and_done(&gateway, "1", &only_if_cached).await;
+    assert_eq!((&explained["error"]["error"], reply.status), (&json!("not_cached"), 504), "{explained}");
+
+    gateway.read("1").await;
+    let (explained, reply) = explained_and_done(&gateway, "1", &only_if_cached).await;
+    assert_eq!(explained["would"], "hit", "{explained}");
+    assert!(reply.header("cache-status").contains("hit"));
+
+    // A call in flight is joined, but not by whoever wants a newer one, and not by too many.
+    platform.faults(json!({ "latency_ms": 1500 })).await;
+    let waiting = async || {
+        let (waiting, check) = tokio::join!(gateway.read("2"), async {
+            until("it is sent", async || gateway.metric("zvgate_upstream_inflight{tenant=\"one\"}").await > 0.0).await;
+            let joins = explain(&gateway, READ, read_of("2"), &[]).await;
+            let newer = explain(&gateway, READ, read_of("2"), &[("cache-control", "no-cache")]).await;
+            (joins, newer, gateway.read("2").await)
+        });
+        assert_eq!(waiting.status, 200);
+        check
+    };
+    let (joins, newer, reply) = waiting().await;
+    assert_eq!((&joins["error"]["error"], reply.status), (&json!("unavailable"), 503), "{joins}");
+    assert_eq!(newer["would"], "miss", "{newer}");
+    platform.without_faults().await;
+
+    // While the breaker is open nothing is sent; a stale answer is served in place of the error.
+    platform.faults(json!({ "fault": "http500" })).await;
+    for customer in 10..16 {
+        gateway.read(&customer.to_string()).await;
+    }
+    let (explained, reply) = explained_and_done(&gateway, "3", &[]).await;
+    assert_eq!(explained["would"], "rejected", "{explained}");
+    assert_eq!((&explained["error"]["status"], reply.status), (&json!(503), 503), "{explained}");
+    assert_eq!(explained["error"]["message"], reply.json()["message"]);
+    let write = json!({ "params": { "bizId": "1", "customerId": "1", "couponsCardList": [] } });
+    assert_eq!(explain(&gateway, WRITE, write, &[]).await["would"], "bypass", "writes have a breaker of their own");
+    // As long as it is open: its time does not pass here.
+    let stale = TestGateway::start(
+        &platform,
+        &[overrides.as_slice(), &[("upstream.breaker.open_min", "60s"), ("upstream.breaker.open_max", "60s")]].concat(),
+    )
+    .await;
+    platform.without_faults().await;
+    stale.read("1").await;
+    stale.clock.advance(std::time::Duration::from_secs(31));
+    platform.faults(json!({ "fault": "http500" })).await;
+    for customer in 10..16 {
+        stale.read(&customer.to_string()).await;
+    }
+    let (explained, reply) = explained_and_done(&stale, "1", &[]).await;
+    assert_eq!((&explained["would"], reply.status), (&json!("stale"), 200), "{explained}");
+    assert!(reply.header("cache-status").contains("stale-if-error"), "{reply:?}");
+    platform.without_faults().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_explanation_knows_the_callers_own_rules_and_pauses() {
+    let platform = Platform::unlimited().await;
+    let key = "a caller's key";
+    let hash = hash_of(key);
+    let overrides = [
+        ("callers.a.key_sha256", hash.as_str()),
+        ("callers.a.tenants", "*"),
+        ("callers.a.routes", "*"),
+        ("callers.a.no_cache", "ignore"),
+        ("limits.max_wait", "1s"),
+        ("upstream.retries", "0"),
+    ];
+    let gateway = TestGateway::start(&platform, &overrides).await;
+    let headers = [("authorization", &*format!("Bearer {key}")), ("cache-control", "no-cache")];
+    gateway.post(READ, &headers, &read_of("1").to_string()).await;
+    let asked = json!({ "path": READ, "body": read_of("1"), "caller": "a" }).to_string();
+    let explained = ask(&gateway, Method::POST, "/explain", &[("cache-control", "no-cache")], &asked).await.json();
+    assert_eq!(explained["would"], "hit", "{explained}");
+    assert!(gateway.post(READ, &headers, &read_of("1").to_string()).await.header("cache-status").contains("hit"));
+
+    platform.faults(json!({ "fault": "throttle" })).await;
+    gateway.post(READ, &headers, &read_of("2").to_string()).await;
+    gateway.post(READ, &headers, &read_of("3").to_string()).await;
+    let asked = json!({ "path": READ, "body": read_of("4"), "caller": "a" }).to_string();
+    let explained = ask(&gateway, Method::POST, "/explain", &[], &asked).await.json();
+    let reply = gateway.post(READ, &headers, &read_of("4").to_string()).await;
+    assert_eq!((&explained["error"]["status"], reply.status), (&json!(429), 429), "{explained} {reply:?}");
+    assert_eq!(explained["error"]["error"], "upstream_limited");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_explanation_knows_what_other_replicas_stored() {
+    let (platform, mut redis) = (Platform::unlimited().await, Redis::start());
+    let shared = [("limits.upstream.rate", "100"), ("cluster.unfenced_writes", "refuse")];
+    let one = redis.replica(&platform, &shared).await;
+    let other = redis.replica(&platform, &shared).await;
+    until("there is a slot", async || one.read("1").await.status == 200).await;
+    assert!(!one.page("/metrics").await.text().contains("op=\"inspect\""), "it is not counted");
+    let explained = explain(&other, READ, read_of("1"), &[]).await;
+    assert_eq!(explained["would"], "hit", "{explained}");
+    assert!(explained["because"].as_str().unwrap().contains("detail=shared"), "{explained}");
+    assert_eq!(explain(&other, READ, read_of("1"), &[("cache-control", "no-cache")]).await["would"], "miss");
+    assert!(other.read("1").await.header("cache-status").contains("detail=shared"));
+
+    redis.kill();
+    until("it is cut off", async || other.metric("zvgate_cluster_up").await == 0.0).await;
+    let explained = explain(&other, READ, read_of("1"), &[]).await;
+    assert_eq!(explained["shared"], Value::Null, "{explained}");
+    assert!(explained.as_object().unwrap().contains_key("shared"), "{explained}");
+    assert!(explained["because"].as_str().unwrap().contains("cut off"), "{explained}");
+    let write = json!({ "params": { "bizId": "1", "customerId": "1", "couponsCardList": [] } });
+    assert_eq!(explain(&other, WRITE, write, &[]).await["error"]["status"], 503);
+    let verdict = status(&other).await["verdict"].clone();
+    assert!(verdict["summary"].as_str().unwrap().contains("cut off from the other 2 replicas"), "{verdict}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_explanation_sends_and_changes_nothing() {
     let platform = Platform::unlimited().await;
@@ -128,7 +264,7 @@ async fn an_explanation_sends_and_changes_nothing() {
 async fn the_page_and_its_data_require_the_key_and_no_other_site_can_write() {
     let platform = Platform::unlimited().await;
     let key = "operators-key";
-    let hash: String = Sha256::digest(key).iter().map(|byte| format!("{byte:02x}")).collect();
+    let hash = hash_of(key);
     let gateway = TestGateway::start(&platform, &[("server.admin_key_sha256", &hash)]).await;
     let basic = |password: &str| {
         use base64::Engine;
@@ -256,6 +392,43 @@ async fn the_verdict_names_what_is_wrong() {
     let said = verdict["summary"].as_str().unwrap();
     assert!(said.contains("circuit breaker") && said.contains(READ) && said.contains("HTTP status 500"), "{said}");
     assert!(gateway.page("/").await.text().contains("HTTP status 500"));
+    // However long nobody calls, it is no longer critical once its time has passed.
+    gateway.clock.advance(std::time::Duration::from_secs(60));
+    let verdict = status(&gateway).await["verdict"].clone();
+    let finding =
+        verdict["findings"].as_array().unwrap().iter().find(|finding| finding["runbook"] == "ZvgateBreakerOpen");
+    assert_eq!(finding.unwrap()["severity"], "notice", "{verdict}");
+    assert!(finding.unwrap()["what"].as_str().unwrap().contains("the next one probes"), "{verdict}");
+    assert!(gateway.page("/").await.text().contains("half-open: the next call probes"));
+
+    // A single failure is shown as what it was, and for ten minutes.
+    let single = TestGateway::start(&platform, &[("upstream.retries", "0")]).await;
+    single.read("1").await;
+    let what = async || status(&single).await["verdict"]["summary"].as_str().unwrap().to_owned();
+    assert!(what().await.contains("A call of tenant one"), "{}", what().await);
+    single.clock.advance(std::time::Duration::from_secs(601));
+    assert_eq!(status(&single).await["verdict"]["findings"], json!([]));
+
+    // What all routes have in common is said once for each tenant.
+    let nowhere =
+        TestGateway::start(&platform, &[("upstream.base_url", "http://127.0.0.1:1"), ("upstream.retries", "0")]).await;
+    for customer in 0..6 {
+        nowhere.read(&customer.to_string()).await;
+    }
+    let findings = status(&nowhere).await["verdict"]["findings"].clone();
+    let open = findings.as_array().unwrap().iter().filter(|finding| finding["runbook"] == "ZvgateBreakerOpen");
+    let open: Vec<&str> = open.map(|finding| finding["what"].as_str().unwrap()).collect();
+    assert!(matches!(open.as_slice(), [one] if one.contains("all routes") && one.contains("refused")), "{findings}");
+
+    // Limits that are reached.
+    let small = TestGateway::start(&platform, &[("server.max_connections", "1")]).await;
+    let mut only = Caller::connect(small.address).await;
+    only.read("1").await;
+    small.page("/metrics").await;
+    small.read("2").await.assert_error(503, "unavailable");
+    let verdict = status(&small).await["verdict"].clone();
+    assert!(verdict.to_string().contains("ZvgateConnectionsRejected"), "{verdict}");
+
     platform.faults(json!({ "fault": "throttle" })).await;
     let other = TestGateway::start(&platform, &[("upstream.retries", "0")]).await;
     other.read("1").await;
@@ -310,7 +483,7 @@ async fn callers_cannot_make_series() {
         for (name, value) in &headers {
             request = request.header(*name, value.trim());
         }
-        let mut caller = crate::support::Caller::connect(gateway.address).await;
+        let mut caller = Caller::connect(gateway.address).await;
         let _ = caller.send(request.body(Full::new(Bytes::from(body))).unwrap()).await;
     }
     until("idle", async || gateway.metric("zvgate_upstream_inflight{tenant=\"one\"}").await == 0.0).await;

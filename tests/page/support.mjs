@@ -1,33 +1,47 @@
 // What the tests of the status page share: a sandbox, gateways, Redis and a browser, each a process of its own.
 
 import { spawn } from "node:child_process";
-import { chmodSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import http from "node:http";
 import net from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { chromium } from "playwright-core";
 
-const BINARY = process.env.ZVGATE_BIN ?? "zvgate";
+const BINARY = process.env.ZVGATE_BIN;
+if (!BINARY) throw new Error("expected the path of the gateway's program in ZVGATE_BIN");
 const BROWSER = process.env.CHROMIUM ?? "/usr/bin/chromium";
 
 export const READ = "/v3/crm/coupon/getCustomerCoupons";
 export const WRITE = "/v3/crm/coupon/writeOffCoupon";
 export { sleep };
 
-const running = new Set();
-// A test that fails half-way leaves no process behind.
-process.on("exit", () => running.forEach((child) => child.kill("SIGKILL")));
+const stops = new Set();
+/** Ends what was started and has not been ended, the last first. */
+export async function stopAll() {
+  for (const stop of [...stops].reverse()) await stop();
+}
+
+const children = new Set();
+const folder = mkdtempSync(join(tmpdir(), "zvgate-page-"));
+process.on("exit", () => {
+  children.forEach((child) => child.kill("SIGKILL"));
+  rmSync(folder, { recursive: true, force: true });
+});
 
 /** Starts a program and waits until its output matches `pattern`; returns the match and a function that ends the process. */
 async function start(program, args, pattern) {
   const child = spawn(program, args, { stdio: ["ignore", "pipe", "pipe"] });
-  running.add(child);
-  const ended = new Promise((resolve) => child.once("close", resolve)).then(() => running.delete(child));
+  children.add(child);
+  const ended = new Promise((resolve) => child.once("close", resolve));
   const stop = async () => {
     child.kill("SIGKILL");
     await ended;
+    children.delete(child);
+    stops.delete(stop);
   };
+  stops.add(stop);
   const match = await new Promise((resolve, reject) => {
     let output = "";
     const read = (text) => {
@@ -58,13 +72,13 @@ export async function startSandbox(...args) {
   return { url, setFaults, stop };
 }
 
+let gateways = 0;
 /** A gateway in front of a platform. `more`: further lines of its configuration, which begin with top-level keys. */
 export async function startGateway(platform, more = "") {
-  const folder = mkdtempSync(join(tmpdir(), "zvgate-page-"));
+  const number = ++gateways;
   const file = (name, text) => {
-    const path = join(folder, name);
-    writeFileSync(path, text);
-    chmodSync(path, 0o600);
+    const path = join(folder, `${number}-${name}`);
+    writeFileSync(path, text, { mode: 0o600 });
     return path;
   };
   const config = file("zvgate.toml", `
@@ -79,11 +93,7 @@ export async function startGateway(platform, more = "") {
     open_key = "LyvrkvkxRkG2R6aM55bXpPwjYAbkEXTbVnKwfDYvVHjNwNFAmx"
   `);
   const addresses = /"listen":"([^"]+)","admin_listen":"([^"]+)"/;
-  const { match, stop } = await start(BINARY, ["serve", "--config", config], addresses)
-    .catch((error) => {
-      rmSync(folder, { recursive: true });
-      throw error;
-    });
+  const { match, stop } = await start(BINARY, ["serve", "--config", config], addresses);
   const [address, admin] = [`http://${match[1]}`, `http://${match[2]}`];
   const post = (path, params, headers = {}) => send(address + path, { body: { params }, headers });
   return {
@@ -98,10 +108,7 @@ export async function startGateway(platform, more = "") {
       if (series.length === 0) throw new Error(`no metric ${name} with ${label}`);
       return series.reduce((sum, line) => sum + Number(line.split(" ").pop()), 0);
     },
-    stop: async () => {
-      await stop();
-      rmSync(folder, { recursive: true, force: true });
-    },
+    stop,
   };
 }
 
@@ -118,17 +125,37 @@ export async function startRedis() {
   return { url: `redis://127.0.0.1:${port}`, stop };
 }
 
-export function startBrowser() {
-  const isRoot = process.getuid() === 0;
-  return chromium.launch({ executablePath: BROWSER, headless: true, chromiumSandbox: !isRoot });
+/** A web server of the test's own. */
+export async function startServer(handle) {
+  const server = http.createServer(handle);
+  await new Promise((resolve) => server.listen(0, "127.0.0.1", resolve));
+  stops.add(() => {
+    server.close();
+    server.closeAllConnections();
+  });
+  return server.address().port;
+}
+
+export async function startBrowser() {
+  // Chromium's own sandbox does not work for root.
+  const chromiumSandbox = process.getuid() !== 0;
+  const browser = await chromium.launch({ executablePath: BROWSER, headless: true, chromiumSandbox });
+  stops.add(() => browser.close());
+  return browser;
+}
+
+/** An empty page in a context of its own. */
+export async function newPage(browser, options = {}) {
+  const context = await browser.newContext(options);
+  context.setDefaultTimeout(10_000);
+  return context.newPage();
 }
 
 /** Opens the status page in a context of its own. */
-export async function open(browser, gateway, options = {}) {
-  const context = await browser.newContext(options);
-  const page = await context.newPage();
-  page.setDefaultTimeout(10_000);
-  await page.goto(gateway.admin);
+export async function open(browser, gateway, options) {
+  const page = await newPage(browser, options);
+  const response = await page.goto(gateway.admin);
+  if (!response.ok()) throw new Error(`${gateway.admin} answered ${response.status()}`);
   return page;
 }
 

@@ -2,13 +2,14 @@
 
 use maud::{Markup, html};
 
-use crate::gateway::{Status, StatusStep};
+use crate::gateway::{HISTORY_STEPS, Status, StatusStep};
 
 /// The size of a chart in its own units.
 const WIDTH: f64 = 300.0;
 const HEIGHT: f64 = 90.0;
-/// Room for the numbers of the axis.
+/// Room for the numbers of the axes.
 const TOP: f64 = 12.0;
+const BOTTOM: f64 = 12.0;
 
 /// A line of a chart; moments without a value interrupt it.
 struct Line {
@@ -59,6 +60,7 @@ pub(super) fn section(status: &Status) -> Markup {
                 Line::new("hits", "/s", status, of(kind("hit"))),
                 Line::new("misses", "/s", status, of(kind("miss"))),
                 Line::new("others", "/s", status, others),
+                Line::new("failed (5xx)", "/s", status, |step| per_second(step, step.failed)),
             ],
         ),
         (
@@ -98,19 +100,21 @@ fn per_second(step: &StatusStep, count: u64) -> Option<f64> {
 fn chart(title: &str, unit: &str, lines: &[Line]) -> Markup {
     let highest = lines.iter().flat_map(|line| line.values.iter().flatten()).copied().fold(0.0, f64::max).max(1e-9);
     let now = lines.iter().map(|line| format!("{} {}", line.name, line.last())).collect::<Vec<_>>().join(", ");
-    let styles = ["first", "second", "third"];
+    let styles = ["first", "second", "third", "fourth"];
     let label = format!("{title}, {unit}. Now: {now}. Highest: {}.", rounded(highest));
     html! {
         figure {
             svg viewBox=(format!("0 0 {WIDTH} {HEIGHT}")) role="img" aria-label=(label) {
                 text x="2" y="9" { (rounded(highest)) }
+                text x="2" y=(HEIGHT - 2.0) { "10 min ago" }
+                text x=(WIDTH - 2.0) y=(HEIGHT - 2.0) text-anchor="end" { "now" }
                 @for (line, style) in lines.iter().zip(styles) {
                     @for points in pieces(&line.values, highest) { polyline class=(style) points=(points) {} }
                 }
             }
             figcaption {
                 strong { (title) } " (" (unit) "), now: "
-                @for (index, (line, stroke)) in lines.iter().zip(["solid", "dashed", "dotted"]).enumerate() {
+                @for (index, (line, stroke)) in lines.iter().zip(["solid", "dashed", "dotted", "dash-dotted"]).enumerate() {
                     @if index > 0 { "; " } (line.name) " (" (stroke) ") " (line.last())
                 }
             }
@@ -118,25 +122,23 @@ fn chart(title: &str, unit: &str, lines: &[Line]) -> Markup {
     }
 }
 
-/// The points of the pieces of a line that are not interrupted.
+/// The points of the pieces of a line that are not interrupted. The last value is that of now, at the right.
+#[expect(clippy::cast_precision_loss, reason = "at most 61 steps")]
 fn pieces(values: &[Option<f64>], highest: f64) -> Vec<String> {
-    #[expect(clippy::cast_precision_loss, reason = "at most 61 steps")]
-    let step = WIDTH / (values.len().saturating_sub(1).max(1)) as f64;
-    let mut pieces = vec![String::new()];
-    let mut x = 0.0;
-    for value in values {
-        match value {
-            Some(value) => {
-                let y = HEIGHT - 1.0 - (HEIGHT - TOP) * value / highest;
-                if let Some(piece) = pieces.last_mut() {
-                    piece.push_str(&format!("{x:.1},{y:.1} "));
-                }
-            }
-            None if pieces.last().is_some_and(|piece| !piece.is_empty()) => pieces.push(String::new()),
-            None => {}
+    let step = WIDTH / HISTORY_STEPS as f64;
+    let point = |(index, value): (usize, f64)| {
+        let x = WIDTH - step * (values.len() - 1 - index) as f64;
+        (x, HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * value / highest)
+    };
+    let points: Vec<Option<(f64, f64)>> =
+        values.iter().enumerate().map(|(index, value)| value.map(|value| point((index, value)))).collect();
+    let pieces = points.split(Option::is_none).map(|piece| piece.iter().flatten().copied().collect::<Vec<_>>());
+    let drawn = pieces.filter(|piece| !piece.is_empty()).map(|mut piece| {
+        if let [(x, y)] = *piece {
+            // A single point would not be seen.
+            piece.insert(0, (x - step / 2.0, y));
         }
-        x += step;
-    }
-    pieces.retain(|piece| !piece.is_empty());
-    pieces
+        piece.iter().map(|(x, y)| format!("{x:.1},{y:.1}")).collect::<Vec<_>>().join(" ")
+    });
+    drawn.collect()
 }

@@ -1,26 +1,46 @@
 "use strict";
 // Replaces the live parts of the page by those of a new one every two seconds; the page is complete without this.
 const note = document.getElementById("refreshed");
+let last = new Date();
+// What can be focused, scrolled or opened; a new page has the same in the same order.
+const boxes = (part) => [...part.querySelectorAll("[tabindex], details, summary")];
+// A live region is announced whenever it is written to.
+const report = (text) => { if (note.textContent !== text) note.textContent = text; };
+function replace(live, now) {
+  const before = boxes(live).map((box) => [box === document.activeElement, box.scrollLeft, box.open]);
+  live.className = now.className;
+  live.replaceChildren(...now.childNodes);
+  boxes(live).forEach((box, index) => {
+    const [focused, scrolled, open] = before[index] || [];
+    if (open) box.open = true;
+    if (focused) box.focus({ preventScroll: true });
+    box.scrollLeft = scrolled || 0;
+  });
+}
 async function refresh() {
   if (document.hidden) return;
   try {
-    const response = await fetch("/", { headers: { Accept: "text/html" } });
+    const response = await fetch("/", { headers: { Accept: "text/html" }, signal: AbortSignal.timeout(5000) });
     if (!response.ok) throw new Error("status " + response.status);
     const page = new DOMParser().parseFromString(await response.text(), "text/html");
+    const selection = getSelection();
     for (const live of document.querySelectorAll("[data-live]")) {
       const now = page.getElementById(live.id);
-      // What somebody has focused, selected or opened stays as it is.
-      if (!now || live.innerHTML === now.innerHTML || live.contains(document.activeElement)) continue;
-      const opened = [...live.querySelectorAll("details")].map((details) => details.open);
-      live.className = now.className;
-      live.replaceChildren(...now.childNodes);
-      live.querySelectorAll("details").forEach((details, index) => { details.open = opened[index] || false; });
+      if (!now || live.innerHTML === now.innerHTML) continue;
+      // Selected text stays, to be copied.
+      if (selection.isCollapsed || !selection.containsNode(live, true)) replace(live, now);
     }
-    note.textContent = "Refreshed every 2 s";
+    document.title = page.title;
+    document.body.classList.remove("stale");
+    last = new Date();
+    report("Refreshed every 2 s");
   } catch (error) {
-    note.textContent = "Not refreshed: " + error.message;
+    document.title = "No answer: zvgate";
+    document.body.classList.add("stale");
+    report("Not refreshed since " + last.toLocaleTimeString() + ": " + error.message);
   }
 }
+report("Refreshed every 2 s");
 (async () => {
   for (;;) {
     await new Promise((resolve) => setTimeout(resolve, 2000));

@@ -5,6 +5,9 @@ use serde::Serialize;
 use super::history::Step;
 use super::requests::NotedLists;
 use super::verdict::Verdict;
+use crate::clock::{Boot, Now};
+use crate::cluster::ClusterStatus;
+use crate::upstream::BreakerPosition;
 
 /// What operators see of a gateway.
 #[derive(Clone, Debug, Serialize)]
@@ -32,7 +35,7 @@ pub struct Status {
     /// The cache.
     pub cache: CacheStatus,
     /// The other replicas; `None` without `cluster.url`.
-    pub replicas: Option<ReplicaStatus>,
+    pub replicas: Option<ClusterStatus>,
     /// Requests that an operator may ask about.
     pub requests: NotedLists,
     /// The configuration in force.
@@ -52,14 +55,16 @@ pub struct Money {
     pub billed: u64,
     /// Requests that were answered without a call.
     pub saved: u64,
+    /// Whether other replicas make calls, too, which are not counted here: then nothing is known of the bill.
+    pub is_partial: bool,
     /// What the billed calls cost.
-    pub cost: String,
+    pub cost: Option<String>,
     /// What would have been paid without the cache.
-    pub cost_without_cache: String,
-    /// Billed calls at the end of the month, if it goes on like this.
-    pub forecast_calls: u64,
+    pub cost_without_cache: Option<String>,
+    /// Billed calls at the end of the month, if it goes on like this; `None` before a day was counted.
+    pub forecast_calls: Option<u64>,
     /// What those cost.
-    pub forecast_cost: String,
+    pub forecast_cost: Option<String>,
     /// The currency.
     pub currency: String,
     /// The price of a call.
@@ -118,11 +123,11 @@ pub struct PlatformRow {
     /// The route's name.
     pub route: String,
     /// `closed`, `half-open` or `open`.
-    pub breaker: &'static str,
+    pub breaker: BreakerPosition,
     /// Whether the platform may refuse the tenant's key.
     pub is_key_suspect: bool,
     /// The kinds of failures that have not ended.
-    pub failing: Vec<&'static str>,
+    pub failing: Vec<Failing>,
     /// What failed last.
     pub last_failure: Option<Failure>,
 }
@@ -136,6 +141,37 @@ pub struct Failure {
     pub cause: String,
     /// How many seconds ago it was.
     pub ago_s: u64,
+}
+
+/// Failures of one kind.
+#[derive(Clone, Debug, Serialize)]
+pub struct Failing {
+    /// The last one.
+    #[serde(flatten)]
+    pub last: Failure,
+    /// How many there were.
+    pub count: u64,
+}
+
+impl Failure {
+    pub(super) fn of(reason: &'static str, cause: String, at: Boot, now: Now) -> Self {
+        Self { reason, cause, ago_s: now.boot.since(at).as_secs() }
+    }
+
+    /// It in words.
+    pub fn words(&self) -> &str {
+        if self.cause.is_empty() { self.reason } else { &self.cause }
+    }
+}
+
+/// A span of seconds in words.
+pub fn span(seconds: u64) -> String {
+    match seconds {
+        ..120 => format!("{seconds} s"),
+        120..7200 => format!("{} min", seconds / 60),
+        7200..172_800 => format!("{} h", seconds / 3600),
+        _ => format!("{} days", seconds / 86_400),
+    }
 }
 
 /// The cache.
@@ -168,17 +204,6 @@ pub struct LifetimeRow {
     pub count: u64,
     /// Their mean lifetime, in seconds.
     pub mean_s: Option<f64>,
-}
-
-/// The other replicas.
-#[derive(Clone, Copy, Debug, Serialize)]
-pub struct ReplicaStatus {
-    /// Whether this replica acts as one with the others.
-    pub up: bool,
-    /// Live replicas, this one included.
-    pub live: i64,
-    /// `cluster.replicas`.
-    pub expected: u32,
 }
 
 /// The configuration in force.

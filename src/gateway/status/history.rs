@@ -7,12 +7,12 @@ use parking_lot::Mutex;
 use serde::Serialize;
 
 use crate::clock::Boot;
-use crate::metrics::{CacheUse, DURATIONS, Label, Totals};
+use crate::metrics::{CacheUse, DURATIONS, Label, Limit, Totals};
 
 /// The length of a step.
 const STEP: Duration = Duration::from_secs(10);
 /// Steps that are remembered: ten minutes.
-const STEPS: usize = 60;
+pub const STEPS: usize = 60;
 
 /// Sums at the ends of the last steps.
 #[derive(Debug, Default)]
@@ -31,7 +31,9 @@ pub struct Step {
     pub p50_ms: Option<f64>,
     /// The 99th percentile.
     pub p99_ms: Option<f64>,
-    /// Calls to the platform.
+    /// Requests with a status of 5xx.
+    pub failed: u64,
+    /// Calls that were sent to the platform.
     pub calls: u64,
     /// Those of the tenant and route with most of them.
     pub most_calls: u64,
@@ -43,6 +45,11 @@ pub(super) struct Incidents {
     pub(super) outcome_unknown: u64,
     pub(super) stale_shown: u64,
     pub(super) log_lines_dropped: u64,
+    /// Connections and waiting requests beyond their limits.
+    pub(super) connections: u64,
+    pub(super) waiters: u64,
+    pub(super) panics: u64,
+    pub(super) handshakes: u64,
 }
 
 impl History {
@@ -74,10 +81,17 @@ impl History {
     pub(super) fn incidents(&self, totals: &Totals) -> Incidents {
         let steps = self.0.lock();
         let Some((_, oldest)) = steps.front() else { return Incidents::default() };
+        let more = |number: fn(&Totals) -> u64| number(totals).saturating_sub(number(oldest));
+        let limited = |totals: &Totals, limit: Limit| totals.limited.get(limit.index()).copied().unwrap_or_default();
+        let rejected = |limit| limited(totals, limit).saturating_sub(limited(oldest, limit));
         Incidents {
-            outcome_unknown: totals.outcome_unknown.saturating_sub(oldest.outcome_unknown),
-            stale_shown: totals.stale_shown.saturating_sub(oldest.stale_shown),
-            log_lines_dropped: totals.log_lines_dropped.saturating_sub(oldest.log_lines_dropped),
+            outcome_unknown: more(|totals| totals.outcome_unknown),
+            stale_shown: more(|totals| totals.stale_shown),
+            log_lines_dropped: more(|totals| totals.log_lines_dropped),
+            connections: rejected(Limit::Connections),
+            waiters: rejected(Limit::Waiters),
+            panics: more(|totals| totals.panics),
+            handshakes: more(|totals| totals.handshake_failures),
         }
     }
 }
@@ -104,6 +118,7 @@ impl Step {
             p50_ms: quantile(0.5, &within, count),
             p99_ms: quantile(0.99, &within, count),
             requests,
+            failed: after.failed.saturating_sub(before.failed),
             calls: calls.iter().sum(),
             most_calls: calls.iter().copied().max().unwrap_or_default(),
         }

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -61,7 +62,13 @@ pub struct Noted {
 
 /// Requests that are remembered for operators.
 #[derive(Debug, Default)]
-pub(in crate::gateway) struct NotedRequests(Mutex<Lists>);
+pub(in crate::gateway) struct NotedRequests {
+    lists: Mutex<Lists>,
+    /// While the list of the slowest is full of requests of late: how long the fastest of them took, in milliseconds, and until when
+    /// that holds, in seconds since boot. Whatever was faster need not be looked at.
+    slowest_above: AtomicU64,
+    slowest_until: AtomicU64,
+}
 
 #[derive(Debug, Default)]
 struct Lists {
@@ -85,9 +92,10 @@ pub(in crate::gateway) enum Ending {
 }
 
 impl Ending {
-    /// By the status of the response, and by whether the platform's answer has another code than 0.
-    pub(in crate::gateway) const fn of(status: u16, has_code: bool) -> Self {
+    /// By the status of the response, the name of the gateway's error, and whether the platform's answer has another code than 0.
+    pub(in crate::gateway) fn of(status: u16, error: Option<&str>, has_code: bool) -> Self {
         match status {
+            429 | 500.. if error.is_some_and(|error| BY_ITS_CALLER.contains(&error)) => Self::Rejected,
             429 | 500.. => Self::Failed,
             400.. => Self::Rejected,
             _ if has_code => Self::Rejected,
@@ -95,6 +103,9 @@ impl Ending {
         }
     }
 }
+
+/// Errors with a status of a failure that a caller causes by itself.
+const BY_ITS_CALLER: [&str; 2] = ["caller_limited", "not_cached"];
 
 /// The requests that are shown.
 #[derive(Clone, Debug, Serialize)]
@@ -110,33 +121,41 @@ pub struct NotedLists {
 impl NotedRequests {
     /// Remembers a request if it was slow or failed. Most are neither: for them nothing is done.
     pub(in crate::gateway) fn note(&self, took: Duration, ending: Ending, now: Boot, noted: impl FnOnce() -> Noted) {
-        if took < SLOW && ending == Ending::Answered {
+        let is_slow = took >= SLOW
+            && (millis(took) > self.slowest_above.load(Ordering::Relaxed)
+                || now.seconds() >= self.slowest_until.load(Ordering::Relaxed));
+        if !is_slow && ending == Ending::Answered {
             return;
         }
         let noted = noted();
-        let mut lists = self.0.lock();
+        let mut lists = self.lists.lock();
         let list = match ending {
             Ending::Answered => None,
             Ending::Rejected => Some(&mut lists.rejected),
             Ending::Failed => Some(&mut lists.failed),
         };
         if let Some(list) = list {
-            list.truncate(SHOWN - 1);
+            make_room(list);
             list.push_front(noted.clone());
         }
-        if took >= SLOW {
+        if is_slow {
             lists.slowest.retain(|(at, _)| now.since(*at) < RECENTLY);
             let place = lists.slowest.partition_point(|(_, other)| other.ms >= noted.ms);
             if place < SHOWN {
                 lists.slowest.insert(place, (now, noted));
                 lists.slowest.truncate(SHOWN);
             }
+            if let (SHOWN, Some((_, fastest))) = (lists.slowest.len(), lists.slowest.last()) {
+                let first = lists.slowest.iter().map(|(at, _)| at.seconds()).min().unwrap_or_default();
+                self.slowest_above.store(fastest.ms, Ordering::Relaxed);
+                self.slowest_until.store(first + RECENTLY.as_secs(), Ordering::Relaxed);
+            }
         }
     }
 
     /// What is shown.
     pub(super) fn shown(&self, pseudonyms: &Pseudonyms, now: Boot) -> NotedLists {
-        let lists = self.0.lock();
+        let lists = self.lists.lock();
         let show = |noted: &Noted| {
             let customers = noted.customer_ids.iter().take(SHOWN_CUSTOMERS).map(|id| pseudonyms.of(id)).collect();
             Noted { customers, customer_ids: Arc::default(), ..noted.clone() }
@@ -148,6 +167,25 @@ impl NotedRequests {
             rejected: lists.rejected.iter().map(show).collect(),
         }
     }
+}
+
+/// Makes room for one more: if the list is full, the oldest one of the caller that has most in it goes, of its errors that of which there
+/// are most. So whoever fails often does not hide whoever fails seldom.
+fn make_room(list: &mut VecDeque<Noted>) {
+    if list.len() < SHOWN {
+        return;
+    }
+    let same_caller = |one: &Noted| list.iter().filter(|other| other.caller == one.caller).count();
+    let same_error = |one: &Noted| {
+        let is_same = |other: &&Noted| {
+            (&other.caller, &other.tenant, &other.route, other.status, other.error, other.reason)
+                == (&one.caller, &one.tenant, &one.route, one.status, one.error, one.reason)
+        };
+        list.iter().filter(is_same).count()
+    };
+    // Of equals the last one is the oldest.
+    let most = (0..list.len()).max_by_key(|index| list.get(*index).map(|one| (same_caller(one), same_error(one))));
+    most.and_then(|index| list.remove(index));
 }
 
 impl Noted {
@@ -182,7 +220,7 @@ mod tests {
     fn note(requests: &NotedRequests, seconds: u64, took: u64, status: u16) {
         let (took, now) = (Duration::from_millis(took), Boot::from_duration(Duration::from_secs(seconds)));
         let noted = || Noted::ended(Wall::from_unix_seconds(0), took, status);
-        requests.note(took, Ending::of(status, false), now, noted);
+        requests.note(took, Ending::of(status, None, false), now, noted);
     }
 
     #[test]
@@ -198,7 +236,40 @@ mod tests {
         assert_eq!([shown.failed.len(), shown.rejected.len()], [SHOWN; 2]);
         let later = requests.shown(&pseudonyms, Boot::from_duration(Duration::from_secs(1690)));
         assert_eq!(later.slowest.len(), 9, "those of the last ten minutes");
+        note(&requests, 1690, 100, 200);
+        let later = requests.shown(&pseudonyms, Boot::from_duration(Duration::from_secs(1690)));
+        assert_eq!(later.slowest.len(), 10, "what has expired hides nothing");
         note(&requests, 5000, 11, 200);
         assert_eq!(requests.shown(&pseudonyms, Boot::from_duration(Duration::from_secs(5000))).slowest.len(), 1);
+    }
+
+    #[test]
+    fn a_caller_that_fails_often_hides_nobody() {
+        let (requests, pseudonyms) = (NotedRequests::default(), Pseudonyms::new(None).unwrap());
+        let fail = |caller: &str, status| {
+            let (took, now) = (Duration::ZERO, Boot::from_duration(Duration::from_secs(1)));
+            let noted =
+                || Noted { caller: Some(caller.to_owned()), ..Noted::ended(Wall::from_unix_seconds(0), took, status) };
+            requests.note(took, Ending::Failed, now, noted);
+        };
+        fail("quiet", 502);
+        (0..100).for_each(|_| fail("noisy", 503));
+        fail("quiet", 504);
+        (0..100).for_each(|number| fail("noisy", 500 + number % 3));
+        let failed = requests.shown(&pseudonyms, Boot::from_duration(Duration::from_secs(1))).failed;
+        let quiet: Vec<u16> =
+            failed.iter().filter(|noted| noted.caller.as_deref() == Some("quiet")).map(|noted| noted.status).collect();
+        assert_eq!((failed.len(), quiet), (SHOWN, vec![504, 502]));
+        let kinds: std::collections::BTreeSet<u16> = failed.iter().map(|noted| noted.status).collect();
+        assert_eq!(kinds.len(), 5, "{kinds:?}: nor does one of its errors hide another");
+    }
+
+    #[test]
+    fn what_a_caller_causes_by_itself_is_no_failure() {
+        assert_eq!(Ending::of(429, Some("caller_limited"), false), Ending::Rejected);
+        assert_eq!(Ending::of(504, Some("not_cached"), false), Ending::Rejected);
+        assert_eq!(Ending::of(429, Some("upstream_limited"), false), Ending::Failed);
+        assert_eq!(Ending::of(429, None, true), Ending::Failed);
+        assert_eq!(Ending::of(200, None, true), Ending::Rejected);
     }
 }
