@@ -112,6 +112,10 @@ impl Budget {
     /// The same, and waits so long if the file is in use.
     fn save_within(&self, wait: Duration) -> Saved {
         let Some(store) = &self.store else { return Saved::AsBefore };
+        // The last save waits for the one before, even if there is nothing new: then the file is released.
+        if !wait.is_zero() {
+            drop(store.try_lock_for(wait));
+        }
         if !self.is_changed.swap(false, Ordering::Relaxed) {
             return Saved::AsBefore;
         }

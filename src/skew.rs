@@ -115,8 +115,13 @@ impl Skew {
         (base != UNKNOWN).then(|| base.saturating_sub(now.wall - now.boot))
     }
 
+    /// The platform's time, once enough answers agree on it: whatever our wall clock says.
+    pub fn platform_time(&self, now: Now) -> Option<Wall> {
+        self.ahead(now).filter(|_| self.is_certain()).map(|ahead| now.wall.plus(ahead))
+    }
+
     /// Whether enough answers agree on the platform's time.
-    pub fn is_certain(&self) -> bool {
+    fn is_certain(&self) -> bool {
         self.is_certain.load(Ordering::Relaxed)
     }
 

@@ -98,7 +98,10 @@ impl Store {
         }
         let ledger = match read(&self.path) {
             Ok(ledger) => Some(ledger),
-            Err(StoreError::Io { error, .. }) if error.kind() == ErrorKind::NotFound => None,
+            // It may have been renamed, and the disk was full before it was written again.
+            Err(StoreError::Io { error, .. }) if error.kind() == ErrorKind::NotFound => {
+                read(&self.beside(EARLIER)).ok()
+            }
             Err(StoreError::Invalid { path, problem }) => {
                 let renamed = self.unused_name();
                 std::fs::rename(&path, &renamed).map_err(|error| at(&path, error))?;
@@ -152,8 +155,9 @@ impl Store {
         let new = self.beside(".new");
         let written = write_all(&new, text).and_then(|()| {
             // For the case that the new one proves damaged. Without it counting goes on all the same.
-            let _ = std::fs::remove_file(self.beside(EARLIER));
-            let _ = std::fs::hard_link(&self.path, self.beside(EARLIER));
+            let link = self.beside(".link");
+            let _ = std::fs::remove_file(&link);
+            let _ = std::fs::hard_link(&self.path, &link).and_then(|()| std::fs::rename(&link, self.beside(EARLIER)));
             std::fs::rename(&new, &self.path)?;
             let folder = self.path.parent().filter(|folder| !folder.as_os_str().is_empty());
             // The new name is on the disk, too.

@@ -151,6 +151,9 @@ impl<'a> RequestGuard<'a> {
         if let Some(limit) = error.and_then(limit_of) {
             self.policy.handles.caller(self.info.caller).limited.of(limit).inc();
         }
+        if let (Some(GatewayError::NotCached), Some(route)) = (error, self.info.route) {
+            self.policy.handles.route(route).not_cached.inc();
+        }
         self.record(&Ended {
             status: reply::status(&result),
             cache: cache_use(&result),

@@ -81,7 +81,8 @@ impl Gateway {
         let time = Arc::new(Time { skew: Skew::new(fixed.client.follows_clock()), clock });
         let cache = Arc::new(Cache::new(&policy.cache_options(&identities), metrics.cache.clone()));
         let paces = Arc::new(Paces::new(policy.pace_rules(), earlier_calls, &time.clock, &sharing));
-        let (upstream, tasks) = (Arc::new(upstream), Tasks::new(fixed.listeners.max_connections));
+        let (upstream, tasks) =
+            (Arc::new(upstream), Tasks::new(fixed.listeners.max_connections, metrics.panics.clone()));
         let merchants = Arc::new(Merchants::default());
         merchants.learn(policy.tenants.all(), &cluster);
         if !cluster.is_alone() {

@@ -213,9 +213,8 @@ impl Gateway {
             KindSettings::Write(_) => (limits.upstream, limits.max_wait_write),
             _ => (limits.upstream, limits.max_wait),
         };
-        // Those that wait have their slots first.
-        let before = if usage.allowed.is_finite() { usage.waiting as f64 / usage.allowed.max(1.0) } else { 0.0 };
-        let retry_after = usage.next.since(now.boot) + limit.per.mul_f64(before.floor());
+        // Behind those that wait.
+        let retry_after = usage.next.since(now.boot);
         if retry_after > max_wait {
             let limited = Limited { quota: limit.rate, per: limit.per, retry_after };
             let is_key_suspect = self.upstream.is_key_suspect(tenant);
@@ -252,12 +251,13 @@ impl Gateway {
         }
         // What is in memory is served in place of any error while it is not certain that other replicas' writes are known.
         let is_fenced = self.cluster.standing(now.boot).is_none_or(|standing| standing == Standing::Fenced);
-        let held = || if is_fenced { None } else { self.cache.held(question, now) };
-        let on_error = || match cache_control.allows_stale() {
+        let may_be_held = !is_fenced && cache_control.allows_stale();
+        let held = || if may_be_held { self.cache.held(question, now) } else { None };
+        let on_failure = || match cache_control.allows_stale() {
             true => held().or_else(|| self.cache.stale_for_error(question, generation, now)),
             false => None,
         };
-        let error = match lookup {
+        let (error, stale) = match lookup {
             Lookup::Fresh(hit) => {
                 let bound = out.cached.as_ref().map_or("", |cached| cached.bound);
                 let remaining = hit.remaining.as_secs_f64();
@@ -272,23 +272,23 @@ impl Gateway {
                 );
                 return Ok(());
             }
-            Lookup::Miss if cache_control.only_if_cached => GatewayError::NotCached,
+            Lookup::Miss if cache_control.only_if_cached => (GatewayError::NotCached, held()),
             Lookup::Miss => match flight {
                 PeekedFlight::Joinable => {
                     out.because("collapsed", "The answer is being fetched, and this request would wait for it.");
                     return Ok(());
                 }
-                PeekedFlight::Full => GatewayError::OverCapacity(OverCapacity::Waiters),
+                PeekedFlight::Full => (GatewayError::OverCapacity(OverCapacity::Waiters), held()),
                 PeekedFlight::None => match call {
                     Ok(()) => {
                         out.because("miss", out.reason_for_miss(cache_control, held().is_some()));
                         return Ok(());
                     }
-                    Err(error) => error,
+                    Err(error) => (error, on_failure()),
                 },
             },
         };
-        if on_error().is_none() {
+        if stale.is_none() {
             return Err(error);
         }
         out.because(

@@ -51,9 +51,9 @@ impl Spending {
     /// cache hit has nothing more to do.
     pub(super) fn count_saved(&self, policy: &Policy) {
         let (today, mut before) = (self.today(policy), self.saved.lock());
-        // A clock that is wrong for a moment must not cost the counts of a year.
-        if self.time.skew.is_certain() {
-            self.budget.forget_before(today.month());
+        // A clock of ours that is wrong for a moment must not cost the counts of a year.
+        if let Some(at) = self.time.skew.platform_time(self.time.clock.now()) {
+            self.budget.forget_before(Day::of(at, policy.settings.attempts.utc_offset).month());
         }
         for tenant in policy.tenants.all() {
             let before = before.entry(tenant.name.clone()).or_default();
@@ -76,7 +76,7 @@ impl Spending {
     pub(super) fn forecast(&self, policy: &Policy, counts: Counts) -> Option<u64> {
         let (now, offset) = (self.now(), policy.settings.attempts.utc_offset);
         let (passed, to_come) = Day::of(now, offset).of_month(now, offset);
-        let counted = passed.min(now.unix_seconds() - self.budget.since());
+        let counted = passed.min(now.unix_seconds().saturating_sub(self.budget.since()));
         #[expect(
             clippy::cast_precision_loss,
             clippy::cast_possible_truncation,
@@ -84,7 +84,7 @@ impl Spending {
             reason = "an estimate of a positive number for people"
         )]
         let more = || (counts.billed as f64 * to_come as f64 / counted as f64) as u64;
-        (counted >= DAY).then(|| counts.billed + more())
+        (counted >= DAY).then(|| counts.billed.saturating_add(more()))
     }
 
     /// Warns of thresholds that have been reached.

@@ -2,6 +2,7 @@
 
 use std::future::Future;
 
+use prometheus::IntCounter;
 use tokio::task::JoinHandle;
 use tokio_util::task::TaskTracker;
 
@@ -12,12 +13,24 @@ use crate::reply::{GatewayError, OverCapacity};
 pub(super) struct Tasks {
     tracker: TaskTracker,
     max: usize,
+    panics: IntCounter,
+}
+
+/// Counts a task that panics.
+struct PanicCounter(IntCounter);
+
+impl Drop for PanicCounter {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.inc();
+        }
+    }
 }
 
 impl Tasks {
     /// No tasks yet, and at most as many as callers may be connected: callers disconnect, and what they asked for continues.
-    pub(super) fn new(max: u32) -> Self {
-        Self { tracker: TaskTracker::new(), max: usize::try_from(max).unwrap_or(usize::MAX) }
+    pub(super) fn new(max: u32, panics: IntCounter) -> Self {
+        Self { tracker: TaskTracker::new(), max: usize::try_from(max).unwrap_or(usize::MAX), panics }
     }
 
     /// Rejects a request that needs a task while too many are running.
@@ -26,12 +39,30 @@ impl Tasks {
     }
 
     pub(super) fn spawn<T: Send + 'static>(&self, task: impl Future<Output = T> + Send + 'static) -> JoinHandle<T> {
-        self.tracker.spawn(task)
+        let counter = PanicCounter(self.panics.clone());
+        self.tracker.spawn(async move {
+            let _counter = counter;
+            task.await
+        })
     }
 
     /// Waits until all tasks have ended. None may begin any more.
     pub(super) async fn finish(&self) {
         self.tracker.close();
         self.tracker.wait().await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_task_that_panics_is_counted() {
+        let panics = IntCounter::new("panics", "panics").unwrap();
+        let tasks = Tasks::new(1, panics.clone());
+        assert_eq!((tasks.spawn(async { 1 }).await.unwrap(), panics.get()), (1, 0));
+        assert!(tasks.spawn(async { panic!("a defect") }).await.unwrap_err().is_panic());
+        assert_eq!(panics.get(), 1);
     }
 }

@@ -37,6 +37,7 @@ struct Write<'a> {
     job: &'a Job,
     settings: &'a WriteSettings,
     info: &'a RequestInfo,
+    written: &'a Written,
     has_ended: bool,
 }
 
@@ -65,7 +66,8 @@ impl Writes {
         info: RequestInfo,
         written: Written,
     ) -> Result<Reply, GatewayError> {
-        let write = Write { writes: &self, job: &job, settings: &settings, info: &info, has_ended: false };
+        let write =
+            Write { writes: &self, job: &job, settings: &settings, info: &info, written: &written, has_ended: false };
         let outcome = match self.invalidator.cluster.admits_writes() {
             true => self.fetcher.fetch(&job, None, |_| {}, std::future::pending::<()>).await,
             false => Outcome::NotSent(NotSent::Unfenced),
@@ -159,6 +161,12 @@ impl Drop for Write<'_> {
         if !self.has_ended {
             // Nobody is answered who could wait for other replicas.
             drop(self.invalidate(&self.info.customers, Effect::Unknown));
+            if std::thread::panicking() {
+                // Its caller learns that the outcome is unknown; so does the operator.
+                self.job.metrics().outcome_unknown.inc();
+                let error = GatewayError::OutcomeUnknown(Arc::new(AttemptError::Reset(None)));
+                self.writes.log.write(self.job, &Err(error), self.written, self.info, &self.info.customers);
+            }
         }
     }
 }

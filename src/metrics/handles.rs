@@ -63,6 +63,8 @@ pub struct RouteMetrics {
     pub shadowed: Per<Shadowed, IntCounter>,
     /// Writes that the platform refused for a customer who was served from the cache of late.
     pub stale_shown: IntCounter,
+    /// Requests with `only-if-cached` that got 504.
+    pub not_cached: IntCounter,
 }
 
 /// What is counted for a caller.
@@ -136,6 +138,7 @@ impl Handles {
             refetches: Per::new(|changed| vecs.refetches.with_label_values(&[route, changed])),
             shadowed: Per::new(|result| vecs.shadowed.with_label_values(&[route, result])),
             stale_shown: vecs.stale_shown.with_label_values(&[route]),
+            not_cached: vecs.not_cached.with_label_values(&[route]),
         };
         let call = |tenant: &str, route: &str| CallMetrics {
             attempts: Per::new(|outcome| vecs.attempts.with_label_values(&[tenant, route, outcome])),

@@ -16,7 +16,7 @@ pub struct Totals {
     pub requests: Vec<u64>,
     /// Requests that took no longer than each bound of `zvgate_request_duration_seconds`.
     pub within: Vec<u64>,
-    /// Requests with a status of 5xx.
+    /// Requests with a status of 5xx, but for those that asked only for what is cached.
     pub failed: u64,
     /// Requests that were rejected by each limit, in the order of [`Limit::NAMES`](super::Limit).
     pub limited: Vec<u64>,
@@ -99,7 +99,7 @@ impl Metrics {
         let failed = series(&self.vecs.requests).filter(|metric| label(metric, "status").starts_with('5'));
         let limited: Vec<Metric> = series(&self.vecs.limited).collect();
         Totals {
-            failed: failed.map(|metric| count(&metric)).sum(),
+            failed: failed.map(|metric| count(&metric)).sum::<u64>().saturating_sub(sum(&self.vecs.not_cached)),
             limited: by::<Limit>("limit", &limited, count),
             panics: self.panics.get(),
             handshake_failures: self.handshake_failures.get(),

@@ -13,6 +13,7 @@ pub(super) struct Vecs {
     pub(super) refetches: IntCounterVec,
     pub(super) shadowed: IntCounterVec,
     pub(super) stale_shown: IntCounterVec,
+    pub(super) not_cached: IntCounterVec,
     pub(super) billed_month: IntGaugeVec,
     pub(super) rejected: IntCounterVec,
     pub(super) waiting: IntGaugeVec,
@@ -59,6 +60,11 @@ impl Vecs {
             stale_shown: make.counters(
                 "zvgate_stale_shown_total",
                 "Writes that the platform refused for a customer who was served from the cache in the 10 minutes before",
+                &["route"],
+            ),
+            not_cached: make.counters(
+                "zvgate_not_cached_total",
+                "Requests with only-if-cached that nothing cached could answer, so that they got 504",
                 &["route"],
             ),
             billed_month: make.gauges(

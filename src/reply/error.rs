@@ -136,6 +136,8 @@ impl GatewayError {
             }
             Self::NotSent(not_sent) => Some(not_sent.name()),
             Self::NoAnswerElsewhere => Some("other_replica"),
+            Self::OverCapacity(OverCapacity::Connections) => Some("max_connections"),
+            Self::OverCapacity(OverCapacity::Waiters) => Some("max_waiters"),
             _ => None,
         }
     }

@@ -107,8 +107,8 @@ pub(super) struct TenantCircuits {
 
 #[derive(Debug)]
 struct PathCircuit {
-    /// The pattern of the route that serves the path.
-    pattern: Arc<str>,
+    /// The pattern of the route that serves the path; a reload may change it.
+    pattern: Mutex<Arc<str>>,
     breaker: Mutex<Breaker>,
     failures: Failures,
     last_failure: Mutex<Option<LastFailure>>,
@@ -117,7 +117,12 @@ struct PathCircuit {
 impl PathCircuit {
     fn new(pattern: &Arc<str>) -> Self {
         let breaker = Mutex::new(Breaker::new());
-        Self { pattern: Arc::clone(pattern), breaker, failures: Failures::default(), last_failure: Mutex::default() }
+        Self {
+            pattern: Mutex::new(Arc::clone(pattern)),
+            breaker,
+            failures: Failures::default(),
+            last_failure: Mutex::default(),
+        }
     }
 
     fn is_idle(&self, now: Boot) -> bool {
@@ -145,10 +150,15 @@ impl TenantCircuits {
         let mut paths = self.paths.lock();
         if let Some(known) = paths.get(path) {
             let path = Arc::clone(known);
+            let mut pattern = path.pattern.lock();
+            if *pattern != route.pattern {
+                *pattern = Arc::clone(&route.pattern);
+            }
+            drop(pattern);
             drop(paths);
             return Circuit { tenant: self, path };
         }
-        let of_route = |circuit: &PathCircuit| circuit.pattern == route.pattern;
+        let of_route = |circuit: &PathCircuit| *circuit.pattern.lock() == route.pattern;
         let mut key = path;
         if route.wildcard && paths.values().filter(|circuit| of_route(circuit)).count() >= MAX_PATHS {
             let now = self.clock.boot();
@@ -168,9 +178,9 @@ impl TenantCircuits {
         let paths = self.paths.lock();
         // Paths of a wildcard beyond those that have a circuit of their own share one.
         let path = path.map(|path| if paths.contains_key(path) { path } else { &route.pattern });
-        let on_route = paths
-            .iter()
-            .filter(|(known, circuit)| circuit.pattern == route.pattern && path.is_none_or(|path| ***known == *path));
+        let on_route = paths.iter().filter(|(known, circuit)| {
+            *circuit.pattern.lock() == route.pattern && path.is_none_or(|path| ***known == *path)
+        });
         on_route.map(|(_, circuit)| Arc::clone(circuit)).collect()
     }
 
@@ -186,11 +196,19 @@ impl TenantCircuits {
         (self.connect.lock().position(settings, self.clock.boot()), self.unreachable.lock().clone())
     }
 
-    /// What fails on a route, and what failed last.
+    /// What fails on a route, on all its paths together, and what failed last.
     pub(super) fn failures(&self, route: &Route) -> (Vec<Episode>, Option<LastFailure>) {
         let circuits = self.on(route, None);
         let last = circuits.iter().filter_map(|circuit| circuit.last_failure.lock().clone());
-        (circuits.iter().flat_map(|circuit| circuit.failures.all()).collect(), last.max_by_key(|failure| failure.at))
+        let last = last.max_by_key(|failure| failure.at);
+        let mut episodes: Vec<Episode> = Vec::new();
+        for episode in circuits.iter().flat_map(|circuit| circuit.failures.all()) {
+            match episodes.iter_mut().find(|other| other.kind == episode.kind) {
+                Some(other) => other.add(episode),
+                None => episodes.push(episode),
+            }
+        }
+        (episodes, last)
     }
 
     pub(super) fn is_key_suspect(&self) -> bool {

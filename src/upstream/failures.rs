@@ -28,6 +28,18 @@ pub struct Episode {
     pub succeeded_since: bool,
 }
 
+impl Episode {
+    /// Adds those of another path.
+    pub(super) fn add(&mut self, other: Self) {
+        self.count = self.count.saturating_add(other.count);
+        self.began = self.began.min(other.began);
+        self.succeeded_since &= other.succeeded_since;
+        if other.last > self.last {
+            (self.last, self.cause) = (other.last, other.cause);
+        }
+    }
+}
+
 /// The failures that have not ended yet: one entry for each kind, and kinds are few.
 #[derive(Debug, Default)]
 pub(super) struct Failures {

@@ -138,6 +138,13 @@ async fn a_file_that_cannot_be_used_stops_nothing_and_is_reported() {
     assert_eq!(process.code(), 0);
     let total = usage(&config, &[])["total"]["made"].as_u64().unwrap();
     assert!((1..=2).contains(&total), "{total}");
+
+    // As if the disk had been full, and the process killed, just after that.
+    std::fs::remove_file(&store).unwrap();
+    let (mut process, _log, _) = serve(&config);
+    process.signal("TERM");
+    assert_eq!(process.code(), 0);
+    assert_eq!(usage(&config, &[])["total"]["made"], total);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -173,6 +173,8 @@ async fn an_explanation_agrees_with_what_happens() {
     platform.without_faults().await;
     stale.read("1").await;
     stale.clock.advance(std::time::Duration::from_secs(31));
+    let (explained, reply) = explained_and_done(&stale, "1", &only_if_cached).await;
+    assert_eq!((&explained["error"]["error"], reply.status), (&json!("not_cached"), 504), "{explained}");
     platform.faults(json!({ "fault": "http500" })).await;
     for customer in 10..16 {
         stale.read(&customer.to_string()).await;
@@ -398,7 +400,7 @@ async fn the_verdict_names_what_is_wrong() {
     let finding =
         verdict["findings"].as_array().unwrap().iter().find(|finding| finding["runbook"] == "ZvgateBreakerOpen");
     assert_eq!(finding.unwrap()["severity"], "notice", "{verdict}");
-    assert!(finding.unwrap()["what"].as_str().unwrap().contains("the next one probes"), "{verdict}");
+    assert!(finding.unwrap()["what"].as_str().unwrap().contains("the next call probes"), "{verdict}");
     assert!(gateway.page("/").await.text().contains("half-open: the next call probes"));
 
     // A single failure is shown as what it was, and for ten minutes.

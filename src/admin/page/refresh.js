@@ -18,22 +18,23 @@ function replace(live, now) {
   });
 }
 async function refresh() {
-  if (document.hidden) return;
   try {
     const response = await fetch("/", { headers: { Accept: "text/html" }, signal: AbortSignal.timeout(5000) });
     if (!response.ok) throw new Error("status " + response.status);
     const page = new DOMParser().parseFromString(await response.text(), "text/html");
     const selection = getSelection();
+    let isHeld = false;
     for (const live of document.querySelectorAll("[data-live]")) {
       const now = page.getElementById(live.id);
       if (!now || live.innerHTML === now.innerHTML) continue;
       // Selected text stays, to be copied.
       if (selection.isCollapsed || !selection.containsNode(live, true)) replace(live, now);
+      else isHeld = true;
     }
     document.title = page.title;
     document.body.classList.remove("stale");
     last = new Date();
-    report("Refreshed every 2 s");
+    report(isHeld ? "Not refreshed where text is selected" : "Refreshed every 2 s");
   } catch (error) {
     document.title = "No answer: zvgate";
     document.body.classList.add("stale");
@@ -41,9 +42,11 @@ async function refresh() {
   }
 }
 report("Refreshed every 2 s");
+document.addEventListener("visibilitychange", () => document.hidden || refresh());
 (async () => {
   for (;;) {
-    await new Promise((resolve) => setTimeout(resolve, 2000));
+    // In the background only the title is seen.
+    await new Promise((resolve) => setTimeout(resolve, document.hidden ? 30000 : 2000));
     await refresh();
   }
 })();

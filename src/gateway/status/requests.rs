@@ -1,10 +1,12 @@
 //! The slowest and the failed requests of late.
 
 use std::collections::VecDeque;
+use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
 use parking_lot::Mutex;
 use serde::Serialize;
 
@@ -13,6 +15,8 @@ use crate::pseudonym::Pseudonyms;
 
 /// No request that was answered within this is slow.
 const SLOW: Duration = Duration::from_millis(10);
+/// Rejected requests of one second that are looked at.
+const REJECTIONS: NonZeroU32 = NonZeroU32::new(100).expect("it is not zero");
 /// Requests of each kind that are shown.
 const SHOWN: usize = 20;
 /// How long a slow request is shown.
@@ -61,13 +65,26 @@ pub struct Noted {
 }
 
 /// Requests that are remembered for operators.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(in crate::gateway) struct NotedRequests {
+    /// Rejected requests that are looked at: whoever sends many of them must not keep others waiting.
+    rejections: DefaultDirectRateLimiter,
     lists: Mutex<Lists>,
     /// While the list of the slowest is full of requests of late: how long the fastest of them took, in milliseconds, and until when
     /// that holds, in seconds since boot. Whatever was faster need not be looked at.
     slowest_above: AtomicU64,
     slowest_until: AtomicU64,
+}
+
+impl Default for NotedRequests {
+    fn default() -> Self {
+        Self {
+            rejections: RateLimiter::direct(Quota::per_second(REJECTIONS)),
+            lists: Mutex::default(),
+            slowest_above: AtomicU64::default(),
+            slowest_until: AtomicU64::default(),
+        }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -121,6 +138,9 @@ pub struct NotedLists {
 impl NotedRequests {
     /// Remembers a request if it was slow or failed. Most are neither: for them nothing is done.
     pub(in crate::gateway) fn note(&self, took: Duration, ending: Ending, now: Boot, noted: impl FnOnce() -> Noted) {
+        if ending == Ending::Rejected && self.rejections.check().is_err() {
+            return;
+        }
         let is_slow = took >= SLOW
             && (millis(took) > self.slowest_above.load(Ordering::Relaxed)
                 || now.seconds() >= self.slowest_until.load(Ordering::Relaxed));

@@ -1,6 +1,8 @@
 //! Whether everything is well, and if not, why, and what to do: the same conditions that the alerts in `deploy/monitoring` have, judged by
 //! one process for itself.
 
+use std::collections::HashMap;
+
 use serde::Serialize;
 
 use super::history::{Incidents, Step, hit_ratio, reads};
@@ -62,7 +64,7 @@ macro_rules! conditions {
 
 conditions! {
     FAILING = ("ZvgateUpstreamFailing", "Look at the cause: it names the resolver, the connection, the certificate, the timeout or the HTTP status that failed.");
-    DNS = ("ZvgateDnsFailing", "Restore the resolver, or correct the name in upstream.base_url: until then the last good addresses are used.");
+    DNS = ("ZvgateDnsFailing", "Restore the resolver, or correct the name in upstream.base_url or upstream.proxy: until then the last good addresses are used.");
     BREAKER = ("ZvgateBreakerOpen", "Calls are suspended and probed again by themselves; the cause says what to repair at the platform or on the way to it.");
     THROTTLED = ("ZvgateThrottledByOthers", "Find who else uses this identity: the platform counts all calls of an open_id together, and this gateway kept the rate.");
     KEY = ("ZvgateKeySuspect", "Compare open_id, grant_code and the signing key with the platform's; a new key in open_key_file is read without a restart.");
@@ -76,7 +78,7 @@ conditions! {
     STALE_SHOWN = ("ZvgateStaleShown", "Coupons change without this gateway: shorten cache.ttl, or let whoever changes them call /v1/invalidate.");
     CERTIFICATE = ("ZvgateCertificateExpires", "Replace the files of server.tls.cert and key: they are read again by themselves.");
     RELOAD = ("ZvgateReloadFailed", "Correct the configuration with zvgate check, and send SIGHUP again; until then the previous one is in force.");
-    CUT_OFF = ("ZvgateReplicaCutOff", "Restore Redis or the way to it: until then this replica serves what it has, and uses only its share of the rate.");
+    CUT_OFF = ("ZvgateReplicaCutOff", "See to what the cause names, most often Redis or the way to it: until then this replica serves what it has, and uses only its share of the rate.");
     REPLICAS = ("ZvgateReplicasMissing", "Start the replicas that are missing, or set cluster.replicas to how many run: each that is missing keeps its part of the rate.");
     LOG = ("ZvgateLogLinesDropped", "Let the log be read faster, or free its disk: lines were lost, but no request waited for them.");
     BUDGET = ("ZvgateBudget", "This month's calls have reached the threshold: zvgate usage says which tenant and route makes them.");
@@ -89,6 +91,8 @@ const NOTABLE_SKEW: f64 = 30.0;
 const CERTIFICATE_WARNING: [i64; 2] = [14 * 86_400, 2 * 86_400];
 /// Requests in a minute from which on a share of them says something.
 const ENOUGH: u64 = 60;
+/// A lower hit ratio saved little before.
+const NOTABLE_HIT_RATIO: f64 = 0.2;
 /// The share of requests that may fail.
 const FAILED_SHARE: f64 = 0.05;
 /// The steps of a minute.
@@ -97,8 +101,9 @@ const MINUTE: usize = 6;
 const RECENT: u64 = 600;
 /// TLS handshakes of callers that may fail in ten minutes: whoever scans the network does not make a finding.
 const HANDSHAKES: u64 = 20;
-/// Findings that are listed.
+/// Findings that are listed, and of those the ones of one condition.
 const MAX_FINDINGS: usize = 20;
+const MAX_OF_A_KIND: usize = 4;
 /// Failures that are no failures of attempts: calls that were not made.
 const NOT_ATTEMPTED: [&str; 2] = ["no_slot", "too_many_in_flight"];
 /// It has a condition of its own.
@@ -149,9 +154,16 @@ impl Verdict {
             [only] => only.what.clone(),
             [worst, rest @ ..] => format!("{} And {} more.", worst.what, rest.len()),
         };
-        let more = findings.len().saturating_sub(MAX_FINDINGS);
+        let all = findings.len();
+        let mut of_kinds: HashMap<&str, usize> = HashMap::new();
+        // Many of one kind must not hide another.
+        findings.retain(|finding| {
+            let count = of_kinds.entry(finding.runbook).or_default();
+            *count += 1;
+            *count <= MAX_OF_A_KIND || finding.runbook.is_empty()
+        });
         findings.truncate(MAX_FINDINGS);
-        Self { level, summary, findings, more }
+        Self { level, summary, more: all - findings.len(), findings }
     }
 }
 
@@ -176,8 +188,10 @@ impl Findings {
             );
             self.add(Severity::Critical, BREAKER, what);
         } else if breaker != BreakerPosition::Closed {
-            let ago = last.map_or(String::new(), |last| format!(" {} ago", span(last.ago_s)));
-            let what = format!("Calls {of} failed{ago}{cause}. There has been none since; the next one probes.");
+            let ago = last.map_or(String::new(), |last| {
+                format!(" It opened after failures; the last one was {} ago{cause}.", span(last.ago_s))
+            });
+            let what = format!("The circuit breaker for calls {of} is half-open: the next call probes.{ago}");
             self.add(Severity::Notice, BREAKER, what);
         }
     }
@@ -186,10 +200,15 @@ impl Findings {
         for TenantFacts { name, breaker, unreachable, is_key_suspect } in facts.tenants {
             self.breaker(*breaker, &format!("of tenant {name} to all routes"), unreachable.as_ref());
             if *is_key_suspect {
+                let is_of_late = facts.platform.iter().filter(|row| row.tenant == *name).any(|row| {
+                    let throttled = row.failing.iter().find(|failing| failing.last.reason == THROTTLED_REASON);
+                    throttled.is_some_and(|failing| failing.last.ago_s <= RECENT)
+                });
+                let severity = if is_of_late { Severity::Critical } else { Severity::Notice };
                 let what = format!(
                     "The platform may refuse the key of tenant {name}: it throttles calls although the rate was kept, and none succeeded since."
                 );
-                self.add(Severity::Critical, KEY, what);
+                self.add(severity, KEY, what);
             }
         }
         for PlatformRow { tenant, route, breaker, failing, last_failure, .. } in facts.platform {
@@ -202,9 +221,7 @@ impl Findings {
             }
             let recent = || failing.iter().filter(|failing| failing.last.ago_s <= RECENT);
             let is_attempt = |reason| !NOT_ATTEMPTED.contains(&reason) && reason != THROTTLED_REASON;
-            for failing in
-                recent().filter(|failing| *breaker == BreakerPosition::Closed && is_attempt(failing.last.reason))
-            {
+            for failing in recent().filter(|failing| !breaker.rejects() && is_attempt(failing.last.reason)) {
                 let (ago, cause) = (span(failing.last.ago_s), failing.last.words());
                 let what = match failing.count {
                     1 => format!("A call of tenant {tenant} to {route} failed {ago} ago: {cause}."),
@@ -221,7 +238,11 @@ impl Findings {
             }
         }
         if facts.is_dns_failing {
-            self.add(Severity::Warning, DNS, "The platform's name cannot be resolved.".to_owned());
+            self.add(
+                Severity::Warning,
+                DNS,
+                "The name of the platform, or of the forward proxy, cannot be resolved.".to_owned(),
+            );
         }
         if facts.clock_skew_s.abs() > NOTABLE_SKEW {
             let side = if facts.clock_skew_s > 0.0 { "ahead of" } else { "behind" };
@@ -249,6 +270,7 @@ impl Findings {
         }
         let (before, recent) = last_minute(facts.steps);
         if let (Some(before), Some(now)) = (ratio(before), ratio(recent))
+            && before >= NOTABLE_HIT_RATIO
             && now < before / 2.0
         {
             let what =
@@ -277,7 +299,7 @@ impl Findings {
                 1 => "the other replica".to_owned(),
                 others => format!("the other {others} replicas"),
             };
-            let what = format!("This replica is cut off from {others}: Redis does not answer ({cause}).");
+            let what = format!("This replica is cut off from {others}, with which it shares Redis: {cause}.");
             self.add(Severity::Critical, CUT_OFF, what);
         } else if *live != i64::from(*expected) {
             let severity = if *live < i64::from(*expected) { Severity::Warning } else { Severity::Notice };

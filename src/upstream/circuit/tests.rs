@@ -16,8 +16,12 @@ fn settings() -> BreakerSettings {
 }
 
 fn route() -> Arc<Route> {
-    let wildcard = RouteSettings { path: "/v3/**".to_owned(), kind: KindSettings::Pass, pace: None };
-    Arc::clone(&Routes::new(&[wildcard]).all()[0])
+    route_of("/v3/**")
+}
+
+fn route_of(path: &str) -> Arc<Route> {
+    let settings = RouteSettings { path: path.to_owned(), kind: KindSettings::Pass, pace: None };
+    Arc::clone(&Routes::new(&[settings]).all()[0])
 }
 
 fn circuits(clock: &Clock) -> Arc<TenantCircuits> {
@@ -98,4 +102,30 @@ fn paths_under_a_wildcard_are_bounded() {
         circuit.rejected("no_slot");
     }
     assert_eq!(all.paths.lock().len(), MAX_PATHS + 1);
+}
+
+#[test]
+fn a_path_that_a_reload_moves_to_another_route_is_found_there() {
+    let (clock, changes) = (Clock::system(), Changes::default());
+    let (all, exact) = (circuits(&clock), route_of("/v3/a"));
+    let circuit = Arc::clone(&all).of(&route(), "/v3/a");
+    let circuit_now = Arc::clone(&all).of(&exact, "/v3/a");
+    for _ in 0..5 {
+        run(&circuit_now, Health::Failed, &changes);
+    }
+    circuit_now.failed("timeout", "no answer".to_owned(), None);
+    assert!(all.breaker(&settings(), &exact, None).rejects() && circuit.check(&settings()).is_err());
+    assert_eq!(all.breaker(&settings(), &route(), None), BreakerPosition::Closed);
+    assert_eq!(all.failures(&exact).0.len(), 1);
+}
+
+#[test]
+fn failures_of_one_kind_on_many_paths_are_one() {
+    let all = circuits(&Clock::system());
+    for number in 0..20 {
+        Arc::clone(&all).of(&route(), &format!("/v3/{number}")).failed("http_other", format!("status {number}"), None);
+    }
+    let (episodes, last) = all.failures(&route());
+    let [episode] = episodes.as_slice() else { panic!("{episodes:?}") };
+    assert_eq!((episode.count, last.unwrap().reason), (20, "http_other"));
 }
