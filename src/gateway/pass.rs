@@ -37,7 +37,9 @@ impl Passes {
         let (call_state, fetcher) = (Arc::clone(&job.call_state), Arc::clone(&self.fetcher));
         let disconnected = CancellationToken::new();
         let connected = disconnected.clone().drop_guard();
+        let counter = self.tasks.panic_counter();
         let task = self.tasks.spawn(async move {
+            let _counter = counter;
             let result = match fetcher.fetch(&job, None, |_| {}, || disconnected.cancelled()).await {
                 Outcome::Answered(answered) => Ok(answered),
                 Outcome::NotSent(not_sent) => Err(GatewayError::NotSent(not_sent)),

@@ -168,6 +168,7 @@ impl Reads {
         spare: Option<Spare>,
         lookup: LookupResult,
     ) {
+        let _counter = self.tasks.panic_counter();
         guard.turn().await;
         let cluster = &self.invalidator.cluster;
         let mut lease = None;

@@ -16,8 +16,8 @@ pub(super) struct Tasks {
     panics: IntCounter,
 }
 
-/// Counts a task that panics.
-struct PanicCounter(IntCounter);
+/// Counts a task that panics while it holds this.
+pub(super) struct PanicCounter(IntCounter);
 
 impl Drop for PanicCounter {
     fn drop(&mut self) {
@@ -39,11 +39,12 @@ impl Tasks {
     }
 
     pub(super) fn spawn<T: Send + 'static>(&self, task: impl Future<Output = T> + Send + 'static) -> JoinHandle<T> {
-        let counter = PanicCounter(self.panics.clone());
-        self.tracker.spawn(async move {
-            let _counter = counter;
-            task.await
-        })
+        self.tracker.spawn(task)
+    }
+
+    /// For a task to hold. It is not put around the task: that would copy it, and some are large.
+    pub(super) fn panic_counter(&self) -> PanicCounter {
+        PanicCounter(self.panics.clone())
     }
 
     /// Waits until all tasks have ended. None may begin any more.
@@ -62,7 +63,12 @@ mod tests {
         let panics = IntCounter::new("panics", "panics").unwrap();
         let tasks = Tasks::new(1, panics.clone());
         assert_eq!((tasks.spawn(async { 1 }).await.unwrap(), panics.get()), (1, 0));
-        assert!(tasks.spawn(async { panic!("a defect") }).await.unwrap_err().is_panic());
+        let counter = tasks.panic_counter();
+        let task = async move {
+            let _counter = counter;
+            panic!("a defect")
+        };
+        assert!(tasks.spawn(task).await.unwrap_err().is_panic());
         assert_eq!(panics.get(), 1);
     }
 }

@@ -66,6 +66,7 @@ impl Writes {
         info: RequestInfo,
         written: Written,
     ) -> Result<Reply, GatewayError> {
+        let _counter = self.tasks.panic_counter();
         let write =
             Write { writes: &self, job: &job, settings: &settings, info: &info, written: &written, has_ended: false };
         let outcome = match self.invalidator.cluster.admits_writes() {
