@@ -132,6 +132,10 @@ fn an_answer_in_use_by_reference_is_looked_up_now_and_then() {
     };
     assert!(reference_then.fresh(&default, later(9)).is_some());
     assert!(reference_then.fresh(&default, later(10)).is_none(), "so that moka knows that it is in use");
+    let generation = cache.generation(question.subject.tenant, 0);
+    let peeked = cache.peek(&question, generation, &default, later(10));
+    assert!(matches!(peeked.lookup, Lookup::Fresh(_)), "{peeked:?}");
+    assert!(reference_then.fresh(&default, later(10)).is_none(), "an operator's question is no use");
     reference(&cache, &question, later(10));
     assert!(reference_then.fresh(&default, later(19)).is_some());
 }
