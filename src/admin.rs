@@ -185,7 +185,7 @@ impl Admin {
                 Err(page) => page,
             },
             "/" => Page::text(StatusCode::METHOD_NOT_ALLOWED, "only GET and POST are allowed here"),
-            "/status.json" if get => Page::json(self.status().await.to_json()),
+            "/status.json" if get => self.of_status(|status| Page::json(status.to_json())).await,
             "/status.json" => Page::text(StatusCode::METHOD_NOT_ALLOWED, "only GET is allowed here"),
             "/explain" if *method == Method::POST => match read_body(body).await {
                 Ok(body) => explain::explained(&self.gateway, request, &body).await,
@@ -272,16 +272,16 @@ impl Admin {
                 Err(page) => return page,
             },
         };
-        let (status, tenants) = (self.status().await, self.gateway.tenant_names());
-        Page::new(HTML, page::page(&status, &tenants, asked.as_ref()))
+        let tenants = self.gateway.tenant_names();
+        self.of_status(move |status| Page::new(HTML, page::page(status, &tenants, asked.as_ref()))).await
     }
 
-    /// What operators see. With many tenants and routes it takes a while, which shall delay nothing else.
-    async fn status(&self) -> Status {
+    /// A page of what operators see. With many tenants and routes it takes a while, which shall delay nothing else.
+    async fn of_status(&self, render: impl FnOnce(&Status) -> Page + Send + 'static) -> Page {
         let (gateway, reason) = (Arc::clone(&self.gateway), self.reason_not_ready());
-        let collecting = tokio::task::spawn_blocking(move || gateway.status(reason));
-        match collecting.await {
-            Ok(status) => status,
+        let rendering = tokio::task::spawn_blocking(move || render(&gateway.status(reason)));
+        match rendering.await {
+            Ok(page) => page,
             Err(failed) => std::panic::resume_unwind(failed.into_panic()),
         }
     }

@@ -243,7 +243,7 @@ impl<F: Clone> Cache<F> {
             return Join::Hit(hit);
         }
         let in_flight = stripe.flight(question).filter(|flight| flight.generation == generation);
-        if let Some(flight) = in_flight.filter(|flight| !cache_control.wants_new() || !flight.has_begun()) {
+        if let Some(flight) = in_flight.filter(|flight| flight.is_joinable(cache_control)) {
             flight.demand(cache_control);
             return flight.join(max_waiters).map_or(Join::TooManyWaiters, Join::Joined);
         }

@@ -142,6 +142,11 @@ impl<F: Clone> Flight<F> {
         self.begun.load(Ordering::SeqCst)
     }
 
+    /// Whether a request may wait for it: one that wants a new fetch, only before it has begun.
+    pub(super) fn is_joinable(&self, cache_control: &RequestCacheControl) -> bool {
+        !cache_control.wants_new() || !self.has_begun()
+    }
+
     /// Waits until it ended.
     pub(super) async fn ended(&self) {
         self.outcome.wait().await;

@@ -41,7 +41,7 @@ impl<F: Clone> Cache<F> {
         let max_waiters = self.max_waiters.load(Ordering::Relaxed);
         let stripe = self.stripe(&question.subject);
         let joined = stripe.flight(question).filter(|flight| flight.generation == generation);
-        let joined = joined.filter(|flight| !cache_control.wants_new() || !flight.has_begun());
+        let joined = joined.filter(|flight| flight.is_joinable(cache_control));
         let flight = match joined {
             None => PeekedFlight::None,
             Some(flight) if flight.waiters() < max_waiters => PeekedFlight::Joinable,
