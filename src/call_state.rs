@@ -9,12 +9,21 @@ use tokio::sync::Notify;
 
 use crate::clock::{Boot, millis};
 
+/// Who waits for a call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CallWaiter {
+    /// The caller's index.
+    pub caller: usize,
+    /// Whether it waits as one of many that are not urgent.
+    pub is_batch: bool,
+}
+
 /// The state of a call.
 #[derive(Debug, Default)]
 pub struct CallState {
     attempts: AtomicU32,
-    /// The callers, by their indices, that wait for it beside the one that began it.
-    callers: Mutex<Vec<usize>>,
+    /// Who waits for it beside the one that began it.
+    waiters: Mutex<Vec<CallWaiter>>,
     /// Notified when one is added.
     joined: Notify,
     /// Waiting for a slot and for capacity in flight.
@@ -30,17 +39,17 @@ impl CallState {
     }
 
     /// A caller waits for it, too.
-    pub fn join(&self, caller: usize) {
-        let mut callers = self.callers.lock();
-        if !callers.contains(&caller) {
-            callers.push(caller);
+    pub fn join(&self, waiter: CallWaiter) {
+        let mut waiters = self.waiters.lock();
+        if !waiters.contains(&waiter) {
+            waiters.push(waiter);
             self.joined.notify_one();
         }
     }
 
-    /// The callers that joined, after the first so many of them.
-    pub fn callers(&self, after: usize) -> Vec<usize> {
-        self.callers.lock().get(after..).map(<[usize]>::to_vec).unwrap_or_default()
+    /// Those that joined, after the first so many of them.
+    pub fn waiters(&self, after: usize) -> Vec<CallWaiter> {
+        self.waiters.lock().get(after..).map(<[CallWaiter]>::to_vec).unwrap_or_default()
     }
 
     /// Waits until another caller joins.

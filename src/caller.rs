@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::route::Route;
 use crate::secret::KeyHash;
-use crate::settings::{CallerSettings, NoCache, Permitted, covers};
+use crate::settings::{CallerSettings, NoCache, Permitted, Priority, covers};
 use crate::tenant::Tenant;
 
 /// A caller; only made here, from its key.
@@ -23,6 +23,8 @@ pub struct Caller {
     pub ignores_no_cache: bool,
     /// Whether it may call `/v1/invalidate`.
     pub invalidate: bool,
+    /// Whether its calls queue behind interactive ones.
+    pub is_batch: bool,
 }
 
 impl Caller {
@@ -67,6 +69,7 @@ impl Callers {
             routes: Permitted::All,
             ignores_no_cache: false,
             invalidate,
+            is_batch: false,
         };
         let sole_tenant = |permitted: &Permitted| match permitted {
             Permitted::Named(names) if names.len() == 1 => {
@@ -84,6 +87,7 @@ impl Callers {
                 routes: one.routes.clone(),
                 ignores_no_cache: one.no_cache == NoCache::Ignore,
                 invalidate: one.invalidate,
+                is_batch: one.priority == Priority::Batch,
             })
         });
         Self { anonymous: Arc::new(anonymous), named: named.collect() }
@@ -129,6 +133,7 @@ mod tests {
             limit: None,
             invalidate: false,
             no_cache: NoCache::Allow,
+            priority: Priority::Interactive,
         }
     }
 

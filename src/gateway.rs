@@ -303,6 +303,7 @@ impl Gateway {
             cluster: &self.cluster,
             served: &self.served,
             standing,
+            is_batch: caller.is_batch,
         };
         match &route.kind {
             KindSettings::Cached(cached) => self.reads.read(&request, cached),

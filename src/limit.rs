@@ -12,7 +12,7 @@ mod throttle;
 use std::time::Duration;
 
 pub use self::caller::CallerLimiter;
-pub use self::fair_queue::QueueKey;
+pub use self::fair_queue::{Class, QueueKey};
 pub use self::inflight::InflightLimit;
 pub use self::pace::{NoPermit, Pace, PaceUsage, Permit, Throttled, WaitFor};
 pub use self::paces::{EarlierCalls, Paces, Rules};

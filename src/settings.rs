@@ -30,7 +30,7 @@ pub use base_url::BaseUrl;
 pub use breaker::{BreakerSettings, Ratio};
 pub use budget::{BudgetSettings, Price, SENT_OUTCOMES};
 pub use cache::{CacheMode, CacheSettings, Lifetimes};
-pub use callers::{CallerSettings, NoCache, Permitted};
+pub use callers::{CallerSettings, NoCache, Permitted, Priority};
 pub use cluster::{ClusterSettings, LONGEST_LEASE, RedisSettings, UnfencedWrites};
 use effective::Scope;
 pub use effective::{Differences, Effective};

@@ -320,7 +320,7 @@ impl Fetcher {
                 }
             });
             // It may have waited for long.
-            if job.queue_key.write && !self.cluster.admits_writes() {
+            if job.is_write() && !self.cluster.admits_writes() {
                 return Err(NotSent::Unfenced.into());
             }
             on_progress(Progress::Begun);

@@ -106,7 +106,7 @@ impl Reads {
             Join::Hit(hit) => return Ok(Step::Done(request.hit(&question, &hit))),
             Join::Joined(waiter) => {
                 lookups.of(LookupResult::Collapsed).inc();
-                waiter.call_state().join(request.caller.index);
+                waiter.call_state().join(request.call_waiter());
                 is_joined = true;
                 (waiter, Some(if wants_new { CacheStatus::Requested } else { CacheStatus::Collapsed }))
             }

@@ -8,12 +8,12 @@ use super::hit_memo::Repeat;
 use super::policy::Policy;
 use super::served::Served;
 use crate::cache::{Hit, Question, RequestCacheControl, StaleHit, Subject};
-use crate::call_state::CallState;
+use crate::call_state::{CallState, CallWaiter};
 use crate::caller::Caller;
 use crate::clock::{Boot, Now};
 use crate::cluster::{Cluster, Standing};
 use crate::envelope::Envelope;
-use crate::limit::{Permit, QueueKey};
+use crate::limit::{Class, Permit, QueueKey};
 use crate::metrics::{CallMetrics, LookupResult, RouteMetrics};
 use crate::reply::{Reply, StaleReason};
 use crate::route::Route;
@@ -41,6 +41,8 @@ pub(super) struct Request<'a> {
     pub(super) served: &'a Served,
     /// How it may be served from memory.
     pub(super) standing: Standing,
+    /// Whether its call is one of many that can wait.
+    pub(super) is_batch: bool,
 }
 
 impl Request<'_> {
@@ -104,7 +106,7 @@ impl Request<'_> {
     pub(super) fn write_job(&self, now: Boot) -> Job {
         let settings = &self.policy.settings;
         Job {
-            queue_key: QueueKey { write: true, ..self.queue_key() },
+            queue_key: self.queue_key(Class::Write),
             max_wait: settings.limits.max_wait_write,
             attempt_timeout: settings.attempts.write_timeout,
             deadline: now + settings.requests.write_request_timeout,
@@ -114,8 +116,14 @@ impl Request<'_> {
         }
     }
 
-    fn queue_key(&self) -> QueueKey {
-        QueueKey { caller: self.caller.index, tenant: self.tenant.index, write: false }
+    /// Who waits for its call.
+    pub(super) fn call_waiter(&self) -> CallWaiter {
+        CallWaiter { caller: self.caller.index, is_batch: self.is_batch }
+    }
+
+    fn queue_key(&self, class: Class) -> QueueKey {
+        let class = if self.is_batch { Class::Batch } else { class };
+        QueueKey { caller: self.caller.index, tenant: self.tenant.index, class }
     }
 
     fn job(&self) -> Job {
@@ -125,7 +133,7 @@ impl Request<'_> {
             policy: Arc::clone(self.policy),
             route: Arc::clone(self.route),
             call: Call { tenant: Arc::clone(self.tenant), path, members: self.envelope.forwarded().into() },
-            queue_key: self.queue_key(),
+            queue_key: self.queue_key(Class::Interactive),
             max_wait: settings.limits.max_wait,
             attempt_timeout: settings.attempts.attempt_timeout,
             deadline: self.deadline,
@@ -185,6 +193,11 @@ impl Job {
     /// The metrics of its tenant's calls to its route.
     pub(super) fn metrics(&self) -> &CallMetrics {
         self.policy.handles.call(self.call.tenant.index, self.route.index)
+    }
+
+    /// Whether it is a write.
+    pub(super) fn is_write(&self) -> bool {
+        matches!(self.route.kind, KindSettings::Write(_))
     }
 
     /// Whether its answer must be JSON: what is neither cached nor a write is passed on as it is.

@@ -1,7 +1,9 @@
 //! The order of a queue, as a pure structure.
 //!
-//! Writes go first, but while reads wait, every second permit is a read's. Writes and reads are each served round-robin by
-//! caller and tenant, so that nobody waits for everything that a busy caller asked; the requests of one lane are served in order.
+//! Writes go first, but while others wait, every second permit is theirs; among those, interactive reads go first, but while batch
+//! calls wait, every second permit is a batch call's. So batch calls have at most half of all permits while others wait. The requests
+//! of a class are served round-robin by caller and tenant, so that nobody waits for everything that a busy caller asked; the requests
+//! of one lane are served in order.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -12,9 +14,22 @@ pub struct QueueKey {
     pub caller: usize,
     /// The tenant's index: the in-flight limit that holds one tenant's requests up is no other's.
     pub tenant: usize,
-    /// Whether it is for a write.
-    pub write: bool,
+    /// How urgent it is.
+    pub class: Class,
 }
+
+/// How urgent a request is, the most urgent class first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Class {
+    /// A write of an interactive caller.
+    Write,
+    /// A read that somebody waits for.
+    Interactive,
+    /// One of many that can wait.
+    Batch,
+}
+
+const CLASSES: usize = 3;
 
 /// A request's position in a queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,89 +39,107 @@ pub(super) struct Position {
     number: u64,
 }
 
+impl Position {
+    const fn class(&self) -> usize {
+        self.key.class as usize
+    }
+}
+
 /// The requests that wait, each with what wakes it.
 #[derive(Debug)]
 pub(super) struct FairQueue<T> {
-    writes: RoundRobin<T>,
-    reads: RoundRobin<T>,
-    /// Whether the last permit went to a write while reads waited.
-    read_is_next: bool,
+    /// By class.
+    classes: [RoundRobin<T>; CLASSES],
+    /// For each class: whether the last permit went to it while a less urgent class waited, so that one of those is next.
+    yields: [bool; CLASSES],
     joined: u64,
 }
 
 impl<T> Default for FairQueue<T> {
     fn default() -> Self {
-        Self { writes: RoundRobin::default(), reads: RoundRobin::default(), read_is_next: false, joined: 0 }
+        Self { classes: std::array::from_fn(|_| RoundRobin::default()), yields: [false; CLASSES], joined: 0 }
     }
 }
 
 impl<T> FairQueue<T> {
-    pub(super) const fn is_empty(&self) -> bool {
+    pub(super) fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
     /// How many wait.
-    pub(super) const fn len(&self) -> usize {
-        self.writes.len + self.reads.len
+    pub(super) fn len(&self) -> usize {
+        self.waiting_after(0) + self.classes.first().map_or(0, |class| class.len)
+    }
+
+    /// How many wait in classes less urgent than this one.
+    fn waiting_after(&self, class: usize) -> usize {
+        self.classes.iter().skip(class + 1).map(|class| class.len).sum()
     }
 
     /// Adds a request behind earlier ones of the same caller and tenant.
     pub(super) fn join(&mut self, key: QueueKey, request: T) -> Position {
         self.joined += 1;
         let position = Position { key, number: self.joined };
-        self.side_mut(key.write).join(position, request);
+        self.class_mut(position).join(position, request);
         position
     }
 
-    /// The first write and the first read of each caller and tenant, one of which is served next.
+    /// The first request of each lane, one of which is served next.
     pub(super) fn firsts(&self) -> impl Iterator<Item = &T> {
-        self.writes.firsts().chain(self.reads.firsts())
+        self.classes.iter().flat_map(RoundRobin::firsts)
     }
 
     /// Whether a request is one of these.
     pub(super) fn is_first(&self, position: Position) -> bool {
-        let side = if position.key.write { &self.writes } else { &self.reads };
-        side.lane(position.key)
-            .and_then(|lane| lane.first_key_value())
-            .is_some_and(|(number, _)| *number == position.number)
+        let lane = self.class(position).lane(position.key);
+        lane.and_then(Lane::first_key_value).is_some_and(|(number, _)| *number == position.number)
     }
 
     /// The request that is served next.
     pub(super) fn next(&self) -> Option<(Position, &T)> {
-        let write = self.is_for_write();
-        let (key, lane) = if write { &self.writes } else { &self.reads }.lanes.front()?;
+        let is_next = |(class, requests): &(usize, &RoundRobin<T>)| {
+            requests.len > 0 && !(self.yields(*class) && self.waiting_after(*class) > 0)
+        };
+        let (_, requests) = self.classes.iter().enumerate().find(is_next)?;
+        let (key, lane) = requests.lanes.front()?;
         let (number, request) = lane.first_key_value()?;
-        Some((Position { key: QueueKey { write, ..*key }, number: *number }, request))
+        Some((Position { key: *key, number: *number }, request))
     }
 
     /// Removes a request that is served: the next one, or another first one.
     pub(super) fn serve(&mut self, position: Position) {
-        self.read_is_next = position.key.write && self.reads.len > 0;
-        self.side_mut(position.key.write).serve(position);
+        let (served, others_wait) = (position.class(), self.waiting_after(position.class()) > 0);
+        for (class, yields) in self.yields.iter_mut().enumerate().take(served + 1) {
+            *yields = class == served && others_wait;
+        }
+        self.class_mut(position).serve(position);
     }
 
     /// Removes a request that waits no longer, if it is still there.
     pub(super) fn leave(&mut self, position: Position) {
-        self.side_mut(position.key.write).leave(position);
+        self.class_mut(position).leave(position);
     }
 
     /// How many requests are served before this one, if none is added or removed.
     pub(super) fn ahead(&self, position: Position) -> usize {
-        let owed = usize::from(self.read_is_next);
-        if position.key.write {
-            let writes = self.writes.ahead(position);
-            return writes + self.reads.len.min(writes + owed);
-        }
-        let reads = self.reads.ahead(position);
-        reads + self.writes.len.min(reads + 1 - owed)
+        let class = position.class();
+        let own = self.class(position).ahead(position);
+        // Each request of its class is followed by a less urgent one, and each of those by a more urgent one.
+        let own = own + self.waiting_after(class).min(own + usize::from(self.yields(class)));
+        let more_urgent = self.classes.iter().zip(self.yields).take(class).rev();
+        more_urgent.fold(own, |ahead, (class, yields)| ahead + class.len.min(ahead + 1 - usize::from(yields)))
     }
 
-    const fn is_for_write(&self) -> bool {
-        self.writes.len > 0 && (!self.read_is_next || self.reads.len == 0)
+    fn yields(&self, class: usize) -> bool {
+        self.yields.get(class).copied().unwrap_or_default()
     }
 
-    const fn side_mut(&mut self, write: bool) -> &mut RoundRobin<T> {
-        if write { &mut self.writes } else { &mut self.reads }
+    fn class(&self, position: Position) -> &RoundRobin<T> {
+        self.classes.get(position.class()).expect("there is one for each class")
+    }
+
+    fn class_mut(&mut self, position: Position) -> &mut RoundRobin<T> {
+        self.classes.get_mut(position.class()).expect("there is one for each class")
     }
 }
 
@@ -188,11 +221,15 @@ mod tests {
     use proptest::prelude::*;
 
     const fn read(caller: usize) -> QueueKey {
-        QueueKey { caller, tenant: 0, write: false }
+        QueueKey { caller, tenant: 0, class: Class::Interactive }
     }
 
     const fn write(caller: usize) -> QueueKey {
-        QueueKey { caller, tenant: 0, write: true }
+        QueueKey { caller, tenant: 0, class: Class::Write }
+    }
+
+    const fn batch(caller: usize) -> QueueKey {
+        QueueKey { caller, tenant: 0, class: Class::Batch }
     }
 
     /// A queue of these requests, each known by its index, and their positions.
@@ -261,15 +298,23 @@ mod tests {
         assert_eq!(order((queue, positions)), [3, 1]);
     }
 
+    #[test]
+    fn batch_calls_leave_at_least_every_second_permit_to_others() {
+        let reads = [[batch(9); 4].as_slice(), &[read(1); 3]].concat();
+        assert_eq!(order(queue(&reads)), [4, 0, 5, 1, 6, 2, 3]);
+        let all = [[batch(9); 3].as_slice(), &[read(1); 3], &[write(1); 6]].concat();
+        assert_eq!(order(queue(&all)), [6, 3, 7, 0, 8, 4, 9, 1, 10, 5, 11, 2]);
+    }
+
     proptest! {
         /// Each request is served at its reported position, and the requests of each caller in order.
         #[test]
         fn reported_positions_match_the_order_of_service(
-            came in proptest::collection::vec((0usize..4, any::<bool>()), 1..40),
+            came in proptest::collection::vec((0usize..4, prop::sample::select(vec![Class::Write, Class::Interactive, Class::Batch])), 1..40),
             served in 0usize..20,
             left in proptest::collection::vec(0usize..40, 0..5),
         ) {
-            let keys: Vec<_> = came.iter().map(|(caller, write)| QueueKey { caller: *caller, tenant: 0, write: *write }).collect();
+            let keys: Vec<_> = came.iter().map(|(caller, class)| QueueKey { caller: *caller, tenant: 0, class: *class }).collect();
             let half = keys.len() / 2;
             let (mut queue, mut positions) = queue(&keys[..half]);
             for _ in 0..served {

@@ -15,8 +15,8 @@ use super::fair_queue::Position;
 use super::inflight::Waker;
 use super::sharing::{REPLY_WITHIN, SharedSlot, Sharing, SlotRequest, SlotSource};
 use super::throttle::Ended;
-use super::{InflightLimit, Limited, QueueKey};
-use crate::call_state::CallState;
+use super::{Class, InflightLimit, Limited, QueueKey};
+use crate::call_state::{CallState, CallWaiter};
 use crate::clock::{Boot, Clock};
 use crate::settings::PaceSettings;
 
@@ -110,8 +110,9 @@ impl Pace {
         let mut has_waited = false;
         loop {
             let now = self.clock.boot();
-            for caller in call.callers(position.joined.len()) {
-                position.join_lane(QueueKey { caller, ..key });
+            for CallWaiter { caller, is_batch } in call.waiters(position.joined.len()) {
+                let class = if is_batch { Class::Batch } else { Class::Interactive };
+                position.join_lane(QueueKey { caller, class, ..key });
                 until = deadline.min(now + max_wait);
             }
             let wait = match position.try_take(now) {

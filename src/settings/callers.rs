@@ -31,6 +31,8 @@ pub struct CallerSettings {
     pub invalidate: bool,
     /// Whether its requests may bypass the cache.
     pub no_cache: NoCache,
+    /// How urgent its calls are.
+    pub priority: Priority,
 }
 
 /// `callers.NAME.no_cache`
@@ -45,6 +47,20 @@ pub enum NoCache {
 impl Choice for NoCache {
     const EXPECTED: &'static str = "\"allow\" or \"ignore\"";
     const ALL: &'static [(&'static str, Self)] = &[("allow", Self::Allow), ("ignore", Self::Ignore)];
+}
+
+/// `callers.NAME.priority`
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Priority {
+    /// Its calls queue with those of the other interactive callers.
+    Interactive,
+    /// Its calls queue behind interactive ones, and get at most half of the slots while others wait.
+    Batch,
+}
+
+impl Choice for Priority {
+    const EXPECTED: &'static str = "\"interactive\" or \"batch\"";
+    const ALL: &'static [(&'static str, Self)] = &[("interactive", Self::Interactive), ("batch", Self::Batch)];
 }
 
 /// What a caller may use.
@@ -124,6 +140,7 @@ fn read_one(name: &str, table: &mut Table<'_>, limit: Option<CallerLimit>) -> Op
     let own_limit = CallerLimit::read(table.table("limit"));
     let invalidate = table.with_default("invalidate", false);
     let no_cache = table.with_default("no_cache", NoCache::Allow);
+    let priority = table.with_default("priority", Priority::Interactive);
     Some(CallerSettings {
         name: name.to_owned(),
         keys: keys?,
@@ -132,5 +149,6 @@ fn read_one(name: &str, table: &mut Table<'_>, limit: Option<CallerLimit>) -> Op
         limit: own_limit.or(limit),
         invalidate,
         no_cache,
+        priority,
     })
 }

@@ -355,3 +355,57 @@ async fn a_caller_that_joins_the_fetch_of_a_busy_one_does_not_wait_for_all_it_as
     }
     assert_eq!(upstream.seen().len(), 20);
 }
+
+/// What a caller with `priority = "batch"` asked first is served last, but for every second slot.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_calls_of_a_batch_caller_queue_behind_interactive_ones() {
+    const MANY: usize = 60;
+    const FEW: usize = 12;
+    let platform = Platform::unlimited().await;
+    let key = |name: &str| zvgate::secret::hex(&Sha256::digest(name));
+    // Served in turn with the others, each of them would get as much as the interactive one.
+    let callers = ["nightly-a", "nightly-b", "nightly-c", "shop"];
+    let keys = callers.map(key);
+    let own = callers.iter().zip(&keys).flat_map(|(caller, key)| {
+        let priority = if *caller == "shop" { "interactive" } else { "batch" };
+        [("key_sha256", key.as_str()), ("tenants", "one"), ("routes", "*"), ("priority", priority)]
+            .map(|(setting, value)| (format!("callers.{caller}.{setting}"), value))
+    });
+    let own: Vec<(String, &str)> = own.collect();
+    let mut overrides: Vec<(&str, &str)> = own.iter().map(|(setting, value)| (setting.as_str(), *value)).collect();
+    overrides.extend([
+        ("limits.upstream.rate", "2"),
+        ("limits.upstream.per", "100ms"),
+        ("limits.upstream.transit", "10ms"),
+        ("limits.max_wait", "30s"),
+        ("server.request_timeout", "40s"),
+    ]);
+    let gateway = Arc::new(TestGateway::start(&platform, &overrides).await);
+    let order = Arc::new(std::sync::Mutex::new(Vec::new()));
+    let ask = |caller: &'static str, number: usize| {
+        let (gateway, order) = (Arc::clone(&gateway), Arc::clone(&order));
+        tokio::spawn(async move {
+            let (key, customer) = (format!("Bearer {caller}"), format!("{caller}-{number}"));
+            let body = json!({ "params": { "customerId": customer } }).to_string();
+            assert_eq!(gateway.post(READ, &[("authorization", &key)], &body).await.status, 200);
+            order.lock().unwrap().push(caller);
+        })
+    };
+    let mut requests: Vec<_> = (0..MANY).map(|number| ask(callers[number % 3], number)).collect();
+    crate::support::until("all calls of the batch wait", async || {
+        gateway.metric("zvgate_limit_waiting{route=\"/v3/crm/coupon/getCustomerCoupons\",tenant=\"one\"}").await
+            + order.lock().unwrap().len() as f64
+            >= MANY as f64 - 2.0
+    })
+    .await;
+    let before = order.lock().unwrap().len();
+    requests.extend((0..FEW).map(|number| ask("shop", number)));
+    for request in requests {
+        request.await.unwrap();
+    }
+    let order = order.lock().unwrap();
+    let last = order.iter().rposition(|caller| *caller == "shop").unwrap();
+    let batch = order[before..last].iter().filter(|caller| **caller != "shop").count();
+    assert!(batch <= FEW + 4, "{batch} batch calls were served before {FEW} interactive ones");
+    assert!(batch >= FEW / 2, "batch calls starve: {batch} among {FEW} interactive ones");
+}

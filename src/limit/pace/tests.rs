@@ -1,4 +1,5 @@
 use super::*;
+use crate::call_state::CallWaiter;
 
 const PACE: PaceSettings = PaceSettings { rate: 1, per: Duration::from_millis(40), transit: Duration::ZERO };
 const LONG: Duration = Duration::from_secs(60);
@@ -20,7 +21,7 @@ fn wait(key: QueueKey, max_wait: Duration) -> WaitFor<'static> {
 }
 
 const fn key(caller: usize, write: bool) -> QueueKey {
-    QueueKey { caller, tenant: 0, write }
+    QueueKey { caller, tenant: 0, class: if write { Class::Write } else { Class::Interactive } }
 }
 
 /// On one thread, requests join the queue in the order in which they are spawned.
@@ -286,8 +287,8 @@ async fn whoever_joins_a_call_lets_it_wait_in_a_lane_of_their_own() {
         });
     }
     tokio::task::yield_now().await;
-    joined.join(2);
-    joined.join(2);
+    joined.join(CallWaiter { caller: 2, is_batch: false });
+    joined.join(CallWaiter { caller: 2, is_batch: false });
     tokio::task::yield_now().await;
     first.sent();
     first.answered();
@@ -304,7 +305,7 @@ async fn whoever_joins_a_call_lets_it_wait_in_a_lane_of_their_own() {
     let started = clock.boot();
     let late = async {
         tokio::time::sleep(Duration::from_millis(200)).await;
-        call.join(2);
+        call.join(CallWaiter { caller: 2, is_batch: false });
     };
     let wait = |deadline| WaitFor { key: key(1, false), max_wait, deadline, call: &call };
     let inflight = inflight();
