@@ -9,7 +9,7 @@ use std::time::Duration;
 use criterion::{Criterion, criterion_group, criterion_main};
 use prometheus::{IntCounter, IntGauge};
 use time::UtcOffset;
-use zvgate::answer::{Answer, Reader};
+use zvgate::answer::{Answer, Reader, TypedForm};
 use zvgate::cache::{
     Cache, CacheMetrics, Join, Lookup, Options, Question, RequestCacheControl, StoreDecision, Subject,
 };
@@ -34,7 +34,13 @@ fn answer() -> Answer {
     let coupon = r#"{"beginAt":"2019-08-24 00:00:00","cardId":"390913445498200065","channel":"naixue","couponId":"390913445519171584","couponType":"0","createdAt":"2019-10-15 17:10:28","customerId":"383933091455959041","title":"","updatedAt":"2019-10-15 17:10:2","useStatus":"0","templateId":"951","endAt":"2999-11-03 23:59:59","extra":""}"#;
     let list = [coupon; 5].join(",");
     let body = format!(r#"{{"status":"true","code":"0","message":"","data":[{list}]}}"#);
-    Answer { status: 200, content_type: None, extra_headers: None, body: body.into_bytes().into() }
+    Answer {
+        status: 200,
+        content_type: None,
+        extra_headers: None,
+        body: body.into_bytes().into(),
+        typed: TypedForm::default(),
+    }
 }
 
 fn reader() -> Reader {
@@ -101,6 +107,8 @@ fn hit(criterion: &mut Criterion) {
             let result = Ok(Reply { answer: Arc::clone(&answer), cache_status, effect: None });
             reply::response(
                 black_box(result),
+                None,
+                &reply::Shape::Platform,
                 false,
                 http::HeaderValue::from_static("0123456789abcdef0123456789abcdef"),
                 http::HeaderMap::new(),

@@ -3,8 +3,10 @@
 //! The platform answers HTTP 200 to nearly everything; the truth is in `status`, `code` and `data`, each of which comes
 //! in several spellings.
 
+mod coupons;
 mod datetime;
 mod pointers;
+mod typed;
 
 use std::borrow::Cow;
 use std::time::Duration;
@@ -12,7 +14,9 @@ use std::time::Duration;
 use http::HeaderValue;
 use time::UtcOffset;
 
+pub use self::coupons::CouponList;
 pub use self::datetime::End;
+pub use self::typed::{PlatformFailure, Typed, TypedForm};
 use crate::clock::Wall;
 use crate::json::{JsonError, Next, Scanner};
 
@@ -46,6 +50,8 @@ pub struct Answer {
     pub extra_headers: Option<Box<ExtraHeaders>>,
     /// The body.
     pub body: Box<[u8]>,
+    /// What the typed API makes of it, once it was asked for.
+    pub typed: TypedForm,
 }
 
 /// A `Content-Type`: a common one, which needs no memory, or another.
@@ -103,6 +109,13 @@ pub struct ExtraHeaders {
 }
 
 impl Answer {
+    /// An answer of the gateway's own.
+    pub fn json(body: String) -> Self {
+        let content_type = Some(ContentType::json());
+        let body = body.into_bytes().into();
+        Self { status: 200, content_type, extra_headers: None, body, typed: TypedForm::default() }
+    }
+
     /// The platform's `code` for the log, if the body has one and is not unusually long.
     pub fn code(&self) -> Option<String> {
         let text = text(&self.body).filter(|text| text.len() <= MAX_LOGGED_BODY)?;
@@ -139,7 +152,7 @@ impl Answer {
             let headers = [&extra.content_encoding, &extra.retry_after];
             size_of::<ExtraHeaders>() + headers.into_iter().flatten().map(HeaderValue::len).sum::<usize>()
         });
-        self.body.len() + other_type + extra
+        self.body.len() + other_type + extra + self.typed.size()
     }
 }
 

@@ -293,6 +293,11 @@ impl<F: Clone> Cache<F> {
         dropped
     }
 
+    /// A cached answer about a subject takes more memory than when it was stored: weighs its entry again.
+    pub fn reweigh(&self, subject: &Subject) {
+        self.publish(subject);
+    }
+
     /// Frees what has expired or was evicted.
     pub fn run_maintenance(&self) {
         self.entries.run_pending_tasks();

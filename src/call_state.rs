@@ -57,6 +57,14 @@ impl CallState {
         self.joined.notified().await;
     }
 
+    /// Adds what another call took that its requester waited for at the same time.
+    pub fn add(&self, other: &Self) {
+        self.attempts.fetch_add(other.attempts(), Ordering::Relaxed);
+        for (own, other) in [(&self.queue, &other.queue), (&self.upstream, &other.upstream)] {
+            own.total.fetch_max(other.total.load(Ordering::Relaxed), Ordering::Relaxed);
+        }
+    }
+
     /// How many attempts began.
     pub fn attempts(&self) -> u32 {
         self.attempts.load(Ordering::Relaxed)

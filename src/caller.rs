@@ -41,6 +41,15 @@ impl Caller {
         }
     }
 
+    /// Whether there is anything that it may use.
+    pub fn may_use_anything(&self) -> bool {
+        let is_something = |permitted: &Permitted| match permitted {
+            Permitted::All => true,
+            Permitted::Named(names) => !names.is_empty(),
+        };
+        self.invalidate || (is_something(&self.routes) && is_something(&self.tenants))
+    }
+
     /// Whether it may use a tenant.
     pub fn may_use_tenant(&self, tenant: &Tenant) -> bool {
         match &self.tenants {

@@ -6,17 +6,21 @@
 mod access_log;
 mod attempt_result;
 mod auth;
+mod batch;
 mod body;
 mod build;
 mod call_log;
 mod capacity;
+mod coupon_query;
 mod dropped_lines;
+mod endpoint;
 mod explain;
 mod fetch;
 mod hit_memo;
 mod invalidate;
 mod log_level;
 mod maintenance;
+mod openapi;
 mod operations;
 mod pass;
 mod path;
@@ -33,6 +37,7 @@ mod spending;
 mod status;
 mod tasks;
 mod time;
+mod typed_answers;
 mod write;
 mod write_log;
 
@@ -44,7 +49,7 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use http::request::Parts;
-use http::{HeaderMap, Method, Response, Uri};
+use http::{HeaderMap, Response, Uri};
 use hyper::body::Incoming;
 use parking_lot::Mutex;
 
@@ -52,8 +57,10 @@ use self::access_log::{RequestGuard, RequestInfo};
 pub use self::auth::CrossSite;
 pub use self::build::{Dependencies, Process};
 pub use self::capacity::{Capacity, SharedCapacity};
+use self::coupon_query::CouponQuery;
 use self::dropped_lines::DroppedLines;
 pub use self::dropped_lines::DroppedLogLines;
+use self::endpoint::Endpoint;
 pub use self::explain::Explanation;
 use self::hit_memo::Repeat;
 use self::invalidate::Invalidator;
@@ -76,6 +83,7 @@ pub use self::status::{
 };
 use self::tasks::Tasks;
 use self::time::Time;
+use self::typed_answers::TypedAnswers;
 use self::write::Writes;
 use crate::answer::BYTE_ORDER_MARK;
 use crate::cache::Cache;
@@ -92,9 +100,6 @@ use crate::settings::{AccessLog, KindSettings, StaticSettings};
 use crate::tenant::Identities;
 use crate::trace::Tracer;
 use crate::upstream::Upstream;
-
-/// Where callers report changes that were made elsewhere.
-const INVALIDATE: &str = "/v1/invalidate";
 
 /// The target of log lines that are an audit trail: what was changed, and by whom.
 pub const AUDIT: &str = "zvgate::audit";
@@ -127,6 +132,25 @@ pub struct Gateway {
     /// When it began.
     started: Boot,
     watch: Watch,
+    typed: Arc<TypedAnswers>,
+}
+
+/// A request whose route and caller are known, and whose body is complete.
+#[derive(Clone)]
+struct Routed<'a> {
+    policy: &'a Arc<Policy>,
+    caller: &'a Caller,
+    route: &'a Arc<Route>,
+    path: &'a str,
+    head: &'a RequestHead<'a>,
+    /// The name of the tenant, if one is named.
+    tenant: Result<Option<&'a [u8]>, GatewayError>,
+    body: &'a [u8],
+    deadline: Boot,
+    /// How it may be served from memory.
+    standing: Standing,
+    /// Whether its call is one of many that can wait.
+    is_batch: bool,
 }
 
 /// How far a request was answered without waiting.
@@ -164,7 +188,10 @@ impl Gateway {
             Capacity::Available | Capacity::Shared(_) => self.process(&mut guard, head, &fields, body, &capacity).await,
             Capacity::Exhausted => {
                 let (policy, info) = guard.parts();
-                info.route = policy.routes.find(head.uri.path()).map(|route| route.index);
+                let path = head.uri.path();
+                let endpoint = Endpoint::of(path);
+                info.shape = endpoint.shape();
+                info.route = endpoint.route(policy, path).flatten().map(|route| route.index);
                 Err(GatewayError::OverCapacity(OverCapacity::Connections))
             }
         };
@@ -194,45 +221,58 @@ impl Gateway {
         let mut received = guard.started();
         let (policy, info) = guard.parts();
         let path = head.uri.path();
-        let route = match path {
-            INVALIDATE => None,
-            _ => Some(policy.routes.find(path).ok_or(GatewayError::UnknownRoute)?),
-        };
+        let endpoint = Endpoint::of(path);
+        info.shape = endpoint.shape();
+        let route = endpoint.route(policy, path).ok_or(GatewayError::UnknownRoute)?;
         info.route = route.map(|route| route.index);
-        if head.method != Method::POST {
-            return Err(GatewayError::MethodNotAllowed);
+        if !endpoint.allows(&head.method) {
+            return Err(GatewayError::MethodNotAllowed(endpoint.methods()));
         }
         let caller = auth::caller(policy, head, fields)?;
         info.caller = caller.index;
         info.begin_trace(&self.tracer);
         capacity.take()?;
-        match route {
-            Some(route) if !caller.may_use_route(route) => return Err(GatewayError::Forbidden(Denied::Route)),
-            None if !caller.invalidate => return Err(GatewayError::Forbidden(Denied::Invalidate)),
-            Some(_) | None => {}
-        }
+        endpoint.permits(caller, route)?;
         policy.admit(caller).map_err(GatewayError::CallerLimited)?;
-        if !fields.is_json() {
-            return Err(GatewayError::UnsupportedMediaType);
-        }
         let settings = &policy.settings.requests;
-        let (body, has_waited) = body::read_body(body, settings.max_body.0, settings.body_timeout).await?;
-        if has_waited {
-            received = self.time.boot();
+        let mut whole = Bytes::new();
+        if endpoint.has_body() {
+            if !fields.is_json() {
+                return Err(GatewayError::UnsupportedMediaType);
+            }
+            let has_waited;
+            (whole, has_waited) = body::read_body(body, settings.max_body.0, settings.body_timeout).await?;
+            if has_waited {
+                received = self.time.boot();
+            }
         }
-        if head.uri.query().is_some() {
-            return Err(GatewayError::BadRequest("a query string is not allowed: parameters belong in the body"));
+        let query = head.uri.query();
+        if query.is_some() && !matches!(endpoint, Endpoint::CustomerCoupons(_)) {
+            return Err(GatewayError::BadRequest("a query string is not allowed here: parameters belong in the body"));
         }
-        let body = body.strip_prefix(BYTE_ORDER_MARK.as_bytes()).unwrap_or(&body);
+        let body = whole.strip_prefix(BYTE_ORDER_MARK.as_bytes()).unwrap_or(&whole);
         let deadline = received + fields.timeout(settings.request_timeout)?;
-        let Some(route) = route else {
-            return self.invalidate(policy, caller, fields, body, info).await.map(Step::Done);
+        let asked = match endpoint {
+            Endpoint::Invalidate => return self.invalidate(policy, caller, fields, body, info).await.map(Step::Done),
+            Endpoint::OpenApi => return Ok(Step::Done(Reply::own(policy.openapi().to_owned()))),
+            Endpoint::Route => None,
+            Endpoint::CustomerCoupons(id) => Some(CouponQuery::of_query(id, query)?),
+            Endpoint::List => Some(CouponQuery::of_list(body)?),
+            Endpoint::BatchGet => Some(CouponQuery::of_batch(body)?),
         };
+        let route = route.ok_or(GatewayError::UnknownRoute)?;
         let standing = match policy.serves_from_memory(route) {
             true => self.standing(received, deadline).await,
             false => Standing::Fenced,
         };
-        self.dispatch(policy, caller, route, path, fields, body, deadline, standing, info)
+        let is_batch = caller.is_batch;
+        let tenant = fields.tenant();
+        let routed = Routed { policy, caller, route, path, head: fields, tenant, body, deadline, standing, is_batch };
+        match asked {
+            None => self.dispatch(routed, info),
+            Some(asked) if endpoint == Endpoint::BatchGet => self.batch(&routed, &asked, info),
+            Some(asked) => self.coupons(&routed, &asked, info),
+        }
     }
 
     /// How a request that began at `at` may be served from memory.
@@ -245,28 +285,16 @@ impl Gateway {
     }
 
     /// The stages from the complete body on. Nothing is waited for here.
-    #[expect(clippy::too_many_arguments, reason = "what the stages before found out, in one place")]
-    fn dispatch(
-        &self,
-        policy: &Arc<Policy>,
-        caller: &Caller,
-        route: &Arc<Route>,
-        path: &str,
-        head: &RequestHead<'_>,
-        body: &[u8],
-        deadline: Boot,
-        standing: Standing,
-        info: &mut RequestInfo,
-    ) -> Result<Step, GatewayError> {
+    fn dispatch(&self, routed: Routed<'_>, info: &mut RequestInfo) -> Result<Step, GatewayError> {
+        let Routed { policy, caller, route, path, head, tenant, body, deadline, standing, is_batch } = routed;
         let (mut cache_control, now) = (head.cache_control(), self.time.now());
         if caller.ignores_no_cache {
             cache_control = cache_control.without_bypass();
         }
-        let tenant_header = head.tenant();
-        let repeat = Repeat::new(caller, route, path, tenant_header.as_ref().copied().unwrap_or_default(), body);
+        let repeat = Repeat::new(caller, route, path, tenant.as_ref().copied().unwrap_or_default(), body);
         let logs_customers = policy.settings.access_log.access == AccessLog::All;
         let known = policy.hit_memo.find(&repeat);
-        if tenant_header.is_ok()
+        if tenant.is_ok()
             && (self.cluster.is_alone() || !(logs_customers || standing == Standing::Unknown))
             && let Some(known) = known.as_deref().and_then(Option::as_ref)
             && let Some(hit) = known.answer.fresh(&cache_control, now)
@@ -282,7 +310,7 @@ impl Gateway {
         }
         let envelope = body::envelope(&route.kind, body)?;
         info.customers = body::customers(&route.kind, head, &envelope)?;
-        let tenant = policy.tenants.choose(tenant_header?, envelope.root(), caller.sole_tenant());
+        let tenant = policy.tenants.choose(tenant?, envelope.root(), caller.sole_tenant());
         let tenant = tenant.map_err(GatewayError::UnknownTenant)?;
         info.tenant = Some(tenant.index);
         if !caller.may_use_tenant(tenant) {
@@ -303,7 +331,7 @@ impl Gateway {
             cluster: &self.cluster,
             served: &self.served,
             standing,
-            is_batch: caller.is_batch,
+            is_batch,
         };
         match &route.kind {
             KindSettings::Cached(cached) => self.reads.read(&request, cached),

@@ -1,6 +1,8 @@
 //! Responses to callers: answers, headers, gateway errors.
 
 mod error;
+mod problem;
+mod typed;
 
 use std::fmt::Write;
 use std::sync::Arc;
@@ -12,6 +14,9 @@ use http::{HeaderMap, HeaderValue, Response, StatusCode};
 
 use self::error::RetryAfter;
 pub use self::error::{Denied, GatewayError, OverCapacity};
+use self::problem::PROBLEM_JSON;
+pub use self::problem::Problem;
+pub use self::typed::{CouponsView, Shape, TypedReply};
 use crate::answer::Answer;
 use crate::cache::{Freshness, Hit, StaleHit};
 use crate::clock::Now;
@@ -41,6 +46,19 @@ pub struct Reply {
 }
 
 impl Reply {
+    /// JSON of the gateway's own.
+    pub fn own(json: String) -> Self {
+        Self { answer: Arc::new(Answer::json(json)), cache_status: CacheStatus::None, effect: None }
+    }
+
+    /// How old the answer is, if it is from the cache.
+    pub const fn age(&self) -> Duration {
+        match self.cache_status {
+            CacheStatus::Hit { age, .. } | CacheStatus::Stale { age, .. } => age,
+            _ => Duration::ZERO,
+        }
+    }
+
     /// A fresh answer from the cache.
     pub fn hit(hit: &Hit, now: Now) -> Self {
         let cache_status =
@@ -146,10 +164,12 @@ pub fn status(result: &Result<Reply, GatewayError>) -> u16 {
     result.as_ref().map_or_else(|error| error.kind().0.as_u16(), |reply| reply.answer.status)
 }
 
-/// The response to a request, which was for a write or not. Its headers use the memory of `headers`, which are those of the
-/// request.
+/// The response to a request, which was for a write or not, in its shape; `typed` is the typed form of the reply, if that is wanted.
+/// Its headers use the memory of `headers`, which are those of the request.
 pub fn response(
     result: Result<Reply, GatewayError>,
+    typed: Option<TypedReply>,
+    shape: &Shape,
     is_write: bool,
     request_id: HeaderValue,
     mut headers: HeaderMap,
@@ -158,9 +178,14 @@ pub fn response(
     if is_write {
         headers.insert(X_ZVGATE_OUTCOME, HeaderValue::from_static(effect(&result).name()));
     }
-    let (status, body) = match result {
-        Ok(reply) => write_answer(reply, &mut headers),
-        Err(error) => write_error(&error, request_id.to_str().unwrap_or_default(), &mut headers),
+    let id = request_id.to_str().unwrap_or_default();
+    if let Ok(reply) = &result {
+        write_cache_status(reply, &mut headers);
+    }
+    let (status, body) = match (result, typed) {
+        (Ok(_), Some(typed)) => typed.write(id, &mut headers),
+        (Ok(reply), None) => write_answer(reply.answer, &mut headers),
+        (Err(error), _) => write_error(&error, shape, id, &mut headers),
     };
     headers.insert(X_REQUEST_ID, request_id);
     let mut response = Response::new(body);
@@ -178,19 +203,22 @@ impl AsRef<[u8]> for Owner {
     }
 }
 
-fn write_answer(Reply { answer, cache_status, .. }: Reply, headers: &mut HeaderMap) -> (StatusCode, Bytes) {
+fn write_cache_status(reply: &Reply, headers: &mut HeaderMap) {
+    if let CacheStatus::Hit { age, .. } | CacheStatus::Stale { age, .. } = reply.cache_status {
+        headers.insert(AGE, HeaderValue::from(age.as_secs()));
+    }
+    if let Some(text) = cache_status_text(reply.cache_status) {
+        headers.insert(CACHE_STATUS, text);
+    }
+}
+
+fn write_answer(answer: Arc<Answer>, headers: &mut HeaderMap) -> (StatusCode, Bytes) {
     if let Some(content_type) = &answer.content_type {
         headers.insert(CONTENT_TYPE, content_type.value().clone());
     }
     if let Some(extra) = &answer.extra_headers {
         let extra = [(CONTENT_ENCODING, &extra.content_encoding), (RETRY_AFTER, &extra.retry_after)];
         headers.extend(extra.into_iter().filter_map(|(name, value)| Some((name, value.clone()?))));
-    }
-    if let CacheStatus::Hit { age, .. } | CacheStatus::Stale { age, .. } = cache_status {
-        headers.insert(AGE, HeaderValue::from(age.as_secs()));
-    }
-    if let Some(text) = cache_status_text(cache_status) {
-        headers.insert(CACHE_STATUS, text);
     }
     let status = StatusCode::from_u16(answer.status).unwrap_or(StatusCode::BAD_GATEWAY);
     (status, Bytes::from_owner(Owner(answer)))
@@ -230,17 +258,24 @@ fn cache_status_text(cache_status: CacheStatus) -> Option<HeaderValue> {
     })
 }
 
-fn write_error(error: &GatewayError, request_id: &str, headers: &mut HeaderMap) -> (StatusCode, Bytes) {
+fn write_error(error: &GatewayError, shape: &Shape, request_id: &str, headers: &mut HeaderMap) -> (StatusCode, Bytes) {
     let (status, name, error_type) = error.kind();
-    let mut body = format!("{{\"status\":false,\"code\":990{},\"error\":\"{name}\",\"message\":", status.as_u16());
-    push_text(&mut body, &error.message());
-    body.push_str(",\"requestId\":");
-    push_text(&mut body, request_id);
-    body.push('}');
-    headers.insert(CONTENT_TYPE, JSON);
+    let (content_type, body) = match shape {
+        Shape::Platform => {
+            let mut body =
+                format!("{{\"status\":false,\"code\":990{},\"error\":\"{name}\",\"message\":", status.as_u16());
+            push_text(&mut body, &error.message());
+            body.push_str(",\"requestId\":");
+            push_text(&mut body, request_id);
+            body.push('}');
+            (JSON, body)
+        }
+        Shape::Own | Shape::Coupons(_) => (PROBLEM_JSON, Problem::from(error).json(request_id)),
+    };
+    headers.insert(CONTENT_TYPE, content_type);
     headers.insert(PROXY_STATUS, value(&format!("zvgate; error={error_type}")));
-    if status == StatusCode::METHOD_NOT_ALLOWED {
-        headers.insert(ALLOW, HeaderValue::from_static("POST"));
+    if let GatewayError::MethodNotAllowed(allowed) = error {
+        headers.insert(ALLOW, HeaderValue::from_static(allowed));
     }
     if status == StatusCode::UNAUTHORIZED {
         headers.insert(WWW_AUTHENTICATE, BEARER);

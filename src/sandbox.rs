@@ -192,6 +192,7 @@ impl Platform {
         match fault {
             Fault::None => json(StatusCode::OK, text),
             Fault::Throttle => json(StatusCode::OK, self.failure(110_004, "调用频率超限 (too many calls)")),
+            Fault::Exception => json(StatusCode::OK, self.exception(coupons::NOT_FOUND)),
             Fault::Error => json(StatusCode::OK, self.failure(100_001, "系统错误 (system error)")),
             Fault::Http500 => json(StatusCode::INTERNAL_SERVER_ERROR, "{\"error\":\"sandbox\"}".to_owned()),
             Fault::Http503 => {

@@ -58,7 +58,9 @@ impl Tenant {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NoTenant {
     /// The header names one that is not configured.
-    #[error("X-Zvgate-Tenant names no tenant of this gateway")]
+    #[error(
+        "X-Zvgate-Tenant, or the parameter tenant, names no tenant of this gateway: expected the name of a configured one"
+    )]
     UnknownName,
     /// The body's identity is that of no tenant.
     #[error("openId and grantCode in the body are those of no tenant of this gateway")]

@@ -9,7 +9,7 @@ fn reader() -> Reader {
 }
 
 fn answer(status: u16, body: &[u8]) -> Answer {
-    Answer { status, content_type: None, extra_headers: None, body: body.into() }
+    Answer { status, content_type: None, extra_headers: None, body: body.into(), typed: TypedForm::default() }
 }
 
 fn read_status(status: u16, body: &[u8]) -> Verdict {
@@ -189,7 +189,14 @@ fn retry_after_is_read_in_both_forms() {
 #[test]
 fn a_code_is_logged_in_bounded_length() {
     let code = |body: String| {
-        Answer { status: 200, content_type: None, extra_headers: None, body: body.into_bytes().into() }.code()
+        Answer {
+            status: 200,
+            content_type: None,
+            extra_headers: None,
+            body: body.into_bytes().into(),
+            typed: TypedForm::default(),
+        }
+        .code()
     };
     assert_eq!(code("{\"code\":110004}".to_owned()).as_deref(), Some("110004"));
     assert_eq!(code("\u{feff}{\"code\":\"0\"}".to_owned()).as_deref(), Some("0"));

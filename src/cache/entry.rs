@@ -19,7 +19,7 @@ pub const MAX_ANSWERS: usize = 64;
 /// and the slack of both hash tables.
 const ENTRY_OVERHEAD: usize = 480;
 /// Memory that an answer takes beside its key and body.
-const ANSWER_OVERHEAD: usize = 356;
+const ANSWER_OVERHEAD: usize = 372;
 /// How often an answer that is hit by reference is looked up all the same, so that moka learns that it is in use and does not evict it.
 const LOOK_UP_EVERY: Duration = Duration::from_secs(10);
 
@@ -166,13 +166,19 @@ impl AnswerRef {
     /// One of no answer, which counts as cached or not.
     #[cfg(test)]
     pub(crate) fn of_nothing(subject: Subject, is_live: bool) -> Self {
-        use crate::answer::Verdict;
+        use crate::answer::{TypedForm, Verdict};
         let now = crate::clock::Clock::system().now();
         let lifetimes = crate::settings::Settings::defaults().unwrap().dynamic.cache.lifetimes;
         let decision = super::StoreDecision::of(&Verdict::Exception, &lifetimes, now.wall, now, now);
         let super::StoreDecision::Store(freshness) = decision else { panic!("{decision:?}") };
         let question = Question { subject: subject.clone(), key: "".into() };
-        let answer = Answer { status: 200, content_type: None, extra_headers: None, body: Box::default() };
+        let answer = Answer {
+            status: 200,
+            content_type: None,
+            extra_headers: None,
+            body: Box::default(),
+            typed: TypedForm::default(),
+        };
         let generation = Generation { tenant: 0, rules: 0 };
         let cached = Arc::new(CachedAnswer::new(&question, &Arc::new(answer), freshness, generation));
         let weak = Arc::downgrade(&cached);

@@ -25,6 +25,9 @@ pub(super) struct Arguments {
     /// How many gateways share a Redis and act as one; starts redis-server, which must be installed
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(2..=10))]
     replicas: Option<u16>,
+    /// Calls that the sandbox allows in any second, for each route, and that the gateway keeps to; 0: any number
+    #[arg(long, value_name = "N", default_value_t = 10)]
+    rate: u16,
 }
 
 pub(super) fn run(arguments: &Arguments) -> Result<(), u8> {
@@ -33,16 +36,17 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), u8> {
 
 async fn demo(arguments: &Arguments) -> Result<(), u8> {
     let mut stops = Stops::new().map_err(fail)?;
-    let sandbox = bind_sandbox().await.map_err(fail)?;
+    let sandbox = bind_sandbox(arguments.rate).await.map_err(fail)?;
     let platform = sandbox.address().map_err(fail)?;
     let redis = match arguments.replicas {
         Some(replicas) => Some((RedisServer::start().await.map_err(fail)?, replicas)),
         None => None,
     };
-    let _log = logging::begin(&configuration(platform, ANY_PORTS, redis.as_ref())?.settings.fixed.log);
+    let upstream = (platform, arguments.rate);
+    let _log = logging::begin(&configuration(upstream, ANY_PORTS, redis.as_ref())?.settings.fixed.log);
     let (mut apps, mut addresses) = (Vec::new(), Vec::new());
     for number in 0..arguments.replicas.unwrap_or(1) {
-        let app = bind_gateway(platform, number, redis.as_ref()).await?;
+        let app = bind_gateway(upstream, number, redis.as_ref()).await?;
         addresses.push((app.address().map_err(fail)?, app.admin_address().map_err(fail)?));
         apps.push(app);
     }
@@ -70,9 +74,9 @@ async fn demo(arguments: &Arguments) -> Result<(), u8> {
 }
 
 /// The default port, or any free one.
-async fn bind_sandbox() -> io::Result<Sandbox> {
-    let options =
-        Options { merchants: vec![example()], rate: 10, faults: Faults::default(), format: Format::default() };
+async fn bind_sandbox(rate: u16) -> io::Result<Sandbox> {
+    let (faults, format) = (Faults::default(), Format::default());
+    let options = Options { merchants: vec![example()], rate: rate.into(), faults, format };
     let default = DEFAULT_ADDRESS.parse().map_err(io::Error::other)?;
     match Sandbox::bind(default, options.clone(), Clock::system()).await {
         Ok(sandbox) => Ok(sandbox),
@@ -81,10 +85,10 @@ async fn bind_sandbox() -> io::Result<Sandbox> {
 }
 
 /// A gateway on the default ports, each after the first on the next ones, or on any free ones if one of them is taken.
-async fn bind_gateway(platform: SocketAddr, number: u16, redis: Option<&(RedisServer, u16)>) -> Result<App, u8> {
+async fn bind_gateway(upstream: (SocketAddr, u16), number: u16, redis: Option<&(RedisServer, u16)>) -> Result<App, u8> {
     let bind = |configuration| App::bind(configuration, Clock::system(), Surroundings::new(EarlierCalls::None));
-    match bind(configuration(platform, DEFAULT_PORTS.map(|port| port + number), redis)?).await {
-        Err(StartError::Listen(..)) => bind(configuration(platform, ANY_PORTS, redis)?).await.map_err(fail),
+    match bind(configuration(upstream, DEFAULT_PORTS.map(|port| port + number), redis)?).await {
+        Err(StartError::Listen(..)) => bind(configuration(upstream, ANY_PORTS, redis)?).await.map_err(fail),
         bound => bound.map_err(fail),
     }
 }
@@ -98,7 +102,7 @@ const DEFAULT_PORTS: [u16; 2] = [8080, 9464];
 const ANY_PORTS: [u16; 2] = [0, 0];
 
 fn configuration(
-    platform: SocketAddr,
+    (platform, rate): (SocketAddr, u16),
     [data, admin]: [u16; 2],
     redis: Option<&(RedisServer, u16)>,
 ) -> Result<Configuration, u8> {
@@ -106,6 +110,7 @@ fn configuration(
         ("ZVGATE__SERVER__LISTEN", format!("127.0.0.1:{data}")),
         ("ZVGATE__SERVER__ADMIN_LISTEN", format!("127.0.0.1:{admin}")),
         ("ZVGATE__UPSTREAM__BASE_URL", format!("http://{platform}")),
+        ("ZVGATE__LIMITS__UPSTREAM__RATE", rate.to_string()),
         ("ZVGATE__TENANTS__DEMO__OPEN_ID", EXAMPLE_OPEN_ID.to_owned()),
         ("ZVGATE__TENANTS__DEMO__GRANT_CODE", EXAMPLE_GRANT_CODE.to_owned()),
         ("ZVGATE__TENANTS__DEMO__OPEN_KEY", EXAMPLE_OPEN_KEY.to_owned()),

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use http::{HeaderValue, StatusCode};
 
-use crate::answer::{Answer, ContentType, ExtraHeaders};
+use crate::answer::{Answer, ContentType, ExtraHeaders, TypedForm};
 use crate::cache::{LimitedBy, RelativeFreshness};
 use crate::clock::{Wall, millis};
 
@@ -191,7 +191,7 @@ impl<'a> Input<'a> {
         let (content_encoding, retry_after) = (self.header()?, self.header()?);
         let has_extra = content_encoding.is_some() || retry_after.is_some();
         let extra_headers = has_extra.then(|| Box::new(ExtraHeaders { content_encoding, retry_after }));
-        Some(Answer { status, content_type, extra_headers, body: self.bytes()?.into() })
+        Some(Answer { status, content_type, extra_headers, body: self.bytes()?.into(), typed: TypedForm::default() })
     }
 }
 
@@ -217,6 +217,7 @@ mod tests {
                 content_type: kind.map(|text| ContentType::from(&value(text))),
                 extra_headers: has_extra.then(|| Box::new(ExtraHeaders { content_encoding, retry_after })),
                 body: body.into(),
+                typed: TypedForm::default(),
             }
         })
     }

@@ -19,9 +19,10 @@ use crate::call_state::CallState;
 use crate::clock::{Boot, millis};
 use crate::metrics::{CacheUse, Label, Limit};
 use crate::pseudonym::Pseudonyms;
-use crate::reply::{self, CacheStatus, GatewayError, OverCapacity, Reply};
+use crate::reply::{self, CacheStatus, GatewayError, OverCapacity, Reply, Shape};
 use crate::route::Route;
 use crate::settings::{AccessLog, KindSettings};
+use crate::tenant::Tenant;
 use crate::trace::{Trace, TraceContext, Tracer, attribute};
 use crate::upstream::{NotSent, Rejected};
 
@@ -52,6 +53,8 @@ pub(super) struct RequestInfo {
     pub(super) peer: SocketAddr,
     /// Whether it is a write, which has a line of its own.
     has_own_line: bool,
+    /// The shape in which it is answered.
+    pub(super) shape: Shape,
 }
 
 impl RequestInfo {
@@ -99,6 +102,8 @@ struct Ended<'a> {
     path: Option<&'a str>,
     /// The answer.
     answer: Option<&'a Answer>,
+    /// The length of the body.
+    bytes: usize,
     /// Whether it is known to be a success.
     is_success: bool,
 }
@@ -120,6 +125,7 @@ impl<'a> RequestGuard<'a> {
             customers: Arc::default(),
             peer,
             has_own_line: false,
+            shape: Shape::Platform,
         };
         Self { gateway, policy: gateway.policy.load(), info, started, call_state: None, path: None, has_ended: false }
     }
@@ -154,10 +160,19 @@ impl<'a> RequestGuard<'a> {
         if let (Some(GatewayError::NotCached), Some(route)) = (error, self.info.route) {
             self.policy.handles.route(route).not_cached.inc();
         }
+        let typed = match (&self.info.shape, &result) {
+            (Shape::Coupons(view), Ok(reply)) => Some(self.gateway.typed.reply(&self.policy, &self.info, view, reply)),
+            _ => None,
+        };
         self.record(&Ended {
-            status: reply::status(&result),
+            status: typed.as_ref().map_or_else(|| reply::status(&result), |typed| typed.status.as_u16()),
             cache: cache_use(&result),
-            error: error.map(GatewayError::name),
+            error: error.map(GatewayError::name).or(typed.as_ref().and_then(|typed| typed.error)),
+            bytes: match (&typed, &result) {
+                (Some(typed), _) => typed.bytes(),
+                (None, Ok(reply)) => reply.answer.body.len(),
+                (None, Err(_)) => 0,
+            },
             reason: error.and_then(GatewayError::reason),
             method: Some(head.method.as_str()),
             path: Some(head.uri.path()),
@@ -165,12 +180,12 @@ impl<'a> RequestGuard<'a> {
             is_success: matches!(&result, Ok(Reply { cache_status: CacheStatus::Miss { is_success: true, .. }, .. })),
         });
         let id = std::mem::replace(&mut self.info.id, HeaderValue::from_static(""));
-        reply::response(result, self.policy.is_write(&self.info), id, headers)
+        reply::response(result, typed, &self.info.shape, self.policy.is_write(&self.info), id, headers)
     }
 
     fn record(&self, ended: &Ended<'_>) {
         let Self { gateway, policy, info, .. } = self;
-        let Ended { status, cache, error, reason, method, path, answer, is_success } = *ended;
+        let Ended { status, cache, error, reason, method, path, answer, bytes, is_success } = *ended;
         let now = gateway.time.boot();
         let took = now.since(self.started);
         policy.handles.request(info.route, info.caller, status, cache, took);
@@ -203,7 +218,7 @@ impl<'a> RequestGuard<'a> {
                 error,
                 reason,
                 code,
-                bytes = answer.map_or(0, |answer| answer.body.len()),
+                bytes,
                 cache = cache.name(),
                 attempts = call_state.map(CallState::attempts),
                 queue_ms = call_state.map(|call_state| call_state.queue.total_ms(now)),
@@ -281,6 +296,7 @@ impl Drop for RequestGuard<'_> {
                 method: None,
                 path: None,
                 answer: None,
+                bytes: 0,
                 is_success: false,
             });
         }
@@ -307,8 +323,12 @@ impl Policy {
     }
 
     pub(super) fn tenant_name(&self, info: &RequestInfo) -> Option<&str> {
+        self.tenant(info).map(|tenant| tenant.name.as_str())
+    }
+
+    pub(super) fn tenant(&self, info: &RequestInfo) -> Option<&Tenant> {
         let index = info.tenant?;
-        self.tenants.all().iter().find(|tenant| tenant.index == index).map(|tenant| tenant.name.as_str())
+        self.tenants.all().iter().find(|tenant| tenant.index == index).map(Arc::as_ref)
     }
 }
 

@@ -26,6 +26,8 @@ pub(super) fn caller<'a>(
         return fields.bearer().and_then(|key| policy.callers.with_key(key)).ok_or(GatewayError::Unauthenticated);
     }
     match cross_site(fields, &head.uri, &policy.settings.requests.hosts) {
+        // A page's requests without a body have no `Origin`.
+        None if fields.is_of_another_site() => Err(GatewayError::Forbidden(Denied::Page)),
         None => Ok(policy.callers.anonymous()),
         Some(CrossSite::Host) => Err(GatewayError::WrongHost),
         Some(CrossSite::Origin) => Err(GatewayError::Forbidden(Denied::Page)),

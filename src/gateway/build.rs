@@ -19,6 +19,7 @@ use super::spending::Spending;
 use super::status::Watch;
 use super::tasks::Tasks;
 use super::time::Time;
+use super::typed_answers::TypedAnswers;
 use super::write::Writes;
 use super::write_log::WriteLog;
 use crate::budget::Budget;
@@ -124,7 +125,14 @@ impl Gateway {
             served: Arc::clone(&served),
             unknown_customers: LineLimit::default(),
         });
+        let typed = Arc::new(TypedAnswers {
+            cache: Arc::clone(&cache),
+            time: Arc::clone(&time),
+            cluster: cluster.clone(),
+            max_bytes: usize::try_from(fixed.client.max_response.0).unwrap_or(usize::MAX),
+        });
         Self {
+            typed,
             policy: ArcSwap::from_pointee(policy),
             identities: Mutex::new(identities),
             time,

@@ -362,7 +362,7 @@ impl Fetcher {
                         let tenants = job.policy.tenants.all();
                         tenants.iter().for_each(|tenant| self.paces.credentials_changed(tenant));
                     }
-                    let verdict = job.policy.reader(&job.route).read(&answer);
+                    let verdict = job.policy.reader(job.route.index).read(&answer);
                     return Ok(Answered {
                         answer: Arc::new(answer),
                         verdict,

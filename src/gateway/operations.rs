@@ -10,7 +10,6 @@ use super::policy::Policy;
 use super::replica::LocalReplica;
 use super::request_head::RequestHead;
 use super::{Gateway, RequestInfo};
-use crate::answer::{Answer, ContentType};
 use crate::cache::{Freshness, Subject};
 use crate::caller::Caller;
 use crate::clock::Now;
@@ -19,7 +18,7 @@ use crate::configuration::Configuration;
 use crate::envelope::{MAX_DEPTH, check_names};
 use crate::json::Node;
 use crate::metrics::{Invalidation, Label, Metrics};
-use crate::reply::{CacheStatus, Denied, GatewayError, Reply};
+use crate::reply::{Denied, GatewayError, Reply};
 use crate::settings::{ConfigErrors, LogLevel, Settings};
 use crate::tenant::{KeyFile, KeyReload, Tenant};
 use crate::tls::{CertReload, Tls};
@@ -91,13 +90,7 @@ impl Gateway {
             self.invalidator.customers(tenant.merchant, &customers, settle, Invalidation::Invalidate);
         self.audit_invalidation(policy, info, dropped);
         ended.wait().await;
-        let answer = Answer {
-            status: 200,
-            content_type: Some(ContentType::json()),
-            extra_headers: None,
-            body: format!("{{\"dropped\":{dropped}}}").into_bytes().into(),
-        };
-        Ok(Reply { answer: Arc::new(answer), cache_status: CacheStatus::None, effect: None })
+        Ok(Reply::own(format!("{{\"dropped\":{dropped}}}")))
     }
 
     /// This gateway, for other replicas.

@@ -2,11 +2,12 @@
 //! under which it came.
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use sha2::{Digest, Sha256};
 
 use super::hit_memo::HitMemo;
+use super::openapi;
 use super::served::Served;
 use crate::answer::Reader;
 use crate::cache;
@@ -45,6 +46,8 @@ pub(super) struct Policy {
     pub(super) tls: Option<Arc<Tls>>,
     /// What it served.
     pub(super) hit_memo: HitMemo,
+    /// What callers can do, once that was asked for.
+    openapi: OnceLock<String>,
     /// The platform's host and port.
     pub(super) platform: (String, u16),
     /// Of the process, which a reload does not change.
@@ -114,6 +117,7 @@ impl Policy {
         let cache_max_bytes = before.map_or(all.fixed.cache_max_bytes, |before| before.cache_max_bytes);
         Self {
             hit_memo: HitMemo::new(cache_max_bytes.0),
+            openapi: OnceLock::new(),
             number: before.map_or(0, |before| before.number + 1),
             rules,
             handles: metrics.handles(&labels, &caller_names, &names),
@@ -176,9 +180,14 @@ impl Policy {
         self.sharing_rules.get(route.index).map_or("", String::as_str)
     }
 
-    /// How a route's answers are read.
-    pub(super) fn reader(&self, route: &Route) -> &Reader {
-        self.readers.get(route.index).expect("one was made for each route")
+    /// The description of what callers can do.
+    pub(super) fn openapi(&self) -> &str {
+        self.openapi.get_or_init(|| openapi::document(self))
+    }
+
+    /// How the answers of the route of an index are read.
+    pub(super) fn reader(&self, route: usize) -> &Reader {
+        self.readers.get(route).expect("one was made for each route")
     }
 }
 

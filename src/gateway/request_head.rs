@@ -3,10 +3,11 @@
 use std::net::Ipv6Addr;
 use std::time::Duration;
 
-use http::header::CACHE_CONTROL;
+use http::header::{CACHE_CONTROL, IF_NONE_MATCH};
 use http::uri::Authority;
 use http::{HeaderMap, HeaderName, HeaderValue, Version};
 
+use crate::answer::detached;
 use crate::cache::RequestCacheControl;
 use crate::reply::GatewayError;
 use crate::trace::TraceContext;
@@ -21,6 +22,7 @@ pub struct RequestHead<'a> {
     all: &'a HeaderMap,
     pub(super) host: Field<'a>,
     pub(super) origin: Field<'a>,
+    fetch_site: Field<'a>,
     authorization: Field<'a>,
     content_type: Field<'a>,
     content_encoding: Field<'a>,
@@ -77,6 +79,7 @@ impl<'a> RequestHead<'a> {
             all,
             host: absent,
             origin: absent,
+            fetch_site: absent,
             authorization: absent,
             content_type: absent,
             content_encoding: absent,
@@ -90,6 +93,7 @@ impl<'a> RequestHead<'a> {
             let field = match name.as_str() {
                 "host" => &mut fields.host,
                 "origin" => &mut fields.origin,
+                "sec-fetch-site" => &mut fields.fetch_site,
                 "authorization" => &mut fields.authorization,
                 "content-type" => &mut fields.content_type,
                 "content-encoding" => &mut fields.content_encoding,
@@ -127,6 +131,15 @@ impl<'a> RequestHead<'a> {
                 Err("Host must be a name or an address, with or without a port")
             }
             _ => Ok(()),
+        }
+    }
+
+    /// Whether a browser says that a page of another site caused the request (W3C Fetch Metadata).
+    pub(super) fn is_of_another_site(&self) -> bool {
+        match self.fetch_site {
+            Field::Absent => false,
+            Field::Single(site) => !matches!(site.as_bytes(), b"none" | b"same-origin"),
+            Field::Multiple(_) => true,
         }
     }
 
@@ -186,6 +199,11 @@ impl<'a> RequestHead<'a> {
             }
         }
         cache_control
+    }
+
+    /// The values of `If-None-Match`, in memory of their own.
+    pub(super) fn if_none_match(&self) -> Vec<HeaderValue> {
+        self.all.get_all(IF_NONE_MATCH).iter().map(detached).collect()
     }
 
     /// How long the answer to a read may take: its caller may ask for less time than `longest`, not for more.

@@ -123,6 +123,16 @@ impl<'a> Scanner<'a> {
         }
     }
 
+    /// Skips the rest of a value, and returns it as it was written.
+    ///
+    /// # Errors
+    /// Where it is malformed or nests too deep.
+    pub fn raw(&mut self, next: &Next<'a>) -> Result<&'a str, JsonError> {
+        let start = self.began;
+        self.pass(next)?;
+        Ok(self.since(start))
+    }
+
     /// Parses the rest of a value into a tree.
     pub(super) fn node(&mut self, next: Next<'a>) -> Result<Node<'a>, JsonError> {
         Ok(match next {

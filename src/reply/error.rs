@@ -20,6 +20,8 @@ pub enum GatewayError {
     Body(EnvelopeError),
     /// Something else in the request is invalid; the text says what is expected.
     BadRequest(&'static str),
+    /// The same, with what was received.
+    Invalid(String),
     /// No tenant fits.
     UnknownTenant(NoTenant),
     /// The caller has no key, or an unknown one.
@@ -30,8 +32,8 @@ pub enum GatewayError {
     WrongHost,
     /// No such route.
     UnknownRoute,
-    /// Not a POST.
-    MethodNotAllowed,
+    /// Another method than these.
+    MethodNotAllowed(&'static str),
     /// The body took too long.
     TooSlow,
     /// The body is longer than so many bytes.
@@ -63,6 +65,8 @@ pub enum Denied {
     Tenant,
     /// Call `/v1/invalidate`.
     Invalidate,
+    /// Use anything at all.
+    Anything,
     /// Send a request from a web page.
     Page,
 }
@@ -81,13 +85,15 @@ impl GatewayError {
     pub(super) fn kind(&self) -> (StatusCode, &'static str, &'static str) {
         const UNAVAILABLE: StatusCode = StatusCode::SERVICE_UNAVAILABLE;
         match self {
-            Self::Body(_) | Self::BadRequest(_) => (StatusCode::BAD_REQUEST, "bad_request", "http_request_error"),
+            Self::Body(_) | Self::BadRequest(_) | Self::Invalid(_) => {
+                (StatusCode::BAD_REQUEST, "bad_request", "http_request_error")
+            }
             Self::UnknownTenant(_) => (StatusCode::BAD_REQUEST, "unknown_tenant", "http_request_error"),
             Self::Unauthenticated => (StatusCode::UNAUTHORIZED, "unauthenticated", "http_request_denied"),
             Self::Forbidden(_) => (StatusCode::FORBIDDEN, "forbidden", "http_request_denied"),
             Self::WrongHost => (StatusCode::MISDIRECTED_REQUEST, "wrong_host", "http_request_denied"),
             Self::UnknownRoute => (StatusCode::NOT_FOUND, "unknown_route", "http_request_error"),
-            Self::MethodNotAllowed => (StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "http_request_error"),
+            Self::MethodNotAllowed(_) => (StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "http_request_error"),
             Self::TooSlow => (StatusCode::REQUEST_TIMEOUT, "too_slow", "http_request_error"),
             Self::BodyTooLarge(_) => (StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", "http_request_error"),
             Self::UnsupportedMediaType => {
@@ -147,6 +153,7 @@ impl GatewayError {
         match self {
             Self::Body(error) => error.to_string(),
             Self::BadRequest(expected) => (*expected).to_owned(),
+            Self::Invalid(message) => message.clone(),
             Self::UnknownTenant(error) => error.to_string(),
             Self::Unauthenticated => {
                 "a key is required: expected Authorization: Bearer KEY with the key of a configured caller".to_owned()
@@ -156,12 +163,15 @@ impl GatewayError {
             Self::Forbidden(Denied::Invalidate) => {
                 "only a caller with callers.NAME.invalidate may do this, or without callers one on loopback".to_owned()
             }
-            Self::Forbidden(Denied::Page) => "requests of web pages are rejected: the request has an Origin".to_owned(),
+            Self::Forbidden(Denied::Anything) => {
+                "this caller may use nothing: expected routes and tenants in callers.NAME".to_owned()
+            }
+            Self::Forbidden(Denied::Page) => "requests of web pages are rejected: the request has an Origin, or a Sec-Fetch-Site that names another site".to_owned(),
             Self::WrongHost => {
                 "Host must be an IP address, localhost, or one of server.hosts, unless callers have keys".to_owned()
             }
             Self::UnknownRoute => "this path is not served by the gateway".to_owned(),
-            Self::MethodNotAllowed => "only POST is allowed here".to_owned(),
+            Self::MethodNotAllowed(allowed) => format!("this method is not allowed here: expected {allowed}"),
             Self::TooSlow => "the body was not received in time".to_owned(),
             Self::BodyTooLarge(max) => format!("the body is longer than {max} bytes"),
             Self::UnsupportedMediaType => "Content-Type must be application/json".to_owned(),
@@ -206,12 +216,13 @@ impl GatewayError {
             }
             Self::Body(_)
             | Self::BadRequest(_)
+            | Self::Invalid(_)
             | Self::UnknownTenant(_)
             | Self::Unauthenticated
             | Self::Forbidden(_)
             | Self::WrongHost
             | Self::UnknownRoute
-            | Self::MethodNotAllowed
+            | Self::MethodNotAllowed(_)
             | Self::TooSlow
             | Self::BodyTooLarge(_)
             | Self::UnsupportedMediaType

@@ -70,7 +70,7 @@ pub(super) struct Exception {
     pub(super) message: &'static str,
 }
 
-const NOT_FOUND: Exception = Exception { code: 200_001, message: "查询的信息不存在 (not found)" };
+pub(super) const NOT_FOUND: Exception = Exception { code: 200_001, message: "查询的信息不存在 (not found)" };
 const NOT_USABLE: Exception = Exception { code: 200_002, message: "券不可用 (coupon cannot be used)" };
 const FULL: Exception = Exception { code: 200_003, message: "沙箱已满 (the sandbox is full)" };
 
@@ -80,7 +80,7 @@ impl Coupons {
         Self { customers: HashMap::new(), owners: HashMap::new(), redemptions: HashMap::new(), today, issued: 0 }
     }
 
-    /// A customer's coupons, by status and by card where they are asked for.
+    /// A customer's coupons, by status and by card where they are asked for; there may be none.
     pub(super) fn list(
         &mut self,
         customer: &str,
@@ -93,9 +93,7 @@ impl Coupons {
             status.is_none_or(|status| coupon.status_at(now).to_string() == status)
                 && card.is_none_or(|card| coupon.card_id.to_string() == card)
         };
-        let shown: Vec<Value> =
-            known.coupons.iter().filter(fits).map(|coupon| coupon.shown(customer, known.version, now)).collect();
-        if shown.is_empty() && card.is_some() { Err(NOT_FOUND) } else { Ok(shown) }
+        Ok(known.coupons.iter().filter(fits).map(|coupon| coupon.shown(customer, known.version, now)).collect())
     }
 
     /// Redeems cards, all or none.

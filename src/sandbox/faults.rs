@@ -22,6 +22,8 @@ pub enum Fault {
     Redirect,
     /// `status` false.
     Error,
+    /// A business exception: `status` true, and a code.
+    Exception,
     /// No answer, ever.
     Hang,
     /// The connection is reset once the request was carried out.

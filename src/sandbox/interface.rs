@@ -31,10 +31,15 @@ impl Platform {
                 match self.carry_out(path, params, now.wall) {
                     None => self.failure(NO_INTERFACE.code, NO_INTERFACE.message),
                     Some(Ok(data)) => self.format.lock().answer(true, 0, "成功", Some(&data)),
-                    Some(Err(exception)) => self.format.lock().answer(true, exception.code, exception.message, None),
+                    Some(Err(exception)) => self.exception(exception),
                 }
             }
         }
+    }
+
+    /// A business exception.
+    pub(super) fn exception(&self, exception: Exception) -> String {
+        self.format.lock().answer(true, exception.code, exception.message, None)
     }
 
     /// A system error.

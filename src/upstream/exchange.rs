@@ -20,7 +20,7 @@ use hyper::body::{Body, Frame, Incoming};
 use super::error::{AttemptError, ExchangeError};
 use super::http1::Http1Connection;
 use super::pool::Pool;
-use crate::answer::{Answer, ContentType, ExtraHeaders, detached};
+use crate::answer::{Answer, ContentType, ExtraHeaders, TypedForm, detached};
 use crate::clock::Wall;
 use crate::settings::BaseUrl;
 use crate::signer::SignedRequest;
@@ -196,7 +196,8 @@ impl Connection {
         let extra = ExtraHeaders { content_encoding: header(CONTENT_ENCODING), retry_after: header(RETRY_AFTER) };
         let extra_headers = (extra != ExtraHeaders::default()).then(|| Box::new(extra));
         let content_type = head.headers.get(CONTENT_TYPE).map(ContentType::from);
-        let answer = Answer { status: head.status.as_u16(), content_type, extra_headers, body };
+        let answer =
+            Answer { status: head.status.as_u16(), content_type, extra_headers, body, typed: TypedForm::default() };
         Ok(Exchanged { answer, date: date(&head.headers) })
     }
 

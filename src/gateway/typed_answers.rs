@@ -1,0 +1,61 @@
+//! The typed forms of answers, each made once and kept with its answer.
+
+use std::sync::Arc;
+
+use super::access_log::RequestInfo;
+use super::coupon_query::CouponQuery;
+use super::endpoint::COUPONS;
+use super::policy::Policy;
+use super::time::Time;
+use super::{Gateway, Routed, Step};
+use crate::answer::Typed;
+use crate::cache::{Cache, Subject};
+use crate::cluster::Cluster;
+use crate::reply::{CouponsView, GatewayError, Reply, Shape, TypedReply};
+
+/// Makes typed forms.
+pub(super) struct TypedAnswers {
+    pub(super) cache: Arc<Cache<GatewayError>>,
+    pub(super) time: Arc<Time>,
+    pub(super) cluster: Cluster,
+    /// Most bytes of one.
+    pub(super) max_bytes: usize,
+}
+
+impl TypedAnswers {
+    /// The typed form of a reply about a customer.
+    pub(super) fn of<'a>(&self, policy: &Policy, info: &RequestInfo, customer: &str, reply: &'a Reply) -> &'a Typed {
+        let fetched_at = self.time.clock.wall() - reply.age();
+        let reader = policy.reader(info.route.unwrap_or_default());
+        let (typed, is_new) = reader.typed(&reply.answer, customer, fetched_at, self.max_bytes);
+        if is_new && let Some(tenant) = policy.tenant(info) {
+            self.cache.reweigh(&Subject::customer(tenant.merchant, &self.cluster.customer(customer)));
+        }
+        typed
+    }
+
+    /// The typed form of a reply, as its caller wants it.
+    pub(super) fn reply(&self, policy: &Policy, info: &RequestInfo, view: &CouponsView, reply: &Reply) -> TypedReply {
+        view.reply(&reply.answer, self.of(policy, info, &view.customer, reply), self.time.now().wall)
+    }
+}
+
+impl Gateway {
+    /// Asks for one customer's coupons.
+    pub(super) fn coupons(
+        &self,
+        routed: &Routed<'_>,
+        asked: &CouponQuery,
+        info: &mut RequestInfo,
+    ) -> Result<Step, GatewayError> {
+        let customer = asked.customers.first().ok_or(GatewayError::UnknownRoute)?;
+        let tenant = routed.tenant.clone().and_then(|header| asked.tenant(header));
+        info.shape = Shape::Coupons(Box::new(CouponsView {
+            customer: customer.clone(),
+            usable: asked.usable,
+            known: routed.head.if_none_match(),
+        }));
+        let body = asked.body(customer);
+        self.dispatch(Routed { path: COUPONS, tenant, body: body.as_bytes(), ..routed.clone() }, info)
+    }
+}
