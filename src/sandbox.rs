@@ -175,10 +175,11 @@ impl Platform {
         };
         tokio::time::sleep(jitter.mul_f64(fastrand::f64())).await;
         let path = head.uri.path();
-        let text = self.interface(path, &body);
-        let number = self.seen.lock().record(path, &head.headers, &body, &text);
-        tokio::time::sleep(latency).await;
+        let number = self.seen.lock().count(path);
         let fault = self.faults.lock().strike(path, number);
+        let text = self.interface(path, &body, fault);
+        self.seen.lock().record(path, &head.headers, &body, &text);
+        tokio::time::sleep(latency).await;
         let mut response = self.faulty(fault, text, &connection).await;
         let date = SystemTime::UNIX_EPOCH + Duration::from_secs(self.now().wall.unix_seconds().unsigned_abs());
         if let Ok(date) = httpdate::fmt_http_date(date).parse() {

@@ -3,6 +3,8 @@
 //! Sorted by name and joined as `grantCode=…&nonce=…&openId=…&timestamp=…`, HMAC-SHA1 with the merchant's key, Base64,
 //! percent-encoded. `params` are not part of it. Each signature is good for one attempt.
 
+mod steps;
+
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -14,6 +16,7 @@ use hmac::{Hmac, KeyInit, Mac};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use sha1::Sha1;
 
+pub use self::steps::{Signed, Steps, percent_encoded};
 use crate::clock::Wall;
 use crate::envelope::push_text;
 use crate::tenant::Tenant;

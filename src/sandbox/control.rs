@@ -33,8 +33,15 @@ pub(super) struct Seen {
 }
 
 impl Seen {
-    /// Counts a request; answers how many there were on its path.
-    pub(super) fn record(&mut self, path: &str, headers: &HeaderMap, body: &Bytes, answer: &str) -> u64 {
+    /// Counts a request; returns how many there were on its path.
+    pub(super) fn count(&mut self, path: &str) -> u64 {
+        let count = self.requests.entry(path.to_owned()).or_default();
+        *count += 1;
+        *count
+    }
+
+    /// Records a request and its answer.
+    pub(super) fn record(&mut self, path: &str, headers: &HeaderMap, body: &Bytes, answer: &str) {
         let header = |(name, value): (&http::HeaderName, &http::HeaderValue)| {
             (name.to_string(), String::from_utf8_lossy(value.as_bytes()).into_owned())
         };
@@ -46,9 +53,6 @@ impl Seen {
         self.last_request = body.clone();
         self.last_headers = headers.iter().map(header).collect();
         answer.clone_into(&mut self.last_answer);
-        let count = self.requests.entry(path.to_owned()).or_default();
-        *count += 1;
-        *count
     }
 
     pub(super) fn refuse(&mut self, refused: Refused) {

@@ -34,6 +34,16 @@ pub enum Fault {
     Garbage,
 }
 
+impl Fault {
+    /// Whether what was asked is done all the same, and only its answer is missing or wrong.
+    pub(super) const fn carries_out(self) -> bool {
+        match self {
+            Self::None | Self::Http500 | Self::Hang | Self::Reset | Self::Truncate | Self::Garbage => true,
+            Self::Throttle | Self::Http503 | Self::Redirect | Self::Error | Self::Exception => false,
+        }
+    }
+}
+
 /// How the sandbox misbehaves.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Faults {

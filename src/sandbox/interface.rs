@@ -4,6 +4,7 @@ use serde_json::Value;
 
 use super::Platform;
 use super::coupons::Exception;
+use super::faults::Fault;
 use super::gatekeeper::Refused;
 use super::shape::Page;
 use crate::clock::Wall;
@@ -12,8 +13,9 @@ use crate::json::Node;
 const MAX_DEPTH: usize = 128;
 
 impl Platform {
-    /// The text of the answer to a request. The platform answers HTTP 200 to nearly everything.
-    pub(super) fn interface(&self, path: &str, body: &[u8]) -> String {
+    /// The text of the answer to a request, and what it asks is done unless a fault prevents that. The platform answers HTTP 200 to
+    /// nearly everything.
+    pub(super) fn interface(&self, path: &str, body: &[u8], fault: Fault) -> String {
         let now = self.now();
         let text = std::str::from_utf8(body).ok();
         let root = text.and_then(|text| Node::parse(text, MAX_DEPTH).ok());
@@ -26,6 +28,7 @@ impl Platform {
                 self.seen.lock().refuse(refused);
                 self.failure(refused.code(), refused.message())
             }
+            Ok(_) if !fault.carries_out() => String::new(),
             Ok(root) => {
                 let params = root.member("params").unwrap_or(&Node::Null);
                 match self.carry_out(path, params, now.wall) {

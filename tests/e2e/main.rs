@@ -11,6 +11,7 @@ mod auth;
 mod breaker;
 mod budget;
 mod caching;
+mod clients;
 mod cluster;
 mod consistency;
 mod drill;

@@ -4,7 +4,7 @@ use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::program::{Running, run, serve, write_config, zvgate};
 use crate::support::{Caller, MERCHANTS, Platform, READ, Upstream, post};
@@ -63,7 +63,7 @@ fn voluntary_switches(process: u32, name: &str) -> Vec<u64> {
 async fn every_worker_serves_and_all_share_one_cache() {
     const WORKERS: usize = 3;
     let platform = Platform::unlimited().await;
-    platform.faults(serde_json::json!({ "latency_ms": 200 })).await;
+    platform.faults(json!({ "latency_ms": 200 })).await;
     let folder = tempfile::tempdir().unwrap();
     let config = write_config(folder.path(), &platform.url(), "");
     let text = std::fs::read_to_string(&config).unwrap();
@@ -111,7 +111,7 @@ async fn a_new_process_waits_one_period_before_its_first_call() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_large_clock_skew_is_logged() {
     let platform = Platform::unlimited().await;
-    platform.faults(serde_json::json!({ "clock_skew_s": -45 })).await;
+    platform.faults(json!({ "clock_skew_s": -45 })).await;
     let folder = tempfile::tempdir().unwrap();
     let (_gateway, mut log, record) = serve(&write_config(folder.path(), &platform.url(), ""));
     let address = record["listen"].as_str().unwrap().parse().unwrap();
@@ -138,10 +138,9 @@ async fn the_log_reports_failures_the_breaker_and_throttling() {
     let (_gateway, mut log, serving) = serve(&config);
     let address = serving["listen"].as_str().unwrap().parse().unwrap();
     let read = async |customer: u32| {
-        post(address, READ, &[], &serde_json::json!({ "params": { "customerId": customer.to_string() } }).to_string())
-            .await
+        post(address, READ, &[], &json!({ "params": { "customerId": customer.to_string() } }).to_string()).await
     };
-    platform.faults(serde_json::json!({ "fault": "http500" })).await;
+    platform.faults(json!({ "fault": "http500" })).await;
     for customer in 0..5 {
         assert_eq!(read(customer).await.status, 500);
     }
@@ -158,13 +157,13 @@ async fn the_log_reports_failures_the_breaker_and_throttling() {
     assert_eq!(failing["cause"], "HTTP status 500");
     let opened = next("breaker opened");
     assert_eq!((&opened["level"], &opened["cause"]), (&"WARN".into(), &"HTTP status 500".into()));
-    platform.faults(serde_json::json!({ "fault": "none" })).await;
+    platform.faults(json!({ "fault": "none" })).await;
     while read(9).await.status != 200 {}
     next("breaker half-open");
     next("breaker closed");
     let recovered = next("upstream attempts recovered");
     assert_eq!((&recovered["reason"], &recovered["count"]), (&"http_5xx".into(), &5.into()));
-    platform.faults(serde_json::json!({ "fault": "throttle" })).await;
+    platform.faults(json!({ "fault": "throttle" })).await;
     read(10).await;
     assert_eq!(next("upstream attempts failing")["outcome"], "throttled");
     let throttled = next("upstream throttled, route paused");
@@ -174,7 +173,7 @@ async fn the_log_reports_failures_the_breaker_and_throttling() {
 #[tokio::test(flavor = "multi_thread")]
 async fn requests_in_flight_at_a_stop_are_completed() {
     let platform = Platform::unlimited().await;
-    platform.faults(serde_json::json!({ "latency_ms": 700 })).await;
+    platform.faults(json!({ "latency_ms": 700 })).await;
     let folder = tempfile::tempdir().unwrap();
     let (mut gateway, _log, record) = serve(&write_config(folder.path(), &platform.url(), ""));
     let address = record["listen"].as_str().unwrap().parse().unwrap();
@@ -190,7 +189,7 @@ async fn requests_in_flight_at_a_stop_are_completed() {
 #[tokio::test(flavor = "multi_thread")]
 async fn requests_that_outlast_drain_timeout_are_dropped() {
     let platform = Platform::unlimited().await;
-    platform.faults(serde_json::json!({ "fault": "hang" })).await;
+    platform.faults(json!({ "fault": "hang" })).await;
     let folder = tempfile::tempdir().unwrap();
     let config = write_config(folder.path(), &platform.url(), "");
     std::fs::write(
@@ -240,10 +239,10 @@ async fn a_step_of_the_system_clock_expires_entries_in_time() {
     let _gateway = Running(child);
     let address = serde_json::from_str::<Value>(&line).unwrap()["listen"].as_str().unwrap().parse().unwrap();
     let read = async |customer: &str| {
-        post(address, READ, &[], &serde_json::json!({ "params": { "customerId": customer } }).to_string()).await
+        post(address, READ, &[], &json!({ "params": { "customerId": customer } }).to_string()).await
     };
     for customer in ["1", "2"] {
-        platform.change(customer, "issue", serde_json::json!({ "seconds": 120 })).await;
+        platform.change(customer, "issue", json!({ "seconds": 120 })).await;
         assert!(read(customer).await.is_stored_miss());
         assert!(read(customer).await.is_hit());
     }
@@ -725,7 +724,7 @@ async fn the_log_level_is_changed_for_a_while() {
         crate::support::send(admin, request).await
     };
     crate::support::until("it listens", async || tokio::net::TcpStream::connect(admin).await.is_ok()).await;
-    let configured = serde_json::json!({ "level": "error", "configured": "error" });
+    let configured = json!({ "level": "error", "configured": "error" });
     assert_eq!(call("GET", "").await.json(), configured);
     let body = r#"{"params":{"customerId":"1"}}"#;
     post(data, READ, &[], body).await;
@@ -770,4 +769,98 @@ fn a_hash_key_that_can_be_guessed_seals_nothing() {
             "{command}: {err}"
         );
     }
+}
+
+/// The steps end with the token of the envelope, and the key is in none of them.
+#[test]
+fn sign_explains_every_step_and_masks_the_key() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = write_config(folder.path(), "http://127.0.0.1:1", "");
+    let (code, out, err) =
+        run(zvgate().args(["sign", "--explain", "--params", r#"{"customerId":"1"}"#, "--config"]).arg(&config));
+    assert_eq!((code, err.as_str()), (0, ""), "{out}");
+    let (open_id, grant_code, open_key) = MERCHANTS[0];
+    let envelope: Value = serde_json::from_str(out.lines().last().unwrap()).unwrap();
+    let value = |name: &str| envelope[name].as_str().unwrap();
+    let joined =
+        format!("grantCode={grant_code}&nonce={}&openId={open_id}&timestamp={}", value("nonce"), value("timestamp"));
+    assert_eq!(out.matches(&joined).count(), 2, "joined, and encoded: {out}");
+    let base64 = value("token").replace("%2B", "+").replace("%2F", "/").replace("%3D", "=");
+    for step in [value("token"), &base64, "sorted by name", "HMAC-SHA1", "********, 50 characters"] {
+        assert!(out.contains(step), "{step}: {out}");
+    }
+    assert!(!out.contains(open_key) && !out.contains(&open_key[..8]), "{out}");
+}
+
+/// The published example, and what people make of it.
+#[test]
+fn verify_says_what_differs_in_a_refused_envelope() {
+    let folder = tempfile::tempdir().unwrap();
+    let (other_id, other_grant, other_key) = MERCHANTS[1];
+    let second =
+        format!("[tenants.b]\nopen_id = \"{other_id}\"\ngrant_code = \"{other_grant}\"\nopen_key = \"{other_key}\"\n");
+    let config = write_config(folder.path(), "http://127.0.0.1:1", &second);
+    let (open_id, grant_code, open_key) = MERCHANTS[0];
+    let envelope = json!({ "openId": open_id, "grantCode": grant_code, "timestamp": "1465185768", "nonce": "11886",
+        "token": "cFw0t9IuvL9jVo9qAzk0qMcw5BM%3D", "params": { "customerId": "1" } });
+    let verify = |envelope: &str, more: &[&str]| {
+        let file = folder.path().join("envelope.json");
+        std::fs::write(&file, envelope).unwrap();
+        let (code, out, err) =
+            run(zvgate().args(["sign", "--verify"]).arg(&file).args(more).arg("--config").arg(&config));
+        assert!(!format!("{out}{err}").contains(open_key) && !format!("{out}{err}").contains(other_key), "{out}{err}");
+        (code, out + &err)
+    };
+    let with = |name: &str, value: Value| {
+        let mut changed = envelope.clone();
+        changed[name] = value;
+        verify(&changed.to_string(), &[])
+    };
+    let (code, out) = verify(&format!("\u{feff}{envelope}\n"), &[]);
+    assert_eq!((code, out.contains("Nothing differs"), out.contains("DIFFERS")), (0, true, false), "{out}");
+    let token = |text: &str| with("token", json!(text));
+    let hmac = |program: &str, key: &str, text: &str| {
+        let script = format!("printf %s '{text}' | openssl dgst -{program} -hmac '{key}' -binary | base64");
+        let output = Command::new("sh").args(["-c", &script]).output().unwrap();
+        String::from_utf8(output.stdout).unwrap().trim().replace('+', "%2B").replace('/', "%2F").replace('=', "%3D")
+    };
+    let unsorted = format!("openId={open_id}&grantCode={grant_code}&timestamp=1465185768&nonce=11886");
+    let sorted = format!("grantCode={grant_code}&nonce=11886&openId={open_id}&timestamp=1465185768");
+    let script = format!("printf %s '{sorted}' | openssl dgst -sha1 -hmac '{open_key}'");
+    let in_hex = run(Command::new("sh").args(["-c", &script])).1.split_whitespace().last().unwrap().to_owned();
+    for ((code, out), says) in [
+        (token("cFw0t9IuvL9jVo9qAzk0qMcw5BM="), "is not percent-encoded"),
+        (token("cFw0t9IuvL9jVo9qAzk0qMcw5BM%253D"), "percent-encoded twice"),
+        (token("cFw0t9IuvL9jVo9qAzk0qMcw5BM%3d"), "lower case"),
+        (token("cFw0t9IuvL9jVo9qAzk0qMcw5BM"), "without padding"),
+        (token(&in_hex), "hexadecimal"),
+        (token(&hmac("sha1", open_key, &unsorted)), "not sorted by name"),
+        (token(&hmac("sha256", open_key, &sorted)), "HMAC-SHA256"),
+        (token(&hmac("sha1", other_key, &sorted)), "the key of tenants.b"),
+        (token("nonsense"), "another key, or other values"),
+        (with("token", Value::Null), "token      is missing"),
+        (with("timestamp", json!("1465185768000")), "milliseconds"),
+        (with("timestamp", json!("now")), "expected seconds since 1970"),
+        (with("nonce", json!("a1")), "expected a positive integer"),
+        (with("nonce", json!("0")), "expected a positive integer"),
+        (with("params", json!("{}")), "not JSON in a string"),
+        (with("params", json!([])), "is no object"),
+        (with("grantCode", json!("BA67D4FA46")), "letter case"),
+        (with("openId", json!(format!("{open_id} "))), "white space"),
+        (with("openId", json!("x")), "expected d14c1559e87b747d577c834b275a4310, that of tenants.a"),
+        (verify(&envelope.to_string(), &["--tenant", "b"]), "that of tenants.b"),
+    ] {
+        assert!(code == 1 && out.contains("DIFFERS") && out.contains(says), "{says}: {code} {out}");
+    }
+    // Numbers are as good as strings.
+    let (code, out) = with("nonce", json!(11886));
+    assert_eq!(code, 0, "{out}");
+    for (text, says) in [("{", "expected the JSON body"), ("[]", "expected a JSON object")] {
+        let (code, out) = verify(text, &[]);
+        assert!(code == 2 && out.contains(says), "{code} {out}");
+    }
+    let (code, out) = verify(&envelope.to_string(), &["--tenant", "c"]);
+    assert!(code == 2 && out.contains("expected one of a, b"), "{code} {out}");
+    let (code, _, err) = run(zvgate().args(["sign", "--verify", "/nowhere", "--config"]).arg(&config));
+    assert!(code == 2 && err.contains("--verify /nowhere"), "{code} {err}");
 }
