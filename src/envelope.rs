@@ -30,11 +30,11 @@ pub enum EnvelopeError {
     #[error("the body must have a member \"params\" that is an object")]
     NoParams,
     /// An object has a member name twice.
-    #[error("an object has the member {0:?} twice")]
+    #[error("an object has the member {0:?} twice: expected it once")]
     Duplicate(String),
     /// `params` has a member that the route does not allow.
-    #[error("params has the member {0:?}, which this route does not allow")]
-    Unexpected(String),
+    #[error("params has the member {0:?}: expected only those that this route allows, {1}")]
+    Unexpected(String, String),
 }
 
 /// A body that can be forwarded: proof that it is UTF-8, JSON, not too deep, and without duplicate members.
@@ -79,7 +79,9 @@ impl<'a> Envelope<'a> {
     pub fn check_params(&self, allowed: &[String]) -> Result<(), EnvelopeError> {
         let params = self.root.member("params").and_then(Node::members).unwrap_or_default();
         let other = params.iter().find(|param| !allowed.iter().any(|name| *name == param.name));
-        other.map_or(Ok(()), |param| Err(EnvelopeError::Unexpected(param.name.to_string())))
+        other.map_or(Ok(()), |param| {
+            Err(EnvelopeError::Unexpected(param.name.chars().take(64).collect(), allowed.join(", ")))
+        })
     }
 
     /// The customer that the first matching pointer names: the text of a string or a number.

@@ -252,15 +252,13 @@ impl Gateway {
         }
         let body = whole.strip_prefix(BYTE_ORDER_MARK.as_bytes()).unwrap_or(&whole);
         let deadline = received + fields.timeout(settings.request_timeout)?;
-        let asked = match endpoint {
-            Endpoint::Invalidate => return self.invalidate(policy, caller, fields, body, info).await.map(Step::Done),
-            Endpoint::OpenApi => return Ok(Step::Done(Reply::own(policy.openapi().to_owned()))),
-            Endpoint::Route => None,
-            Endpoint::CustomerCoupons(id) => Some(CouponQuery::of_query(id, query)?),
-            Endpoint::List => Some(CouponQuery::of_list(body)?),
-            Endpoint::BatchGet => Some(CouponQuery::of_batch(body)?),
+        let asked = CouponQuery::of(endpoint, query, body)?;
+        let Some(route) = route else {
+            return match endpoint {
+                Endpoint::OpenApi => Ok(Step::Done(Reply::own(policy.openapi().to_owned()))),
+                _ => self.invalidate(policy, caller, fields, body, info).await.map(Step::Done),
+            };
         };
-        let route = route.ok_or(GatewayError::UnknownRoute)?;
         let standing = match policy.serves_from_memory(route) {
             true => self.standing(received, deadline).await,
             false => Standing::Fenced,

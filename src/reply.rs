@@ -9,7 +9,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{AGE, ALLOW, CONTENT_ENCODING, CONTENT_TYPE, HeaderName, RETRY_AFTER, WWW_AUTHENTICATE};
+use http::header::{
+    AGE, ALLOW, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_TYPE, HeaderName, RETRY_AFTER, WWW_AUTHENTICATE,
+};
 use http::{HeaderMap, HeaderValue, Response, StatusCode};
 
 use self::error::RetryAfter;
@@ -270,7 +272,11 @@ fn write_error(error: &GatewayError, shape: &Shape, request_id: &str, headers: &
             body.push('}');
             (JSON, body)
         }
-        Shape::Own | Shape::Coupons(_) => (PROBLEM_JSON, Problem::from(error).json(request_id)),
+        Shape::Own | Shape::Coupons(_) => {
+            // Some errors may be cached otherwise, in answer to a GET (RFC 9110, section 15.1).
+            headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+            (PROBLEM_JSON, Problem::from(error).json(request_id))
+        }
     };
     headers.insert(CONTENT_TYPE, content_type);
     headers.insert(PROXY_STATUS, value(&format!("zvgate; error={error_type}")));

@@ -63,10 +63,12 @@ pub enum NoTenant {
     )]
     UnknownName,
     /// The body's identity is that of no tenant.
-    #[error("openId and grantCode in the body are those of no tenant of this gateway")]
+    #[error(
+        "openId and grantCode in the body are those of no tenant of this gateway: expected those of a configured one, or none"
+    )]
     UnknownIdentity,
     /// The body's identity is another than that of the tenant that was chosen.
-    #[error("openId or grantCode in the body is not that of the tenant that was chosen")]
+    #[error("openId or grantCode in the body is not that of the tenant that was chosen: expected its own, or none")]
     OtherIdentity,
     /// The request names none, and none is the default.
     #[error("no tenant is named and none is the default; name one in X-Zvgate-Tenant")]

@@ -4,7 +4,7 @@
 use libfuzzer_sys::fuzz_target;
 use oracle::Tree;
 use time::UtcOffset;
-use zvgate::answer::{Answer, End, Reader, TypedForm, Verdict, customers};
+use zvgate::answer::{Answer, End, Reader, Typed, TypedForm, Verdict, customers};
 use zvgate::clock::Wall;
 
 const EXPIRES: [&str; 3] = ["endAt", "endTime", "validEndDate"];
@@ -53,6 +53,21 @@ fuzz_target!(|input: &[u8]| {
     let members = valid.as_ref().and_then(Tree::members).unwrap_or_default();
     let is_repeated = |name: &&str| members.iter().filter(|(other, _)| other == name).count() > 1;
     assert_eq!(verdict == Verdict::Ambiguous, ["status", "code", "data"].iter().any(is_repeated), "which repeat");
+    let (typed, is_new) = reader.typed(&answer, "1", Wall::from_unix_seconds(0), 1 << 20);
+    assert!(is_new);
+    match typed {
+        // The parser that judges takes no more than 128 levels.
+        Typed::Coupons(coupons) if valid.as_ref().is_some_and(|tree| tree.depth() < 120) => {
+            assert!(matches!(verdict, Verdict::Success(_)));
+            let tree = Tree::parse(coupons.json()).expect("the coupons are JSON");
+            let names = ["customerId", "coupons", "complete", "fetchedAt"];
+            assert!(names.iter().all(|name| tree.member(name).is_some()));
+            let (usable, _) = coupons.usable(Wall::from_unix_seconds(1_800_000_000));
+            assert!(Tree::parse(&usable).is_some());
+        }
+        Typed::Failure(failure) => assert_eq!(failure.is_exception, verdict == Verdict::Exception),
+        Typed::Coupons(_) | Typed::TooLarge => {}
+    }
     if let (Verdict::Success(contents), Some(tree)) = (verdict, valid) {
         let mut expected = Vec::new();
         tree.member("data").iter().for_each(|data| ends(data, &mut expected));

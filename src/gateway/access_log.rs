@@ -154,12 +154,7 @@ impl<'a> RequestGuard<'a> {
     ) -> Response<Bytes> {
         self.has_ended = true;
         let error = result.as_ref().err();
-        if let Some(limit) = error.and_then(limit_of) {
-            self.policy.handles.caller(self.info.caller).limited.of(limit).inc();
-        }
-        if let (Some(GatewayError::NotCached), Some(route)) = (error, self.info.route) {
-            self.policy.handles.route(route).not_cached.inc();
-        }
+        error.iter().for_each(|error| self.policy.count_error(&self.info, error));
         let typed = match (&self.info.shape, &result) {
             (Shape::Coupons(view), Ok(reply)) => Some(self.gateway.typed.reply(&self.policy, &self.info, view, reply)),
             _ => None,
@@ -305,6 +300,16 @@ impl Drop for RequestGuard<'_> {
 
 /// The names of a request's route, caller and tenant.
 impl Policy {
+    /// Counts an error by what it says about limits and the cache.
+    pub(super) fn count_error(&self, info: &RequestInfo, error: &GatewayError) {
+        if let Some(limit) = limit_of(error) {
+            self.handles.caller(info.caller).limited.of(limit).inc();
+        }
+        if let (GatewayError::NotCached, Some(route)) = (error, info.route) {
+            self.handles.route(route).not_cached.inc();
+        }
+    }
+
     pub(super) fn route_name(&self, info: &RequestInfo) -> Option<&str> {
         self.route(info).map(|route| route.label.as_str())
     }

@@ -35,7 +35,10 @@ impl Results {
         let Some(customer) = self.customers.get(index) else { return };
         let id = self.info.shown_id();
         let (mut status, mut contents) = match result {
-            Err(error) => failed(&error.into(), id),
+            Err(error) => {
+                policy.count_error(&self.info, error);
+                failed(&error.into(), id)
+            }
             Ok(reply) => match self.typed.of(policy, &self.info, customer, reply) {
                 Typed::Coupons(coupons) => {
                     let usable_at = self.usable.then(|| self.typed.time.now().wall);

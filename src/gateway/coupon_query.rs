@@ -5,6 +5,7 @@ use std::borrow::Cow;
 
 use percent_encoding::percent_decode_str;
 
+use super::endpoint::Endpoint;
 use crate::envelope::{EnvelopeError, MAX_DEPTH, check_names, push_text};
 use crate::json::Node;
 use crate::reply::GatewayError;
@@ -55,8 +56,18 @@ fn is_id(text: &str) -> bool {
 }
 
 impl CouponQuery {
+    /// What a request to the typed API asks; `None`: the endpoint is not one of its.
+    pub(super) fn of(endpoint: Endpoint<'_>, query: Option<&str>, body: &[u8]) -> Result<Option<Self>, GatewayError> {
+        match endpoint {
+            Endpoint::CustomerCoupons(id) => Self::of_query(id, query).map(Some),
+            Endpoint::List => Self::of_list(body).map(Some),
+            Endpoint::BatchGet => Self::of_batch(body).map(Some),
+            Endpoint::Route | Endpoint::Invalidate | Endpoint::OpenApi => Ok(None),
+        }
+    }
+
     /// Of a path with a customer's id and a query string; a parameter without a value counts as absent.
-    pub(super) fn of_query(id: &str, query: Option<&str>) -> Result<Self, GatewayError> {
+    fn of_query(id: &str, query: Option<&str>) -> Result<Self, GatewayError> {
         let customer = decode(id).filter(|id| is_id(id)).ok_or_else(|| invalid(CUSTOMER_ID, IS_ID))?;
         let mut asked = Self { customers: vec![customer.into_owned()], ..Self::default() };
         let mut seen: Vec<Cow<'_, str>> = Vec::new();
@@ -84,7 +95,7 @@ impl CouponQuery {
     }
 
     /// Of the body of a request for one customer's coupons.
-    pub(super) fn of_list(body: &[u8]) -> Result<Self, GatewayError> {
+    fn of_list(body: &[u8]) -> Result<Self, GatewayError> {
         let mut asked = Self::default();
         read(body, &[CUSTOMER_ID, USE_STATUS, CARD_ID, USABLE, TENANT], |name, value| {
             match (name, value) {
@@ -103,7 +114,7 @@ impl CouponQuery {
     }
 
     /// Of the body of a request for many customers' coupons.
-    pub(super) fn of_batch(body: &[u8]) -> Result<Self, GatewayError> {
+    fn of_batch(body: &[u8]) -> Result<Self, GatewayError> {
         const EXPECTED: &str =
             "1 to 100 strings of 1 to 128 characters: as numbers, ids lose digits in many JSON libraries";
         let mut asked = Self::default();

@@ -8,6 +8,8 @@ use http::HeaderMap;
 use serde::Serialize;
 
 use super::body;
+use super::coupon_query::CouponQuery;
+use super::endpoint::{COUPONS, Endpoint};
 use super::policy::Policy;
 use super::request::question_of;
 use super::request_head::RequestHead;
@@ -123,7 +125,9 @@ impl Gateway {
         out: &mut Explanation,
     ) -> Result<Option<(Arc<Tenant>, Question, bool)>, GatewayError> {
         let (head, now) = (RequestHead::of(headers), self.time.now());
-        let route = policy.routes.find(path).ok_or(GatewayError::UnknownRoute)?;
+        let (path, query) = path.split_once('?').map_or((path, None), |(path, query)| (path, Some(query)));
+        let endpoint = Endpoint::of(path);
+        let route = endpoint.route(policy, path).flatten().ok_or(GatewayError::UnknownRoute)?;
         out.route = Some(route.pattern.to_string());
         let caller = match caller {
             Some(name) => Some(
@@ -136,6 +140,11 @@ impl Gateway {
         if caller.is_some_and(|caller| !caller.may_use_route(route)) {
             return Err(GatewayError::Forbidden(Denied::Route));
         }
+        // Of a batch, its first customer is explained.
+        let asked = CouponQuery::of(endpoint, query, body)?;
+        let own = asked.as_ref().and_then(|asked| Some(asked.body(asked.customers.first()?)));
+        let (path, body) = own.as_ref().map_or((path, body), |own| (COUPONS, own.as_bytes()));
+        let named = asked.as_ref().map_or_else(|| head.tenant(), |asked| asked.tenant(head.tenant()?));
         let envelope = body::envelope(&route.kind, body)?;
         let customers = body::customers(&route.kind, &head, &envelope)?;
         out.customers = customers
@@ -143,8 +152,7 @@ impl Gateway {
             .map(|id| ExplainedCustomer { id: id.clone(), logged_as: self.pseudonyms.of(id) })
             .collect();
         let sole = caller.and_then(|caller| caller.sole_tenant());
-        let tenant =
-            policy.tenants.choose(head.tenant()?, envelope.root(), sole).map_err(GatewayError::UnknownTenant)?;
+        let tenant = policy.tenants.choose(named?, envelope.root(), sole).map_err(GatewayError::UnknownTenant)?;
         out.tenant = Some(tenant.name.clone());
         if caller.is_some_and(|caller| !caller.may_use_tenant(tenant)) {
             return Err(GatewayError::Forbidden(Denied::Tenant));

@@ -2,6 +2,8 @@
 
 use std::borrow::Cow;
 
+use super::endpoint::CUSTOMER_COUPONS;
+
 /// Longest path that is logged; those of the platform are less than half as long.
 const MAX_SHOWN: usize = 128;
 /// Digits in a row that may be an id.
@@ -9,14 +11,21 @@ const ID: usize = 5;
 /// Length of a step with digits that may be a key.
 const KEY: usize = 9;
 
+/// The step of a path of the typed API that is a customer's id, whatever it looks like.
+const CUSTOMER_STEP: usize = 3;
+
 /// A path as it is logged: bounded, and without the steps that may be an id or a key.
 pub fn shown_path(path: &str) -> Cow<'_, str> {
     let path = path.get(..path.floor_char_boundary(MAX_SHOWN)).unwrap_or_default();
-    if !path.split('/').any(may_be_secret) {
+    let has_customer = path.starts_with(CUSTOMER_COUPONS.0);
+    if !has_customer && !path.split('/').any(may_be_secret) {
         return Cow::Borrowed(path);
     }
-    let shown: Vec<&str> = path.split('/').map(|step| if may_be_secret(step) { "…" } else { step }).collect();
-    Cow::Owned(shown.join("/"))
+    let shown = |(place, step): (usize, &'_ str)| {
+        let is_secret = may_be_secret(step) || (has_customer && place == CUSTOMER_STEP);
+        if is_secret { "…".to_owned() } else { step.to_owned() }
+    };
+    Cow::Owned(path.split('/').enumerate().map(shown).collect::<Vec<_>>().join("/"))
 }
 
 fn may_be_secret(step: &str) -> bool {
@@ -35,6 +44,9 @@ mod tests {
             ("/v3/383933091455959041/x", "/v3/…/x"),
             ("/v3/c1ZkTs8pLq", "/v3/…"),
             ("/v3/step2", "/v3/step2"),
+            ("/v1/customers/alice/coupons", "/v1/customers/…/coupons"),
+            ("/v1/customers/1", "/v1/customers/…"),
+            ("/v1/coupons:list", "/v1/coupons:list"),
         ] {
             assert_eq!(shown_path(path), shown);
         }

@@ -158,8 +158,8 @@ impl GatewayError {
             Self::Unauthenticated => {
                 "a key is required: expected Authorization: Bearer KEY with the key of a configured caller".to_owned()
             }
-            Self::Forbidden(Denied::Route) => "this caller may not use this route".to_owned(),
-            Self::Forbidden(Denied::Tenant) => "this caller may not use this tenant".to_owned(),
+            Self::Forbidden(Denied::Route) => "this caller may not use this route: expected one of those in callers.NAME.routes".to_owned(),
+            Self::Forbidden(Denied::Tenant) => "this caller may not use this tenant: expected one of those in callers.NAME.tenants".to_owned(),
             Self::Forbidden(Denied::Invalidate) => {
                 "only a caller with callers.NAME.invalidate may do this, or without callers one on loopback".to_owned()
             }
@@ -170,26 +170,34 @@ impl GatewayError {
             Self::WrongHost => {
                 "Host must be an IP address, localhost, or one of server.hosts, unless callers have keys".to_owned()
             }
-            Self::UnknownRoute => "this path is not served by the gateway".to_owned(),
+            Self::UnknownRoute => {
+                "this path is not served: expected that of a configured route; GET /openapi.json lists what there is".to_owned()
+            },
             Self::MethodNotAllowed(allowed) => format!("this method is not allowed here: expected {allowed}"),
-            Self::TooSlow => "the body was not received in time".to_owned(),
-            Self::BodyTooLarge(max) => format!("the body is longer than {max} bytes"),
-            Self::UnsupportedMediaType => "Content-Type must be application/json".to_owned(),
-            Self::CallerLimited(_) => "this caller is over its rate limit".to_owned(),
-            Self::OverCapacity(OverCapacity::Connections) => "too many connections or concurrent requests".to_owned(),
-            Self::OverCapacity(OverCapacity::Waiters) => "too many callers wait for the same answer".to_owned(),
-            Self::NotCached => "the answer is not cached".to_owned(),
+            Self::TooSlow => "the body was not received in time: expected all of it within server.body_timeout".to_owned(),
+            Self::BodyTooLarge(max) => format!("the body is too long: expected at most {max} bytes, as server.max_body says"),
+            Self::UnsupportedMediaType => {
+                "expected a body with Content-Type: application/json, and not compressed".to_owned()
+            },
+            Self::CallerLimited(_) => "this caller is over its rate limit: try again after Retry-After".to_owned(),
+            Self::OverCapacity(OverCapacity::Connections) => {
+                "too many connections or concurrent requests: try again after Retry-After".to_owned()
+            },
+            Self::OverCapacity(OverCapacity::Waiters) => {
+                "too many callers wait for the same answer: try again after Retry-After".to_owned()
+            },
+            Self::NotCached => "the answer is not cached, and the request says only-if-cached".to_owned(),
             Self::NotSent(NotSent::Limited { is_key_suspect: true, .. }) => {
                 "over the rate limit of the open platform, which throttles although the limit is kept: this tenant's signing key may be refused; nothing was sent".to_owned()
             }
             Self::NotSent(NotSent::Limited { .. }) => {
-                "over the rate limit of the open platform; nothing was sent".to_owned()
+                "over the rate limit of the open platform; nothing was sent: try again after Retry-After".to_owned()
             }
             Self::NotSent(NotSent::Rejected(Rejected::TooManyInFlight)) => {
-                "too many calls to the open platform are in flight; nothing was sent".to_owned()
+                "too many calls to the open platform are in flight; nothing was sent: try again after Retry-After".to_owned()
             }
             Self::NotSent(NotSent::Rejected(Rejected::BreakerOpen(_))) => {
-                "the circuit breaker is open, because calls to the open platform failed; nothing was sent".to_owned()
+                "the circuit breaker is open, because calls to the open platform failed; nothing was sent: try again after Retry-After".to_owned()
             }
             Self::NotSent(NotSent::Unfenced) => {
                 "Redis is unreachable, so that other replicas cannot invalidate what this write changes, and cluster.unfenced_writes is \"refuse\"; nothing was sent".to_owned()

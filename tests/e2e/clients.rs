@@ -15,6 +15,14 @@ const CUSTOMER: &str = "383933091455959041";
 /// Each client, and the program that runs it.
 const CLIENTS: [(&str, &str); 3] = [("python3", "coupons.py"), ("node", "coupons.mjs"), ("bash", "coupons.sh")];
 
+#[test]
+fn every_client_has_a_test() {
+    let folder = format!("{}/examples/clients", env!("CARGO_MANIFEST_DIR"));
+    let names = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let tested: std::collections::BTreeSet<_> = CLIENTS.iter().map(|(_, file)| (*file).to_owned()).collect();
+    assert_eq!(names.collect::<std::collections::BTreeSet<_>>(), tested);
+}
+
 /// The clients whose language is on this machine.
 fn clients() -> Vec<(&'static str, &'static str)> {
     let is_there = |(program, _): &(&str, &str)| Command::new(program).arg("--version").output().is_ok();

@@ -66,7 +66,7 @@ fn every_example_has_a_test() {
     let names = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
     let mut names: Vec<_> = names.collect();
     names.sort();
-    assert_eq!(names, ["behind-tls.toml", "one-merchant.toml", "several-merchants.toml"]);
+    assert_eq!(names, ["behind-tls.toml", "clients", "one-merchant.toml", "several-merchants.toml"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

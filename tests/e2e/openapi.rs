@@ -158,7 +158,7 @@ fn markdown(document: &Value) -> String {
     );
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     writeln!(out, "{}\n", text(&document["info"]["description"])).unwrap();
-    out += "`GET /openapi.json` returns this description for the configuration in force (OpenAPI 3.1); this page is made from that of the default\nroutes with two tenants. Headers of requests and of writes: [README](../README.md#calls). What the platform's answers mean:\n[coupons.md](coupons.md). Step by step: [recipes.md](recipes.md).\n";
+    out += "`GET /openapi.json` returns this description for the configuration in force (OpenAPI 3.1); this page is made from that of the default\nroutes with two tenants. Headers of requests and of writes: [calls.md](calls.md). What the platform's answers mean:\n[coupons.md](coupons.md). Step by step: [recipes.md](recipes.md).\n";
     for tag in document["tags"].as_array().unwrap() {
         let name = text(&tag["name"]);
         writeln!(out, "\n## {}{}\n\n{}", name[..1].to_uppercase(), &name[1..], text(&tag["description"])).unwrap();

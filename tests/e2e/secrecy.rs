@@ -23,6 +23,8 @@ const OTHER_KEY: &str = "canary-strangerskey-Zq3";
 const ADMIN_KEY: &str = "canary-adminkey-Zq4";
 const MISPLACED: &str = "canary-misplaced-Zq5";
 const CUSTOMER: &str = "777000777000777000";
+/// One that does not look like an id.
+const NAMED: &str = "canary-alice";
 
 fn hash(key: &str) -> String {
     Sha256::digest(key.as_bytes()).iter().fold(String::new(), |mut hex, byte| {
@@ -148,6 +150,8 @@ async fn no_output_has_a_secret_and_no_log_or_metric_has_a_customer() {
     let customers = format!("X-Zvgate-Customer: {CUSTOMER}");
     let named = [&post[..], &["-H", &customers]].concat();
     let (mut logs, mut responses) = (String::new(), String::new());
+    let typed = |data: &str, customer: &str| format!("{data}/v1/customers/{customer}/coupons?useStatus=0");
+    let ids = json!({ "customerIds": [NAMED, CUSTOMER] }).to_string();
 
     // Every failure of the platform: for a cached answer, for a read, and for writes. Each has its own process, since its breaker
     // opens.
@@ -158,6 +162,13 @@ async fn no_output_has_a_secret_and_no_log_or_metric_has_a_customer() {
         assert!(process.ask(&authority, &read, CALLER_KEY, &post).contains("stored"));
         platform.faults(json!({ "fault": fault })).await;
         let before = platform.requests(WRITE).await;
+        for url in [
+            typed(&process.data, CUSTOMER),
+            typed(&process.data, NAMED),
+            format!("{}/v1/customers/{NAMED}/x", process.data),
+        ] {
+            process.ask(&authority, &url, CALLER_KEY, &["-H", "Cache-Control: max-age=0"]);
+        }
         for (url, more) in [(&read, &post[..]), (&read, &no_cache), (&write, &post), (&write, &named)] {
             process.ask(&authority, url, CALLER_KEY, more);
         }
@@ -177,6 +188,11 @@ async fn no_output_has_a_secret_and_no_log_or_metric_has_a_customer() {
     assert!(ask(&read, CALLER_KEY, &post).contains("stored"));
     assert!(ask(&read, CALLER_KEY, &post).contains("hit"));
     assert!(ask(&write, CALLER_KEY, &post).contains("HTTP/2 200"));
+    for expected in ["stored", "hit"] {
+        assert!(ask(&typed(&data, NAMED), CALLER_KEY, &[]).contains(expected));
+    }
+    let batch = ["-H", "Content-Type: application/json", "-d", &ids];
+    assert!(ask(&format!("{data}/v1/coupons:batchGet"), CALLER_KEY, &batch).contains(NAMED));
 
     // Every rejection.
     let json = "Content-Type: application/json";
@@ -190,6 +206,10 @@ async fn no_output_has_a_secret_and_no_log_or_metric_has_a_customer() {
         ("/v1/invalidate", CALLER_KEY, &post, 403),
         (&*format!("/v3/{CUSTOMER}/{OTHER_KEY}"), CALLER_KEY, &post, 404),
         (READ, CALLER_KEY, &["-X", "GET"], 405),
+        (&format!("/v1/customers/{NAMED}/coupons"), OTHER_KEY, &[], 401),
+        (&format!("/v1/customers/{NAMED}/coupons?cardId={NAMED}&{NAMED}={CUSTOMER}"), CALLER_KEY, &[], 400),
+        (&format!("/v1/customers/{NAMED}/coupons/x"), CALLER_KEY, &[], 404),
+        (&format!("/v1/customers/{NAMED}/coupons"), CALLER_KEY, &["-X", "PUT"], 405),
         (READ, CALLER_KEY, &["-d", &body], 415),
         (READ, CALLER_KEY, &["-H", json, "-d", &long], 413),
         (READ, CALLER_KEY, &["-H", json, "-H", "Content-Length: 100", "--http1.1", "-d", &body], 408),
@@ -268,7 +288,7 @@ async fn no_output_has_a_secret_and_no_log_or_metric_has_a_customer() {
         assert!(!log.contains(secret), "{secret} in the log: {log}");
         assert!(!responses.contains(secret), "{secret} in the responses: {responses}");
     }
-    for unseen in [CUSTOMER, "成功", "couponsCardList"] {
+    for unseen in [CUSTOMER, NAMED, "成功", "couponsCardList"] {
         assert!(!log.contains(unseen), "{unseen} in the log: {log}");
         assert!(!metrics.contains(unseen), "{unseen} in {metrics}");
     }

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use crate::scripted::{Action, Scripted, http_text};
-use crate::support::{Platform, READ, Reply, TestGateway, WRITE, captured_log, raw, send, until};
+use crate::support::{Platform, READ, Reply, TestGateway, WRITE, captured_log, post, raw, send, until};
 
 const LIST: &str = "/v1/coupons:list";
 const BATCH: &str = "/v1/coupons:batchGet";
@@ -47,6 +47,8 @@ impl Reply {
         assert!(["title", "detail"].iter().all(|text| !body[text].as_str().unwrap().is_empty()), "{body}");
         assert_eq!(body["requestId"], self.header("x-request-id"));
         assert_eq!(self.header("content-type"), "application/problem+json");
+        let cache_control = if name.starts_with("platform_") { "private, no-cache" } else { "no-store" };
+        assert_eq!(self.header("cache-control"), cache_control);
         // The platform spoke, or the gateway did.
         let is_platforms = name.starts_with("platform_");
         assert_eq!(self.header("proxy-status").is_empty(), is_platforms, "{self:?}");
@@ -418,6 +420,7 @@ async fn each_customer_of_a_batch_counts_against_the_callers_limit() {
         reply.json()["results"].as_array().unwrap().iter().map(|one| one["status"].as_u64().unwrap()).collect();
     assert_eq!(statuses, [200, 200, 200, 200, 200, 429, 429]);
     assert_eq!(reply.json()["results"][6]["error"]["type"], "urn:problem-type:zvgate:caller_limited");
+    assert_eq!(gateway.metric("zvgate_limited_total{caller=\"anonymous\",limit=\"caller\"}").await, 2.0);
     assert_eq!(platform.requests(READ).await, 5);
     gateway.batch(&customers, &[]).await.assert_problem(429, "caller_limited");
 }
@@ -495,4 +498,35 @@ async fn hostile_targets_are_answered_with_4xx() {
     )
     .await;
     assert_eq!(reply.status, 200, "a byte order mark is skipped: {reply:?}");
+}
+
+/// What operators see of a typed request is what they see of the platform's own.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_typed_request_is_explained_as_the_question_that_it_asks() {
+    let platform = Platform::unlimited().await;
+    let gateway = TestGateway::start(&platform, &[]).await;
+    let explain = async |path: &str, body: Value| {
+        let body = json!({ "path": path, "body": body }).to_string();
+        post(gateway.admin, "/explain", &[], &body).await.json()
+    };
+    let raw = json!({ "params": { "customerId": "1", "useStatus": 0 } });
+    for expected in ["miss", "hit"] {
+        let plain = explain(READ, raw.clone()).await;
+        assert_eq!(plain["would"], expected, "{plain}");
+        let asked = [
+            explain("/v1/customers/1/coupons?useStatus=0", Value::Null).await,
+            explain(LIST, json!({ "customerId": "1", "useStatus": 0 })).await,
+            explain(BATCH, json!({ "customerIds": ["1", "2"], "useStatus": 0 })).await,
+        ];
+        for typed in asked {
+            for member in ["would", "question", "customers", "tenant", "route"] {
+                assert_eq!(typed[member], plain[member], "{typed}");
+            }
+        }
+        gateway.post(READ, &[], &raw.to_string()).await;
+    }
+    let wrong = explain("/v1/customers/1/coupons?status=0", Value::Null).await;
+    assert_eq!((&wrong["would"], &wrong["error"]["status"]), (&json!("rejected"), &json!(400)), "{wrong}");
+    let other = explain("/v1/customers/1/coupons?tenant=two", Value::Null).await;
+    assert_eq!(other["tenant"], "two");
 }

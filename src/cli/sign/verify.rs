@@ -38,11 +38,15 @@ pub(super) fn run(file: &Path, tenant: Option<&str>, tenants: &Tenants, now: Wal
     if root.members().is_none() {
         return Err(invalid("expected a JSON object: the body that was sent".to_owned()));
     }
-    let open_id = root.member("openId").and_then(Node::text);
+    let names_it = |member: &str, own: &str| {
+        root.member(member).and_then(Node::text).is_some_and(|value| value.trim().eq_ignore_ascii_case(own))
+    };
     let find = |is_it: &dyn Fn(&Tenant) -> bool| tenants.all().iter().find(|tenant| is_it(tenant));
     let chosen = match tenant {
         Some(name) => find(&|tenant| tenant.name == name),
-        None => find(&|tenant| Some(&*tenant.open_id) == open_id).or_else(|| tenants.default()),
+        None => find(&|tenant| names_it("openId", &tenant.open_id))
+            .or_else(|| find(&|tenant| names_it("grantCode", &tenant.grant_code)))
+            .or_else(|| tenants.default()),
     };
     let chosen = chosen.ok_or_else(|| unusable(&format!("--tenant: expected one of {}", names(tenants))))?;
     let mut report = Report { lines: Vec::new(), differs: false };
