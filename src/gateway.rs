@@ -267,7 +267,7 @@ impl Gateway {
         let tenant = fields.tenant();
         let routed = Routed { policy, caller, route, path, head: fields, tenant, body, deadline, standing, is_batch };
         match asked {
-            None => self.dispatch(routed, info),
+            None => self.dispatch(&routed, info),
             Some(asked) if endpoint == Endpoint::BatchGet => self.batch(&routed, &asked, info),
             Some(asked) => self.coupons(&routed, &asked, info),
         }
@@ -283,8 +283,8 @@ impl Gateway {
     }
 
     /// The stages from the complete body on. Nothing is waited for here.
-    fn dispatch(&self, routed: Routed<'_>, info: &mut RequestInfo) -> Result<Step, GatewayError> {
-        let Routed { policy, caller, route, path, head, tenant, body, deadline, standing, is_batch } = routed;
+    fn dispatch(&self, routed: &Routed<'_>, info: &mut RequestInfo) -> Result<Step, GatewayError> {
+        let &Routed { policy, caller, route, path, head, ref tenant, body, deadline, standing, is_batch } = routed;
         let (mut cache_control, now) = (head.cache_control(), self.time.now());
         if caller.ignores_no_cache {
             cache_control = cache_control.without_bypass();
@@ -308,7 +308,7 @@ impl Gateway {
         }
         let envelope = body::envelope(&route.kind, body)?;
         info.customers = body::customers(&route.kind, head, &envelope)?;
-        let tenant = policy.tenants.choose(tenant?, envelope.root(), caller.sole_tenant());
+        let tenant = policy.tenants.choose(tenant.clone()?, envelope.root(), caller.sole_tenant());
         let tenant = tenant.map_err(GatewayError::UnknownTenant)?;
         info.tenant = Some(tenant.index);
         if !caller.may_use_tenant(tenant) {

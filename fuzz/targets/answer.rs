@@ -53,7 +53,7 @@ fuzz_target!(|input: &[u8]| {
     let members = valid.as_ref().and_then(Tree::members).unwrap_or_default();
     let is_repeated = |name: &&str| members.iter().filter(|(other, _)| other == name).count() > 1;
     assert_eq!(verdict == Verdict::Ambiguous, ["status", "code", "data"].iter().any(is_repeated), "which repeat");
-    let (typed, is_new) = reader.typed(&answer, "1", Wall::from_unix_seconds(0), 1 << 20);
+    let (typed, is_new) = reader.typed(&answer, "1", || Wall::from_unix_seconds(0), 1 << 20);
     assert!(is_new);
     match typed {
         // The parser that judges takes no more than 128 levels.

@@ -80,13 +80,13 @@ impl Reader {
         &self,
         answer: &'a Answer,
         customer: &str,
-        fetched_at: Wall,
+        fetched_at: impl FnOnce() -> Wall,
         max_bytes: usize,
     ) -> (&'a Typed, bool) {
         let mut is_new = false;
         let typed = answer.typed.0.get_or_init(|| {
             is_new = true;
-            Box::new(self.make_typed(answer, customer, fetched_at, max_bytes))
+            Box::new(self.make_typed(answer, customer, fetched_at(), max_bytes))
         });
         (typed, is_new)
     }

@@ -1,5 +1,6 @@
 //! Many customers' coupons in one request.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use futures_util::StreamExt;
@@ -42,7 +43,7 @@ impl Results {
             Ok(reply) => match self.typed.of(policy, &self.info, customer, reply) {
                 Typed::Coupons(coupons) => {
                     let usable_at = self.usable.then(|| self.typed.time.now().wall);
-                    (200, coupons.contents(usable_at).into_owned())
+                    (200, coupons.contents(usable_at))
                 }
                 Typed::Failure(failure) => failed(&failure.into(), id),
                 Typed::TooLarge => failed(&Problem::too_large(), id),
@@ -81,8 +82,8 @@ impl Results {
 }
 
 /// The status and the contents of a result that is an error.
-fn failed(problem: &Problem<'_>, request_id: &str) -> (u16, String) {
-    (problem.status.as_u16(), format!("\"error\":{}", problem.json(request_id)))
+fn failed<'a>(problem: &Problem<'_>, request_id: &str) -> (u16, Cow<'a, str>) {
+    (problem.status.as_u16(), Cow::Owned(format!("\"error\":{}", problem.json(request_id))))
 }
 
 impl Gateway {
@@ -101,7 +102,7 @@ impl Gateway {
             let step = is_admitted.map_err(GatewayError::CallerLimited).and_then(|()| {
                 let body = asked.body(customer);
                 let (tenant, body) = (Ok(tenant), body.as_bytes());
-                self.dispatch(Routed { path: COUPONS, tenant, body, is_batch: true, ..routed.clone() }, info)
+                self.dispatch(&Routed { path: COUPONS, tenant, body, is_batch: true, ..routed.clone() }, info)
             });
             match step {
                 // Whatever is wrong with the request is so for each customer.

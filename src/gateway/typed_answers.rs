@@ -25,7 +25,7 @@ pub(super) struct TypedAnswers {
 impl TypedAnswers {
     /// The typed form of a reply about a customer.
     pub(super) fn of<'a>(&self, policy: &Policy, info: &RequestInfo, customer: &str, reply: &'a Reply) -> &'a Typed {
-        let fetched_at = self.time.clock.wall() - reply.age();
+        let fetched_at = || self.time.clock.wall() - reply.age();
         let reader = policy.reader(info.route.unwrap_or_default());
         let (typed, is_new) = reader.typed(&reply.answer, customer, fetched_at, self.max_bytes);
         if is_new && let Some(tenant) = policy.tenant(info) {
@@ -36,7 +36,7 @@ impl TypedAnswers {
 
     /// The typed form of a reply, as its caller wants it.
     pub(super) fn reply(&self, policy: &Policy, info: &RequestInfo, view: &CouponsView, reply: &Reply) -> TypedReply {
-        view.reply(&reply.answer, self.of(policy, info, &view.customer, reply), self.time.now().wall)
+        view.reply(&reply.answer, self.of(policy, info, &view.customer, reply), || self.time.now().wall)
     }
 }
 
@@ -56,6 +56,6 @@ impl Gateway {
             known: routed.head.if_none_match(),
         }));
         let body = asked.body(customer);
-        self.dispatch(Routed { path: COUPONS, tenant, body: body.as_bytes(), ..routed.clone() }, info)
+        self.dispatch(&Routed { path: COUPONS, tenant, body: body.as_bytes(), ..routed.clone() }, info)
     }
 }

@@ -65,10 +65,10 @@ impl AsRef<[u8]> for Owner {
 
 impl CouponsView {
     /// The reply with an answer, whose typed form was made.
-    pub fn reply(&self, answer: &Arc<Answer>, typed: &Typed, now: Wall) -> TypedReply {
+    pub fn reply(&self, answer: &Arc<Answer>, typed: &Typed, now: impl FnOnce() -> Wall) -> TypedReply {
         let (status, error, content) = match typed {
             Typed::Coupons(coupons) => {
-                let usable = self.usable.then(|| coupons.usable(now));
+                let usable = self.usable.then(|| coupons.usable(now()));
                 let etag = usable.as_ref().map_or_else(|| coupons.etag(), |(_, etag)| etag);
                 match self.knows(etag) {
                     true => (StatusCode::NOT_MODIFIED, None, Content::NotModified { etag: etag.clone() }),
