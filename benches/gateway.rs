@@ -11,7 +11,7 @@ use prometheus::{IntCounter, IntGauge};
 use time::UtcOffset;
 use zvgate::answer::{Answer, Reader, TypedForm};
 use zvgate::cache::{
-    Cache, CacheMetrics, Join, Lookup, Options, Question, RequestCacheControl, StoreDecision, Subject,
+    Cache, CacheMetrics, Deadline, Join, Lookup, Options, Question, RequestCacheControl, StoreDecision, Subject,
 };
 use zvgate::clock::Clock;
 use zvgate::envelope::Envelope;
@@ -104,7 +104,7 @@ fn hit(criterion: &mut Criterion) {
     let answer = Arc::new(answer());
     criterion.bench_function("reply: head of a hit", |bencher| {
         bencher.iter(|| {
-            let result = Ok(Reply { answer: Arc::clone(&answer), cache_status, effect: None });
+            let result = Ok(Reply::new(Arc::clone(&answer), cache_status, None, Deadline::NEVER));
             reply::response(
                 black_box(result),
                 None,

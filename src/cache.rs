@@ -33,7 +33,7 @@ use self::entry::{CustomerEntry, Held, TenantState};
 pub use self::fetch_guard::{Elsewhere, FetchGuard, Served, Stored};
 use self::flight::Flight;
 pub use self::flight::{FetchOutcome, Waiter};
-pub use self::freshness::{Freshness, LEAST_FRESH, LimitedBy, RelativeFreshness, Staleness, StoreDecision};
+pub use self::freshness::{Deadline, Freshness, LEAST_FRESH, LimitedBy, RelativeFreshness, Staleness, StoreDecision};
 pub use self::hit::{Hit, Lookup, StaleHit};
 pub use self::peek::{Peek, PeekedFlight};
 pub use self::request_control::RequestCacheControl;

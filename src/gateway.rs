@@ -29,6 +29,7 @@ mod read;
 mod replica;
 mod request;
 mod request_head;
+mod request_info;
 mod served;
 mod shadow;
 mod shared_answers;
@@ -53,7 +54,7 @@ use http::{HeaderMap, Response, Uri};
 use hyper::body::Incoming;
 use parking_lot::Mutex;
 
-use self::access_log::{RequestGuard, RequestInfo};
+use self::access_log::RequestGuard;
 pub use self::auth::CrossSite;
 pub use self::build::{Dependencies, Process};
 pub use self::capacity::{Capacity, SharedCapacity};
@@ -74,6 +75,7 @@ use self::read::Reads;
 use self::replica::Merchants;
 use self::request::Request;
 pub use self::request_head::RequestHead;
+use self::request_info::RequestInfo;
 use self::served::Served;
 use self::spending::Spending;
 use self::status::Watch;
@@ -247,9 +249,7 @@ impl Gateway {
             }
         }
         let query = head.uri.query();
-        if query.is_some() && !matches!(endpoint, Endpoint::CustomerCoupons(_)) {
-            return Err(GatewayError::BadRequest("a query string is not allowed here: parameters belong in the body"));
-        }
+        endpoint.check_query(query)?;
         let body = whole.strip_prefix(BYTE_ORDER_MARK.as_bytes()).unwrap_or(&whole);
         let deadline = received + fields.timeout(settings.request_timeout)?;
         let asked = CouponQuery::of(endpoint, query, body)?;

@@ -20,7 +20,7 @@ use self::problem::PROBLEM_JSON;
 pub use self::problem::Problem;
 pub use self::typed::{CouponsView, Shape, TypedReply};
 use crate::answer::Answer;
-use crate::cache::{Freshness, Hit, StaleHit};
+use crate::cache::{Deadline, Freshness, Hit, StaleHit};
 use crate::clock::Now;
 use crate::envelope::push_text;
 use crate::limit::Limited;
@@ -45,12 +45,34 @@ pub struct Reply {
     pub cache_status: CacheStatus,
     /// What a write did; `None` for other requests.
     pub effect: Option<Effect>,
+    /// Until when it may be served.
+    pub end: Deadline,
+    /// What came of the requests that it is made of, if those are several.
+    pub batch: Option<Box<BatchSummary>>,
+}
+
+/// What came of the requests of a batch.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct BatchSummary {
+    /// Whether one of them waited for the platform.
+    pub has_waited: bool,
+    /// How many failed.
+    pub failed: usize,
+    /// The name of the first error.
+    pub error: Option<&'static str>,
+    /// What failed towards the platform.
+    pub reason: Option<&'static str>,
 }
 
 impl Reply {
+    /// An answer that was obtained in this way.
+    pub const fn new(answer: Arc<Answer>, cache_status: CacheStatus, effect: Option<Effect>, end: Deadline) -> Self {
+        Self { answer, cache_status, effect, end, batch: None }
+    }
+
     /// JSON of the gateway's own.
     pub fn own(json: String) -> Self {
-        Self { answer: Arc::new(Answer::json(json)), cache_status: CacheStatus::None, effect: None }
+        Self::new(Arc::new(Answer::json(json)), CacheStatus::None, None, Deadline::NEVER)
     }
 
     /// How old the answer is, if it is from the cache.
@@ -65,7 +87,7 @@ impl Reply {
     pub fn hit(hit: &Hit, now: Now) -> Self {
         let cache_status =
             CacheStatus::Hit { age: hit.freshness().age(now), remaining: hit.remaining, is_shared: false };
-        Self { answer: Arc::clone(hit.answer()), cache_status, effect: None }
+        Self::new(Arc::clone(hit.answer()), cache_status, None, hit.freshness().end())
     }
 
     /// An answer that another replica had fetched; `None` if it must not be served any more.
@@ -75,7 +97,7 @@ impl Reply {
             None if freshness.has_ended(now) => return None,
             None => CacheStatus::Collapsed,
         };
-        Some(Self { answer, cache_status, effect: None })
+        Some(Self::new(answer, cache_status, None, freshness.end()))
     }
 
     /// A stale answer from the cache.
@@ -85,7 +107,7 @@ impl Reply {
             .remaining(now)
             .map_or_else(|| -seconds(whole_seconds(hit.stale.past)), |left| seconds(left.as_secs()));
         let cache_status = CacheStatus::Stale { age: hit.freshness().age(now), ttl, reason };
-        Self { answer: Arc::clone(hit.answer()), cache_status, effect: None }
+        Self::new(Arc::clone(hit.answer()), cache_status, None, hit.freshness().end())
     }
 }
 

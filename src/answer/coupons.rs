@@ -286,7 +286,11 @@ impl ListWriter<'_> {
                     let id = take(members, &names, |raw| (!is_blank(raw)).then(|| id(raw)).flatten());
                     self.json.push_str(id.as_deref().unwrap_or("null"));
                 }
-                Content::AsSent => self.json.push_str(take(members, &names, Some).unwrap_or("null")),
+                Content::AsSent => {
+                    let blank = members.iter().find(|member| names.contains(&&*member.name)).map(|member| member.raw);
+                    let sent = take(members, &names, |raw| (!is_blank(raw)).then_some(raw));
+                    self.json.push_str(sent.or(blank).unwrap_or("null"));
+                }
                 Content::Code(known) => {
                     let code = take(members, &names, code);
                     is_unused |= *field == STATUS && code == Some(UNUSED);

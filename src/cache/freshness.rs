@@ -43,13 +43,19 @@ pub struct Freshness {
 
 /// Two deadlines, of which the first to pass counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Deadline {
+pub struct Deadline {
     wall: Wall,
     boot: Boot,
 }
 
 impl Deadline {
-    const NEVER: Self = Self { wall: Wall::NEVER, boot: Boot::NEVER };
+    /// One that never passes.
+    pub const NEVER: Self = Self { wall: Wall::NEVER, boot: Boot::NEVER };
+
+    /// Whether it has passed.
+    pub fn has_passed(self, now: Now) -> bool {
+        self.remaining(now).is_none()
+    }
 
     /// The time until it passes; `None` once it has.
     fn remaining(self, now: Now) -> Option<Duration> {
@@ -141,9 +147,14 @@ impl Freshness {
         (remaining > Duration::ZERO).then_some(remaining)
     }
 
+    /// Until when the answer may be served at all.
+    pub const fn end(&self) -> Deadline {
+        self.end
+    }
+
     /// Whether the answer must not be served in any way any more.
     pub fn has_ended(&self, now: Now) -> bool {
-        self.end.remaining(now).is_none()
+        self.end.has_passed(now)
     }
 
     /// How the answer may still be served past its freshness; `None` while it is fresh, and from its end on.

@@ -12,19 +12,17 @@ use http::{HeaderMap, HeaderValue, Response};
 use super::path::shown_path;
 use super::policy::Policy;
 use super::request_head::RequestHead;
+use super::request_info::RequestInfo;
 use super::status::Ending;
 use super::{AUDIT, Gateway, Noted};
 use crate::answer::Answer;
 use crate::call_state::CallState;
 use crate::clock::{Boot, millis};
-use crate::metrics::{CacheUse, Label, Limit};
+use crate::metrics::{CacheUse, Label};
 use crate::pseudonym::Pseudonyms;
-use crate::reply::{self, CacheStatus, GatewayError, OverCapacity, Reply, Shape};
-use crate::route::Route;
-use crate::settings::{AccessLog, KindSettings};
-use crate::tenant::Tenant;
-use crate::trace::{Trace, TraceContext, Tracer, attribute};
-use crate::upstream::{NotSent, Rejected};
+use crate::reply::{self, CacheStatus, GatewayError, Reply, Shape, TypedReply};
+use crate::settings::AccessLog;
+use crate::trace::{Trace, attribute};
 
 /// Customers that are shown in one line; of further ones, only their number.
 const MAX_SHOWN_CUSTOMERS: usize = 10;
@@ -36,46 +34,6 @@ const SUCCESS: &str = "0";
 const CLIENT_CLOSED_REQUEST: u16 = 499;
 /// The status that is counted for a request whose task panicked: its connection is closed without an answer.
 const PANICKED: u16 = 500;
-
-/// What the log says about a request; names by their indices in the request's policy.
-#[derive(Clone, Debug)]
-pub(super) struct RequestInfo {
-    pub(super) id: HeaderValue,
-    trace: Option<TraceContext>,
-    /// The trace, if the request is sampled.
-    pub(super) span: Option<Arc<Trace>>,
-    pub(super) route: Option<usize>,
-    /// 0: anonymous.
-    pub(super) caller: usize,
-    pub(super) tenant: Option<usize>,
-    pub(super) customers: Arc<[String]>,
-    /// The peer's address.
-    pub(super) peer: SocketAddr,
-    /// Whether it is a write, which has a line of its own.
-    has_own_line: bool,
-    /// The shape in which it is answered.
-    pub(super) shape: Shape,
-}
-
-impl RequestInfo {
-    /// Begins the request's trace, if it is sampled: only when its caller is known, since everybody shares a quota.
-    pub(super) fn begin_trace(&mut self, tracer: &Tracer) {
-        self.span = tracer.begin(self.trace.as_ref());
-        if let Some(span) = &self.span {
-            self.trace = Some(*span.context());
-        }
-    }
-
-    /// The request id as it is logged.
-    pub(super) fn shown_id(&self) -> &str {
-        self.id.to_str().unwrap_or_default()
-    }
-
-    /// The id of its trace as it is logged.
-    pub(super) fn trace_id(&self) -> Option<String> {
-        self.trace.as_ref().map(ToString::to_string)
-    }
-}
 
 /// A request that is counted and logged when it ends, even if its caller disconnects.
 pub(super) struct RequestGuard<'a> {
@@ -102,6 +60,10 @@ struct Ended<'a> {
     path: Option<&'a str>,
     /// The answer.
     answer: Option<&'a Answer>,
+    /// How many requests of a batch failed.
+    failed: usize,
+    /// The platform's code, if it was read already.
+    code: Option<&'a str>,
     /// The length of the body.
     bytes: usize,
     /// Whether it is known to be a success.
@@ -138,7 +100,9 @@ impl<'a> RequestGuard<'a> {
     /// Turns the borrowed guard of the policy into an owned one: a thread has few fast guard slots.
     pub(super) fn prepare_to_wait(&mut self, path: &str, call_state: Arc<CallState>) {
         self.call_state = Some(call_state);
-        self.path = self.policy.route(&self.info).is_none_or(|route| route.wildcard).then(|| shown_path(path).into());
+        let is_pattern = self.policy.route(&self.info).is_some_and(|route| !route.wildcard)
+            && matches!(self.info.shape, Shape::Platform);
+        self.path = (!is_pattern).then(|| shown_path(path).into());
         let settings = &self.policy.settings.access_log;
         self.info.has_own_line =
             settings.writes && settings.access == AccessLog::Errors && self.policy.is_write(&self.info);
@@ -152,23 +116,33 @@ impl<'a> RequestGuard<'a> {
         head: &Parts,
         headers: HeaderMap,
     ) -> Response<Bytes> {
+        let mut result = result;
+        let typed = match (&self.info.shape, &result) {
+            (Shape::Coupons(view), Ok(reply)) => {
+                let typed = self.gateway.typed.reply(&self.policy, &self.info, view, reply);
+                if typed.as_ref().is_ok_and(|typed| typed.error.is_some()) {
+                    self.info.customers = Arc::from([view.customer.clone()]);
+                }
+                typed.map_err(|error| result = Err(error)).ok()
+            }
+            _ => None,
+        };
         self.has_ended = true;
         let error = result.as_ref().err();
         error.iter().for_each(|error| self.policy.count_error(&self.info, error));
-        let typed = match (&self.info.shape, &result) {
-            (Shape::Coupons(view), Ok(reply)) => Some(self.gateway.typed.reply(&self.policy, &self.info, view, reply)),
-            _ => None,
-        };
+        let batch = result.as_ref().ok().and_then(|reply| reply.batch.as_deref().copied()).unwrap_or_default();
         self.record(&Ended {
             status: typed.as_ref().map_or_else(|| reply::status(&result), |typed| typed.status.as_u16()),
             cache: cache_use(&result),
-            error: error.map(GatewayError::name).or(typed.as_ref().and_then(|typed| typed.error)),
+            error: error.map(GatewayError::name).or(typed.as_ref().and_then(|typed| typed.error)).or(batch.error),
             bytes: match (&typed, &result) {
                 (Some(typed), _) => typed.bytes(),
                 (None, Ok(reply)) => reply.answer.body.len(),
                 (None, Err(_)) => 0,
             },
-            reason: error.and_then(GatewayError::reason),
+            reason: error.and_then(GatewayError::reason).or(batch.reason),
+            failed: batch.failed,
+            code: typed.as_ref().and_then(TypedReply::platform_code),
             method: Some(head.method.as_str()),
             path: Some(head.uri.path()),
             answer: result.as_ref().ok().map(|reply| &*reply.answer),
@@ -180,18 +154,18 @@ impl<'a> RequestGuard<'a> {
 
     fn record(&self, ended: &Ended<'_>) {
         let Self { gateway, policy, info, .. } = self;
-        let Ended { status, cache, error, reason, method, path, answer, bytes, is_success } = *ended;
+        let Ended { status, cache, error, reason, method, path, answer, failed, bytes, is_success, .. } = *ended;
         let now = gateway.time.boot();
         let took = now.since(self.started);
         policy.handles.request(info.route, info.caller, status, cache, took);
         let is_logged = match policy.settings.access_log.access {
             AccessLog::All => true,
-            AccessLog::Errors => status >= 400,
+            AccessLog::Errors => status >= 400 || failed > 0,
             AccessLog::None => false,
         };
         // A success says nothing that an operator asks about, and reading it would cost more than all the rest.
         let is_read = self.call_state.is_some() && (is_logged || !is_success);
-        let code = answer.filter(|_| is_read).and_then(Answer::code);
+        let code = ended.code.map(str::to_owned).or_else(|| answer.filter(|_| is_read).and_then(Answer::code));
         let ending = Ending::of(status, error, code.as_deref().is_some_and(|code| code != SUCCESS));
         gateway.watch.noted.note(took, ending, now, || self.noted(ended, code.clone(), now));
         if let Some(span) = &info.span {
@@ -213,6 +187,7 @@ impl<'a> RequestGuard<'a> {
                 error,
                 reason,
                 code,
+                failed = (failed > 0).then_some(failed),
                 bytes,
                 cache = cache.name(),
                 attempts = call_state.map(CallState::attempts),
@@ -246,7 +221,7 @@ impl RequestGuard<'_> {
         ];
         let status = ended.status.to_string();
         let error = ended.reason.or(ended.error).or((ended.status >= 500).then_some(status.as_str()));
-        span.request(&format!("POST {route}"), [self.started, now], attributes, error);
+        span.request(&format!("{} {route}", ended.method.unwrap_or("POST")), [self.started, now], attributes, error);
     }
 
     /// The request as operators see it.
@@ -291,49 +266,12 @@ impl Drop for RequestGuard<'_> {
                 method: None,
                 path: None,
                 answer: None,
+                failed: 0,
+                code: None,
                 bytes: 0,
                 is_success: false,
             });
         }
-    }
-}
-
-/// The names of a request's route, caller and tenant.
-impl Policy {
-    /// Counts an error by what it says about limits and the cache.
-    pub(super) fn count_error(&self, info: &RequestInfo, error: &GatewayError) {
-        if let Some(limit) = limit_of(error) {
-            self.handles.caller(info.caller).limited.of(limit).inc();
-        }
-        if let (GatewayError::NotCached, Some(route)) = (error, info.route) {
-            self.handles.route(route).not_cached.inc();
-        }
-    }
-
-    pub(super) fn route_name(&self, info: &RequestInfo) -> Option<&str> {
-        self.route(info).map(|route| route.label.as_str())
-    }
-
-    fn route(&self, info: &RequestInfo) -> Option<&Route> {
-        self.routes.all().get(info.route?).map(Arc::as_ref)
-    }
-
-    /// Whether a request is for a write, as far as its route is known.
-    fn is_write(&self, info: &RequestInfo) -> bool {
-        self.route(info).is_some_and(|route| matches!(route.kind, KindSettings::Write(_)))
-    }
-
-    pub(super) fn caller_name(&self, info: &RequestInfo) -> Option<&str> {
-        self.callers.by_index(info.caller).name.as_deref()
-    }
-
-    pub(super) fn tenant_name(&self, info: &RequestInfo) -> Option<&str> {
-        self.tenant(info).map(|tenant| tenant.name.as_str())
-    }
-
-    pub(super) fn tenant(&self, info: &RequestInfo) -> Option<&Tenant> {
-        let index = info.tenant?;
-        self.tenants.all().iter().find(|tenant| tenant.index == index).map(Arc::as_ref)
     }
 }
 
@@ -369,21 +307,13 @@ fn cache_use(result: &Result<Reply, GatewayError>) -> CacheUse {
             CacheStatus::Miss { .. } | CacheStatus::Requested => CacheUse::Miss,
             CacheStatus::Collapsed => CacheUse::Collapsed,
             CacheStatus::Bypass => CacheUse::Bypass,
-            CacheStatus::None => CacheUse::None,
+            CacheStatus::None => match &reply.batch {
+                None => CacheUse::None,
+                Some(batch) if batch.has_waited => CacheUse::Miss,
+                Some(_) => CacheUse::Hit,
+            },
             CacheStatus::Stale { .. } => CacheUse::Stale,
         },
         Err(_) => CacheUse::None,
-    }
-}
-
-const fn limit_of(error: &GatewayError) -> Option<Limit> {
-    match error {
-        GatewayError::CallerLimited(_) => Some(Limit::Caller),
-        GatewayError::NotSent(NotSent::Limited { .. } | NotSent::Rejected(Rejected::TooManyInFlight)) => {
-            Some(Limit::Upstream)
-        }
-        GatewayError::OverCapacity(OverCapacity::Connections) => Some(Limit::Connections),
-        GatewayError::OverCapacity(OverCapacity::Waiters) => Some(Limit::Waiters),
-        _ => None,
     }
 }

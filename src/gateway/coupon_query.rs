@@ -207,7 +207,8 @@ fn status(digits: &str) -> Result<u8, GatewayError> {
 
 /// A number in JSON, where 6, 6.0 and 0.6e1 are the same.
 fn status_number(number: &str) -> Result<u8, GatewayError> {
-    let same = |status: &u8| number.parse::<f64>().is_ok_and(|number| number == f64::from(*status));
+    let number: f64 = number.parse().unwrap_or(f64::NAN);
+    let same = |status: &u8| number == f64::from(*status);
     (0..=MAX_STATUS).find(same).ok_or_else(|| invalid(USE_STATUS, IS_STATUS))
 }
 

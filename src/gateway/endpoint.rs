@@ -71,6 +71,15 @@ impl<'a> Endpoint<'a> {
         }
     }
 
+    /// Checks that there is no query string where parameters belong in the body.
+    pub(super) fn check_query(self, query: Option<&str>) -> Result<(), GatewayError> {
+        match self {
+            Self::CustomerCoupons(_) => Ok(()),
+            _ if query.is_none() => Ok(()),
+            _ => Err(GatewayError::BadRequest("a query string is not allowed here: parameters belong in the body")),
+        }
+    }
+
     /// The shape of its errors.
     pub(super) const fn shape(self) -> Shape {
         match self {
@@ -99,9 +108,13 @@ impl<'a> Endpoint<'a> {
     }
 }
 
-/// The route that the typed API asks: its answers are cached.
+/// The route that the typed API asks: its answers are cached, and about the customer that the typed API names.
 pub(super) fn coupons_route(policy: &Policy) -> Option<&Arc<Route>> {
-    policy.routes.find(COUPONS).filter(|route| matches!(route.kind, KindSettings::Cached(_)))
+    let is_cached = |kind: &KindSettings| match kind {
+        KindSettings::Cached(cached) => cached.customer.first().is_some_and(|pointer| pointer == "/params/customerId"),
+        KindSettings::Write(_) | KindSettings::Pass | KindSettings::Off => false,
+    };
+    policy.routes.find(COUPONS).filter(|route| is_cached(&route.kind))
 }
 
 #[cfg(test)]

@@ -129,6 +129,7 @@ impl Gateway {
         let endpoint = Endpoint::of(path);
         let route = endpoint.route(policy, path).flatten().ok_or(GatewayError::UnknownRoute)?;
         out.route = Some(route.pattern.to_string());
+        endpoint.check_query(query)?;
         let caller = match caller {
             Some(name) => Some(
                 (policy.callers.named().iter())

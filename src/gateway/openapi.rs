@@ -81,10 +81,19 @@ fn add_tenant(document: &mut Value) {
     }
 }
 
-/// `post_` and the path: a name that each generator of clients accepts.
+/// `post` and the path: a name that each generator of clients accepts, and another one for each path.
 fn operation_id(path: &str) -> String {
-    let plain = |c: char| if c.is_ascii_alphanumeric() { c } else { '_' };
-    format!("post{}", path.trim_end_matches("/**").chars().map(plain).collect::<String>())
+    let mut id = String::from("post");
+    for c in path.chars() {
+        match c {
+            '/' => id.push('_'),
+            '*' => id.push('X'),
+            '_' => id.push_str("__"),
+            c if c.is_ascii_alphanumeric() => id.push(c),
+            other => id.push_str(&format!("_{:x}_", u32::from(other))),
+        }
+    }
+    id
 }
 
 fn path_item(route: &Route) -> Value {

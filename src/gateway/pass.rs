@@ -8,6 +8,7 @@ use super::Step;
 use super::fetch::Fetcher;
 use super::request::{Job, Request};
 use super::tasks::Tasks;
+use crate::cache::Deadline;
 use crate::reply::{CacheStatus, GatewayError, Reply};
 use crate::upstream::{Answered, AttemptError, Outcome};
 
@@ -24,7 +25,7 @@ impl Passes {
         self.tasks.check_capacity()?;
         Ok(self.forward(request.pass_job(may_repeat), |_, result| {
             let answer = result?.answer;
-            Ok(Reply { answer, cache_status: CacheStatus::Bypass, effect: None })
+            Ok(Reply::new(answer, CacheStatus::Bypass, None, Deadline::NEVER))
         }))
     }
 

@@ -13,8 +13,8 @@ use super::shared_answers::complete;
 use super::tasks::Tasks;
 use super::time::Time;
 use crate::cache::{
-    Cache, FetchGuard, FetchOutcome, Join, LimitedBy, Lookup, Question, RequestCacheControl, StaleHit, StoreDecision,
-    Stored, Waiter,
+    Cache, Deadline, FetchGuard, FetchOutcome, Join, LimitedBy, Lookup, Question, RequestCacheControl, StaleHit,
+    StoreDecision, Stored, Waiter,
 };
 use crate::clock::Boot;
 use crate::cluster::{FetchResult, Lease, Standing};
@@ -266,7 +266,8 @@ impl Reads {
                         is_success: stored.is_some_and(|freshness| !freshness.negative),
                     },
                 };
-                let reply = Reply { answer, cache_status: cache_status.unwrap_or_else(miss), effect: None };
+                let end = stored.map_or(Deadline::NEVER, |freshness| freshness.end());
+                let reply = Reply::new(answer, cache_status.unwrap_or_else(miss), None, end);
                 if is_failure { Err(Failed::Answered(reply)) } else { Ok(reply) }
             }
             Ok(FetchOutcome::Failed(error)) => Err(Failed::Error(error)),

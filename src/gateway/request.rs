@@ -3,9 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::access_log::RequestInfo;
 use super::hit_memo::Repeat;
 use super::policy::Policy;
+use super::request_info::RequestInfo;
 use super::served::Served;
 use crate::cache::{Hit, Question, RequestCacheControl, StaleHit, Subject};
 use crate::call_state::{CallState, CallWaiter};

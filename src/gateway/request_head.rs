@@ -15,6 +15,8 @@ use crate::trace::TraceContext;
 const X_ZVGATE_CUSTOMER: HeaderName = HeaderName::from_static("x-zvgate-customer");
 
 const JSON: &[u8] = b"application/json";
+/// Longest `If-None-Match` that is looked at, in bytes: it is kept while the request waits.
+const MAX_KNOWN: usize = 1 << 10;
 
 /// The header fields.
 #[derive(Clone, Debug)]
@@ -201,9 +203,10 @@ impl<'a> RequestHead<'a> {
         cache_control
     }
 
-    /// The values of `If-None-Match`, in memory of their own.
+    /// The value of `If-None-Match` in memory of its own, unless it is unusually long.
     pub(super) fn if_none_match(&self) -> Vec<HeaderValue> {
-        self.all.get_all(IF_NONE_MATCH).iter().map(detached).collect()
+        let short = |value: &&HeaderValue| value.len() <= MAX_KNOWN;
+        self.all.get_all(IF_NONE_MATCH).iter().filter(short).take(1).map(detached).collect()
     }
 
     /// How long the answer to a read may take: its caller may ask for less time than `longest`, not for more.

@@ -7,7 +7,7 @@ use super::Step;
 use super::read::Reads;
 use super::request::{Job, Request};
 use crate::answer::Answer;
-use crate::cache::{FetchGuard, Join, Lookup, RequestCacheControl, StoreDecision, Waiter};
+use crate::cache::{Deadline, FetchGuard, Join, Lookup, RequestCacheControl, StoreDecision, Waiter};
 use crate::metrics::Shadowed;
 use crate::reply::{CacheStatus, GatewayError, Reply};
 use crate::settings::CachedSettings;
@@ -70,6 +70,6 @@ impl Reads {
             let stored = guard.complete(Arc::clone(&answer), decision, sent.boot, received);
             self.count(job, stored);
         }
-        Reply { answer, cache_status: CacheStatus::Bypass, effect: None }
+        Reply::new(answer, CacheStatus::Bypass, None, Deadline::NEVER)
     }
 }

@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use super::access_log::RequestInfo;
 use super::coupon_query::CouponQuery;
 use super::endpoint::COUPONS;
 use super::policy::Policy;
+use super::request_info::RequestInfo;
 use super::time::Time;
 use super::{Gateway, Routed, Step};
 use crate::answer::Typed;
@@ -13,12 +13,15 @@ use crate::cache::{Cache, Subject};
 use crate::cluster::Cluster;
 use crate::reply::{CouponsView, GatewayError, Reply, Shape, TypedReply};
 
+/// How many times as large as the largest answer its typed form may be: with all names, and what is not known beside them.
+const LARGER: usize = 4;
+
 /// Makes typed forms.
 pub(super) struct TypedAnswers {
     pub(super) cache: Arc<Cache<GatewayError>>,
     pub(super) time: Arc<Time>,
     pub(super) cluster: Cluster,
-    /// Most bytes of one.
+    /// Most bytes of an answer of the platform, and of a batch.
     pub(super) max_bytes: usize,
 }
 
@@ -27,7 +30,7 @@ impl TypedAnswers {
     pub(super) fn of<'a>(&self, policy: &Policy, info: &RequestInfo, customer: &str, reply: &'a Reply) -> &'a Typed {
         let fetched_at = || self.time.clock.wall() - reply.age();
         let reader = policy.reader(info.route.unwrap_or_default());
-        let (typed, is_new) = reader.typed(&reply.answer, customer, fetched_at, self.max_bytes);
+        let (typed, is_new) = reader.typed(&reply.answer, customer, fetched_at, self.max_bytes.saturating_mul(LARGER));
         if is_new && let Some(tenant) = policy.tenant(info) {
             self.cache.reweigh(&Subject::customer(tenant.merchant, &self.cluster.customer(customer)));
         }
@@ -35,7 +38,13 @@ impl TypedAnswers {
     }
 
     /// The typed form of a reply, as its caller wants it.
-    pub(super) fn reply(&self, policy: &Policy, info: &RequestInfo, view: &CouponsView, reply: &Reply) -> TypedReply {
+    pub(super) fn reply(
+        &self,
+        policy: &Policy,
+        info: &RequestInfo,
+        view: &CouponsView,
+        reply: &Reply,
+    ) -> Result<TypedReply, GatewayError> {
         view.reply(&reply.answer, self.of(policy, info, &view.customer, reply), || self.time.now().wall)
     }
 }

@@ -3,16 +3,16 @@
 use std::sync::Arc;
 
 use super::Step;
-use super::access_log::RequestInfo;
 use super::body::MAX_CUSTOMERS;
 use super::fetch::Fetcher;
 use super::invalidate::Invalidator;
 use super::request::{Job, Request};
+use super::request_info::RequestInfo;
 use super::served::Served;
 use super::tasks::Tasks;
 use super::write_log::{WriteLog, Written};
 use crate::answer;
-use crate::cache::Subject;
+use crate::cache::{Deadline, Subject};
 use crate::cluster::Completion;
 use crate::line_limit::LineLimit;
 use crate::metrics::Invalidation;
@@ -90,7 +90,7 @@ impl Writes {
                 if let Some(extra) = extra.and_then(|answer| answer.extra_headers.as_mut()) {
                     extra.retry_after = None;
                 }
-                Ok(Reply { answer, cache_status: CacheStatus::Bypass, effect: Some(effect) })
+                Ok(Reply::new(answer, CacheStatus::Bypass, Some(effect), Deadline::NEVER))
             }
             Outcome::NotSent(not_sent) => Err(GatewayError::NotSent(not_sent)),
             Outcome::Unknown(error) => Err(GatewayError::OutcomeUnknown(error)),

@@ -3,8 +3,9 @@
 use std::sync::Arc;
 
 use super::AUDIT;
-use super::access_log::{RequestInfo, shown};
+use super::access_log::shown;
 use super::request::Job;
+use super::request_info::RequestInfo;
 use super::time::Time;
 use crate::clock::{Boot, millis};
 use crate::envelope::Envelope;

@@ -50,6 +50,12 @@ pub enum GatewayError {
     NotSent(NotSent),
     /// A read was sent, and no usable answer came.
     NoAnswer(Arc<AttemptError>),
+    /// The coupons take too much memory as one shape.
+    TooManyCoupons,
+    /// They do not fit beside the other results of a batch.
+    BatchIsFull,
+    /// A coupon ended while the batch waited for other results.
+    EndedMeanwhile,
     /// Another replica sent a read, and no usable answer came: its log says why.
     NoAnswerElsewhere,
     /// A write was sent, and no usable answer came: it may have been executed.
@@ -116,6 +122,8 @@ impl GatewayError {
                 AttemptError::Timeout => (StatusCode::GATEWAY_TIMEOUT, "upstream_timeout", error_type(error)),
                 _ => (StatusCode::BAD_GATEWAY, "upstream_failed", error_type(error)),
             },
+            Self::TooManyCoupons => (StatusCode::BAD_GATEWAY, "upstream_failed", "http_response_body_size"),
+            Self::BatchIsFull | Self::EndedMeanwhile => (UNAVAILABLE, "unavailable", "destination_unavailable"),
             Self::NoAnswerElsewhere => (StatusCode::BAD_GATEWAY, "upstream_failed", "destination_unavailable"),
             Self::OutcomeUnknown(error) => match **error {
                 AttemptError::Timeout => (StatusCode::GATEWAY_TIMEOUT, "outcome_unknown", error_type(error)),
@@ -141,6 +149,9 @@ impl GatewayError {
                 Some(error.failure().name())
             }
             Self::NotSent(not_sent) => Some(not_sent.name()),
+            Self::TooManyCoupons => Some("too_many_coupons"),
+            Self::BatchIsFull => Some("batch_is_full"),
+            Self::EndedMeanwhile => Some("ended_meanwhile"),
             Self::NoAnswerElsewhere => Some("other_replica"),
             Self::OverCapacity(OverCapacity::Connections) => Some("max_connections"),
             Self::OverCapacity(OverCapacity::Waiters) => Some("max_waiters"),
@@ -207,6 +218,13 @@ impl GatewayError {
                 "the request took too long; nothing was sent to the open platform".to_owned()
             }
             Self::NotSent(NotSent::Failed(error)) | Self::NoAnswer(error) => error.to_string(),
+            Self::TooManyCoupons => {
+                "the list of coupons is too long: ask for fewer, with useStatus or cardId, or raise upstream.max_response".to_owned()
+            }
+            Self::BatchIsFull => {
+                "the other results are as long as upstream.max_response allows: ask again for the rest".to_owned()
+            }
+            Self::EndedMeanwhile => "a coupon of this customer ended while other results were waited for: ask again".to_owned(),
             Self::NoAnswerElsewhere => "another replica's call to the open platform failed".to_owned(),
             Self::OutcomeUnknown(error) => format!("the write was sent and may have been executed: {error}"),
         }
@@ -219,6 +237,8 @@ impl GatewayError {
             Self::NotSent(NotSent::Limited { limited, .. }) => RetryAfter::Limit("upstream", limited),
             Self::NotSent(NotSent::Rejected(Rejected::BreakerOpen(wait))) => RetryAfter::In(*wait),
             Self::OverCapacity(_)
+            | Self::BatchIsFull
+            | Self::EndedMeanwhile
             | Self::NotSent(NotSent::Rejected(Rejected::TooManyInFlight) | NotSent::Unfenced | NotSent::Abandoned) => {
                 RetryAfter::In(SOON)
             }
@@ -237,6 +257,7 @@ impl GatewayError {
             | Self::NotCached
             | Self::NotSent(NotSent::DeadlineExceeded | NotSent::Cancelled | NotSent::Failed(_))
             | Self::NoAnswer(_)
+            | Self::TooManyCoupons
             | Self::NoAnswerElsewhere
             | Self::OutcomeUnknown(_) => RetryAfter::Unknown,
         }

@@ -43,7 +43,7 @@ impl<'a> From<&'a PlatformFailure> for Problem<'a> {
             true => (
                 StatusCode::UNPROCESSABLE_ENTITY,
                 "platform_exception",
-                "the open platform answered with a business exception, for instance that nothing was found: platformCode and platformMessage are its own, and the same question gets the same answer",
+                "the open platform answered with a business exception, for instance that nothing was found: platformCode and platformMessage are its own",
             ),
             false => (
                 StatusCode::BAD_GATEWAY,
@@ -56,30 +56,6 @@ impl<'a> From<&'a PlatformFailure> for Problem<'a> {
 }
 
 impl Problem<'_> {
-    /// The list of coupons is too large.
-    pub const fn too_large() -> Self {
-        let detail = "the list of coupons is longer than upstream.max_response allows: ask for fewer, with useStatus";
-        Self {
-            status: StatusCode::BAD_GATEWAY,
-            name: "upstream_failed",
-            detail: Cow::Borrowed(detail),
-            platform: None,
-            retry_after: None,
-        }
-    }
-
-    /// A result of a batch that does not fit beside the others.
-    pub const fn batch_is_full() -> Self {
-        let detail = "the results before this one are as long as upstream.max_response allows: ask again for the rest";
-        Self {
-            status: StatusCode::SERVICE_UNAVAILABLE,
-            name: "unavailable",
-            detail: Cow::Borrowed(detail),
-            platform: None,
-            retry_after: Some(1),
-        }
-    }
-
     /// Its JSON.
     pub fn json(&self, request_id: &str) -> String {
         let mut json = format!("{{\"type\":\"urn:problem-type:zvgate:{}\",\"title\":", self.name);

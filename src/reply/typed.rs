@@ -7,6 +7,7 @@ use http::header::{CACHE_CONTROL, CONTENT_TYPE, ETAG, RETRY_AFTER};
 use http::{HeaderMap, HeaderValue, StatusCode};
 
 use super::JSON;
+use super::error::GatewayError;
 use super::problem::{PROBLEM_JSON, Problem};
 use crate::answer::{Answer, PlatformFailure, Typed};
 use crate::clock::Wall;
@@ -51,7 +52,6 @@ enum Content {
     Coupons { etag: HeaderValue, json: Bytes },
     NotModified { etag: HeaderValue },
     Failure { failure: PlatformFailure, retry_after: Option<HeaderValue> },
-    TooLarge,
 }
 
 /// A list of coupons as the owner of a body that is being sent.
@@ -65,7 +65,15 @@ impl AsRef<[u8]> for Owner {
 
 impl CouponsView {
     /// The reply with an answer, whose typed form was made.
-    pub fn reply(&self, answer: &Arc<Answer>, typed: &Typed, now: impl FnOnce() -> Wall) -> TypedReply {
+    ///
+    /// # Errors
+    /// If that is too large.
+    pub fn reply(
+        &self,
+        answer: &Arc<Answer>,
+        typed: &Typed,
+        now: impl FnOnce() -> Wall,
+    ) -> Result<TypedReply, GatewayError> {
         let (status, error, content) = match typed {
             Typed::Coupons(coupons) => {
                 let usable = self.usable.then(|| coupons.usable(now()));
@@ -85,12 +93,9 @@ impl CouponsView {
                 let retry_after = answer.extra_headers.as_ref().and_then(|extra| extra.retry_after.clone());
                 (status, Some(name), Content::Failure { failure: failure.clone(), retry_after })
             }
-            Typed::TooLarge => {
-                let Problem { status, name, .. } = Problem::too_large();
-                (status, Some(name), Content::TooLarge)
-            }
+            Typed::TooLarge => return Err(GatewayError::TooManyCoupons),
         };
-        TypedReply { status, error, content }
+        Ok(TypedReply { status, error, content })
     }
 
     /// Whether the caller has what this entity tag names (RFC 9110, section 13.1.2); compared weakly.
@@ -103,16 +108,17 @@ impl CouponsView {
 }
 
 impl TypedReply {
+    /// The platform's code, if it said something else than coupons.
+    pub fn platform_code(&self) -> Option<&str> {
+        if let Content::Failure { failure, .. } = &self.content { failure.code.as_deref() } else { None }
+    }
+
     /// Bytes of its body, unless it is an error.
     pub fn bytes(&self) -> usize {
         if let Content::Coupons { json, .. } = &self.content { json.len() } else { 0 }
     }
 
     pub(super) fn write(self, request_id: &str, headers: &mut HeaderMap) -> (StatusCode, Bytes) {
-        let problem = |headers: &mut HeaderMap, problem: &Problem<'_>| {
-            headers.insert(CONTENT_TYPE, PROBLEM_JSON);
-            problem.json(request_id).into()
-        };
         headers.insert(CACHE_CONTROL, PRIVATE);
         let body = match self.content {
             Content::Coupons { etag, json } => {
@@ -126,9 +132,9 @@ impl TypedReply {
             }
             Content::Failure { failure, retry_after } => {
                 headers.extend(retry_after.map(|value| (RETRY_AFTER, value)));
-                problem(headers, &Problem::from(&failure))
+                headers.insert(CONTENT_TYPE, PROBLEM_JSON);
+                Problem::from(&failure).json(request_id).into()
             }
-            Content::TooLarge => problem(headers, &Problem::too_large()),
         };
         (self.status, body)
     }

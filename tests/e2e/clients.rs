@@ -8,7 +8,8 @@ use serde_json::json;
 use sha2::{Digest, Sha256};
 
 use crate::program::{Running, zvgate};
-use crate::support::{Platform, REVERSE, TestGateway, WRITE, loopback};
+use crate::scripted::{Action, Scripted, http_text};
+use crate::support::{Platform, REVERSE, TestGateway, Upstream, WRITE, loopback, until};
 
 const CUSTOMER: &str = "383933091455959041";
 
@@ -69,10 +70,7 @@ async fn listed(client: (&str, &str), url: &str) -> BTreeMap<String, String> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_client_redeems_and_handles_what_goes_wrong() {
-    let clients: Vec<_> = clients().into_iter().map(|client| tokio::spawn(exercise(client))).collect();
-    for client in clients {
-        client.await.unwrap();
-    }
+    futures_util::future::join_all(clients().into_iter().map(exercise)).await;
 }
 
 async fn exercise(client: (&'static str, &'static str)) {
@@ -90,12 +88,12 @@ async fn exercise(client: (&'static str, &'static str)) {
     let nowhere = format!("http://{closed}");
     let ids = ["once", "lost", "broken", "exception"];
     let [once, lost, broken, exception] = ids;
-    for _ in 0..2 {
+    for _ in 0..3 {
         platform.change(CUSTOMER, "issue", json!({ "seconds": 3600 })).await;
     }
     gateway.post("/v1/invalidate", &[], &json!({ "customerIds": [CUSTOMER] }).to_string()).await;
     let before = listed(client, &url).await;
-    let cards: Vec<&str> = before.keys().rev().take(2).map(String::as_str).collect();
+    let cards: Vec<&str> = before.keys().rev().take(3).map(String::as_str).collect();
     assert!(before[cards[0]].starts_with("unused 20"), "{before:?}");
     let redeem = async |card: &str, id: &str| run(client, &url, None, &["redeem", CUSTOMER, card, id]).await;
     // Redeemed, gone from the list, and not again.
@@ -123,6 +121,26 @@ async fn exercise(client: (&'static str, &'static str)) {
     assert_eq!([platform.requests(WRITE).await, platform.requests(REVERSE).await], [writes + 1, reversals + 1]);
     platform.without_faults().await;
     assert!(listed(client, &url).await.contains_key(cards[1]));
+    // The answer is lost, and then the platform answers nothing any more: nobody knows.
+    platform.faults(json!({ "fault": "reset" })).await;
+    let said = redeem(cards[1], "never").await;
+    assert_eq!(said.code, 1, "{client:?}: nothing was sent, because the look before it failed: {said:?}");
+    platform.faults(json!({ "fault": "reset", "route": WRITE })).await;
+    let failing = async {
+        until("it was sent", async || platform.requests(WRITE).await > writes + 1).await;
+        platform.faults(json!({ "fault": "http500", "route": null })).await;
+    };
+    let (said, ()) = tokio::join!(redeem(cards[1], "unseen"), failing);
+    assert!(said.code == 4 || said.out == "redeemed\n", "{client:?}: {said:?}");
+    platform.without_faults().await;
+    // Throttled: nothing was executed, and it is no exception.
+    platform.faults(json!({ "fault": "throttle", "route": WRITE })).await;
+    let said = redeem(cards[2], "throttled").await;
+    assert_eq!(said.code, 1, "{client:?}: {said:?}");
+    assert!(said.err.contains("110004"), "{said:?}");
+    platform.without_faults().await;
+    let status = run(client, &url, None, &["status", CUSTOMER, cards[2]]).await;
+    assert_eq!((status.code, status.out.as_str()), (0, "unused\n"), "{client:?}: {status:?}");
     // An exception of the platform, in both shapes.
     platform.faults(json!({ "fault": "exception" })).await;
     for arguments in [&["list", "exception"][..], &["reverse", exception, CUSTOMER]] {
@@ -180,5 +198,47 @@ async fn every_client_works_with_the_demo() {
         assert!(!listed(client, &url).await.contains_key(&card), "{client:?}");
         let said = run(client, &url, None, &["reverse", &id, CUSTOMER]).await;
         assert_eq!((said.code, said.out.as_str()), (0, "reversed\n"), "{client:?}: {said:?}");
+    }
+}
+
+/// What something on the way to the gateway answers in its place says nothing about a write.
+#[tokio::test(flavor = "multi_thread")]
+async fn every_client_takes_a_strangers_answer_to_a_write_for_what_it_is() {
+    let stranger = Scripted::start(|_, request| {
+        let later = "Retry-After: 0\r\n";
+        match () {
+            () if !request.contains("/v3/") => Action::json(
+                r#"{"customerId":"1","coupons":[{"cardId":"1","status":{"code":0,"name":"unused"}}],"complete":true}"#,
+            ),
+            () if request.contains("unavailable") => Action::Respond(http_text("503 Service Unavailable", later, "")),
+            () if request.contains("html") => Action::Respond(http_text("200 OK", "", "<html>")),
+            () if request.contains("list") => Action::Respond(http_text("502 Bad Gateway", "", "[1]")),
+            () if request.contains("elsewhere") => {
+                Action::Respond(http_text("307 Temporary Redirect", "Location: /v3/other\r\n", ""))
+            }
+            () if request.contains("cut") => Action::RespondAndClose(
+                b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\nX-Zvgate-Outcome: unknown\r\n\r\n{".to_vec(),
+            ),
+            () => Action::Respond(http_text(
+                "400 Bad Request",
+                "Proxy-Status: zvgate; error=http_request_error\r\nX-Zvgate-Outcome: not-sent\r\n",
+                r#"{"error":"bad_request","message":"no"}"#,
+            )),
+        }
+    })
+    .await;
+    for client in clients() {
+        for (id, code) in [("unavailable", 4), ("html", 4), ("list", 4), ("elsewhere", 4), ("cut", 4), ("mistake", 1)] {
+            let before = stranger.seen().len();
+            let said = run(client, &stranger.url(), None, &["reverse", id, "1"]).await;
+            assert_eq!(said.code, code, "{client:?} {id}: {said:?}");
+            assert_eq!(stranger.seen().len(), before + 1, "{client:?} {id}: a write is not repeated");
+        }
+        for answer in ["[]", "null", "1", "<html>"] {
+            let answer = answer.to_owned();
+            let stranger = Scripted::start(move |_, _| Action::json(&answer)).await;
+            let said = run(client, &stranger.url(), None, &["list", "1"]).await;
+            assert_eq!(said.code, 1, "{client:?}: {said:?}");
+        }
     }
 }

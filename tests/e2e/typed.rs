@@ -319,12 +319,13 @@ async fn the_memory_of_typed_forms_is_counted_and_bounded() {
     assert_eq!(gateway.metric("zvgate_cache_entries").await, 1.0);
     let raw = gateway.read("1").await;
     assert!(raw.is_hit() && raw.body.len() < typed.body.len() / 50, "what was sent is small");
-    // One that would take more than an answer may is not made.
+    // One that would take several times what an answer may is not made.
     let gateway = TestGateway::start(&upstream, &[("upstream.max_response", "64KiB")]).await;
     assert_eq!(gateway.read("1").await.status, 200);
     for _ in 0..2 {
-        let reply = gateway.get(&coupons("1"), &[]).await;
-        assert_eq!((reply.status, &reply.json()["type"]), (502, &json!("urn:problem-type:zvgate:upstream_failed")));
+        gateway.get(&coupons("1"), &[]).await.assert_problem(502, "upstream_failed");
+        let batch = gateway.batch(&["1".to_owned()], &[]).await;
+        assert_eq!(batch.json()["results"][0]["status"], 502, "{batch:?}");
     }
 }
 
@@ -529,4 +530,90 @@ async fn a_typed_request_is_explained_as_the_question_that_it_asks() {
     assert_eq!((&wrong["would"], &wrong["error"]["status"]), (&json!("rejected"), &json!(400)), "{wrong}");
     let other = explain("/v1/customers/1/coupons?tenant=two", Value::Null).await;
     assert_eq!(other["tenant"], "two");
+}
+
+/// What is cached is not served past its end because something else was waited for.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_coupon_that_ends_while_its_batch_waits_is_not_served() {
+    let platform = Platform::unlimited().await;
+    platform.change("ends", "clear", json!({})).await;
+    platform.change("ends", "issue", json!({ "seconds": 60 })).await;
+    let gateway = Arc::new(TestGateway::start(&platform, &[("cache.ttl", "10m")]).await);
+    let customers: Vec<String> = ["ends", "stays", "waits", "ends"].map(str::to_owned).into();
+    for customer in &customers[..2] {
+        assert!(gateway.get(&coupons(customer), &[]).await.is_stored_miss());
+    }
+    platform.faults(json!({ "latency_ms": 1500 })).await;
+    let asked = platform.requests(READ).await;
+    let (reply, ()) = tokio::join!(gateway.batch(&customers, &[]), async {
+        until("the batch waits", async || platform.requests(READ).await > asked).await;
+        gateway.clock.advance(std::time::Duration::from_secs(60));
+    });
+    let results = reply.json()["results"].as_array().unwrap().clone();
+    let statuses: Vec<_> = results.iter().map(|one| one["status"].as_u64().unwrap()).collect();
+    assert_eq!(statuses, [503, 200, 200, 503], "{}", reply.text());
+    assert!(results[0]["error"]["detail"].as_str().unwrap().contains("ended"), "{}", results[0]);
+    assert!(!results[0].to_string().contains("cardId"));
+}
+
+/// Customers that are named twice wait once, and what fails within a batch is seen from outside.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_batch_asks_once_for_each_customer_and_its_failures_are_logged() {
+    let upstream = Scripted::start(|_, request| match request.contains("cust-7") {
+        true => Action::Respond(http_text("200 OK", "", "<html>")),
+        false => Action::success(r#"[{"cardId":"1","useStatus":1}]"#),
+    })
+    .await;
+    let log = captured_log();
+    let overrides = [
+        ("limits.max_waiters", "1"),
+        ("upstream.retries", "0"),
+        ("log.access", "errors"),
+        ("limits.upstream.rate", "0"),
+    ];
+    let gateway = TestGateway::start(&upstream, &overrides).await;
+    let same = vec!["cust-1".to_owned(); 50];
+    let reply = gateway.batch(&same, &[]).await;
+    let results = reply.json()["results"].as_array().unwrap().clone();
+    assert!(
+        results.len() == 50 && results.iter().all(|one| one["status"] == 200 && one["coupons"][0]["cardId"] == "1"),
+        "{reply:?}"
+    );
+    assert_eq!(upstream.seen().len(), 1);
+    let duration = |cache: &str| {
+        format!(
+            "zvgate_request_duration_seconds_count{{cache=\"{cache}\",route=\"/v3/crm/coupon/getCustomerCoupons\"}}"
+        )
+    };
+    assert_eq!(gateway.metric(&duration("miss")).await, 1.0);
+    gateway.batch(&same, &[]).await;
+    assert_eq!(gateway.metric(&duration("hit")).await, 1.0);
+    assert!(!log.has("request"), "nothing failed");
+    let reply = gateway.batch(&["cust-1".to_owned(), "cust-7".to_owned()], &[]).await;
+    assert_eq!(reply.status, 200);
+    until("it is logged", async || log.has("request")).await;
+    let line = log.lines().into_iter().find(|line| line["message"] == "request").unwrap();
+    assert_eq!(
+        (&line["status"], &line["failed"], &line["error"]),
+        (&json!(200), &json!(1), &json!("upstream_failed")),
+        "{line}"
+    );
+    assert_eq!((&line["path"], &line["reason"]), (&json!(BATCH), &json!("not_json")), "{line}");
+    // So is a single one, by its own path.
+    gateway.get(&coupons("cust-7"), &[]).await.assert_problem(502, "upstream_failed");
+    until("it is logged", async || log.lines().iter().any(|line| line["method"] == "GET")).await;
+    let line = log.lines().into_iter().find(|line| line["method"] == "GET").unwrap();
+    assert_eq!(line["path"], "/v1/customers/…/coupons", "{line}");
+}
+
+/// What is wrong with the request itself is no matter of its customers.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_batch_that_its_route_does_not_allow_is_rejected_as_a_whole() {
+    let platform = Platform::unlimited().await;
+    let file = format!("[[routes]]\npath = \"{READ}\"\nkind = \"cached\"\nparams = [\"customerId\"]\n");
+    let gateway = TestGateway::with_file(&platform, &[], &file).await;
+    let reply = gateway.post(BATCH, &[], r#"{"customerIds":["1","2"],"useStatus":0}"#).await;
+    let body = reply.assert_problem(400, "bad_request");
+    assert!(body["detail"].as_str().unwrap().contains("useStatus"), "{body}");
+    assert_eq!(gateway.batch(&["1".to_owned()], &[]).await.json()["results"][0]["status"], 200);
 }

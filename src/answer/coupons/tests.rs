@@ -141,6 +141,11 @@ fn what_is_not_known_or_cannot_be_read_is_passed_on_as_it_was_sent() {
     assert_eq!(coupon["more"], more, "{text}");
     let raw = read(r#"{"data":{"b\u0061r":[1.50,"\u0041"], "cardId":null}}"#);
     assert!(raw.json().contains(r#""more":{"bar":[1.50,"\u0041"]}"#), "{}", raw.json());
+    assert_eq!(
+        coupons(r#"{"title":null,"templateName":"券"}"#)[0]["title"],
+        json!("券"),
+        "a blank hides no other name"
+    );
     assert_eq!(coupons(r#"["x",7,null,[]]"#)[3]["more"], json!({"value": []}));
 }
 

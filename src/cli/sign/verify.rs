@@ -24,7 +24,7 @@ const DIFFERS: u8 = 1;
 /// Longest envelope that is read, in bytes.
 const MAX_FILE: u64 = 1 << 20;
 /// How far a timestamp may be off before it is suspected, in seconds; the platform does not publish how far it may.
-const SUSPECT: i64 = 60;
+const SUSPECT: u64 = 60;
 /// Timestamps from here on are milliseconds: in seconds, this is the year 5138.
 const MILLISECONDS_FROM: i64 = 100_000_000_000;
 
@@ -44,7 +44,8 @@ pub(super) fn run(file: &Path, tenant: Option<&str>, tenants: &Tenants, now: Wal
     let find = |is_it: &dyn Fn(&Tenant) -> bool| tenants.all().iter().find(|tenant| is_it(tenant));
     let chosen = match tenant {
         Some(name) => find(&|tenant| tenant.name == name),
-        None => find(&|tenant| names_it("openId", &tenant.open_id))
+        None => find(&|tenant| names_it("openId", &tenant.open_id) && names_it("grantCode", &tenant.grant_code))
+            .or_else(|| find(&|tenant| names_it("openId", &tenant.open_id)))
             .or_else(|| find(&|tenant| names_it("grantCode", &tenant.grant_code)))
             .or_else(|| tenants.default()),
     };
@@ -83,7 +84,13 @@ impl Report {
     fn compare(&mut self, root: &Node<'_>, tenant: &Tenant, tenants: &Tenants, now: Wall) {
         let value = |name: &str| root.member(name).and_then(Node::text);
         for (name, own) in [("openId", &*tenant.open_id), ("grantCode", &*tenant.grant_code)] {
-            self.identity(name, value(name), own, tenant);
+            let is_key = |value: &str| tenants.all().iter().any(|tenant| tenant.open_key().expose() == value.trim());
+            match value(name) {
+                Some(value) if is_key(value) => {
+                    self.differs(name, "is a signing key, which must not be sent: replace it");
+                }
+                value => self.identity(name, value, own, tenant),
+            }
         }
         self.timestamp(value("timestamp"), now);
         self.nonce(value("nonce"));
@@ -122,11 +129,14 @@ impl Report {
                 self.differs("timestamp", "is in milliseconds: expected seconds since 1970");
             }
             Ok(seconds) => {
-                let age = now.unix_seconds() - seconds;
+                let age = now.unix_seconds().saturating_sub(seconds);
                 let side = if age < 0 { "ahead of" } else { "behind" };
-                let text = format!("{} s {side} this machine's clock", age.abs());
-                let hint =
-                    if age.abs() > SUSPECT { "; fine if it was refused then, too late if it was sent now" } else { "" };
+                let text = format!("{} s {side} this machine's clock", age.unsigned_abs());
+                let hint = if age.unsigned_abs() > SUSPECT {
+                    "; fine if it was refused then, too late if it was sent now"
+                } else {
+                    ""
+                };
                 self.ok("timestamp", &format!("{text}{hint}"));
             }
         }
