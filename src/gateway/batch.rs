@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use foldhash::fast::RandomState;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 
@@ -17,6 +18,8 @@ use crate::cache::Deadline;
 use crate::call_state::CallState;
 use crate::envelope::push_text;
 use crate::reply::{BatchSummary, GatewayError, Problem, Reply};
+
+const STATUS_OK: &str = "\"status\":200,";
 
 /// The results of a batch while they come in.
 struct Results {
@@ -43,12 +46,13 @@ struct Found {
 impl Results {
     /// Notes the result for the customer of this index. Nothing of an answer is kept that does not fit.
     fn note(&mut self, policy: &Policy, index: usize, result: &Result<Reply, GatewayError>) {
-        let Some(customer) = self.customers.get(index).cloned() else { return };
+        let customers = Arc::clone(&self.customers);
+        let Some(customer) = customers.get(index) else { return };
         let end = result.as_ref().map_or(Deadline::NEVER, |reply| reply.end);
         let json = match result {
             Err(error) => Err(error.clone()),
             Ok(_) if self.bytes_left == 0 => Err(GatewayError::BatchIsFull),
-            Ok(reply) => match self.typed.of(policy, &self.info, &customer, reply) {
+            Ok(reply) => match self.typed.of(policy, &self.info, customer, reply) {
                 Typed::Coupons(coupons) => {
                     let usable_at = self.usable.then(|| self.typed.time.now().wall);
                     let contents = coupons.contents(usable_at);
@@ -57,7 +61,7 @@ impl Results {
                         None => Err(GatewayError::BatchIsFull),
                         Some(left) => {
                             self.bytes_left = left;
-                            Ok(format!("\"status\":200,{contents}"))
+                            Ok([STATUS_OK, &contents].concat())
                         }
                     }
                 }
@@ -139,7 +143,7 @@ impl Gateway {
     ) -> Result<Step, GatewayError> {
         let tenant = routed.tenant.clone().and_then(|header| asked.tenant(header))?;
         let (mut done, mut waiting, mut copies) = (Vec::new(), Vec::new(), Vec::new());
-        let mut first_of: HashMap<&str, usize> = HashMap::new();
+        let mut first_of: HashMap<&str, usize, RandomState> = HashMap::default();
         for (index, customer) in asked.customers.iter().enumerate() {
             // The request itself was counted as the first.
             let is_admitted = if index == 0 { Ok(()) } else { routed.policy.admit(routed.caller) };
