@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use prometheus::{IntCounter, IntGauge};
 use time::UtcOffset;
-use zvgate::answer::{Answer, ContentType, Reader, TypedForm};
+use zvgate::answer::{Answer, Reader};
 use zvgate::cache::{Cache, CacheMetrics, Join, Options, Question, RequestCacheControl, StoreDecision, Subject};
 use zvgate::clock::Clock;
 use zvgate::settings::Lifetimes;
@@ -44,13 +44,7 @@ fn cache(max_bytes: u64) -> Arc<Cache<()>> {
 fn answer(coupons: usize) -> Answer {
     let coupon = r#"{"beginAt":"2019-08-24 00:00:00","cardId":"390913445498200065","channel":"naixue","couponId":"390913445519171584","couponType":"0","createdAt":"2019-10-15 17:10:28","customerId":"383933091455959041","title":"","updatedAt":"2019-10-15 17:10:2","useStatus":"0","templateId":"951","endAt":"2999-11-03 23:59:59","extra":""}"#;
     let body = format!(r#"{{"status":"true","code":"0","data":[{}]}}"#, vec![coupon; coupons].join(","));
-    Answer {
-        status: 200,
-        content_type: Some(ContentType::json()),
-        extra_headers: None,
-        body: body.into_bytes().into(),
-        typed: TypedForm::default(),
-    }
+    Answer::json(body)
 }
 
 fn question(customer: u64) -> Question {

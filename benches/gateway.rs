@@ -9,7 +9,7 @@ use std::time::Duration;
 use criterion::{Criterion, criterion_group, criterion_main};
 use prometheus::{IntCounter, IntGauge};
 use time::UtcOffset;
-use zvgate::answer::{Answer, Reader, TypedForm};
+use zvgate::answer::{Answer, Reader};
 use zvgate::cache::{
     Cache, CacheMetrics, Deadline, Join, Lookup, Options, Question, RequestCacheControl, StoreDecision, Subject,
 };
@@ -34,13 +34,7 @@ fn answer() -> Answer {
     let coupon = r#"{"beginAt":"2019-08-24 00:00:00","cardId":"390913445498200065","channel":"naixue","couponId":"390913445519171584","couponType":"0","createdAt":"2019-10-15 17:10:28","customerId":"383933091455959041","title":"","updatedAt":"2019-10-15 17:10:2","useStatus":"0","templateId":"951","endAt":"2999-11-03 23:59:59","extra":""}"#;
     let list = [coupon; 5].join(",");
     let body = format!(r#"{{"status":"true","code":"0","message":"","data":[{list}]}}"#);
-    Answer {
-        status: 200,
-        content_type: None,
-        extra_headers: None,
-        body: body.into_bytes().into(),
-        typed: TypedForm::default(),
-    }
+    Answer::new(200, body.into_bytes())
 }
 
 fn reader() -> Reader {

@@ -109,11 +109,14 @@ pub struct ExtraHeaders {
 }
 
 impl Answer {
+    /// An answer without headers.
+    pub fn new(status: u16, body: impl Into<Box<[u8]>>) -> Self {
+        Self { status, content_type: None, extra_headers: None, body: body.into(), typed: TypedForm::default() }
+    }
+
     /// An answer of the gateway's own.
     pub fn json(body: String) -> Self {
-        let content_type = Some(ContentType::json());
-        let body = body.into_bytes().into();
-        Self { status: 200, content_type, extra_headers: None, body, typed: TypedForm::default() }
+        Self { content_type: Some(ContentType::json()), ..Self::new(200, body.into_bytes()) }
     }
 
     /// The platform's `code` for the log, if the body has one and is not unusually long.

@@ -49,9 +49,7 @@ impl<'a> Envelope<'a> {
     /// # Errors
     /// If it is invalid or ambiguous.
     pub fn parse(body: &'a [u8]) -> Result<Self, EnvelopeError> {
-        let text = std::str::from_utf8(body).map_err(|error| EnvelopeError::NotUtf8(error.valid_up_to()))?;
-        let mut root = Node::parse(text, MAX_DEPTH).map_err(EnvelopeError::NotJson)?;
-        check_names(&root)?;
+        let mut root = parse_body(body)?;
         let Node::Object(members) = &mut root else { return Err(EnvelopeError::NotAnObject) };
         let params = members.iter_mut().find(|member| member.name == "params").ok_or(EnvelopeError::NoParams)?;
         match &params.value {
@@ -134,6 +132,17 @@ impl<'a> Envelope<'a> {
             _ => push_value(out, member),
         });
     }
+}
+
+/// Parses a body: UTF-8, JSON, not too deep, and without duplicate members.
+///
+/// # Errors
+/// If it is anything else.
+pub fn parse_body(body: &[u8]) -> Result<Node<'_>, EnvelopeError> {
+    let text = std::str::from_utf8(body).map_err(|error| EnvelopeError::NotUtf8(error.valid_up_to()))?;
+    let root = Node::parse(text, MAX_DEPTH).map_err(EnvelopeError::NotJson)?;
+    check_names(&root)?;
+    Ok(root)
 }
 
 fn is_replaced(member: &Member<'_>) -> bool {

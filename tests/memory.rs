@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use prometheus::{IntCounter, IntGauge};
-use zvgate::answer::{Answer, Contents, TypedForm, Verdict};
+use zvgate::answer::{Answer, Contents, Verdict};
 use zvgate::cache::{Cache, CacheMetrics, Join, Options, Question, RequestCacheControl, StoreDecision, Subject};
 use zvgate::clock::Clock;
 use zvgate::settings::Lifetimes;
@@ -34,8 +34,8 @@ fn store(cache: &Arc<Cache<()>>, clock: &Clock, customer: u64) {
     let (now, cache_control) = (clock.now(), RequestCacheControl { no_cache: true, ..RequestCacheControl::default() });
     let started = cache.join(&question, cache.generation(0, 0), &cache_control, now);
     let Join::Started(guard, _waiter) = started else { panic!("a fetch begins") };
-    let body = vec![b' '; 330 * (1 + usize::try_from(customer % 40).unwrap())].into();
-    let answer = Answer { status: 200, content_type: None, extra_headers: None, body, typed: TypedForm::default() };
+    let body = vec![b' '; 330 * (1 + usize::try_from(customer % 40).unwrap())];
+    let answer = Answer::new(200, body);
     let decision = StoreDecision::of(&Verdict::Success(Contents::default()), &lifetimes, now.wall, now, now);
     assert!(guard.complete(Arc::new(answer), decision, now.boot, now).freshness.is_some());
 }

@@ -4,7 +4,7 @@
 use libfuzzer_sys::fuzz_target;
 use oracle::Tree;
 use time::UtcOffset;
-use zvgate::answer::{Answer, End, Reader, Typed, TypedForm, Verdict, customers};
+use zvgate::answer::{Answer, End, Reader, Typed, Verdict, customers};
 use zvgate::clock::Wall;
 
 const EXPIRES: [&str; 3] = ["endAt", "endTime", "validEndDate"];
@@ -38,8 +38,7 @@ fuzz_target!(|input: &[u8]| {
     };
     let pointers = ["/data/userInfo/customer_id".to_owned()];
     customers(body, &pointers);
-    let answer =
-        Answer { status, content_type: None, extra_headers: None, body: body.into(), typed: TypedForm::default() };
+    let answer = Answer::new(status, body);
     let verdict = reader.read(&answer);
     if !(200..300).contains(&status) {
         assert!(matches!(verdict, Verdict::HttpOther | Verdict::Throttled | Verdict::Http5xx));

@@ -80,7 +80,8 @@ impl CouponList {
         json.push(',');
         let start = json.len();
         json.push_str("\"coupons\":[");
-        let mut list = ListWriter { rules, json, coupons: Vec::new(), total: None, is_too_large: false };
+        let ends = rules.ends.iter().map(String::as_str).collect();
+        let mut list = ListWriter { rules, ends, json, coupons: Vec::new(), total: None, is_too_large: false };
         Scanner::read(body, MAX_DEPTH, |scanner, next| list.root(scanner, &next)).ok()?;
         let ListWriter { mut json, coupons, total, is_too_large, .. } = list;
         if is_too_large {
@@ -195,6 +196,8 @@ struct Member<'a> {
 /// The list while it is read.
 struct ListWriter<'r> {
     rules: Rules<'r>,
+    /// The names of the member that says when a coupon ends.
+    ends: Vec<&'r str>,
     json: String,
     coupons: Vec<Coupon>,
     /// How many coupons the platform says there are.
@@ -277,28 +280,25 @@ impl ListWriter<'_> {
             self.json.push(if self.json.len() == start { '{' } else { ',' });
             push_text(&mut self.json, field);
             self.json.push(':');
-            let names: Vec<&str> = match *field {
-                END => self.rules.ends.iter().map(String::as_str).collect(),
-                _ => names.to_vec(),
-            };
+            let names: &[&str] = if *field == END { &self.ends } else { names };
             match content {
                 Content::Id => {
-                    let id = take(members, &names, |raw| (!is_blank(raw)).then(|| id(raw)).flatten());
+                    let id = take(members, names, |raw| (!is_blank(raw)).then(|| id(raw)).flatten());
                     self.json.push_str(id.as_deref().unwrap_or("null"));
                 }
                 Content::AsSent => {
                     let blank = members.iter().find(|member| names.contains(&&*member.name)).map(|member| member.raw);
-                    let sent = take(members, &names, |raw| (!is_blank(raw)).then_some(raw));
+                    let sent = take(members, names, |raw| (!is_blank(raw)).then_some(raw));
                     self.json.push_str(sent.or(blank).unwrap_or("null"));
                 }
                 Content::Code(known) => {
-                    let code = take(members, &names, code);
+                    let code = take(members, names, code);
                     is_unused |= *field == STATUS && code == Some(UNUSED);
                     let shown = code.map_or_else(|| "null".to_owned(), |code| code.to_string());
                     self.json.push_str(&format!("{{\"code\":{shown},\"name\":\"{}\"}}", name_of(code, known)));
                 }
                 Content::Date => {
-                    let date = take(members, &names, |raw| date(raw, self.rules.utc_offset));
+                    let date = take(members, names, |raw| date(raw, self.rules.utc_offset));
                     let (end, shown) = date.unzip();
                     match shown {
                         Some(shown) => push_text(&mut self.json, &shown),

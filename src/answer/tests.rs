@@ -9,7 +9,7 @@ fn reader() -> Reader {
 }
 
 fn answer(status: u16, body: &[u8]) -> Answer {
-    Answer { status, content_type: None, extra_headers: None, body: body.into(), typed: TypedForm::default() }
+    Answer::new(status, body)
 }
 
 fn read_status(status: u16, body: &[u8]) -> Verdict {
@@ -188,16 +188,7 @@ fn retry_after_is_read_in_both_forms() {
 /// The platform chooses it, and each line of the log is held in memory until it is written.
 #[test]
 fn a_code_is_logged_in_bounded_length() {
-    let code = |body: String| {
-        Answer {
-            status: 200,
-            content_type: None,
-            extra_headers: None,
-            body: body.into_bytes().into(),
-            typed: TypedForm::default(),
-        }
-        .code()
-    };
+    let code = |body: String| Answer::new(200, body.into_bytes()).code();
     assert_eq!(code("{\"code\":110004}".to_owned()).as_deref(), Some("110004"));
     assert_eq!(code("\u{feff}{\"code\":\"0\"}".to_owned()).as_deref(), Some("0"));
     let long = code(format!("{{\"code\":\"{}\"}}", "C".repeat(1000))).unwrap();

@@ -166,19 +166,13 @@ impl AnswerRef {
     /// One of no answer, which counts as cached or not.
     #[cfg(test)]
     pub(crate) fn of_nothing(subject: Subject, is_live: bool) -> Self {
-        use crate::answer::{TypedForm, Verdict};
+        use crate::answer::Verdict;
         let now = crate::clock::Clock::system().now();
         let lifetimes = crate::settings::Settings::defaults().unwrap().dynamic.cache.lifetimes;
         let decision = super::StoreDecision::of(&Verdict::Exception, &lifetimes, now.wall, now, now);
         let super::StoreDecision::Store(freshness) = decision else { panic!("{decision:?}") };
         let question = Question { subject: subject.clone(), key: "".into() };
-        let answer = Answer {
-            status: 200,
-            content_type: None,
-            extra_headers: None,
-            body: Box::default(),
-            typed: TypedForm::default(),
-        };
+        let answer = Answer::new(200, Vec::new());
         let generation = Generation { tenant: 0, rules: 0 };
         let cached = Arc::new(CachedAnswer::new(&question, &Arc::new(answer), freshness, generation));
         let weak = Arc::downgrade(&cached);

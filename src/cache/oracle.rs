@@ -9,7 +9,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use super::*;
-use crate::answer::{Answer, Contents, End, TypedForm, Verdict};
+use crate::answer::{Answer, Contents, End, Verdict};
 use crate::clock::Wall;
 use crate::settings::Lifetimes;
 
@@ -228,13 +228,7 @@ impl World {
         };
         let sent = Now { wall: Wall::from_unix_seconds(sent_wall), boot: Boot::from_duration(seconds(sent_boot)) };
         let decision = StoreDecision::of(&verdict, &LIFETIMES, sent.wall, sent, self.now());
-        let answer = Answer {
-            status: 200,
-            content_type: None,
-            extra_headers: None,
-            body: body.as_bytes().into(),
-            typed: TypedForm::default(),
-        };
+        let answer = Answer::new(200, body.as_bytes());
         guard.complete(Arc::new(answer), decision, sent.boot, self.now());
 
         // The same in the oracle.

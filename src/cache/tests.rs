@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::*;
-use crate::answer::{Answer, Contents, TypedForm, Verdict};
+use crate::answer::{Answer, Contents, Verdict};
 use crate::clock::Clock;
 use crate::settings::Lifetimes;
 
@@ -58,13 +58,7 @@ fn begin(cache: &Arc<Cache<()>>, question: &Question) -> (FetchGuard<()>, Waiter
 }
 
 fn answer(body: &'static str) -> Arc<Answer> {
-    Arc::new(Answer {
-        status: 200,
-        content_type: None,
-        extra_headers: None,
-        body: body.as_bytes().into(),
-        typed: TypedForm::default(),
-    })
+    Arc::new(Answer::new(200, body.as_bytes()))
 }
 
 /// Completes a fetch with a success; returns whether it was stored.

@@ -6,7 +6,7 @@ use std::borrow::Cow;
 use percent_encoding::percent_decode_str;
 
 use super::endpoint::Endpoint;
-use crate::envelope::{EnvelopeError, MAX_DEPTH, check_names, push_text};
+use crate::envelope::{parse_body, push_text};
 use crate::json::Node;
 use crate::reply::GatewayError;
 
@@ -189,9 +189,7 @@ fn read(
     known: &[&str],
     mut member: impl FnMut(&str, &Node<'_>) -> Result<(), GatewayError>,
 ) -> Result<(), GatewayError> {
-    let text = std::str::from_utf8(body).map_err(|error| EnvelopeError::NotUtf8(error.valid_up_to()));
-    let root = text.and_then(|text| Node::parse(text, MAX_DEPTH).map_err(EnvelopeError::NotJson));
-    let root = root.and_then(|root| check_names(&root).map(|()| root)).map_err(GatewayError::Body)?;
+    let root = parse_body(body).map_err(GatewayError::Body)?;
     let members = root.members().ok_or(GatewayError::BadRequest("the body must be a JSON object"))?;
     if let Some(other) = members.iter().find(|one| !known.contains(&&*one.name)) {
         return Err(unknown(&other.name, known));

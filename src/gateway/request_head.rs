@@ -204,9 +204,9 @@ impl<'a> RequestHead<'a> {
     }
 
     /// The value of `If-None-Match` in memory of its own, unless it is unusually long.
-    pub(super) fn if_none_match(&self) -> Vec<HeaderValue> {
+    pub(super) fn if_none_match(&self) -> Option<HeaderValue> {
         let short = |value: &&HeaderValue| value.len() <= MAX_KNOWN;
-        self.all.get_all(IF_NONE_MATCH).iter().filter(short).take(1).map(detached).collect()
+        self.all.get_all(IF_NONE_MATCH).iter().find(short).map(detached)
     }
 
     /// How long the answer to a read may take: its caller may ask for less time than `longest`, not for more.

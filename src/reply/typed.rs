@@ -33,8 +33,8 @@ pub struct CouponsView {
     pub customer: String,
     /// Whether only usable coupons are wanted.
     pub usable: bool,
-    /// The values of `If-None-Match`.
-    pub known: Vec<HeaderValue>,
+    /// `If-None-Match`.
+    pub known: Option<HeaderValue>,
 }
 
 /// The typed form of a reply.
@@ -100,11 +100,15 @@ impl CouponsView {
 
     /// Whether the caller has what this entity tag names (RFC 9110, section 13.1.2); compared weakly.
     fn knows(&self, etag: &HeaderValue) -> bool {
-        let opaque = |tag: &'_ [u8]| tag.strip_prefix(b"W/").unwrap_or(tag).to_vec();
         let own = opaque(etag.as_bytes());
         let listed = self.known.iter().flat_map(|value| value.as_bytes().split(|b| *b == b','));
         listed.map(<[u8]>::trim_ascii).any(|tag| tag == b"*" || opaque(tag) == own)
     }
+}
+
+/// An entity tag without its mark of weakness.
+fn opaque(tag: &[u8]) -> &[u8] {
+    tag.strip_prefix(b"W/").unwrap_or(tag)
 }
 
 impl TypedReply {
