@@ -44,9 +44,10 @@ impl Readiness {
         self.0.store(DRAINING, Ordering::Release);
     }
 
-    fn reason_not_ready(&self) -> Option<&'static str> {
+    /// Why requests are not served, or not for long; `None` if they are.
+    pub fn reason_not_ready(&self, gateway: &Gateway) -> Option<&'static str> {
         match self.0.load(Ordering::Acquire) {
-            READY => None,
+            READY => gateway.cluster().reason_not_ready(),
             DRAINING => Some("draining"),
             _ => Some("starting"),
         }
@@ -171,7 +172,7 @@ impl Admin {
     }
 
     fn reason_not_ready(&self) -> Option<&'static str> {
-        self.readiness.reason_not_ready().or_else(|| self.gateway.cluster().reason_not_ready())
+        self.readiness.reason_not_ready(&self.gateway)
     }
 
     /// The pages that are not public.

@@ -1,6 +1,7 @@
 //! The composition root: builds everything that lives as long as the process, and stops it again.
 
 mod background;
+mod service_manager;
 mod sockets;
 
 use std::io;
@@ -13,6 +14,7 @@ use tokio::sync::mpsc::Receiver;
 use tokio_util::sync::CancellationToken;
 
 use self::background::{keep_budget, maintain, read_files, resolve, save_budget};
+pub use self::service_manager::ServiceManager;
 pub use self::sockets::Inherited;
 use self::sockets::Sockets;
 use crate::admin::{Access, Admin, Readiness};
@@ -71,14 +73,16 @@ pub struct Surroundings {
     pub inherited: Inherited,
     /// The process.
     pub process: Process,
+    /// What started it.
+    pub service_manager: ServiceManager,
 }
 
 impl Surroundings {
-    /// Without sockets and without a log.
+    /// Without sockets, a log and a service manager.
     pub fn new(earlier_calls: EarlierCalls) -> Self {
         let process =
             Process { earlier_calls, dropped_log_lines: Arc::new(|| [0, 0]), set_log_level: Arc::new(|_| {}) };
-        Self { inherited: Inherited::default(), process }
+        Self { inherited: Inherited::default(), process, service_manager: ServiceManager::default() }
     }
 }
 
@@ -90,6 +94,7 @@ pub struct App {
     listeners: ListenerSettings,
     readiness: Arc<Readiness>,
     clock: Clock,
+    service_manager: ServiceManager,
     /// What sends traces.
     export: Option<(Exporter, Receiver<Span>)>,
 }
@@ -104,7 +109,7 @@ impl App {
         clock: Clock,
         surroundings: Surroundings,
     ) -> Result<Self, StartError> {
-        let Surroundings { inherited, process } = surroundings;
+        let Surroundings { inherited, process, service_manager } = surroundings;
         // What can fail without listening fails first. It reads files, which may block.
         let (settings, connect, now) = (configuration.settings.clone(), configuration.connect.clone(), clock.clone());
         let prepared = tokio::task::spawn_blocking(move || prepare(&settings, connect, &now)).await;
@@ -136,7 +141,7 @@ impl App {
             process,
         };
         let gateway = Arc::new(Gateway::new(configuration, sockets.is_loopback(), dependencies));
-        Ok(Self { gateway, sockets, member, listeners, readiness: Arc::default(), clock, export })
+        Ok(Self { gateway, sockets, member, listeners, readiness: Arc::default(), clock, service_manager, export })
     }
 
     /// The address of the data listener.
@@ -167,7 +172,7 @@ impl App {
     /// If a task that must run as long as the process has ended: a gateway that does not accept, resolve or reload any more shall
     /// be restarted.
     pub async fn run(self, workers: Workers, stop: CancellationToken) -> Result<(), TaskEnded> {
-        let Self { gateway, sockets, member, listeners, readiness, clock, export } = self;
+        let Self { gateway, sockets, member, listeners, readiness, clock, service_manager, export } = self;
         let stop_export = CancellationToken::new();
         let exporting = export.map(|(exporter, spans)| tokio::spawn(exporter.run(spans, stop_export.clone())));
         let exchanging = member.map(|member| member.start(gateway.replica())).transpose();
@@ -212,7 +217,7 @@ impl App {
                 rejections: Arc::new(Rejections::new(metrics.handshake_failures.clone(), metrics.unparsed.clone())),
             }),
             tls: Arc::new(move || tls.tls().map(|tls| tls.config())),
-            workers,
+            workers: workers.clone(),
         };
         let mut data = tokio::spawn(listener.serve(stop_data.clone(), callers));
         readiness.ready();
@@ -221,6 +226,9 @@ impl App {
         let mut budgeting = tokio::spawn(keep_budget(Arc::clone(&gateway)));
         let mut resolving = tokio::spawn(resolve(Arc::clone(&gateway)));
         let mut reading = tokio::spawn(read_files(Arc::clone(&gateway)));
+        let (manager, now) = (service_manager.clone(), clock.clone());
+        let reporting = manager.report(Arc::clone(&gateway), Arc::clone(&readiness), workers, now);
+        let mut reporting = tokio::spawn(reporting);
 
         let ended = tokio::select! {
             () = stop.cancelled() => None,
@@ -230,6 +238,7 @@ impl App {
             _ = &mut budgeting => Some("storing the budget"),
             _ = &mut resolving => Some("resolving the platform's name"),
             _ = &mut reading => Some("reading key and certificate files"),
+            _ = &mut reporting => Some("reporting to the service manager"),
             () = &mut exchanging => Some("exchange with other replicas"),
         };
         if let Some(task) = ended {
@@ -237,6 +246,7 @@ impl App {
             return Err(TaskEnded(task));
         }
         readiness.draining();
+        service_manager.stopping(listeners.drain_delay + listeners.drain_timeout);
         tracing::info!("draining");
         tokio::time::sleep(listeners.drain_delay).await;
         stop_data.cancel();
@@ -247,7 +257,7 @@ impl App {
             tracing::warn!("drain timed out: requests in progress are abandoned");
         }
         gateway.cluster().leave().await;
-        [maintaining, budgeting, resolving, reading].iter().for_each(tokio::task::JoinHandle::abort);
+        [maintaining, budgeting, resolving, reading, reporting].iter().for_each(tokio::task::JoinHandle::abort);
         save_budget(&gateway, true).await;
         stop_export.cancel();
         if let Some(exporting) = exporting {

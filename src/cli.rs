@@ -91,6 +91,11 @@ impl ConfigArguments {
     }
 }
 
+/// The command line as data: manual pages and completions are made from it.
+pub fn command() -> clap::Command {
+    Arguments::command()
+}
+
 /// Runs the command. Exit status: 0 success, 1 failure, 2 unusable arguments or configuration.
 pub fn main() -> ExitCode {
     let arguments = match Arguments::try_parse() {
@@ -106,7 +111,7 @@ pub fn main() -> ExitCode {
     };
     disable_core_dumps();
     let done = match &arguments.command {
-        None => print(&Arguments::command().render_help().to_string()),
+        None => print(&command().render_help().to_string()),
         Some(Command::Serve(configuration)) => serve::run(configuration),
         Some(Command::Demo(arguments)) => demo::run(arguments),
         Some(Command::Sandbox(arguments)) => sandbox::run(arguments),

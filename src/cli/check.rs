@@ -25,17 +25,22 @@ pub(super) struct Arguments {
     /// Make one signed call per tenant, and try all that replicas ask Redis
     #[arg(long)]
     live: bool,
+    /// Print only what is wrong
+    #[arg(long, short)]
+    quiet: bool,
 }
 
 pub(super) fn run(arguments: &Arguments) -> Result<(), u8> {
     let configuration = arguments.configuration.load()?;
-    print(&configuration.settings.to_toml())?;
+    if !arguments.quiet {
+        print(&configuration.settings.to_toml())?;
+    }
     configuration.warnings.iter().for_each(|warning| eprint(&format!("warning: {warning}")));
     app::check(&configuration).map_err(|error| arguments.configuration.report(&error))?;
-    if arguments.live { runtime()?.block_on(live(&configuration)) } else { Ok(()) }
+    if arguments.live { runtime()?.block_on(live(&configuration, arguments.quiet)) } else { Ok(()) }
 }
 
-async fn live(configuration: &Configuration) -> Result<(), u8> {
+async fn live(configuration: &Configuration, quiet: bool) -> Result<(), u8> {
     let clock = Clock::system();
     let Configuration { settings, keys, connect, .. } = configuration;
     let tenants = Tenants::new(&settings.dynamic.tenants, keys, &mut Identities::default());
@@ -47,12 +52,14 @@ async fn live(configuration: &Configuration) -> Result<(), u8> {
     for tenant in tenants.all() {
         let result = call(&settings.dynamic.attempts, &upstream, &nonces, tenant, &clock).await;
         all_accepted &= result.is_ok();
-        print(&format!("live {}: {}", tenant.name, result.unwrap_or_else(|error| error)))?;
+        if result.is_err() || !quiet {
+            print(&format!("live {}: {}", tenant.name, result.unwrap_or_else(|error| error)))?;
+        }
     }
     if let Some(redis) = &settings.fixed.cluster.redis {
         let problems = cluster::check(redis, configuration.redis.clone()).await;
         all_accepted &= problems.is_empty();
-        if problems.is_empty() {
+        if problems.is_empty() && !quiet {
             print("live redis: all commands accepted")?;
         }
         for problem in problems {

@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::stop::Stops;
 use super::{ConfigArguments, UNUSABLE, eprint, fail, logging, runtime};
-use crate::app::{App, Inherited, Surroundings, Workers};
+use crate::app::{App, Inherited, ServiceManager, Surroundings, Workers};
 use crate::clock::Clock;
 use crate::configuration::Configuration;
 use crate::gateway::Process;
@@ -55,13 +55,14 @@ async fn start(configuration: &ConfigArguments) -> Result<(), u8> {
         dropped_log_lines: Arc::new(log.dropped_lines()),
         set_log_level: log.set_level(),
     };
-    let surroundings = Surroundings { inherited, process };
+    let service_manager = ServiceManager::of_process();
+    let surroundings = Surroundings { inherited, process, service_manager: service_manager.clone() };
     let app = tokio::select! {
         app = App::bind(loaded, Clock::system(), surroundings) => app,
         () = signals.stops.next() => return Ok(()),
     };
     let app = app.map_err(|error| configuration.report(&error))?;
-    serve(configuration, app, signals, workers).await
+    serve(configuration, app, signals, workers, &service_manager).await
 }
 
 /// The signals that are handled.
@@ -143,7 +144,13 @@ fn inherited() -> io::Result<Inherited> {
     Ok(Inherited { data: take(0, data)?, admin: take(1, admin)? })
 }
 
-async fn serve(configuration: &ConfigArguments, app: App, signals: Signals, workers: Workers) -> Result<(), u8> {
+async fn serve(
+    configuration: &ConfigArguments,
+    app: App,
+    signals: Signals,
+    workers: Workers,
+    service_manager: &ServiceManager,
+) -> Result<(), u8> {
     let Signals { mut stops, mut hangups } = signals;
     let (data, admin) = (app.address().map_err(fail)?, app.admin_address().map_err(fail)?);
     tracing::info!(version = env!("CARGO_PKG_VERSION"), listen = %data, admin_listen = %admin, "serving");
@@ -151,10 +158,12 @@ async fn serve(configuration: &ConfigArguments, app: App, signals: Signals, work
     let reloading = async {
         while hangups.recv().await.is_some() {
             let sources = sources.clone();
+            service_manager.reloading();
             // Files are read, which may block.
             if let Ok(loaded) = tokio::task::spawn_blocking(move || Configuration::load(&sources)).await {
                 gateway.reload(loaded);
             }
+            service_manager.reloaded();
         }
         pending::<()>().await;
     };

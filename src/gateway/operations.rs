@@ -264,6 +264,16 @@ impl Gateway {
         is_usable
     }
 
+    /// Requests that were answered since the process began.
+    pub fn requests(&self) -> u64 {
+        self.metrics.totals().requests.iter().sum()
+    }
+
+    /// Whether the last reload succeeded; also if there was none.
+    pub fn is_reload_successful(&self) -> bool {
+        self.metrics.reload_success.get() == 1
+    }
+
     /// Why a configuration cannot be served by the listeners, which stay as they are.
     fn problem_with(&self, settings: &Settings) -> Option<String> {
         let missing = settings.missing_for_serving();

@@ -68,7 +68,7 @@ impl Gateway {
             cluster: replicas.as_ref(),
             reason_not_ready,
             certificate_s: expires.and_then(|at| Some(i64::try_from(at).ok()? - now.wall.unix_seconds())),
-            is_reload_ok: self.metrics.reload_success.get() == 1,
+            is_reload_ok: self.is_reload_successful(),
             cache_mode: (mode != CacheMode::On).then_some(mode.name()),
         });
         let pace = policy.settings.limits.upstream;
@@ -97,7 +97,7 @@ impl Gateway {
                 effective: self.configuration(),
                 reloads: policy.number,
                 reloaded_at: self.watch.reloaded.lock().map(Wall::unix_seconds),
-                reload_success: self.metrics.reload_success.get() == 1,
+                reload_success: self.is_reload_successful(),
             },
         }
     }

@@ -34,6 +34,7 @@ mod restart;
 mod retries;
 mod sandbox;
 mod secrecy;
+mod service_manager;
 mod signing;
 mod slow;
 mod stale;
