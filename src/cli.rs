@@ -28,9 +28,11 @@ const FAILED: u8 = 1;
 /// Exit status: unusable arguments or configuration.
 const UNUSABLE: u8 = 2;
 
+const EXIT_STATUS: &str = "Exit status: 0 success, 1 failure, 2 unusable arguments or configuration.";
+
 /// A caching reverse proxy that signs, rate-limits and caches calls to the zvcms open platform.
 #[derive(Parser)]
-#[command(name = "zvgate", version, about)]
+#[command(name = "zvgate", version, about, after_help = EXIT_STATUS)]
 struct Arguments {
     #[command(subcommand)]
     command: Option<Command>,
