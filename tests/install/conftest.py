@@ -1,0 +1,52 @@
+"""What the tests of the installation share."""
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from machine import make_tree
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="session")
+def work():
+    """Where everything is made."""
+    folder = ROOT / "target" / "install"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def release():
+    """What deploy/release has built."""
+    folders = sorted((ROOT / "target").glob("release-[0-9]*"))
+    assert len(folders) == 1, f"expected one folder target/release-VERSION, made by deploy/release; found {folders}"
+    return folders[0]
+
+
+@pytest.fixture(scope="session")
+def debian(work):
+    """A Debian that boots; a tree of tar's, from which each machine is made."""
+    path = work / "debian.tar"
+    return path if path.exists() else make_tree(path, ["ca-certificates", "curl", "dbus", "jq", "systemd", "systemd-sysv"])
+
+
+@pytest.fixture
+def tree(work, debian, request):
+    """A fresh tree of that Debian."""
+    path = work / request.node.name
+    subprocess.run(["rm", "-rf", path], check=True)
+    path.mkdir()
+    subprocess.run(["tar", "--extract", "--numeric-owner", "--file", debian, "--directory", path], check=True)
+    return path
+
+
+def commands(document, heading):
+    """The blocks of shell commands in a section of a document, as an operator would paste them."""
+    text = (ROOT / document).read_text()
+    section = text.split(f"\n## {heading}\n", 1)
+    assert len(section) == 2, f"{document}: no section {heading!r}"
+    blocks = section[1].split("\n## ", 1)[0].split("\n```sh\n")[1:]
+    return [block.split("\n```", 1)[0] for block in blocks]
