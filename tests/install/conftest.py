@@ -1,5 +1,6 @@
 """What the tests of the installation share."""
 
+import socket
 import subprocess
 from pathlib import Path
 
@@ -50,3 +51,43 @@ def commands(document, heading):
     assert len(section) == 2, f"{document}: no section {heading!r}"
     blocks = section[1].split("\n## ", 1)[0].split("\n```sh\n")[1:]
     return [block.split("\n```", 1)[0] for block in blocks]
+
+
+@pytest.fixture(scope="session")
+def program(release, work):
+    """The released program."""
+    archive = next(release.glob("*.tar.gz"))
+    name = archive.name.removesuffix(".tar.gz")
+    path = work / "zvgate"
+    with open(path, "wb") as file:
+        subprocess.run(["tar", "--extract", "--to-stdout", "--file", archive, f"{name}/zvgate"], check=True, stdout=file)
+    path.chmod(0o755)
+    return path
+
+
+def free_port():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+class Processes:
+    """Processes of a test, each with its output in a file, which end with it."""
+
+    def __init__(self, folder, prefix=()):
+        self.folder, self.prefix, self.running = folder, list(prefix), []
+
+    def __enter__(self):
+        return self
+
+    def start(self, *command, env=None):
+        output = open(self.folder / f"output-{len(self.running)}", "w")
+        command = [*self.prefix, *map(str, command)]
+        self.running.append(subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=env))
+        output.close()
+        return self.running[-1]
+
+    def __exit__(self, *_):
+        for process in reversed(self.running):
+            process.terminate()
+            process.wait(60)

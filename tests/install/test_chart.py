@@ -105,7 +105,7 @@ def configuration(objects):
 
 
 @pytest.mark.parametrize("profile", PROFILES)
-def test_the_gateway_accepts_the_configuration(render, profile, tmp_path, release):
+def test_the_gateway_accepts_the_configuration(render, profile, tmp_path, program):
     text = configuration(render(profile))
     # The files that the Secrets would hold.
     for name in ["shop", "redis-password", "log-hash"]:
@@ -116,22 +116,12 @@ def test_the_gateway_accepts_the_configuration(render, profile, tmp_path, releas
     text = text.replace("/run/secrets/zvgate-tls/", f"{tmp_path}/").replace("/run/secrets/zvgate/", f"{tmp_path}/")
     assert "/run/secrets" not in text
     (tmp_path / "zvgate.toml").write_text(text)
-    done = check_configuration(release, tmp_path / "zvgate.toml")
+    command = [program, "check", "--config", tmp_path / "zvgate.toml"]
+    done = subprocess.run(command, capture_output=True, text=True, env={})
     assert done.returncode == 0, done.stderr + text
     effective = dict(line.split(" = ", 1) for line in done.stdout.splitlines() if " = " in line)
     assert effective["server.drain_delay"] == '"10s"' and effective["server.drain_timeout"] == '"30s"'
     assert effective.get("cluster.replicas") == ("3" if profile == "replicas" else None)
-
-
-def check_configuration(release, path):
-    """`zvgate check` of the released program."""
-    program = path.with_name("zvgate")
-    archive = next(release.glob("*.tar.gz"))
-    name = archive.name.removesuffix(".tar.gz")
-    with open(program, "wb") as file:
-        subprocess.run(["tar", "--extract", "--to-stdout", "--file", archive, f"{name}/zvgate"], check=True, stdout=file)
-    program.chmod(0o755)
-    return subprocess.run([program, "check", "--config", path], capture_output=True, text=True, env={})
 
 
 def pod_of(objects):

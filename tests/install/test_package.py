@@ -3,12 +3,11 @@
 import re
 import shutil
 import subprocess
-import threading
 import time
 
 import pytest
 
-from conftest import ROOT, commands
+from conftest import commands
 from load import Load
 from machine import Machine, until
 
