@@ -4,6 +4,7 @@ mod answers;
 mod failures;
 mod history;
 mod processes;
+mod rolling;
 mod setup;
 mod shared;
 mod slots;

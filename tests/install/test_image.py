@@ -60,12 +60,17 @@ def config(image):
     return json.loads(buildah("inspect", "--type=image", image))["Docker"]["config"]
 
 
-@pytest.fixture(scope="session")
-def root(image):
+@pytest.fixture
+def container(image):
+    name = buildah("from", image)
+    yield name
+    buildah("rm", name)
+
+
+@pytest.fixture
+def root(container):
     """The files of the image."""
-    container = buildah("from", image)
-    yield buildah("mount", container)
-    buildah("rm", container)
+    return buildah("mount", container)
 
 
 def test_hadolint_accepts_the_dockerfile():
@@ -143,7 +148,7 @@ exec chroot --userspec=65532:65532 --groups= "$root" "$@"
 """
 
 
-def start(image, config, root, folder, processes, read_only):
+def start(container, config, root, folder, processes, read_only):
     """Runs the image as its configuration says: by buildah, or, since that has no read-only root, by chroot on the same files."""
     command = [*config["Entrypoint"], *config["Cmd"]]
     if read_only:
@@ -151,17 +156,16 @@ def start(image, config, root, folder, processes, read_only):
         environment = dict(pair.split("=", 1) for pair in config["Env"])
         processes.start(*isolated, *command, env=dict(environment, PATH=os.environ["PATH"]))
     else:
-        container = buildah("from", image)
         processes.start("buildah", "run", f"--volume={folder}/gateway:/etc/zvgate:ro", container, "--", *command, env=ENVIRONMENT)
 
 
 @pytest.mark.parametrize("read_only", [False, True], ids=["buildah", "read-only"])
-def test_from_the_image_to_the_first_scrape(image, config, root, tmp_path, program, read_only):
+def test_from_the_image_to_the_first_scrape(container, config, root, tmp_path, program, read_only):
     sandbox = free_port()
     with Network() as network, Processes(tmp_path, network.prefix) as processes:
         prepared(tmp_path, sandbox)
         processes.start(program, "sandbox", "--listen", f"127.0.0.1:{sandbox}", "--rate", "0")
-        start(image, config, root, tmp_path, processes, read_only)
+        start(container, config, root, tmp_path, processes, read_only)
         health = [*network.prefix, "chroot", "--userspec=65532:65532", root, *config["Healthcheck"]["Test"][1:]]
         until("it is healthy", lambda: subprocess.run(health, capture_output=True).returncode == 0)
         body = '{"params":{"customerId":"1"}}'

@@ -5,20 +5,30 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use crate::program::{Running, serve, write_config};
+use crate::program::{Running, serve_with, write_config};
 use crate::redis::Redis;
 use crate::support::{Platform, READ, Upstream, WRITE, metric, post, until};
 
-struct Process {
-    running: Running,
+pub(super) struct Process {
+    pub(super) running: Running,
     _log: std::io::BufReader<std::process::ChildStderr>,
-    address: SocketAddr,
-    admin: SocketAddr,
+    pub(super) address: SocketAddr,
+    pub(super) admin: SocketAddr,
     _folder: tempfile::TempDir,
 }
 
 impl Process {
     async fn start(platform: &Platform, redis: &Redis, more: &str) -> Self {
+        Self::start_with(platform, redis, more, &[]).await
+    }
+
+    /// Starts it with these environment variables.
+    pub(super) async fn start_with(
+        platform: &Platform,
+        redis: &Redis,
+        more: &str,
+        environment: &[(&str, std::path::PathBuf)],
+    ) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let more = format!(
             "[log]\nhash_key_file = {:?}\naccess = \"none\"\nwrites = false\n[cluster]\nreplicas = 3\nurl = {:?}\n[cache]\nsettle = \"0s\"\n{more}",
@@ -26,7 +36,7 @@ impl Process {
             redis.url()
         );
         let config = write_config(folder.path(), &platform.url(), &more);
-        let (running, log, record) = serve(&config);
+        let (running, log, record) = serve_with(&config, environment);
         let address = |name: &str| record[name].as_str().unwrap().parse().unwrap();
         let (address, admin) = (address("listen"), address("admin_listen"));
         until("it has joined", async || metric(admin, "zvgate_cluster_up").await == Some(1.0)).await;

@@ -1,0 +1,81 @@
+"""What deploy/release makes: the archive, installed as docs/install.md says, and what stands beside it."""
+
+import json
+import re
+import shutil
+import subprocess
+
+import pytest
+
+from conftest import ROOT, commands
+from machine import Machine
+
+SANDBOX = "127.0.0.1:18080"
+
+
+@pytest.fixture(scope="module")
+def archive(release):
+    return next(release.glob("*.tar.gz"))
+
+
+def test_the_checksums_are_those_of_every_file(release):
+    subprocess.run(["sha256sum", "--check", "--strict", "SHA256SUMS"], cwd=release, check=True, capture_output=True)
+    summed = {line.split(maxsplit=1)[1] for line in (release / "SHA256SUMS").read_text().splitlines()}
+    assert summed == {path.name for path in release.iterdir()} - {"SHA256SUMS"}
+    assert len(summed) == 4
+
+
+def test_the_changes_are_those_of_this_version(release):
+    [notes] = release.glob("CHANGES-*.md")
+    changelog = (ROOT / "CHANGELOG.md").read_text()
+    assert notes.read_text().strip() in changelog and "\n## " not in notes.read_text()
+    version = notes.stem.removeprefix("CHANGES-")
+    assert re.search(rf"^## {re.escape(version)} – \d{{4}}-\d\d-\d\d$", changelog, re.M)
+    assert release.name == f"release-{version}"
+
+
+def test_the_list_of_parts_is_that_of_the_lock_file(release):
+    [listed] = release.glob("*.cdx.json")
+    bom = json.loads(listed.read_text())
+    assert bom["bomFormat"] == "CycloneDX" and bom["metadata"]["component"]["name"] == "zvgate"
+    locked = set(re.findall(r'^name = "(.*)"\nversion = "(.*)"$', (ROOT / "Cargo.lock").read_text(), re.M))
+    parts = {(part["name"], part["version"]) for part in bom["components"]}
+    assert len(parts) > 100 and parts <= locked, parts - locked
+    assert not [name for name, _ in parts if name in ("proptest", "criterion")], "what only tests need is not in it"
+
+
+def test_the_image_is_built_with_the_same_tools():
+    release, dockerfile = ((ROOT / path).read_text() for path in ("deploy/release", "deploy/Dockerfile"))
+    for tool in ["cargo-auditable", "cargo-cyclonedx"]:
+        [one], [other] = (set(re.findall(rf"{tool}@([0-9.]+)", text)) for text in (release, dockerfile))
+        assert one == other
+
+
+def test_from_the_archive_to_the_first_scrape(archive, tree):
+    subprocess.run(["tar", "--extract", "--file", archive, "--directory", tree / "root", "--no-same-owner"], check=True)
+    [unpacked] = (tree / "root").glob("zvgate-*")
+    machine = Machine(tree)
+    try:
+        [install] = commands("docs/install.md", "Archive")
+        machine.shell(f"cd /root/{unpacked.name}; {install}")
+        _, configure, start, first, _, _ = commands("docs/install.md", "Debian package")
+        machine.shell(configure)
+        machine.run("systemd-run", "--unit=platform", "zvgate", "sandbox", f"--listen={SANDBOX}")
+        machine.shell(f"sed -i 's#https://openapi.zvcms.com#http://{SANDBOX}#' /etc/zvgate/zvgate.toml")
+        machine.shell(start)
+        scraped = machine.shell(first).stdout
+        assert '"couponId"' in scraped and re.search(r'outcome="ok".* 1$', scraped, re.M), scraped
+    finally:
+        machine.stop()
+
+
+def test_two_builds_have_the_same_archive(archive, tmp_path):
+    """Of the same commit, by the times and the order of its files: what is built again differs only if its contents do."""
+    listed = subprocess.run(
+        ["tar", "--list", "--verbose", "--numeric-owner", "--full-time", "--file", archive], check=True, capture_output=True, text=True
+    ).stdout.splitlines()
+    # Mode, owner, size, day, time, name.
+    entries = [line.split(maxsplit=5) for line in listed]
+    assert {entry[1] for entry in entries} == {"0/0"} and len({(entry[3], entry[4]) for entry in entries}) == 1
+    names = [entry[5] for entry in entries]
+    assert names == sorted(names, key=lambda name: name.rstrip("/").split("/")) or len(set(names)) == len(names)
