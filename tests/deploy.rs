@@ -20,7 +20,7 @@ fn systemd_accepts_the_units_and_the_service_is_confined() {
     let folder = tempfile::tempdir().unwrap();
     let unit = std::fs::read_to_string(root().join("deploy/zvgate.service")).unwrap();
     // The program is not installed here, so the unit runs the built one.
-    let unit = unit.replace("/usr/local/bin/zvgate", env!("CARGO_BIN_EXE_zvgate"));
+    let unit = unit.replace("/usr/bin/zvgate", env!("CARGO_BIN_EXE_zvgate"));
     let path = folder.path().join("zvgate.service");
     std::fs::write(&path, unit).unwrap();
     let socket = folder.path().join("zvgate.socket");
