@@ -12,12 +12,15 @@ import pytest
 from conftest import ROOT, Processes, commands, free_port
 from machine import make_tree, until
 
-ENVIRONMENT = dict(os.environ, STORAGE_DRIVER="vfs", BUILDAH_ISOLATION="chroot")
+# Without the storage of this machine's own containers.
+STORAGE = ROOT / "target/install/containers"
+BUILDAH = ["buildah", f"--root={STORAGE}", f"--runroot={STORAGE}-run", "--storage-driver=vfs"]
+ENVIRONMENT = dict(os.environ, BUILDAH_ISOLATION="chroot")
 KEY = "zvg_example"
 
 
 def buildah(*arguments):
-    done = subprocess.run(["buildah", *map(str, arguments)], capture_output=True, text=True, env=ENVIRONMENT)
+    done = subprocess.run([*BUILDAH, *map(str, arguments)], capture_output=True, text=True, env=ENVIRONMENT)
     assert done.returncode == 0, f"{arguments}: {done.stdout[-4000:]}{done.stderr[-4000:]}"
     return done.stdout.strip()
 
@@ -156,7 +159,7 @@ def start(container, config, root, folder, processes, read_only):
         environment = dict(pair.split("=", 1) for pair in config["Env"])
         processes.start(*isolated, *command, env=dict(environment, PATH=os.environ["PATH"]))
     else:
-        processes.start("buildah", "run", f"--volume={folder}/gateway:/etc/zvgate:ro", container, "--", *command, env=ENVIRONMENT)
+        processes.start(*BUILDAH, "run", f"--volume={folder}/gateway:/etc/zvgate:ro", container, "--", *command, env=ENVIRONMENT)
 
 
 @pytest.mark.parametrize("read_only", [False, True], ids=["buildah", "read-only"])
