@@ -112,7 +112,7 @@ fn is_read(request: &Request<()>) -> bool {
 fn not_found() -> Page {
     Page::text(
         StatusCode::NOT_FOUND,
-        "no such page: /, /status.json, /metrics, /healthz, /readyz, /config, /cache, /cache/customers/{id}, /explain, /log-level",
+        "no such page: /, /status.json, /metrics, /healthz, /readyz, /config, /cache, /cache/customers/{id}, /explain, /log-level; beyond loopback all but /metrics, /healthz and /readyz need server.admin_key_sha256",
     )
 }
 

@@ -21,7 +21,7 @@ use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior,
 
 use crate::app::StartError;
 use crate::configuration::Configuration;
-use crate::settings::Sources;
+use crate::settings::{ConfigErrors, Settings, Sources};
 
 /// Exit status: failure.
 const FAILED: u8 = 1;
@@ -82,10 +82,19 @@ impl ConfigArguments {
         if error.is_configuration() { UNUSABLE } else { FAILED }
     }
 
-    /// Loads the configuration; all errors go to standard error.
+    /// Loads the configuration with its keys; all errors go to standard error.
     fn load(&self) -> Result<Configuration, u8> {
+        self.reported(Configuration::load)
+    }
+
+    /// Loads the settings alone, without reading the files of keys; all errors go to standard error.
+    fn settings(&self) -> Result<Settings, u8> {
+        self.reported(Sources::settings)
+    }
+
+    fn reported<T>(&self, load: fn(&Sources) -> Result<T, ConfigErrors>) -> Result<T, u8> {
         let sources = self.sources();
-        Configuration::load(&sources).map_err(|errors| {
+        load(&sources).map_err(|errors| {
             sources.warnings.iter().for_each(|warning| eprint(warning));
             eprint(&errors.to_string());
             UNUSABLE

@@ -13,8 +13,8 @@ pub(super) struct Arguments {
 }
 
 pub(super) fn run(arguments: &Arguments) -> Result<(), u8> {
-    let configuration = arguments.configuration.load()?;
-    let Some(file) = &configuration.settings.fixed.log.hash_key_file else {
+    let settings = arguments.configuration.settings()?;
+    let Some(file) = &settings.fixed.log.hash_key_file else {
         eprint(
             "zvgate: the configuration lacks log.hash_key_file: without it each process hashes customers with a random key of its own",
         );

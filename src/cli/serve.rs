@@ -55,7 +55,7 @@ async fn start(configuration: &ConfigArguments) -> Result<(), u8> {
         dropped_log_lines: Arc::new(log.dropped_lines()),
         set_log_level: log.set_level(),
     };
-    let service_manager = ServiceManager::of_process();
+    let service_manager = ServiceManager::of_process().map_err(fail)?;
     let surroundings = Surroundings { inherited, process, service_manager: service_manager.clone() };
     let app = tokio::select! {
         app = App::bind(loaded, Clock::system(), surroundings) => app,

@@ -54,7 +54,7 @@ struct Usage<'a> {
 }
 
 pub(super) fn run(arguments: &Arguments) -> Result<(), u8> {
-    let settings = arguments.configuration.load()?.settings;
+    let settings = arguments.configuration.settings()?;
     let Some(store) = &settings.fixed.budget_store else {
         eprint("zvgate: the configuration lacks budget.store: without it counts are lost with the process");
         return Err(UNUSABLE);

@@ -30,7 +30,8 @@ impl Running {
     }
 
     pub(crate) fn code(&mut self) -> i32 {
-        self.0.wait().unwrap().code().unwrap()
+        let status = self.0.wait().unwrap();
+        status.code().unwrap_or_else(|| panic!("{status}"))
     }
 }
 

@@ -133,7 +133,7 @@ def prepared(folder, sandbox):
     path = folder / "gateway/zvgate.toml"
     text = path.read_text().replace("https://openapi.zvcms.com", f"http://127.0.0.1:{sandbox}")
     digest = subprocess.run(["sha256sum"], input=KEY, check=True, capture_output=True, text=True).stdout.split()[0]
-    text = text.replace("cb8379ac2098aa165029e3938a51da0bcecfc008fd6795f401178647f96c5b34", digest)
+    text = text.replace("cc73531800c5b3194ca6784b84bb299bf90df8c8be2e35c0a2061c461f808b04", digest)
     path.write_text(text + "[limits.upstream]\nrate = 0\n")
 
 
