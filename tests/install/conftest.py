@@ -27,21 +27,23 @@ def release():
     return folders[0]
 
 
-@pytest.fixture(scope="session")
-def debian(work):
-    """A Debian that boots; a tree of tar's, from which each machine is made."""
-    path = work / "debian.tar"
-    return path if path.exists() else make_tree(path, ["ca-certificates", "curl", "dbus", "jq", "systemd", "systemd-sysv"])
+VERSION = (ROOT / "Cargo.toml").read_text().split('\nversion = "', 1)[1].split('"', 1)[0]
 
 
 @pytest.fixture
-def tree(work, debian, request):
-    """A fresh tree of that Debian."""
-    path = work / request.node.name
-    subprocess.run(["rm", "-rf", path], check=True)
-    path.mkdir()
-    subprocess.run(["tar", "--extract", "--numeric-owner", "--file", debian, "--directory", path], check=True)
-    return path
+def tree(work):
+    """Makes a fresh tree of a Debian that boots."""
+
+    def make(suite):
+        packages = ["ca-certificates", "curl", "dbus", "jq", "systemd", "systemd-sysv"]
+        debian = make_tree(work / f"{suite}.tar", packages, suite)
+        path = work / f"machine-{suite}"
+        subprocess.run(["rm", "-rf", path], check=True)
+        path.mkdir()
+        subprocess.run(["tar", "--extract", "--numeric-owner", "--file", debian, "--directory", path], check=True)
+        return path
+
+    return make
 
 
 def commands(document, heading):

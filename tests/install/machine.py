@@ -6,8 +6,6 @@ import subprocess
 import time
 from pathlib import Path
 
-MIRROR_ENV = dict(os.environ, LC_ALL="C.UTF-8")
-
 
 def until(what, condition, seconds=30):
     """Waits until the condition holds, and returns what it returned."""
@@ -20,15 +18,13 @@ def until(what, condition, seconds=30):
         time.sleep(0.1)
 
 
-def make_tree(path, packages, form="tar"):
-    """A minimal Debian with these packages."""
-    suite = subprocess.run(
-        ["sh", "-c", ". /etc/os-release && echo $VERSION_CODENAME"], check=True, capture_output=True, text=True
-    ).stdout.strip()
-    made = path.with_name(path.name + ".part")
-    command = ["mmdebstrap", "--quiet", "--variant=minbase", f"--format={form}", f"--include={','.join(packages)}"]
-    subprocess.run([*command, suite, str(made)], check=True, env=MIRROR_ENV)
-    made.rename(path)
+def make_tree(path, packages, suite="bookworm"):
+    """A minimal Debian with these packages, as an archive of tar's, unless it is there."""
+    if not path.exists():
+        made = path.with_name(path.name + ".part")
+        command = ["mmdebstrap", "--quiet", "--variant=minbase", "--format=tar", f"--include={','.join(packages)}"]
+        subprocess.run([*command, suite, str(made)], check=True, env=dict(os.environ, LC_ALL="C.UTF-8"))
+        made.rename(path)
     return path
 
 

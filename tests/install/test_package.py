@@ -1,5 +1,6 @@
 """The Debian package, in a machine with a real systemd: installed as docs/install.md says, used, reloaded, upgraded, removed."""
 
+import json
 import re
 import shutil
 import subprocess
@@ -69,12 +70,14 @@ def next_revision(package, work):
 
 
 def test_from_the_package_to_the_first_scrape_and_back(package, tree, work):
-    (tree / "root").mkdir(exist_ok=True)
-    shutil.copy(package, tree / "root")
-    shutil.copy(next_revision(package, work), tree / "root/next.deb")
-    machine = Machine(tree)
+    files = tree("bookworm")
+    shutil.copy(package, files / "root")
+    shutil.copy(next_revision(package, work), files / "root/next.deb")
+    machine = Machine(files)
     try:
-        install, configure, start, first, reload, check = commands("docs/install.md", "Debian package")
+        install, configure, start, first, reload = commands("docs/install.md", "Debian package")
+        [command] = commands("docs/install.md", "Commands beside the service")
+        readdress, recover = commands("docs/install.md", "Socket and service")
         machine.shell(f"cd /root; {install}")
         assert machine.property("ActiveState") == "inactive", "nothing is started without a tenant"
         machine.shell(configure)
@@ -83,8 +86,10 @@ def test_from_the_package_to_the_first_scrape_and_back(package, tree, work):
         # In place of the platform, which is not reached from here.
         machine.shell(f"sed -i 's#https://openapi.zvcms.com#http://{SANDBOX}#' /etc/zvgate/zvgate.toml")
         machine.shell("echo '[limits.upstream]\nrate = 0' >>/etc/zvgate/zvgate.toml")
-        machine.shell(check)
+        # Before the service has been started, and while it runs.
+        machine.shell(command)
         machine.shell(start)
+        assert "live shop: signed call accepted" in machine.shell(command.replace("check --quiet", "check --live")).stdout
         scraped = machine.shell(first).stdout
         assert '"couponId"' in scraped and re.search(r'outcome="ok".* 1$', scraped, re.M), scraped
 
@@ -92,8 +97,11 @@ def test_from_the_package_to_the_first_scrape_and_back(package, tree, work):
         it_reports_its_requests(machine)
         an_invalid_configuration_makes_the_reload_fail(machine, reload)
         a_stuck_process_is_replaced(machine)
+        an_upgrade_to_a_program_that_rejects_the_configuration_changes_nothing(machine)
         a_restart_loses_nothing(machine, lambda: machine.run("systemctl", "restart", "zvgate.service"))
         a_restart_loses_nothing(machine, lambda: an_upgrade_keeps_the_configuration(machine))
+        a_failed_start_is_recovered_from(machine, recover)
+        the_addresses_are_changed(machine, readdress)
         it_is_removed(machine)
     finally:
         machine.stop()
@@ -128,11 +136,14 @@ def an_invalid_configuration_makes_the_reload_fail(machine, reload):
     assert failed.returncode != 0, "the reload did not fail"
     until("the journal has the reason", lambda: "server.lissten" in machine.journal())
     assert machine.property("ActiveState") == "active" and machine.shell(QUESTION).stdout == "200"
-    assert machine.shell("curl -s http://127.0.0.1:9464/metrics | grep ^zvgate_config_reload_success").stdout.endswith(" 1\n")
+    # So that the alert fires.
+    metric = "curl -s http://127.0.0.1:9464/metrics | grep -x 'zvgate_config_reload_success 0'"
+    until("it is reported", lambda: machine.shell(metric, check=False).stdout)
+    until("its status says so", lambda: "the last reload failed" in machine.property("StatusText"), 15)
     machine.shell(f"cp /root/good /etc/zvgate/zvgate.toml; echo '[cache]\nttl = \"29s\"' >>/etc/zvgate/zvgate.toml; {reload}")
     applied = "curl -s http://127.0.0.1:9464/config | grep -x 'cache.ttl = \"29s\"'"
     until("the new lifetime is in force", lambda: machine.shell(applied, check=False).stdout)
-    assert "effective" not in machine.journal() and "[upstream]" not in machine.journal(), "the configuration is in the journal"
+    assert "upstream.base_url" not in machine.journal(), "the configuration is in the journal"
 
 
 def a_stuck_process_is_replaced(machine):
@@ -161,16 +172,52 @@ def a_restart_loses_nothing(machine, restart):
 
 
 def an_upgrade_keeps_the_configuration(machine):
-    machine.run("apt-get", "install", "--yes", "--option=Dpkg::Options::=--force-confold", "/root/next.deb")
+    [upgrade] = commands("docs/upgrading.md", "How")
+    machine.shell(upgrade.replace("zvgate_NEW.deb", "next.deb").replace("./", "/root/"))
     assert machine.run("dpkg-query", "--show", "--showformat=${Version}", "zvgate").stdout.endswith("-2")
     assert machine.shell("grep -c '^.tenants.shop' /etc/zvgate/zvgate.toml").stdout == "1\n"
     assert machine.property("ActiveState", "zvgate.socket") == "active"
 
 
+def an_upgrade_to_a_program_that_rejects_the_configuration_changes_nothing(machine):
+    """What that program says of it is what this one says of another configuration."""
+    before = machine.property("MainPID")
+    machine.shell("cp /etc/zvgate/zvgate.toml /root/good; echo 'unknown = 1' >>/etc/zvgate/zvgate.toml")
+    done = machine.run("dpkg", "--install", *names_of_packages(machine))
+    assert "the old one is still running" in done.stderr, done.stderr
+    assert machine.property("MainPID") == before and machine.shell(QUESTION).stdout == "200"
+    machine.shell("cp /root/good /etc/zvgate/zvgate.toml; systemctl reload zvgate.service")
+
+
+def names_of_packages(machine):
+    return machine.shell("ls /root/zvgate_*.deb").stdout.split()
+
+
+def a_failed_start_is_recovered_from(machine, recover):
+    machine.shell("cp /etc/zvgate/zvgate.toml /root/good; echo 'unknown = 1' >>/etc/zvgate/zvgate.toml")
+    machine.run("systemctl", "restart", "zvgate.service", check=False)
+    # Each connection that waits starts it again, until systemd has enough of that.
+    for _ in range(10):
+        machine.shell("curl -s --max-time 1 http://127.0.0.1:8080/ || true")
+    until("the socket has failed", lambda: machine.property("ActiveState", "zvgate.socket") == "failed")
+    machine.shell(f"cp /root/good /etc/zvgate/zvgate.toml; {recover}")
+    assert machine.property("ActiveState", "zvgate.socket") == "active" and machine.shell(QUESTION).stdout == "200"
+
+
+def the_addresses_are_changed(machine, readdress):
+    machine.shell(readdress.replace("0.0.0.0:8080", "127.0.0.1:8085"))
+    assert machine.shell(QUESTION.replace(":8080", ":8085")).stdout == "200"
+    assert machine.shell("curl -s http://127.0.0.1:9464/readyz").stdout == "ready\n"
+    assert machine.shell(QUESTION, check=False).returncode != 0, "the old address is served, too"
+
+
 def it_is_removed(machine):
     counts = "/var/lib/zvgate/usage.json"
     machine.run("systemctl", "stop", "zvgate.service")
-    assert "calls" in machine.run("cat", counts).stdout or machine.run("test", "-s", counts)
+    counted = json.loads(machine.run("cat", counts).stdout)
+    assert "/v3/crm/coupon/getCustomerCoupons" in json.dumps(counted), counted
+    assert "getCustomerCoupons" in machine.run("zvgate", "usage", "--config", "/etc/zvgate/zvgate.toml").stdout
+    machine.run("systemctl", "stop", "zvgate.socket")
     machine.run("apt-get", "remove", "--yes", "zvgate")
     assert machine.run("systemctl", "is-active", "zvgate.service", "zvgate.socket", check=False).stdout.split() == ["inactive"] * 2
     machine.shell(f"test -s {counts}; test -s /etc/zvgate/zvgate.toml; test -s /etc/zvgate/keys/shop; ! test -e /usr/bin/zvgate")
