@@ -10,7 +10,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from conftest import ROOT
+from conftest import ROOT, VERSION
 
 CHART = ROOT / "deploy/helm/zvgate"
 PROFILES = ["sidecar", "central", "replicas"]
@@ -120,7 +120,9 @@ def test_the_gateway_accepts_the_configuration(render, profile, tmp_path, progra
     done = subprocess.run(command, capture_output=True, text=True, env={})
     assert done.returncode == 0, done.stderr + text
     effective = dict(line.split(" = ", 1) for line in done.stdout.splitlines() if " = " in line)
-    assert effective["server.drain_delay"] == '"10s"' and effective["server.drain_timeout"] == '"30s"'
+    # A sidecar's caller has ended before it.
+    assert effective["server.drain_delay"] == ('"0s"' if profile == "sidecar" else '"10s"')
+    assert effective["server.drain_timeout"] == '"30s"'
     assert effective.get("cluster.replicas") == ("3" if profile == "replicas" else None)
 
 
@@ -149,8 +151,7 @@ def test_the_pod_is_confined_and_stops_in_time(render, profile):
     assert one(render(profile), "PodDisruptionBudget")["spec"]["maxUnavailable"] == 1
 
 
-def test_pods_are_replaced_without_exceeding_the_rate(render):
-    """Without Redis no pod starts before the one whose part of the rate it takes over has ended."""
+def test_without_redis_no_pod_is_replaced_before_it_has_ended(render):
     alone = render("central", *set_in("replicaCount=2"))
     workload, _ = pod_of(alone)
     assert workload["kind"] == "StatefulSet" and workload["spec"]["updateStrategy"] == {"type": "RollingUpdate"}
@@ -176,7 +177,8 @@ def test_keys_are_in_secrets_only(render):
         assert not kinds(objects, "Secret"), "the chart makes none"
         if profile != "sidecar":
             volumes = {volume["name"]: volume for volume in pod_of(objects)[1]["volumes"]}
-            assert volumes["zvgate-secrets"]["secret"]["secretName"] == "zvgate-keys"
+            assert volumes["zvgate-secrets"]["secret"] == {"secretName": "zvgate-keys", "defaultMode": 0o440}
+            assert pod_of(objects)[1]["securityContext"]["fsGroup"] == 65532
 
 
 def test_the_rules_are_those_of_the_project_and_promtool_accepts_them(render, tmp_path):
@@ -195,7 +197,7 @@ def test_the_rules_are_those_of_the_project_and_promtool_accepts_them(render, tm
 def test_the_sidecar_runs_in_a_pod_of_another_chart(helm, tmp_path):
     parent = tmp_path / "orders"
     (parent / "templates").mkdir(parents=True)
-    dependency = f"dependencies: [{{name: zvgate, version: 0.2.0, repository: 'file://{CHART}'}}]"
+    dependency = f"dependencies: [{{name: zvgate, version: {VERSION}, repository: 'file://{CHART}'}}]"
     (parent / "Chart.yaml").write_text(f"apiVersion: v2\nname: orders\nversion: 1.0.0\n{dependency}\n")
     shutil.copytree(CHART, parent / "charts/zvgate", symlinks=False)
     values = yaml.safe_load((CHART / "ci/sidecar-values.yaml").read_text())
@@ -212,6 +214,8 @@ spec:
   template:
     metadata:
       labels: { app: orders }
+      annotations:
+        checksum/zvgate: {{ include "zvgate.config" .Subcharts.zvgate | sha256sum }}
     spec:
       initContainers:
         {{- include "zvgate.sidecar" .Subcharts.zvgate | nindent 8 }}
@@ -228,14 +232,100 @@ spec:
         check(objects, version)
     pod = one(objects, "Deployment")["spec"]["template"]["spec"]
     [sidecar] = pod["initContainers"]
-    assert sidecar["restartPolicy"] == "Always" and sidecar["image"] == "zvgate:0.2.0"
+    assert sidecar["restartPolicy"] == "Always" and sidecar["image"] == f"registry.example/zvgate:{VERSION}"
+    # Without it the next container starts as soon as the process runs.
+    assert sidecar["startupProbe"]["httpGet"]["path"] == "/readyz"
+    annotations = one(objects, "Deployment")["spec"]["template"]["metadata"]["annotations"]
+    assert len(annotations["checksum/zvgate"]) == 64
     mounted = {mount["name"] for mount in sidecar["volumeMounts"]}
     assert mounted == {volume["name"] for volume in pod["volumes"]}
     config = next(volume for volume in pod["volumes"] if volume["name"] == "zvgate-config")["configMap"]["name"]
     assert config == one(objects, "ConfigMap")["metadata"]["name"]
 
 
+def ports(rules):
+    return sorted({int(port["port"]) for rule in rules for port in rule["ports"]})
+
+
+@pytest.mark.parametrize(
+    ("profile", "pairs", "egress"),
+    [
+        ("central", [], [53, 443]),
+        ("central", ["config.upstream.base_url=https://p.example:8443/x"], [53, 8443]),
+        ("central", ["config.upstream.base_url=http://p.example"], [53, 80]),
+        ("central", ["networkPolicy.extraPorts={3128,4318}"], [53, 443, 3128, 4318]),
+        ("replicas", [], [53, 443, 6379]),
+        ("replicas", ["redis.url=redis://u@r:6390"], [53, 443, 6390]),
+        ("replicas", ["redis.url=rediss://u@r"], [53, 443, 6379]),
+        ("replicas", ["redis.url=redis+sentinel://u@a:26379\\,b:26380/main"], [53, 443, 6379, 26379, 26380]),
+    ],
+)
+def test_the_network_policy_lets_out_what_is_configured(render, profile, pairs, egress):
+    policy = one(render(profile, *set_in(*pairs)), "NetworkPolicy")["spec"]
+    assert ports(policy["egress"]) == egress
+    check(render(profile, *set_in(*pairs)), VERSIONS[1])
+
+
+def test_the_network_policy_lets_in_callers_and_prometheus_only(render):
+    policy = one(render("central"), "NetworkPolicy")["spec"]
+    allowed = {rule["ports"][0]["port"]: rule["from"] for rule in policy["ingress"]}
+    assert allowed == {
+        8080: [{"namespaceSelector": {"matchLabels": {"team": "orders"}}}],
+        9464: [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}],
+    }
+    # Nobody else, by default.
+    silent = one(render("central", *set_in("monitoring.podMonitor=false", "networkPolicy.monitoring=null")), "NetworkPolicy")
+    assert [rule["from"] for rule in silent["spec"]["ingress"]][1] == [{"podSelector": {}}]
+    assert not kinds(render("central", *set_in("networkPolicy.enabled=false")), "NetworkPolicy")
+
+
+@pytest.mark.parametrize(
+    "pairs",
+    [
+        ["service.type=LoadBalancer", "networkPolicy.callers[0].ipBlock.cidr=10.0.0.0/8"],
+        ["fullnameOverride=another-name"],
+        ["nameOverride=coupons"],
+        ["tls.clientCertificates=true"],
+        ["bindAddress=[::]"],
+        ["config.cache.ttl=null", "config.limits.upstream.rate=5"],
+        ["podLabels.a=b", "priorityClassName=high", "nodeSelector.disk=ssd", "podAnnotations.c=d"],
+    ],
+    ids=lambda pairs: pairs[0],
+)
+def test_other_values_render_what_kubernetes_knows(render, pairs):
+    objects = render("central", *set_in(*pairs))
+    for version in VERSIONS:
+        check(objects, version)
+    text = configuration(objects)
+    assert "null" not in text
+    if pairs[0].startswith("tls"):
+        assert 'server.tls = { cert = "/run/secrets/zvgate-tls/tls.crt", client_ca = "/run/secrets/zvgate-tls/ca.crt"' in text
+    if pairs[0].startswith("bind"):
+        [variable] = pod_of(objects)[1]["containers"][0]["env"]
+        assert 'server.listen = "[::]:8080"' in text and variable["value"] == "[::]:9464"
+
+
+def test_another_strategy_with_redis(render):
+    workload, _ = pod_of(render("replicas", *set_in("strategy.type=Recreate")))
+    assert workload["spec"]["strategy"] == {"type": "Recreate"}
+
+
+def test_the_port_of_a_sidecar_can_be_changed(render):
+    assert 'server.listen = "127.0.0.1:8090"' in configuration(render("sidecar", *set_in("config.server.listen=127.0.0.1:8090")))
+
+
 REFUSED = [
+    ("central", ["image.repository="], "image.repository", "registry.example"),
+    ("central", ["service.type=NodePort", "networkPolicy.callers=null"], "networkPolicy.callers", "ipBlock"),
+    ("central", ["networkPolicy.monitoring=null"], "networkPolicy.monitoring", "namespaceSelector"),
+    ("central", ["config.budget.store=/x"], "config.budget.store", "Prometheus"),
+    ("central", ["config.limits.upstream=null"], "/config/limits/upstream", "want object"),
+    ("central", ["config.upstream.base_url=openapi.zvcms.com"], "base_url", "pattern"),
+    ("central", ["fullnameOverride=1.Bad_Name"], "fullnameOverride", "pattern"),
+    ("central", ["bindAddress=localhost"], "bindAddress", "0.0.0.0"),
+    ("replicas", ["strategy.type=OnDelete"], "strategy", "Recreate"),
+    ("replicas", ["redis.url=redis://u:secret@r"], "redis.url", "redis.passwordKey"),
+    ("replicas", ["redis.passwordKey="], "redis.passwordKey", "entry of the Secret"),
     ("central", ["replicaCount=two"], "replicaCount", "want integer"),
     ("central", ["replicaCount=0"], "replicaCount", "minimum"),
     ("central", ["replicaCount=11"], "replicaCount", "at most 10, config.limits.upstream.rate"),
@@ -266,14 +356,13 @@ def test_wrong_values_are_refused_with_what_would_be_right(helm, profile, pairs,
 
 def test_it_can_be_packaged_with_the_rules_in_it(helm, tmp_path):
     helm("package", CHART, "--destination", tmp_path)
-    listed = subprocess.run(["tar", "tzf", tmp_path / "zvgate-0.2.0.tgz"], check=True, capture_output=True, text=True).stdout
+    listed = subprocess.run(["tar", "tzf", tmp_path / f"zvgate-{VERSION}.tgz"], check=True, capture_output=True, text=True).stdout
     for name in ["files/alerts.yml", "files/recording.yml", "files/dashboard.json", "values.schema.json", "README.md"]:
         assert f"zvgate/{name}\n" in listed
-    done = helm("template", "x", tmp_path / "zvgate-0.2.0.tgz", "--values", CHART / "ci/central-values.yaml")
+    done = helm("template", "x", tmp_path / f"zvgate-{VERSION}.tgz", "--values", CHART / "ci/central-values.yaml")
     assert "alert: ZvgateDown" in done.stdout
 
 
 def test_its_version_is_that_of_the_project():
     chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
-    project = (ROOT / "Cargo.toml").read_text().split('\nversion = "', 1)[1].split('"', 1)[0]
-    assert chart["version"] == chart["appVersion"] == project
+    assert chart["version"] == chart["appVersion"] == VERSION

@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 
-from conftest import ROOT, commands
+from conftest import ROOT, VERSION, commands
 from machine import Machine
 
 SANDBOX = "127.0.0.1:18080"
@@ -29,9 +29,15 @@ def test_the_changes_are_those_of_this_version(release):
     [notes] = release.glob("CHANGES-*.md")
     changelog = (ROOT / "CHANGELOG.md").read_text()
     assert notes.read_text().strip() in changelog and "\n## " not in notes.read_text()
-    version = notes.stem.removeprefix("CHANGES-")
-    assert re.search(rf"^## {re.escape(version)} – \d{{4}}-\d\d-\d\d$", changelog, re.M)
-    assert release.name == f"release-{version}"
+    assert notes.stem == f"CHANGES-{VERSION}" and release.name == f"release-{VERSION}"
+    assert re.search(rf"^## {re.escape(VERSION)} – \d{{4}}-\d\d-\d\d$", changelog, re.M)
+
+
+def test_every_file_names_this_version():
+    """Those of docs/releasing.md."""
+    for path in ["deploy/compose/compose.yaml", "docs/install.md", "deploy/Dockerfile"]:
+        found = set(re.findall(r"zvgate:(\d+\.\d+\.\d+)", (ROOT / path).read_text()))
+        assert found == {VERSION}, path
 
 
 def test_the_list_of_parts_is_that_of_the_lock_file(release):
@@ -41,6 +47,7 @@ def test_the_list_of_parts_is_that_of_the_lock_file(release):
     locked = set(re.findall(r'^name = "(.*)"\nversion = "(.*)"$', (ROOT / "Cargo.lock").read_text(), re.M))
     parts = {(part["name"], part["version"]) for part in bom["components"]}
     assert len(parts) > 100 and parts <= locked, parts - locked
+    assert str(ROOT) not in listed.read_text() and "serialNumber" not in bom, "what differs with each build"
     assert not [name for name, _ in parts if name in ("proptest", "criterion")], "what only tests need is not in it"
 
 

@@ -51,9 +51,13 @@ labels:
 {{- range $name, $tenant := $config.tenants }}
 {{- if $tenant.open_key }}{{ fail (printf "config.tenants.%s.open_key: a ConfigMap is no place for a key; expected open_key_file: /run/secrets/zvgate/%s, and an entry %s in the Secret %s" $name $name $name $.Values.secretName) }}{{ end -}}
 {{- end -}}
-{{- range tuple "listen" "admin_listen" "tls" "drain_delay" "drain_timeout" }}
-{{- if hasKey (default dict $config.server) . }}{{ fail (printf "config.server.%s: set by the chart; expected the values service, tls, drainDelaySeconds or drainTimeoutSeconds instead" .) }}{{ end -}}
+{{- if not .Values.image.repository }}{{ fail "image.repository: expected where the image is, such as registry.example/zvgate" }}{{ end -}}
+{{- range $key, $instead := dict "listen" "bindAddress and service" "admin_listen" "bindAddress" "tls" "tls" "drain_delay" "drainDelaySeconds" "drain_timeout" "drainTimeoutSeconds" }}
+{{- if and (hasKey (default dict $config.server) $key) (not (and (eq $key "listen") (eq $.Values.mode "sidecar"))) }}{{ fail (printf "config.server.%s: set by the chart; expected %s instead" $key $instead) }}{{ end -}}
 {{- end -}}
+{{- if dig "budget" "store" "" $config }}{{ fail "config.budget.store: no volume of the pod can be written; Prometheus keeps the counts (zvgate_billed_calls_month)" }}{{ end -}}
+{{- if regexMatch "//[^/@]*:[^/@]*@" .Values.redis.url }}{{ fail "redis.url: a ConfigMap is no place for a password; expected redis.passwordKey, the name of an entry in the Secret" }}{{ end -}}
+{{- if and (contains "@" .Values.redis.url) (not .Values.redis.passwordKey) }}{{ fail "redis.passwordKey: expected the entry of the Secret with the password of the user in redis.url" }}{{ end -}}
 {{- if hasKey (default dict $config.log) "hash_key_file" }}{{ if .Values.redis.url }}{{ fail "config.log.hash_key_file: set by the chart with redis.url; expected redis.hashKey instead" }}{{ end }}{{ end -}}
 {{- if eq .Values.mode "sidecar" }}
 {{- if .Values.redis.url }}{{ fail "redis.url: sidecars are as many as their pods; expected mode: central, or no Redis" }}{{ end -}}
@@ -62,16 +66,20 @@ labels:
 {{- $rate := int (dig "limits" "upstream" "rate" 10 $config) -}}
 {{- if and (gt $rate 0) (gt (int .Values.replicaCount) $rate) }}{{ fail (printf "replicaCount: found %d; expected at most %d, config.limits.upstream.rate, because each needs a part of it" (int .Values.replicaCount) $rate) }}{{ end -}}
 {{- end -}}
+{{- if and (ne .Values.service.type "ClusterIP") .Values.networkPolicy.enabled (not .Values.networkPolicy.callers) }}{{ fail "networkPolicy.callers: with this service.type callers are outside of the namespace; expected their ipBlock or namespaceSelector" }}{{ end -}}
+{{- if and .Values.monitoring.podMonitor (eq .Values.mode "central") .Values.networkPolicy.enabled (not .Values.networkPolicy.monitoring) }}{{ fail "networkPolicy.monitoring: with monitoring.podMonitor Prometheus must be let in; expected the namespaceSelector of its namespace" }}{{ end -}}
 {{- if and .Values.tls.clientCertificates (not .Values.tls.secretName) }}{{ fail "tls.clientCertificates: expected tls.secretName, too" }}{{ end -}}
 {{- end }}
 
-{{/* zvgate.toml: the configuration, with what the chart knows better. */}}
+{{/* zvgate.toml: the configuration, with what the chart sets. A key that is null is left out. */}}
 {{- define "zvgate.config" -}}
 {{- include "zvgate.validate" . -}}
 {{- $config := deepCopy .Values.config -}}
-{{- $server := dict "drain_delay" (printf "%ds" (int .Values.drainDelaySeconds)) "drain_timeout" (printf "%ds" (int .Values.drainTimeoutSeconds)) -}}
-{{- $_ := set $server "admin_listen" "0.0.0.0:9464" -}}
-{{- if ne .Values.mode "sidecar" }}{{ $_ := set $server "listen" "0.0.0.0:8080" }}{{ end -}}
+{{- $isCentral := eq .Values.mode "central" -}}
+{{- $server := dict "admin_listen" (printf "%s:9464" .Values.bindAddress) "drain_timeout" (printf "%ds" (int .Values.drainTimeoutSeconds)) -}}
+{{- /* A sidecar's only caller has ended before it. */ -}}
+{{- $_ := set $server "drain_delay" (ternary (printf "%ds" (int .Values.drainDelaySeconds)) "0s" $isCentral) -}}
+{{- if $isCentral }}{{ $_ := set $server "listen" (printf "%s:8080" .Values.bindAddress) }}{{ end -}}
 {{- if .Values.tls.secretName }}
 {{- $tls := dict "cert" "/run/secrets/zvgate-tls/tls.crt" "key" "/run/secrets/zvgate-tls/tls.key" -}}
 {{- if .Values.tls.clientCertificates }}{{ $_ := set $tls "client_ca" "/run/secrets/zvgate-tls/ca.crt" }}{{ end -}}
@@ -84,16 +92,18 @@ labels:
 {{- if .Values.redis.passwordKey }}{{ $_ := set $cluster "password_file" (printf "/run/secrets/zvgate/%s" .Values.redis.passwordKey) }}{{ end -}}
 {{- if .Values.redis.caKey }}{{ $_ := set $cluster "ca" (printf "/run/secrets/zvgate/%s" .Values.redis.caKey) }}{{ end -}}
 {{- $config = merge (dict "cluster" $cluster "log" (dict "hash_key_file" (printf "/run/secrets/zvgate/%s" .Values.redis.hashKey))) $config -}}
-{{- else if and (gt $replicas 1) (ne .Values.mode "sidecar") }}
+{{- else if and (gt $replicas 1) $isCentral }}
 {{- $_ := set $config "cluster" (dict "replicas" $replicas) -}}
 {{- end -}}
 {{- range $section := keys $config | sortAlpha }}
 {{- $value := get $config $section }}
 {{- if kindIs "map" $value }}
 {{- range $key := keys $value | sortAlpha }}
+{{- if not (kindIs "invalid" (get $value $key)) }}
 {{ $section }}.{{ include "zvgate.tomlName" $key }} = {{ include "zvgate.toml" (get $value $key) }}
 {{- end }}
-{{- else }}
+{{- end }}
+{{- else if not (kindIs "invalid" $value) }}
 {{ $section }} = {{ include "zvgate.toml" $value }}
 {{- end }}
 {{- end }}
@@ -105,11 +115,22 @@ name: zvgate
 image: {{ printf "%s:%s" .Values.image.repository (default .Chart.AppVersion .Values.image.tag) | quote }}
 imagePullPolicy: {{ .Values.image.pullPolicy }}
 args: [serve, --config, /etc/zvgate/zvgate.toml]
+env:
+  # The image sets it, too, and the environment takes precedence over the file.
+  - name: ZVGATE__SERVER__ADMIN_LISTEN
+    value: {{ printf "%s:9464" .Values.bindAddress | quote }}
 ports:
+  {{- if eq .Values.mode "central" }}
   - name: {{ ternary "https" "http" (not (empty .Values.tls.secretName)) }}
     containerPort: 8080
+  {{- end }}
   - name: admin
     containerPort: 9464
+# A sidecar's pod waits for it before it starts the next container.
+startupProbe:
+  httpGet: { path: /readyz, port: admin }
+  periodSeconds: 1
+  failureThreshold: 60
 readinessProbe:
   httpGet: { path: /readyz, port: admin }
   periodSeconds: 2
@@ -149,7 +170,7 @@ volumeMounts:
   restartPolicy: Always
 {{- end }}
 
-{{/* Items of volumes. In your own pods no group is known that the files could belong to: every process of the container reads them (0444). */}}
+{{/* Items of volumes. The files belong to the group of the pod (0440); in your own pods none is known, and every process of the container reads them (0444). */}}
 {{- define "zvgate.volumes" -}}
 - name: zvgate-config
   configMap:
@@ -157,11 +178,27 @@ volumeMounts:
 - name: zvgate-secrets
   secret:
     secretName: {{ .Values.secretName }}
-    defaultMode: 292
+    defaultMode: {{ ternary 288 292 (eq .Values.mode "central") }}
 {{- if .Values.tls.secretName }}
 - name: zvgate-tls
   secret:
     secretName: {{ .Values.tls.secretName }}
-    defaultMode: 292
+    defaultMode: {{ ternary 288 292 (eq .Values.mode "central") }}
+{{- end }}
+{{- end }}
+
+{{/* Ports that the gateway connects to: of the platform, of Redis and its Sentinels, and further ones. */}}
+{{- define "zvgate.egressPorts" -}}
+{{- $platform := urlParse .Values.config.upstream.base_url -}}
+{{- $ports := list (ternary "80" "443" (eq $platform.scheme "http")) -}}
+{{- if regexMatch ":[0-9]+$" $platform.host }}{{ $ports = list (regexFind "[0-9]+$" $platform.host) }}{{ end -}}
+{{- if .Values.redis.url }}
+{{- $found := regexFindAll ":[0-9]+(,|/|$)" .Values.redis.url -1 -}}
+{{- range $found }}{{ $ports = append $ports (regexFind "[0-9]+" .) }}{{ end -}}
+{{- if or (not $found) (hasPrefix "redis+sentinel" .Values.redis.url) }}{{ $ports = append $ports "6379" }}{{ end -}}
+{{- end -}}
+{{- range .Values.networkPolicy.extraPorts }}{{ $ports = append $ports (toString .) }}{{ end -}}
+{{- range uniq $ports }}
+- port: {{ . }}
 {{- end }}
 {{- end }}
