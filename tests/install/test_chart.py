@@ -322,6 +322,7 @@ REFUSED = [
     ("central", ["config.limits.upstream=null"], "/config/limits/upstream", "want object"),
     ("central", ["config.upstream.base_url=openapi.zvcms.com"], "base_url", "pattern"),
     ("central", ["fullnameOverride=1.Bad_Name"], "fullnameOverride", "pattern"),
+    ("central", ["redis=null"], "redis", "missing"),
     ("central", ["bindAddress=localhost"], "bindAddress", "0.0.0.0"),
     ("replicas", ["strategy.type=OnDelete"], "strategy", "Recreate"),
     ("replicas", ["redis.url=redis://u:secret@r"], "redis.url", "redis.passwordKey"),
