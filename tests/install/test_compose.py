@@ -78,7 +78,7 @@ def test_the_two_gateways_act_as_one(program, tmp_path):
     redis, sandbox = free_port(), free_port()
     with Processes(tmp_path) as processes:
         conf = (COMPOSE / "redis.conf").read_text().replace("port 6379", f"port {redis}").replace("bind 0.0.0.0", "bind 127.0.0.1")
-        conf = conf.replace("/usr/local/etc/redis/users.acl", str(COMPOSE / "users.acl")).replace("/tmp", str(tmp_path))
+        conf = conf.replace("/usr/local/etc/redis/users.acl", str(COMPOSE / "users.acl")).replace("dir /tmp", f"dir {tmp_path}")
         (tmp_path / "redis.conf").write_text(conf)
         processes.start("redis-server", tmp_path / "redis.conf")
         processes.start(program, "sandbox", "--listen", f"127.0.0.1:{sandbox}")
