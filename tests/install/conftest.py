@@ -35,8 +35,7 @@ def tree(work):
     """Makes a fresh tree of a Debian that boots."""
 
     def make(suite):
-        packages = ["ca-certificates", "curl", "dbus", "jq", "systemd", "systemd-sysv"]
-        debian = make_tree(work / f"{suite}.tar", packages, suite)
+        debian = make_tree(work, suite)
         path = work / f"machine-{suite}"
         subprocess.run(["rm", "-rf", path], check=True)
         path.mkdir()

@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -18,9 +19,20 @@ def until(what, condition, seconds=30):
         time.sleep(0.1)
 
 
-def make_tree(path, packages, suite="bookworm"):
-    """A minimal Debian with these packages, as an archive of tar's, unless it is there."""
+PACKAGES = ["ca-certificates", "curl", "dbus", "jq", "systemd", "systemd-sysv"]
+# Each tree: its Debian, and its packages.
+TREES = {
+    "bookworm": ("bookworm", PACKAGES),
+    "trixie": ("trixie", PACKAGES),
+    "build": ("bookworm", ["ca-certificates", "gcc", "libc6-dev"]),
+}
+
+
+def make_tree(work, name):
+    """A minimal Debian, as an archive of tar's, unless it is there."""
+    path = work / f"{name}.tar"
     if not path.exists():
+        suite, packages = TREES[name]
         made = path.with_name(path.name + ".part")
         command = ["mmdebstrap", "--quiet", "--variant=minbase", "--format=tar", f"--include={','.join(packages)}"]
         subprocess.run([*command, suite, str(made)], check=True, env=dict(os.environ, LC_ALL="C.UTF-8"))
@@ -94,3 +106,8 @@ class Machine:
                 self.process.wait()
         self.console.close()
         shutil.rmtree(self.tree, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    for name in TREES:
+        make_tree(Path(sys.argv[1]), name)

@@ -28,7 +28,7 @@ def buildah(*arguments):
 @pytest.fixture(scope="session")
 def base(work):
     """Replaces both base images: no registry of images is reached here."""
-    tree = make_tree(work / "base.tar", ["ca-certificates", "gcc", "libc6-dev"])
+    tree = make_tree(work, "build")
     container = buildah("from", "scratch")
     buildah("add", "--quiet", container, tree, "/")
     # What this machine trusts.
