@@ -9,6 +9,7 @@ import pytest
 from machine import make_tree
 
 ROOT = Path(__file__).resolve().parents[2]
+VERSION = (ROOT / "Cargo.toml").read_text().split('\nversion = "', 1)[1].split('"', 1)[0]
 
 
 @pytest.fixture(scope="session")
@@ -25,9 +26,6 @@ def release():
     folders = sorted((ROOT / "target").glob("release-[0-9]*"))
     assert len(folders) == 1, f"expected one folder target/release-VERSION, made by deploy/release; found {folders}"
     return folders[0]
-
-
-VERSION = (ROOT / "Cargo.toml").read_text().split('\nversion = "', 1)[1].split('"', 1)[0]
 
 
 @pytest.fixture

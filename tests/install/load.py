@@ -15,8 +15,8 @@ CALLERS = 20
 class Load:
     """The program, running."""
 
-    def __init__(self, prefix, addresses, rate):
-        command = [*prefix, sys.executable, str(Path(__file__)), str(rate), *addresses]
+    def __init__(self, prefix, address, rate):
+        command = [*prefix, sys.executable, str(Path(__file__)), address, str(rate)]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def stop(self):
@@ -57,9 +57,9 @@ async def caller(address, interval, results, end):
         await asyncio.sleep(interval)
 
 
-async def main(rate, addresses):
+async def main(address, rate):
     results, end = collections.Counter(), asyncio.Event()
-    callers = [caller(addresses[n % len(addresses)], CALLERS / rate, results, end) for n in range(CALLERS)]
+    callers = [caller(address, CALLERS / rate, results, end) for _ in range(CALLERS)]
     running = asyncio.gather(*callers)
     await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
     end.set()
@@ -69,4 +69,4 @@ async def main(rate, addresses):
 
 
 if __name__ == "__main__":
-    asyncio.run(main(int(sys.argv[1]), sys.argv[2:]))
+    asyncio.run(main(sys.argv[1], int(sys.argv[2])))

@@ -71,16 +71,16 @@ class Machine:
         return Path(self.console.name).read_text()[-4000:]
 
     def enter(self, *namespaces):
-        return ["nsenter", f"--target={self.init}", *(namespaces or ["--mount", "--uts", "--ipc", "--net", "--pid"])]
+        """What a command is prefixed with, to run in these namespaces of the machine."""
+        return ["nsenter", f"--target={self.init}", *namespaces]
 
-    def run(self, *command, check=True, stdin=None):
+    def run(self, *command, check=True):
         """Runs a command as root in the machine."""
         path = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
         done = subprocess.run(
-            [*self.enter(), "--", "env", "-i", path, "DEBIAN_FRONTEND=noninteractive", *command],
+            [*self.enter("--mount", "--uts", "--ipc", "--net", "--pid"), "--", "env", "-i", path, "DEBIAN_FRONTEND=noninteractive", *command],
             capture_output=True,
             text=True,
-            input=stdin,
         )
         assert not check or done.returncode == 0, f"{command}: {done.returncode}\n{done.stdout}\n{done.stderr}"
         return done
@@ -88,6 +88,12 @@ class Machine:
     def shell(self, script, check=True):
         """Runs a script, as an operator pastes it."""
         return self.run("sh", "-euc", script, check=check)
+
+    def start_platform(self):
+        """Starts the sandbox, and names it in the configuration in place of the platform, which is not reached from here."""
+        sandbox = "127.0.0.1:18080"
+        self.run("systemd-run", "--unit=platform", "zvgate", "sandbox", f"--listen={sandbox}", "--rate=0")
+        self.shell(f"sed -i 's#https://openapi.zvcms.com#http://{sandbox}#' /etc/zvgate/zvgate.toml")
 
     def property(self, name, unit="zvgate.service"):
         return self.run("systemctl", "show", "--value", f"--property={name}", unit).stdout.strip()

@@ -12,7 +12,6 @@ from conftest import commands
 from load import Load
 from machine import Machine, until
 
-SANDBOX = "127.0.0.1:18080"
 QUESTION = """curl -sS -o /dev/null -w '%{http_code}' http://127.0.0.1:8080/v3/crm/coupon/getCustomerCoupons \
     -H 'Content-Type: application/json' -d '{"params":{"customerId":"1"}}'"""
 
@@ -81,10 +80,7 @@ def test_from_the_package_to_the_first_scrape_and_back(package, tree, work):
         machine.shell(f"cd /root; {install}")
         assert machine.property("ActiveState") == "inactive", "nothing is started without a tenant"
         machine.shell(configure)
-        sandbox = ["systemd-run", "--unit=platform", "zvgate", "sandbox", f"--listen={SANDBOX}", "--rate=0"]
-        machine.run(*sandbox)
-        # In place of the platform, which is not reached from here.
-        machine.shell(f"sed -i 's#https://openapi.zvcms.com#http://{SANDBOX}#' /etc/zvgate/zvgate.toml")
+        machine.start_platform()
         machine.shell("echo '[limits.upstream]\nrate = 0' >>/etc/zvgate/zvgate.toml")
         # Before the service has been started, and while it runs.
         machine.shell(command)
@@ -162,7 +158,7 @@ def a_stuck_process_is_replaced(machine):
 
 def a_restart_loses_nothing(machine, restart):
     before = machine.property("MainPID")
-    load = Load(machine.enter("--net"), ["127.0.0.1:8080"], rate=300)
+    load = Load(machine.enter("--net"), "127.0.0.1:8080", rate=300)
     time.sleep(1)
     restart()
     time.sleep(1)

@@ -10,8 +10,6 @@ import pytest
 from conftest import ROOT, VERSION, commands
 from machine import Machine
 
-SANDBOX = "127.0.0.1:18080"
-
 
 @pytest.fixture(scope="module")
 def archive(release):
@@ -74,8 +72,7 @@ def test_from_the_archive_to_the_first_scrape(archive, tree):
             "mkdir -p -m 700 /var/lib/private/zvgate; echo kept >/var/lib/private/zvgate/kept;"
             "chown -R 61234:61234 /var/lib/private/zvgate; ln -s private/zvgate /var/lib/zvgate"
         )
-        machine.run("systemd-run", "--unit=platform", "zvgate", "sandbox", f"--listen={SANDBOX}")
-        machine.shell(f"sed -i 's#https://openapi.zvcms.com#http://{SANDBOX}#' /etc/zvgate/zvgate.toml")
+        machine.start_platform()
         machine.shell(start)
         scraped = machine.shell(first).stdout
         assert '"couponId"' in scraped and re.search(r'outcome="ok".* 1$', scraped, re.M), scraped

@@ -27,6 +27,16 @@ labels:
   {{- include "zvgate.labels" . | nindent 2 }}
 {{- end }}
 
+{{/* The kind of the workload: see workload.yaml. */}}
+{{- define "zvgate.kind" -}}
+{{ ternary "Deployment" "StatefulSet" (not (empty .Values.redis.url)) }}
+{{- end }}
+
+{{/* What callers speak. */}}
+{{- define "zvgate.scheme" -}}
+{{ ternary "https" "http" (not (empty .Values.tls.secretName)) }}
+{{- end }}
+
 {{/* A name as TOML: bare, or quoted. */}}
 {{- define "zvgate.tomlName" -}}
 {{ ternary . (toJson .) (regexMatch "^[A-Za-z0-9_-]+$" .) }}
@@ -121,7 +131,7 @@ env:
     value: {{ printf "%s:9464" .Values.bindAddress | quote }}
 ports:
   {{- if eq .Values.mode "central" }}
-  - name: {{ ternary "https" "http" (not (empty .Values.tls.secretName)) }}
+  - name: {{ include "zvgate.scheme" . }}
     containerPort: 8080
   {{- end }}
   - name: admin
