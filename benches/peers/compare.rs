@@ -2,117 +2,171 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::process::{COUPONS, Place, Running, cores, cores_from, forward, gateway, own, pinned, platform, wait_for};
+use crate::drive::Drive;
+use crate::process::{
+    COUPONS, Place, Running, cores, cores_from, forward, gateway, own, pinned, platform, program, wait_for, with_redis,
+};
 use crate::table::{Row, measure, table};
 use crate::wrk::{Customers, Load};
 use crate::{Bench, chart};
 
 const CONNECTIONS: usize = 66;
+/// Customers that callers ask for, so few that their answers stay in the core's caches.
+const FEW: usize = 100;
+/// Customers that callers ask for in a full cache.
 const CUSTOMERS: usize = 10_000;
+/// Answers in a full cache.
+const ENTRIES: u64 = 100_000;
 const UPSTREAM: u16 = 18_500;
+const LOOP: u16 = 18_501;
+const HYPER: u16 = 18_502;
+const EACH: u16 = 18_503;
+const OBVIOUS: u16 = 18_504;
+const FORWARD: u16 = 18_505;
+const REDIS: u16 = 18_506;
 const GATEWAY: u16 = 18_510;
+const TWO_CORES: u16 = 18_512;
+const ROOMY: u16 = 18_514;
+const TIGHT: u16 = 18_516;
 const NGINX_DICT: u16 = 18_520;
 const NGINX_CACHE: u16 = 18_521;
 const NGINX_SIGN: u16 = 18_522;
 const VARNISH: u16 = 18_523;
-const FORWARD: u16 = 18_505;
+const NGINX_TIGHT: u16 = 18_524;
+/// Room for 100,000 answers and for more than are asked for beside it.
+const ROOM: &str = "max_bytes = \"512MiB\"";
+/// Memory of a cache in which each answer evicts another: some 7,000 answers.
+const LITTLE: &str = "max_bytes = \"16MiB\"";
 
-pub(crate) fn run(bench: &mut Bench) {
-    let place = Place::new();
-    let _platform = platform(UPSTREAM, COUPONS);
-    let ours = [("loop", 18_501), ("hyper", 18_502), ("each", 18_503), ("obvious", 18_504)];
-    let [bare_loop, hyper, each, obvious] = ours.map(|(kind, port)| (port, own(kind, port)));
-    let forwarding = forward(FORWARD, UPSTREAM);
-    let one_core = (GATEWAY, gateway(&place, "0", GATEWAY, UPSTREAM, ""));
-    let (nginx, varnish) = peers(&place);
-    let load = Load {
+fn load(bench: &Bench, customers: usize) -> Load {
+    Load {
         cores: cores_from(1),
         connections: CONNECTIONS,
         seconds: bench.seconds,
-        customers: Customers::Uniform(CUSTOMERS),
-    };
+        customers: Customers::Uniform(customers),
+    }
+}
+
+/// Asks for the answers of so many customers, the first one last.
+fn fill(port: u16, customers: u64) {
+    let customer = |number| customers - number;
+    Drive { connections: CONNECTIONS, requests: customers, rate: None, customer }.run(port);
+}
+
+pub(crate) fn hits(bench: &mut Bench) {
+    let place = &Place::new();
+    let _platform = platform(UPSTREAM, COUPONS);
+    let (nginx, varnish) = (&nginx(place), &varnish(place));
+    let kinds = [("loop", LOOP), ("hyper", HYPER), ("each", EACH), ("obvious", OBVIOUS)];
+    let [bare_loop, hyper, each, obvious] = kinds.map(|(kind, port)| own(kind, port));
+    let redis = with_redis(place, REDIS, REDIS + 1);
+    let zvgate = gateway(place, "0", GATEWAY, UPSTREAM, ROOM);
+    let few = measure(
+        &[("zvgate", GATEWAY, &zvgate), ("bare TCP loop", LOOP, &bare_loop), ("bare hyper", HYPER, &hyper)],
+        &load(bench, FEW),
+        bench.rounds,
+    );
+    bench.report(&table("Hits: 100 customers, 66 connections, 1.7 kB, one core", &few));
+    bench.keep_raw("hits, 100 customers", &few);
+    let caches = [GATEWAY, OBVIOUS, REDIS, NGINX_DICT, NGINX_CACHE, VARNISH];
+    caches.into_iter().for_each(|port| fill(port, ENTRIES));
     let hits = measure(
         &[
-            ("zvgate", one_core.0, &one_core.1),
-            ("bare TCP loop", bare_loop.0, &bare_loop.1),
-            ("bare hyper", hyper.0, &hyper.1),
-            ("bare hyper, an answer for each customer", each.0, &each.1),
-            ("hyper + Value + moka", obvious.0, &obvious.1),
-            ("nginx + Lua shared dictionary", NGINX_DICT, &nginx),
-            ("nginx + Lua proxy_cache", NGINX_CACHE, &nginx),
-            ("Varnish, POST by body", VARNISH, &varnish),
+            ("zvgate", GATEWAY, &zvgate),
+            ("bare TCP loop", LOOP, &bare_loop),
+            ("bare hyper", HYPER, &hyper),
+            ("bare hyper, an answer for each customer", EACH, &each),
+            ("hyper + Value + moka", OBVIOUS, &obvious),
+            ("hyper + Value + Redis", REDIS, &redis),
+            ("nginx + Lua shared dictionary", NGINX_DICT, nginx),
+            ("nginx + Lua proxy_cache", NGINX_CACHE, nginx),
+            ("Varnish, POST by body", VARNISH, varnish),
         ],
-        &load,
+        &load(bench, CUSTOMERS),
         bench.rounds,
     );
-    bench.report(&table("Hits: 10,000 customers, 66 connections, 1.7 kB, one core", &hits));
-    bench.keep_raw("hits", &hits);
+    bench.report(&table("Hits: 10,000 customers of 100,000 cached, 66 connections, 1.7 kB, one core", &hits));
+    bench.keep_raw("hits, full cache", &hits);
     bench.keep("peers.svg", &chart::bars(&hits));
-    // Ever new customers: no cached answer is requested again.
-    let misses = Load { customers: Customers::Uniform(1_000_000_000), ..load.clone() };
+}
+
+/// Ever new customers: no cached answer is requested again.
+pub(crate) fn misses(bench: &mut Bench) {
+    let place = &Place::new();
+    let _platform = platform(UPSTREAM, COUPONS);
+    let nginx = &nginx(place);
+    let forwarding = forward(FORWARD, UPSTREAM);
+    let tight = gateway(place, "0", TIGHT, UPSTREAM, LITTLE);
+    let roomy = gateway(place, "0", ROOMY, UPSTREAM, "max_bytes = \"4GiB\"");
+    [TIGHT, NGINX_TIGHT].into_iter().for_each(|port| fill(port, 20_000));
     let misses = measure(
         &[
-            ("zvgate", one_core.0, &one_core.1),
-            ("nginx + Lua, signing, no cache", NGINX_SIGN, &nginx),
+            ("zvgate, full", TIGHT, &tight),
+            ("zvgate, with room", ROOMY, &roomy),
+            ("nginx + Lua shared dictionary, full", NGINX_TIGHT, nginx),
+            ("nginx + Lua, signing, no cache", NGINX_SIGN, nginx),
             ("bare hyper, forwarding", FORWARD, &forwarding),
         ],
-        &misses,
+        &load(bench, 1_000_000_000),
         bench.rounds,
     );
-    bench.report(&table("Misses: sign, forward, store, one core", &misses));
+    bench.report(&table("Misses: sign, forward, store; full: 16 MiB, each answer evicts another; one core", &misses));
     bench.keep_raw("misses", &misses);
-    drop((bare_loop, hyper, each, obvious, forwarding, nginx, varnish));
-    bench.report(&cores_table(&place, &one_core, bench.rounds, &load));
+    let resident = tight.resident() / f64::from(1 << 20);
+    bench.report(&format!("Resident after that, with `cache.max_bytes` of 16 MiB: {resident:.0} MiB.\n"));
 }
 
 /// Two cores compared with one. Without two more cores for the callers, they share the server's, and hits a second are not
 /// comparable: the CPU time of a hit is.
-fn cores_table(place: &Place, one: &(u16, Running), rounds: usize, load: &Load) -> String {
-    let two = gateway(place, "0,1", GATEWAY + 2, UPSTREAM, "");
-    let servers = [("zvgate, one core", one.0, &one.1), ("zvgate, two cores", GATEWAY + 2, &two)];
+pub(crate) fn by_cores(bench: &mut Bench) {
+    let place = &Place::new();
+    let _platform = platform(UPSTREAM, COUPONS);
+    let one = gateway(place, "0", GATEWAY, UPSTREAM, ROOM);
+    let two = gateway(place, "0,1", TWO_CORES, UPSTREAM, ROOM);
+    let servers = [("zvgate, one core", GATEWAY, &one), ("zvgate, two cores", TWO_CORES, &two)];
     let apart = cores() >= 4;
     let callers = if apart { cores_from(2) } else { "0,1".to_owned() };
-    let rows: Vec<Row> = measure(&servers, &Load { cores: callers, ..load.clone() }, rounds);
+    let rows: Vec<Row> = measure(&servers, &Load { cores: callers, ..load(bench, CUSTOMERS) }, bench.rounds);
     let (least, half, most) = rows[0].ratio_to(&rows[1], |seen| seen.cpu);
-    let gain = format!(
-        "Two cores do {:.2} times one, by a core's time ({:.2} to {:.2}).",
+    let title = if apart { "Cores" } else { "Cores, which the callers share" };
+    bench.report(&format!(
+        "{}\nTwo cores do {:.2} times one, by a core's time ({:.2} to {:.2}).\n",
+        table(title, &rows),
         half * 2.0,
         least * 2.0,
         most * 2.0
-    );
-    let title = if apart { "Cores" } else { "Cores, which the callers share" };
-    format!("{}\n{gain}\n", table(title, &rows))
+    ));
+    bench.keep_raw("cores", &rows);
 }
 
-/// Starts nginx and Varnish.
-fn peers(place: &Place) -> (Running, Running) {
-    let own_file = |name: &str| {
-        std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/peers").join(name))
-            .expect("a file of ours")
-    };
-    let words = [
-        ("UPSTREAM", UPSTREAM.to_string()),
-        ("DICT", NGINX_DICT.to_string()),
-        ("CACHE", NGINX_CACHE.to_string()),
-        ("SIGN", NGINX_SIGN.to_string()),
+/// A file of this folder, filled in.
+fn filled(place: &Place, name: &str) -> PathBuf {
+    let text = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/peers").join(name));
+    let ports = [
+        ("UPSTREAM", UPSTREAM),
+        ("DICT", NGINX_DICT),
+        ("CACHE", NGINX_CACHE),
+        ("SIGN", NGINX_SIGN),
+        ("TIGHT", NGINX_TIGHT),
     ];
-    let nginx = place.write("nginx.conf", &own_file("nginx.conf"), &words);
-    let varnish = place.write("varnish.vcl", &own_file("varnish.vcl"), &words);
-    let mut nginx_command = pinned("0", &program("nginx"));
-    nginx_command.arg("-c").arg(nginx).args(["-g", "daemon off; master_process off;"]);
-    let mut varnish_command = pinned("0", &program("varnishd"));
-    varnish_command
-        .args(["-F", "-a", &format!("127.0.0.1:{VARNISH}"), "-T", "none", "-s", "malloc,512m", "-f"])
-        .arg(varnish);
-    varnish_command.arg("-n").arg(place.0.path().join("varnish"));
-    let [nginx, varnish] =
-        [nginx_command, varnish_command].map(|mut command| Running(command.spawn().expect("a process")));
-    [NGINX_DICT, NGINX_CACHE, NGINX_SIGN, VARNISH].into_iter().for_each(wait_for);
-    (nginx, varnish)
+    place.write(name, &text.expect("a file of ours"), &ports.map(|(word, port)| (word, port.to_string())))
 }
 
-fn program(name: &str) -> PathBuf {
-    let found =
-        ["/usr/sbin", "/usr/bin"].map(|folder| Path::new(folder).join(name)).into_iter().find(|path| path.exists());
-    found.unwrap_or_else(|| panic!("{name} is not installed: benches/peers/setup installs it"))
+fn nginx(place: &Place) -> Running {
+    let mut command = pinned("0", &program("nginx"));
+    command.arg("-c").arg(filled(place, "nginx.conf")).args(["-g", "daemon off; master_process off;"]);
+    let running = Running::start(command);
+    [NGINX_DICT, NGINX_CACHE, NGINX_SIGN, NGINX_TIGHT].into_iter().for_each(wait_for);
+    running
+}
+
+fn varnish(place: &Place) -> Running {
+    let mut command = pinned("0", &program("varnishd"));
+    command
+        .args(["-F", "-a", &format!("127.0.0.1:{VARNISH}"), "-T", "none", "-s", "malloc,512m", "-f"])
+        .arg(filled(place, "varnish.vcl"));
+    command.arg("-n").arg(place.0.path().join("varnish"));
+    let running = Running::start(command);
+    wait_for(VARNISH);
+    running
 }

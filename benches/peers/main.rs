@@ -2,9 +2,9 @@
 //! load; and its memory and start time.
 //!
 //! `cargo bench --bench peers` starts each server on its own core, loads the servers in turn from the other cores, prints the
-//! results and saves them in `benches/results/`. Arguments select the parts: `-- compare scale paced resident`; `--rounds=5`
+//! results and saves them in `benches/results/`. Arguments select the parts: `-- hits misses cores scale paced resident`; `--rounds=5`
 //! and `--seconds=4` set the number of rounds and their length. It needs wrk, nginx with its Lua module, Varnish with its
-//! modules, and taskset: `benches/peers/setup` installs them. `-- --test` only checks that the servers of this bench answer.
+//! modules, Redis, and taskset: `benches/peers/setup` installs them. `-- --test` only checks that the servers of this bench answer.
 
 #![expect(clippy::print_stdout, reason = "a bench prints its figures on standard output")]
 #![allow(clippy::panic, clippy::indexing_slicing, reason = "a bench that cannot go on ends")]
@@ -98,8 +98,14 @@ fn results() -> PathBuf {
 }
 
 type Part = (&'static str, fn(&mut Bench));
-const PARTS: [Part; 4] =
-    [("compare", compare::run), ("scale", scale::run), ("paced", paced::run), ("resident", resident::run)];
+const PARTS: [Part; 6] = [
+    ("hits", compare::hits),
+    ("misses", compare::misses),
+    ("cores", compare::by_cores),
+    ("scale", scale::run),
+    ("paced", paced::run),
+    ("resident", resident::run),
+];
 
 /// Whether a part is selected: all are if none is named.
 fn chosen(words: &[&str], part: &str) -> bool {
@@ -111,6 +117,7 @@ fn main() {
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     match words.as_slice() {
         ["server", "forward", port, platform] => servers::forwarding(address(port), address(platform)),
+        ["server", "redis", port, redis] => servers::redis(address(port), address(redis)),
         ["server", kind, port, coupons] => serve(kind, address(port), coupons),
         _ if words.contains(&"--test") => try_own_servers(),
         _ => {

@@ -1,5 +1,6 @@
 //! Servers as processes, pinned to cores.
 
+use std::iter;
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -24,13 +25,22 @@ pub(crate) fn cores_from(first: usize) -> String {
     numbers.join(",")
 }
 
-/// A process, killed by its own id when this value is dropped.
-pub(crate) struct Running(pub(crate) Child);
+/// A server: its process, and that of a server that it needs. They are killed by their own ids when this value is dropped.
+pub(crate) struct Running(Child, Option<Child>);
 
 impl Running {
-    /// CPU seconds of the process and its children.
+    /// Starts a server.
+    pub(crate) fn start(mut command: Command) -> Self {
+        Self(command.spawn().expect("a process"), None)
+    }
+
+    /// CPU seconds of its processes and their children.
     pub(crate) fn cpu(&self) -> f64 {
-        cpu(self.0.id())
+        self.processes().map(|process| cpu(process.id())).sum()
+    }
+
+    fn processes(&self) -> impl Iterator<Item = &Child> {
+        iter::once(&self.0).chain(&self.1)
     }
 
     /// Its resident memory, in bytes.
@@ -54,8 +64,10 @@ fn cpu(process: u32) -> f64 {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        self.0.kill().ok();
-        self.0.wait().ok();
+        for process in iter::once(&mut self.0).chain(&mut self.1) {
+            process.kill().ok();
+            process.wait().ok();
+        }
     }
 }
 
@@ -92,7 +104,7 @@ fn start(kind: &str, cores: &str, port: u16, argument: usize) -> Running {
     let program = std::env::current_exe().expect("the path of this program");
     let mut command = pinned(cores, &program);
     command.args(["server", kind, &port.to_string(), &argument.to_string()]);
-    let running = Running(command.spawn().expect("a process"));
+    let running = Running::start(command);
     wait_for(port);
     running
 }
@@ -112,6 +124,25 @@ pub(crate) fn forward(port: u16, platform: u16) -> Running {
     start("forward", "0", port, platform.into())
 }
 
+/// Starts a server with Redis as its cache, both on the measured core.
+pub(crate) fn with_redis(place: &Place, port: u16, redis_port: u16) -> Running {
+    let mut command = pinned("0", &program("redis-server"));
+    command.args(["--bind", "127.0.0.1", "--port", &redis_port.to_string(), "--save", "", "--dir"]);
+    command.arg(place.0.path()).args(["--maxmemory", "512mb", "--maxmemory-policy", "allkeys-lru"]);
+    let redis = command.spawn().expect("a process");
+    wait_for(redis_port);
+    let mut running = start("redis", "0", port, redis_port.into());
+    running.1 = Some(redis);
+    running
+}
+
+/// The path of a server that Debian installs.
+pub(crate) fn program(name: &str) -> PathBuf {
+    let found =
+        ["/usr/sbin", "/usr/bin"].map(|folder| Path::new(folder).join(name)).into_iter().find(|path| path.exists());
+    found.unwrap_or_else(|| panic!("{name} is not installed: benches/peers/setup installs it"))
+}
+
 /// Starts the mock of the platform.
 pub(crate) fn platform(port: u16, coupons: usize) -> Running {
     start("platform", PLATFORM, port, coupons)
@@ -120,7 +151,7 @@ pub(crate) fn platform(port: u16, coupons: usize) -> Running {
 /// Starts the gateway with defaults, except that calls are not paced and answers live longer; `cache` is added to that table.
 /// The admin port is the next one.
 pub(crate) fn gateway(place: &Place, cores: &str, port: u16, upstream: u16, cache: &str) -> Running {
-    let running = Running(gateway_command(place, cores, port, upstream, cache).spawn().expect("a process"));
+    let running = Running::start(gateway_command(place, cores, port, upstream, cache));
     wait_for(port);
     running
 }

@@ -91,9 +91,9 @@ fn settled(server: &Running) -> f64 {
 fn starts() -> (f64, f64, f64) {
     let place = Place::new();
     let start = |_| {
-        let mut command = gateway_command(&place, "0", GATEWAY, UPSTREAM, "");
+        let command = gateway_command(&place, "0", GATEWAY, UPSTREAM, "");
         let begun = Instant::now();
-        let _running = Running(command.spawn().expect("a process"));
+        let _running = Running::start(command);
         while !is_ready() {
             std::thread::sleep(Duration::from_micros(200));
         }

@@ -1,4 +1,4 @@
-//! How the cost of a hit grows with entries, coupons and connections, and the cost of misses that evict.
+//! How the cost of a hit grows with entries, coupons and connections.
 
 use std::fmt::Write as _;
 
@@ -18,7 +18,6 @@ pub(crate) fn run(bench: &mut Bench) {
     by_entries(bench);
     by_coupons(bench);
     by_connections(bench);
-    storms(bench);
 }
 
 fn load(bench: &Bench, connections: usize, customers: Customers) -> Load {
@@ -96,21 +95,6 @@ fn by_connections(bench: &mut Bench) {
     }
     report(bench, "Connections: 10,000 customers, 1.7 kB", &rows);
     plot(bench, "scale-connections.svg", "A hit's cost by connections", "connections", &lines);
-}
-
-/// Ever new customers: with enough memory, and with so little that each one evicts others.
-fn storms(bench: &mut Bench) {
-    let place = Place::new();
-    let _platform = platform(UPSTREAM, COUPONS);
-    let roomy = gateway(&place, "0", GATEWAY, UPSTREAM, ROOM);
-    let tight = gateway(&place, "0", GATEWAY + 2, UPSTREAM, "max_bytes = \"16MiB\"");
-    fill(GATEWAY + 2, 20_000);
-    let load = load(bench, CONNECTIONS, Customers::Uniform(1_000_000_000));
-    let servers = [("misses with room", GATEWAY, &roomy), ("misses that evict, of 16 MiB", GATEWAY + 2, &tight)];
-    let rows = measure(&servers, &load, bench.rounds);
-    report(bench, "Eviction storm: every request another customer", &rows);
-    let resident = tight.resident() / f64::from(1 << 20);
-    bench.report(&format!("Resident after the storm, with `cache.max_bytes` of 16 MiB: {resident:.0} MiB.\n"));
 }
 
 fn report(bench: &mut Bench, title: &str, rows: &[Row]) {

@@ -19,7 +19,9 @@ use hyper_util::rt::TokioIo;
 use mio::net::{TcpListener, TcpStream};
 use mio::{Events, Interest, Poll, Token};
 
-use crate::process::ROUTE;
+use redis::AsyncCommands;
+
+use crate::process::{COUPONS, ROUTE};
 
 /// A list of this many coupons of about 330 bytes each, as the platform writes them. None ends soon.
 pub(crate) fn coupons(count: usize) -> String {
@@ -140,11 +142,33 @@ async fn connect(platform: SocketAddr) -> SendRequest<Full<Bytes>> {
 pub(crate) fn obvious(address: SocketAddr, count: usize) {
     let cache = moka::sync::Cache::builder().max_capacity(1 << 20).time_to_live(Duration::from_secs(3600)).build();
     let body = Bytes::from(coupons(count));
+    serve(address, async move |request: Bytes| cache.get_with(key(&request), || Bytes::copy_from_slice(&body)));
+}
+
+/// What an answer depends on.
+fn key(request: &[u8]) -> (String, String, String) {
+    let parsed: serde_json::Value = serde_json::from_slice(request).unwrap_or_default();
+    let customer = parsed.pointer("/params/customerId").and_then(|id| id.as_str()).unwrap_or_default();
+    (customer.to_owned(), parsed["params"]["useStatus"].to_string(), parsed["params"]["cardId"].to_string())
+}
+
+/// hyper, `Value`, and Redis as the cache.
+pub(crate) fn redis(address: SocketAddr, redis: SocketAddr) {
+    let client = redis::Client::open(format!("redis://{redis}")).expect("an address");
+    let body = Bytes::from(coupons(COUPONS));
+    let connection: Rc<tokio::sync::OnceCell<redis::aio::MultiplexedConnection>> = Rc::default();
     serve(address, async move |request: Bytes| {
-        let parsed: serde_json::Value = serde_json::from_slice(&request).unwrap_or_default();
-        let customer = parsed.pointer("/params/customerId").and_then(|id| id.as_str()).unwrap_or_default();
-        let key =
-            (customer.to_owned(), parsed["params"]["useStatus"].to_string(), parsed["params"]["cardId"].to_string());
-        cache.get_with(key, || Bytes::copy_from_slice(&body))
+        let connect = || async { client.get_multiplexed_async_connection().await.expect("Redis") };
+        let mut connection = connection.get_or_init(connect).await.clone();
+        let (customer, status, card) = key(&request);
+        let key = format!("{customer}|{status}|{card}");
+        let known: Option<Vec<u8>> = connection.get(&key).await.expect("an answer of Redis");
+        match known {
+            Some(answer) => answer.into(),
+            None => {
+                let _: () = connection.set_ex(&key, &*body, 3600).await.expect("an answer of Redis");
+                body.clone()
+            }
+        }
     });
 }
