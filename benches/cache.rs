@@ -59,7 +59,7 @@ fn store(cache: &Arc<Cache<()>>, reader: &Reader, clock: &Clock, customer: u64) 
     if let Join::Started(guard, _waiter) = cache.join(&question, cache.generation(0, 0), &cache_control, now) {
         let answer = answer(1 + usize::try_from(customer % 40).unwrap_or_default());
         let decision = StoreDecision::of(&reader.read(&answer), &LIFETIMES, now.wall, now, now);
-        guard.complete(Arc::new(answer), decision, now.boot, now);
+        guard.complete(answer, decision, now.boot, now);
     }
 }
 
@@ -82,13 +82,13 @@ fn churn(name: &str, max_bytes: u64, keys: u64, writes: u64) {
                 for number in 0..writes / 2 {
                     store(cache, reader, clock, (number * 2 + thread) % keys);
                     if number % 10_000 == 0 {
-                        cache.run_maintenance();
+                        cache.run_maintenance(clock.now());
                     }
                 }
             });
         }
     });
-    cache.run_maintenance();
+    cache.run_maintenance(clock.now());
     let (weighed, resident) = (cache.bytes(), resident());
     println!(
         "{name}: limit {} MiB, weighed {} MiB, resident {} MiB after {writes} answers",
@@ -124,7 +124,7 @@ fn wake_up(followers: usize, rounds: usize) {
             .collect();
         std::thread::sleep(Duration::from_millis(5));
         let landed = now();
-        guard.complete(Arc::new(answer(5)), StoreDecision::Ignore, clock.boot(), clock.now());
+        guard.complete(answer(5), StoreDecision::Ignore, clock.boot(), clock.now());
         for task in tasks {
             let (_, woken) = runtime.block_on(task).expect("a follower that does not panic");
             waits.push(woken.saturating_duration_since(landed));

@@ -11,7 +11,8 @@ use prometheus::{IntCounter, IntGauge};
 use time::UtcOffset;
 use zvgate::answer::{Answer, Reader};
 use zvgate::cache::{
-    Cache, CacheMetrics, Deadline, Join, Lookup, Options, Question, RequestCacheControl, StoreDecision, Subject,
+    Cache, CacheMetrics, Deadline, Join, Lookup, Options, Question, RequestCacheControl, SharedAnswer, StoreDecision,
+    Subject,
 };
 use zvgate::clock::Clock;
 use zvgate::envelope::Envelope;
@@ -67,13 +68,13 @@ fn filled(clock: &Clock) -> Arc<Cache<GatewayError>> {
         stale_if_error: Duration::ZERO,
         expiry_margin: Duration::from_secs(1),
     };
-    let answer = Arc::new(answer());
     for customer in 0..CUSTOMERS {
         let now = clock.now();
         let started = cache.join(&question(customer), cache.generation(0, 0), &RequestCacheControl::default(), now);
         let Join::Started(guard, _waiter) = started else { continue };
+        let answer = answer();
         let verdict = reader().read(&answer);
-        guard.complete(Arc::clone(&answer), StoreDecision::of(&verdict, &lifetimes, now.wall, now, now), now.boot, now);
+        guard.complete(answer, StoreDecision::of(&verdict, &lifetimes, now.wall, now, now), now.boot, now);
     }
     cache
 }
@@ -95,10 +96,10 @@ fn hit(criterion: &mut Criterion) {
     });
     let cache_status =
         CacheStatus::Hit { age: Duration::from_secs(3), remaining: Duration::from_secs(27), is_shared: false };
-    let answer = Arc::new(answer());
+    let answer = SharedAnswer::from(answer());
     criterion.bench_function("reply: head of a hit", |bencher| {
         bencher.iter(|| {
-            let result = Ok(Reply::new(Arc::clone(&answer), cache_status, None, Deadline::NEVER));
+            let result = Ok(Reply::new(answer.clone(), cache_status, None, Deadline::NEVER));
             reply::response(
                 black_box(result),
                 None,

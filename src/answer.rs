@@ -3,8 +3,10 @@
 //! The platform answers HTTP 200 to nearly everything; the truth is in `status`, `code` and `data`, each of which comes
 //! in several spellings.
 
+mod body;
 mod coupons;
 mod datetime;
+mod headers;
 mod pointers;
 mod typed;
 
@@ -14,8 +16,11 @@ use std::time::Duration;
 use http::HeaderValue;
 use time::UtcOffset;
 
+pub use self::body::Body;
 pub use self::coupons::CouponList;
 pub use self::datetime::End;
+use self::headers::RareHeaders;
+pub use self::headers::detached;
 pub use self::typed::{PlatformFailure, Typed, TypedForm};
 use crate::clock::Wall;
 use crate::json::{JsonError, Next, Scanner};
@@ -44,79 +49,36 @@ fn text(body: &[u8]) -> Option<&str> {
 pub struct Answer {
     /// HTTP status.
     pub status: u16,
-    /// `Content-Type`, as received.
-    pub content_type: Option<ContentType>,
-    /// Headers that few answers have; boxed, so that the others need no memory for them.
-    pub extra_headers: Option<Box<ExtraHeaders>>,
+    /// `Content-Type`, if it is a usual one: its index among those.
+    usual_type: Option<u8>,
+    rare_headers: Option<Box<RareHeaders>>,
     /// The body.
-    pub body: Box<[u8]>,
+    pub body: Body,
     /// What the typed API makes of it, once it was asked for.
     pub typed: TypedForm,
 }
 
-/// A `Content-Type`: a common one, which needs no memory, or another.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum ContentType {
-    /// A common one.
-    Known(&'static HeaderValue),
-    /// Another.
-    Other(Box<HeaderValue>),
-}
-
-/// Those of nearly all answers.
-static KNOWN_TYPES: [HeaderValue; 3] = [
-    HeaderValue::from_static("application/json"),
-    HeaderValue::from_static("application/json;charset=UTF-8"),
-    HeaderValue::from_static("application/json; charset=utf-8"),
-];
-
-impl ContentType {
-    /// That of JSON.
-    pub fn json() -> Self {
-        let [json, ..] = &KNOWN_TYPES;
-        Self::Known(json)
-    }
-
-    /// The value.
-    pub fn value(&self) -> &HeaderValue {
-        match self {
-            Self::Known(value) => value,
-            Self::Other(value) => value,
+impl Answer {
+    /// An answer with these headers: `Content-Type`, `Content-Encoding` and `Retry-After`.
+    pub fn received(status: u16, headers: [Option<&HeaderValue>; 3], body: impl Into<Box<[u8]>>) -> Self {
+        let [content_type, ..] = headers;
+        Self {
+            status,
+            usual_type: content_type.and_then(headers::usual_type),
+            rare_headers: RareHeaders::of(headers),
+            body: Body::new(body.into()),
+            typed: TypedForm::default(),
         }
     }
-}
 
-/// Copied: a slice of the response head would keep the connection's whole read buffer in memory.
-impl From<&HeaderValue> for ContentType {
-    fn from(value: &HeaderValue) -> Self {
-        let known = KNOWN_TYPES.iter().find(|known| *known == value);
-        known.map_or_else(|| Self::Other(Box::new(detached(value))), Self::Known)
-    }
-}
-
-/// The same value in memory of its own.
-pub fn detached(value: &HeaderValue) -> HeaderValue {
-    HeaderValue::from_bytes(value.as_bytes()).unwrap_or_else(|_| HeaderValue::from_static(""))
-}
-
-/// Headers that are passed on, and that few answers have.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct ExtraHeaders {
-    /// `Content-Encoding`, as received.
-    pub content_encoding: Option<HeaderValue>,
-    /// `Retry-After`, as received.
-    pub retry_after: Option<HeaderValue>,
-}
-
-impl Answer {
     /// An answer without headers.
     pub fn new(status: u16, body: impl Into<Box<[u8]>>) -> Self {
-        Self { status, content_type: None, extra_headers: None, body: body.into(), typed: TypedForm::default() }
+        Self::received(status, [None; 3], body)
     }
 
     /// An answer of the gateway's own.
     pub fn json(body: String) -> Self {
-        Self { content_type: Some(ContentType::json()), ..Self::new(200, body.into_bytes()) }
+        Self::received(200, [Some(&HeaderValue::from_static("application/json")), None, None], body.into_bytes())
     }
 
     /// The platform's `code` for the log, if the body has one and is not unusually long.
@@ -127,8 +89,8 @@ impl Answer {
     }
 
     /// How long `Retry-After` says to wait (RFC 9110, section 10.2.3).
-    pub fn retry_after(&self, now: Wall) -> Option<Duration> {
-        let text = self.extra_headers.as_ref()?.retry_after.as_ref()?.to_str().ok()?.trim();
+    pub fn pause(&self, now: Wall) -> Option<Duration> {
+        let text = self.retry_after()?.to_str().ok()?.trim();
         if !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit()) {
             // More digits than fit are a long time, too.
             return Some(Duration::from_secs(text.parse().unwrap_or(u64::MAX)));
@@ -139,23 +101,15 @@ impl Answer {
     /// Whether its body is compressed, although that was not asked for. What is no content coding, such as a charset that some
     /// servers send in its place, says nothing: the body does.
     pub fn is_compressed(&self) -> bool {
-        let encoding = self.extra_headers.as_ref().and_then(|extra| extra.content_encoding.as_ref());
-        let codings = encoding.into_iter().flat_map(|encoding| encoding.as_bytes().split(|b| *b == b','));
+        let codings =
+            self.content_encoding().into_iter().flat_map(|encoding| encoding.as_bytes().split(|b| *b == b','));
         let is_coding = |name: &[u8]| CODINGS.iter().any(|coding| name.eq_ignore_ascii_case(coding.as_bytes()));
         codings.map(<[u8]>::trim_ascii).any(is_coding)
     }
 
     /// Bytes on the heap.
     pub fn size(&self) -> usize {
-        let other_type = match &self.content_type {
-            Some(ContentType::Other(value)) => size_of::<HeaderValue>() + value.len(),
-            Some(ContentType::Known(_)) | None => 0,
-        };
-        let extra = self.extra_headers.as_ref().map_or(0, |extra| {
-            let headers = [&extra.content_encoding, &extra.retry_after];
-            size_of::<ExtraHeaders>() + headers.into_iter().flatten().map(HeaderValue::len).sum::<usize>()
-        });
-        self.body.len() + other_type + extra + self.typed.size()
+        self.body.size() + self.rare_headers.as_ref().map_or(0, |headers| headers.size()) + self.typed.size()
     }
 }
 

@@ -1,12 +1,12 @@
 //! Cached answers, fetches in progress, and the fence between the two.
 //!
-//! A hit finds its answer by a reference or by moka, and reads two clocks; it takes no lock. Everything else goes through the stripe of its
-//! subject: under its lock a flight is joined or begun, an answer is stored, and a write invalidates both. A flight may store
-//! its answer only while it is in its stripe, and an answer may be served only until it is marked as invalid: that is the
-//! whole fence. It gives read-your-writes: a read that starts after a write was answered never sees data fetched before it.
+//! Everything goes through the stripe of its subject, except for a hit by reference: under its lock an answer is looked up, a flight
+//! is joined or begun, an answer is stored, and a write invalidates both. A flight may store its answer only while it is in its stripe,
+//! and an answer may be served by reference only until it is marked as invalid: that is the whole fence. It gives read-your-writes: a
+//! read that starts after a write was answered never sees data fetched before it.
 //!
-//! What a stripe holds is the truth, and moka follows it (`Cache::publish`). No call to moka is made under a stripe's lock,
-//! since any of them may run moka's maintenance.
+//! moka decides which answers to evict: it is told of each that is stored, removed, or in use. No call to moka is made under a stripe's
+//! lock, since any of them may run moka's maintenance, which locks stripes.
 
 mod entry;
 mod fetch_guard;
@@ -20,7 +20,7 @@ mod stripe;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use foldhash::quality::RandomState;
 use moka::notification::RemovalCause;
@@ -28,8 +28,8 @@ use moka::policy::EvictionPolicy;
 use parking_lot::MutexGuard;
 use prometheus::{IntCounter, IntGauge};
 
-pub use self::entry::{AnswerRef, Generation, MAX_ANSWERS, Question, Subject};
-use self::entry::{CustomerEntry, Held, TenantState};
+pub use self::entry::{AnswerRef, CachedAnswer, Generation, MAX_ANSWERS, Question, SharedAnswer, Subject};
+use self::entry::{Held, TenantState};
 pub use self::fetch_guard::{Elsewhere, FetchGuard, Served, Stored};
 use self::flight::Flight;
 pub use self::flight::{FetchOutcome, Waiter};
@@ -79,12 +79,18 @@ pub enum Join<F: Clone> {
     TooManyWaiters,
 }
 
+/// In so many calls of [`Cache::run_maintenance`] all stripes are swept.
+const SWEEPS: usize = 16;
+
 /// The cache; `F` is what waiters get if a fetch fails.
 #[derive(Debug)]
 pub struct Cache<F> {
-    entries: moka::sync::Cache<Subject, Arc<CustomerEntry>, RandomState>,
-    stripes: Arc<Stripes<F, CustomerEntry>>,
+    stripes: Arc<Stripes<F, CachedAnswer>>,
+    /// Decides what to evict; answers by their ids.
+    eviction: moka::sync::Cache<usize, Arc<CachedAnswer>, RandomState>,
     tenants: boxcar::Vec<Arc<TenantState>>,
+    /// How often it was swept.
+    sweeps: AtomicUsize,
     /// Those in force.
     rules: AtomicU64,
     max_waiters: AtomicUsize,
@@ -99,27 +105,23 @@ impl<F: Clone + Send + Sync + 'static> Cache<F> {
         let stripes = Arc::new(Stripes::new(options.max_bytes));
         let fixed_bytes = stripes.fixed_bytes();
         let (evicting, evicted) = (Arc::clone(&stripes), metrics.clone());
-        let entries = moka::sync::Cache::builder()
+        let eviction = moka::sync::Cache::builder()
             .max_capacity(options.max_bytes.saturating_sub(fixed_bytes))
-            .weigher(|subject: &Subject, entry: &Arc<CustomerEntry>| entry.weight(subject))
+            .weigher(|_, cached: &Arc<CachedAnswer>| cached.weight())
             // The default policy rejects new entries while old ones are asked for more often, and `stored` would lie.
             .eviction_policy(EvictionPolicy::lru())
-            .expire_after(FreeMemory)
-            .eviction_listener(move |subject: Arc<Subject>, entry: Arc<CustomerEntry>, cause| {
-                let answers = entry.len();
-                evicted.entries.sub(i64::try_from(answers).unwrap_or(i64::MAX));
-                match cause {
-                    RemovalCause::Expired => evicted.expired.inc_by(answers as u64),
-                    RemovalCause::Size => evicted.size.inc_by(answers as u64),
-                    RemovalCause::Explicit | RemovalCause::Replaced => return,
+            .eviction_listener(move |_, cached: Arc<CachedAnswer>, cause| {
+                if cause == RemovalCause::Size && evicting.of(&cached.subject).evict(&cached) {
+                    evicted.size.inc();
+                    evicted.entries.dec();
                 }
-                evicting.of(&subject).evict(&subject, &entry);
             })
             .build_with_hasher(RandomState::default());
         let cache = Self {
-            entries,
             stripes,
+            eviction,
             tenants: boxcar::Vec::new(),
+            sweeps: AtomicUsize::default(),
             rules: AtomicU64::default(),
             max_waiters: AtomicUsize::default(),
             unsettled_ttl: AtomicU64::default(),
@@ -157,6 +159,11 @@ impl<F: Clone> Cache<F> {
         Generation { tenant, rules }
     }
 
+    /// The valid answer to a question.
+    fn find(&self, question: &Question, is_wanted: impl Fn(Generation) -> bool) -> Option<Arc<CachedAnswer>> {
+        find(&self.stripe(&question.subject), question, is_wanted).cloned()
+    }
+
     /// Looks a question up.
     pub fn lookup(
         &self,
@@ -165,15 +172,17 @@ impl<F: Clone> Cache<F> {
         cache_control: &RequestCacheControl,
         now: Now,
     ) -> Lookup {
-        self.entries
-            .get(&question.subject)
-            .map_or(Lookup::Miss, |entry| entry.lookup(question, generation, cache_control, now))
+        let Some(cached) = self.find(question, |other| other == generation) else { return Lookup::Miss };
+        if cached.touch(now.boot) {
+            self.eviction.get(&cached.id());
+        }
+        cached.found(cache_control, now)
     }
 
-    /// A reference to the answer of a hit for a question: the next hit needs no lookup. `None` if its tenant is not known here.
-    pub fn reference(&self, question: &Question, hit: &Hit) -> Option<AnswerRef> {
-        let tenant = Arc::clone(self.tenants.get(question.subject.tenant)?);
-        Some(AnswerRef { subject: question.subject.clone(), cached: Arc::downgrade(&hit.cached), tenant })
+    /// A reference to the answer of a hit: the next hit needs no lookup. `None` if its tenant is not known here.
+    pub fn reference(&self, hit: &Hit) -> Option<AnswerRef> {
+        let tenant = Arc::clone(self.tenants.get(hit.subject().tenant)?);
+        Some(AnswerRef { cached: Arc::downgrade(&hit.cached), tenant })
     }
 
     /// The fresh answer to a question, if there is one; a stale one is left to [`Cache::lookup`].
@@ -184,12 +193,12 @@ impl<F: Clone> Cache<F> {
         cache_control: &RequestCacheControl,
         now: Now,
     ) -> Option<Hit> {
-        self.entries.get(&question.subject)?.fresh(question, generation, cache_control, now)
+        self.find(question, |other| other == generation)?.hit(cache_control, now).ok()
     }
 
     /// Whether the caller is the one that refreshes a stale answer.
     pub fn claim_refresh(&self, question: &Question, generation: Generation, now: Now) -> bool {
-        self.entries.get(&question.subject).is_some_and(|entry| entry.claim_refresh(question, generation, now.boot))
+        self.find(question, |other| other == generation).is_some_and(|cached| cached.refresh.claim(now.boot))
     }
 
     /// What is held of a tenant's answers: those since it was last invalidated for certain, under the rules in force.
@@ -209,21 +218,20 @@ impl<F: Clone> Cache<F> {
     /// The answer that is in memory and may be served in place of a failure, although invalidations may have been missed since it was
     /// fetched.
     pub fn held(&self, question: &Question, now: Now) -> Option<StaleHit> {
-        let entry = self.stripe(&question.subject).entry(&question.subject).cloned()?;
-        let cached = entry.held(&question.key, self.held_generations(question.subject.tenant))?;
+        let held = self.held_generations(question.subject.tenant);
+        let cached = self.find(question, |generation| held.contains(generation))?;
         let stale = match cached.freshness.remaining(now) {
             Some(_) => Staleness { past: Duration::ZERO, revalidate: false, if_error: true },
             None => cached.freshness.stale(now).filter(|stale| stale.if_error)?,
         };
-        Some(StaleHit { cached: Arc::clone(cached), stale })
+        Some(StaleHit { cached, stale })
     }
 
     /// The stale answer that may be served in place of a failure.
     pub fn stale_for_error(&self, question: &Question, generation: Generation, now: Now) -> Option<StaleHit> {
-        let entry = self.stripe(&question.subject).entry(&question.subject).cloned()?;
-        let cached = entry.find(&question.key, generation)?;
+        let cached = self.find(question, |other| other == generation)?;
         let stale = cached.freshness.stale(now).filter(|stale| stale.if_error)?;
-        Some(StaleHit { cached: Arc::clone(cached), stale })
+        Some(StaleHit { cached, stale })
     }
 
     /// Joins the flight of a question, or begins one. A caller that wants a new fetch joins only one that was not sent yet; if
@@ -238,8 +246,8 @@ impl<F: Clone> Cache<F> {
         let max_waiters = self.max_waiters.load(Ordering::Relaxed);
         let mut stripe = self.stripe(&question.subject);
         // A flight may have stored its answer since the lookup.
-        let entry = stripe.entry(&question.subject).filter(|_| !cache_control.wants_new());
-        if let Some(hit) = entry.and_then(|entry| entry.fresh(question, generation, cache_control, now)) {
+        let cached = find(&stripe, question, |other| other == generation).filter(|_| !cache_control.wants_new());
+        if let Some(Ok(hit)) = cached.map(|cached| Arc::clone(cached).hit(cache_control, now)) {
             return Join::Hit(hit);
         }
         let in_flight = stripe.flight(question).filter(|flight| flight.generation == generation);
@@ -262,10 +270,8 @@ impl<F: Clone> Cache<F> {
     pub fn invalidate(&self, subject: &Subject, settle_until: Boot, now: Now) -> usize {
         let generation = self.current_generation(subject.tenant);
         let dropped = self.stripe(subject).invalidate(subject, settle_until, now.boot);
-        if dropped.is_some() {
-            self.publish(subject);
-        }
-        dropped.map_or(0, |dropped| dropped.servable(generation, now).count())
+        self.removed(&dropped);
+        dropped.iter().filter(|cached| cached.is_servable(generation, now)).count()
     }
 
     /// Invalidates everything of a tenant.
@@ -282,25 +288,34 @@ impl<F: Clone> Cache<F> {
         let generation = self.current_generation(tenant);
         self.invalidate_tenant(tenant, settle_until);
         let mut dropped = 0;
-        for (subject, entry) in self.entries.iter().filter(|(subject, _)| subject.tenant == tenant) {
-            dropped += entry.servable(generation, now).count();
+        for mut stripe in self.stripes.all() {
             // What was stored since is of the new generation, and stays.
-            if entry.iter().all(|cached| cached.generation.tenant <= generation.tenant) {
-                self.stripe(&subject).evict(&subject, &entry);
-                self.publish(&subject);
-            }
+            let is_old = |cached: &CachedAnswer| {
+                cached.subject.tenant == tenant && cached.generation.tenant <= generation.tenant
+            };
+            let removed = stripe.sweep(is_old);
+            drop(stripe);
+            self.removed(&removed);
+            dropped += removed.iter().filter(|cached| cached.is_servable(generation, now)).count();
         }
         dropped
     }
 
-    /// A cached answer about a subject takes more memory than when it was stored: weighs its entry again.
-    pub fn reweigh(&self, subject: &Subject) {
-        self.publish(subject);
+    /// A cached answer takes more memory than when it was stored: weighs it again.
+    pub fn reweigh(&self, cached: &Arc<CachedAnswer>) {
+        self.publish(cached);
     }
 
-    /// Frees what has expired or was evicted.
-    pub fn run_maintenance(&self) {
-        self.entries.run_pending_tasks();
+    /// Frees what is of no use any more, of each stripe now and then, and what was evicted.
+    pub fn run_maintenance(&self, now: Now) {
+        let sweep = self.sweeps.fetch_add(1, Ordering::Relaxed) % SWEEPS;
+        for mut stripe in self.stripes.all().skip(sweep).step_by(SWEEPS) {
+            let removed = stripe.sweep(|cached| now.boot >= cached.freshness.retain_until());
+            drop(stripe);
+            self.removed(&removed);
+            self.metrics.expired.inc_by(removed.len() as u64);
+        }
+        self.eviction.run_pending_tasks();
     }
 
     /// How many callers wait for the fetch for which most of them wait.
@@ -310,27 +325,22 @@ impl<F: Clone> Cache<F> {
 
     /// Bytes of memory in use, as weighed.
     pub fn bytes(&self) -> u64 {
-        self.entries.weighted_size() + self.stripes.fixed_bytes()
+        self.eviction.weighted_size() + self.stripes.fixed_bytes()
     }
 
-    /// Lets moka hold what the stripe holds. Others may change the stripe at the same time: whoever is last sees to it.
-    fn publish(&self, subject: &Subject) {
-        let current = || self.stripe(subject).entry(subject).cloned();
-        let mut entry = current();
-        loop {
-            match &entry {
-                Some(entry) => {
-                    self.metrics.entries.add(i64::try_from(entry.len()).unwrap_or(i64::MAX));
-                    self.entries.insert(subject.clone(), Arc::clone(entry));
-                }
-                None => self.entries.invalidate(subject),
-            }
-            let now = current();
-            if entry.as_ref().map(Arc::as_ptr) == now.as_ref().map(Arc::as_ptr) {
-                return;
-            }
-            entry = now;
+    /// Tells moka of an answer that was added to its stripe.
+    fn publish(&self, cached: &Arc<CachedAnswer>) {
+        self.eviction.insert(cached.id(), Arc::clone(cached));
+        // Whoever removed it from its stripe may have told moka so before.
+        if !cached.is_valid() {
+            self.eviction.invalidate(&cached.id());
         }
+    }
+
+    /// Tells moka of answers that were removed from their stripe.
+    fn removed(&self, answers: &[Arc<CachedAnswer>]) {
+        self.metrics.entries.sub(i64::try_from(answers.len()).unwrap_or(i64::MAX));
+        answers.iter().for_each(|cached| self.eviction.invalidate(&cached.id()));
     }
 
     /// Whether the platform may still have answered from before a tenant-wide write at that moment.
@@ -338,28 +348,20 @@ impl<F: Clone> Cache<F> {
         self.tenants.get(tenant).is_some_and(|state| sent.millis() < state.settle_until.load(Ordering::SeqCst))
     }
 
-    fn stripe(&self, subject: &Subject) -> MutexGuard<'_, Stripe<F, CustomerEntry>> {
+    fn stripe(&self, subject: &Subject) -> MutexGuard<'_, Stripe<F, CachedAnswer>> {
         self.stripes.of(subject)
     }
 }
 
-/// When an entry's memory may be freed. Freshness is not judged by it: moka's clock is not ours.
-struct FreeMemory;
-
-impl moka::Expiry<Subject, Arc<CustomerEntry>> for FreeMemory {
-    fn expire_after_create(&self, _: &Subject, entry: &Arc<CustomerEntry>, _: Instant) -> Option<Duration> {
-        Some(entry.retain_for)
-    }
-
-    fn expire_after_update(
-        &self,
-        _: &Subject,
-        entry: &Arc<CustomerEntry>,
-        _: Instant,
-        _: Option<Duration>,
-    ) -> Option<Duration> {
-        Some(entry.retain_for)
-    }
+/// The answer to a question in its stripe, if it is of a generation that is wanted.
+fn find<'a, F>(
+    stripe: &'a Stripe<F, CachedAnswer>,
+    question: &Question,
+    is_wanted: impl Fn(Generation) -> bool,
+) -> Option<&'a Arc<CachedAnswer>> {
+    let is_same =
+        |cached: &&Arc<CachedAnswer>| *cached.key() == *question.key.as_bytes() && is_wanted(cached.generation);
+    stripe.answers(&question.subject).find(is_same)
 }
 
 #[cfg(test)]

@@ -104,6 +104,21 @@ impl Boot {
         self.0 / NANOS_PER_SECOND
     }
 
+    /// The same as fewer bits, which suffice for 136 years.
+    pub fn whole_seconds(self) -> u32 {
+        u32::try_from(self.seconds()).unwrap_or(u32::MAX)
+    }
+
+    /// Tenths of a second since boot, rounded up; thirteen years fit.
+    pub fn tenths(self) -> u32 {
+        u32::try_from(self.millis().div_ceil(100)).unwrap_or(u32::MAX)
+    }
+
+    /// So many tenths of a second since boot.
+    pub const fn from_tenths(tenths: u32) -> Self {
+        Self::from_duration(Duration::from_millis(tenths as u64 * 100))
+    }
+
     /// Milliseconds since boot, rounded up.
     pub const fn millis(self) -> u64 {
         self.0.div_ceil(NANOS_PER_MILLI)

@@ -299,12 +299,12 @@ impl Gateway {
         {
             info.tenant = Some(known.tenant);
             if logs_customers {
-                info.customers = known.answer.subject().customer_id().map(str::to_owned).into_iter().collect();
+                info.customers = hit.subject().customer_id().map(str::to_owned).into_iter().collect();
             }
             policy.handles.hit(known.tenant, route.index, hit.freshness().negative);
-            self.served.note(known.answer.subject(), now.boot);
+            // That the customer was served is noted whenever the answer is looked up, which is not long ago.
             self.cluster.count_hit(standing);
-            return Ok(Step::Done(Reply::hit(&hit, now)));
+            return Ok(Step::Done(Reply::hit(hit, now)));
         }
         let envelope = body::envelope(&route.kind, body)?;
         info.customers = body::customers(&route.kind, head, &envelope)?;

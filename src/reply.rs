@@ -5,7 +5,7 @@ mod problem;
 mod typed;
 
 use std::fmt::Write;
-use std::sync::Arc;
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -20,7 +20,7 @@ use self::problem::PROBLEM_JSON;
 pub use self::problem::Problem;
 pub use self::typed::{CouponsView, Shape, TypedReply};
 use crate::answer::Answer;
-use crate::cache::{Deadline, Freshness, Hit, StaleHit};
+use crate::cache::{Deadline, Freshness, Hit, SharedAnswer, StaleHit};
 use crate::clock::Now;
 use crate::envelope::push_text;
 use crate::limit::Limited;
@@ -40,7 +40,7 @@ const JSON: HeaderValue = HeaderValue::from_static("application/json");
 #[derive(Clone, Debug)]
 pub struct Reply {
     /// The answer.
-    pub answer: Arc<Answer>,
+    pub answer: SharedAnswer,
     /// How it was obtained.
     pub cache_status: CacheStatus,
     /// What a write did; `None` for other requests.
@@ -66,13 +66,13 @@ pub struct BatchSummary {
 
 impl Reply {
     /// An answer that was obtained in this way.
-    pub const fn new(answer: Arc<Answer>, cache_status: CacheStatus, effect: Option<Effect>, end: Deadline) -> Self {
+    pub const fn new(answer: SharedAnswer, cache_status: CacheStatus, effect: Option<Effect>, end: Deadline) -> Self {
         Self { answer, cache_status, effect, end, batch: None }
     }
 
     /// JSON of the gateway's own.
     pub fn own(json: String) -> Self {
-        Self::new(Arc::new(Answer::json(json)), CacheStatus::None, None, Deadline::NEVER)
+        Self::new(Answer::json(json).into(), CacheStatus::None, None, Deadline::NEVER)
     }
 
     /// How old the answer is, if it is from the cache.
@@ -84,14 +84,14 @@ impl Reply {
     }
 
     /// A fresh answer from the cache.
-    pub fn hit(hit: &Hit, now: Now) -> Self {
-        let cache_status =
-            CacheStatus::Hit { age: hit.freshness().age(now), remaining: hit.remaining, is_shared: false };
-        Self::new(Arc::clone(hit.answer()), cache_status, None, hit.freshness().end())
+    pub fn hit(hit: Hit, now: Now) -> Self {
+        let (freshness, remaining) = (*hit.freshness(), hit.remaining);
+        let cache_status = CacheStatus::Hit { age: freshness.age(now), remaining, is_shared: false };
+        Self::new(hit.answer(), cache_status, None, freshness.end())
     }
 
     /// An answer that another replica had fetched; `None` if it must not be served any more.
-    pub fn shared(answer: Arc<Answer>, freshness: &Freshness, now: Now) -> Option<Self> {
+    pub fn shared(answer: SharedAnswer, freshness: &Freshness, now: Now) -> Option<Self> {
         let cache_status = match freshness.remaining(now) {
             Some(remaining) => CacheStatus::Hit { age: freshness.age(now), remaining, is_shared: true },
             None if freshness.has_ended(now) => return None,
@@ -101,13 +101,13 @@ impl Reply {
     }
 
     /// A stale answer from the cache.
-    pub fn stale(hit: &StaleHit, reason: StaleReason, now: Now) -> Self {
+    pub fn stale(hit: StaleHit, reason: StaleReason, now: Now) -> Self {
         let ttl = hit
             .freshness()
             .remaining(now)
             .map_or_else(|| -seconds(whole_seconds(hit.stale.past)), |left| seconds(left.as_secs()));
-        let cache_status = CacheStatus::Stale { age: hit.freshness().age(now), ttl, reason };
-        Self::new(Arc::clone(hit.answer()), cache_status, None, hit.freshness().end())
+        let (age, end) = (hit.freshness().age(now), hit.freshness().end());
+        Self::new(hit.answer(), CacheStatus::Stale { age, ttl, reason }, None, end)
     }
 }
 
@@ -202,14 +202,14 @@ pub fn response(
     if is_write {
         headers.insert(X_ZVGATE_OUTCOME, HeaderValue::from_static(effect(&result).name()));
     }
-    let id = request_id.to_str().unwrap_or_default();
+    let id = || request_id.to_str().unwrap_or_default();
     if let Ok(reply) = &result {
         write_cache_status(reply, &mut headers);
     }
     let (status, body) = match (result, typed) {
-        (Ok(_), Some(typed)) => typed.write(id, &mut headers),
+        (Ok(_), Some(typed)) => typed.write(id(), &mut headers),
         (Ok(reply), None) => write_answer(reply.answer, &mut headers),
-        (Err(error), _) => write_error(&error, shape, id, &mut headers),
+        (Err(error), _) => write_error(&error, shape, id(), &mut headers),
     };
     headers.insert(X_REQUEST_ID, request_id);
     let mut response = Response::new(body);
@@ -219,7 +219,7 @@ pub fn response(
 }
 
 /// An answer as the owner of a body that is being sent: the body needs no reference count of its own.
-struct Owner(Arc<Answer>);
+struct Owner(SharedAnswer);
 
 impl AsRef<[u8]> for Owner {
     fn as_ref(&self) -> &[u8] {
@@ -227,22 +227,47 @@ impl AsRef<[u8]> for Owner {
     }
 }
 
+/// Header values that end with a number of seconds. Those up to an hour, which nearly all answers live for, are made once and for ever:
+/// then they have no references to count.
+struct BySeconds {
+    before: &'static str,
+    made: [OnceLock<HeaderValue>; 3601],
+}
+
+impl BySeconds {
+    const fn new(before: &'static str) -> Self {
+        Self { before, made: [const { OnceLock::new() }; 3601] }
+    }
+
+    fn of(&self, span: Duration) -> HeaderValue {
+        let text = || format!("{}{}", self.before, span.as_secs());
+        let made = usize::try_from(span.as_secs()).ok().and_then(|index| self.made.get(index));
+        let lasting = || HeaderValue::from_static(text().leak());
+        made.map_or_else(|| value(&text()), |value| value.get_or_init(lasting).clone())
+    }
+}
+
+static AGES: BySeconds = BySeconds::new("");
+static HITS: BySeconds = BySeconds::new("zvgate; hit; ttl=");
+
 fn write_cache_status(reply: &Reply, headers: &mut HeaderMap) {
     if let CacheStatus::Hit { age, .. } | CacheStatus::Stale { age, .. } = reply.cache_status {
-        headers.insert(AGE, HeaderValue::from(age.as_secs()));
+        headers.insert(AGE, AGES.of(age));
     }
     if let Some(text) = cache_status_text(reply.cache_status) {
         headers.insert(CACHE_STATUS, text);
     }
 }
 
-fn write_answer(answer: Arc<Answer>, headers: &mut HeaderMap) -> (StatusCode, Bytes) {
-    if let Some(content_type) = &answer.content_type {
-        headers.insert(CONTENT_TYPE, content_type.value().clone());
+fn write_answer(answer: SharedAnswer, headers: &mut HeaderMap) -> (StatusCode, Bytes) {
+    if let Some(content_type) = answer.content_type() {
+        headers.insert(CONTENT_TYPE, content_type.clone());
     }
-    if let Some(extra) = &answer.extra_headers {
-        let extra = [(CONTENT_ENCODING, &extra.content_encoding), (RETRY_AFTER, &extra.retry_after)];
-        headers.extend(extra.into_iter().filter_map(|(name, value)| Some((name, value.clone()?))));
+    if let Some(content_encoding) = answer.content_encoding() {
+        headers.insert(CONTENT_ENCODING, content_encoding.clone());
+    }
+    if let Some(retry_after) = answer.retry_after() {
+        headers.insert(RETRY_AFTER, retry_after.clone());
     }
     let status = StatusCode::from_u16(answer.status).unwrap_or(StatusCode::BAD_GATEWAY);
     (status, Bytes::from_owner(Owner(answer)))
@@ -253,16 +278,7 @@ fn cache_status_text(cache_status: CacheStatus) -> Option<HeaderValue> {
         CacheStatus::Hit { remaining, is_shared: true, .. } => {
             value(&format!("zvgate; hit; ttl={}; detail=shared", remaining.as_secs()))
         }
-        CacheStatus::Hit { remaining, .. } => {
-            const HIT: &str = "zvgate; hit; ttl=";
-            let (seconds, mut digits) = (remaining.as_secs(), itoa::Buffer::new());
-            let digits = digits.format(seconds);
-            // Exactly large enough, so that it is not reallocated.
-            let mut text = String::with_capacity(HIT.len() + digits.len());
-            text.push_str(HIT);
-            text.push_str(digits);
-            owned(text)
-        }
+        CacheStatus::Hit { remaining, .. } => HITS.of(remaining),
         CacheStatus::Miss { stored_for: Some(lifetime), .. } => {
             value(&format!("zvgate; fwd=miss; stored; ttl={}", lifetime.as_secs()))
         }
@@ -340,11 +356,6 @@ fn whole_seconds(pause: Duration) -> u64 {
 
 fn seconds(whole: u64) -> i64 {
     i64::try_from(whole).unwrap_or(i64::MAX)
-}
-
-/// The text itself, without copying it.
-fn owned(text: String) -> HeaderValue {
-    HeaderValue::from_maybe_shared(Bytes::from(text)).unwrap_or_else(|_| HeaderValue::from_static(""))
 }
 
 fn value(text: &str) -> HeaderValue {

@@ -1,4 +1,4 @@
-//! Allocations of a hit beyond those of the HTTP library for any response: a count does not depend on the machine.
+//! Allocations of a hit, and those of the HTTP library for any response: a count does not depend on the machine.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a failed step is a failed test")]
 
 use std::collections::BTreeMap;
@@ -110,9 +110,9 @@ async fn gateway() -> SocketAddr {
 }
 
 #[test]
-fn a_hit_allocates_little_more_than_bare_hyper() {
+fn a_hit_allocates_no_more_than_bare_hyper() {
     let (library, hit) = (allocations(bare_hyper), allocations(gateway));
     println!("allocations for a request: bare hyper {library:.2}, a hit {hit:.2}");
     assert!(library > 1.0, "allocations are counted");
-    assert!(hit - library <= 6.0, "{hit} for a hit, {library} for bare hyper");
+    assert!(hit <= library, "{hit} for a hit, {library} for bare hyper");
 }

@@ -37,7 +37,7 @@ fn store(cache: &Arc<Cache<()>>, clock: &Clock, customer: u64) {
     let body = vec![b' '; 330 * (1 + usize::try_from(customer % 40).unwrap())];
     let answer = Answer::new(200, body);
     let decision = StoreDecision::of(&Verdict::Success(Contents::default()), &lifetimes, now.wall, now, now);
-    assert!(guard.complete(Arc::new(answer), decision, now.boot, now).freshness.is_some());
+    assert!(guard.complete(answer, decision, now.boot, now).1.freshness.is_some());
 }
 
 /// After many replacements and evictions, with reused keys and with ever new ones.
@@ -53,10 +53,10 @@ fn a_full_cache_allocates_no_more_than_its_limit() {
             for number in 0..60_000 {
                 store(&cache, &clock, number % keys);
                 if number % 1000 == 0 {
-                    cache.run_maintenance();
+                    cache.run_maintenance(clock.now());
                 }
             }
-            cache.run_maintenance();
+            cache.run_maintenance(clock.now());
             weighed = cache.bytes();
             kept = Some(cache);
         });

@@ -164,10 +164,9 @@ fn an_answer_that_repeats_what_counts_or_is_compressed_is_no_success() {
     }
     assert!(matches!(read(r#"{"status":true,"code":0,"message":"","message":""}"#), Verdict::Success(_)));
     for (encoding, is_success) in [("identity", true), ("Identity", true), ("gzip", false), ("br", false)] {
-        let extra = ExtraHeaders { content_encoding: Some(HeaderValue::from_static(encoding)), retry_after: None };
-        let answer = answer(200, br#"{"status":true,"code":0}"#);
-        let answer = Answer { extra_headers: Some(Box::new(extra)), ..answer };
-        assert_eq!(matches!(reader().read(&answer), Verdict::Success(_)), is_success, "{encoding}");
+        let encoding = HeaderValue::from_static(encoding);
+        let answer = Answer::received(200, [None, Some(&encoding), None], *br#"{"status":true,"code":0}"#);
+        assert_eq!(matches!(reader().read(&answer), Verdict::Success(_)), is_success, "{encoding:?}");
     }
 }
 
@@ -175,8 +174,7 @@ fn an_answer_that_repeats_what_counts_or_is_compressed_is_no_success() {
 fn retry_after_is_read_in_both_forms() {
     let now = Wall::from_unix_seconds(784_111_777);
     let pause = |value: &'static str| {
-        let extra = ExtraHeaders { content_encoding: None, retry_after: Some(HeaderValue::from_static(value)) };
-        Answer { extra_headers: Some(Box::new(extra)), ..answer(503, b"") }.retry_after(now)
+        Answer::received(503, [None, None, Some(&HeaderValue::from_static(value))], []).pause(now)
     };
     assert_eq!(pause("7"), Some(Duration::from_secs(7)));
     assert_eq!(pause("Sun, 06 Nov 1994 08:49:47 GMT"), Some(Duration::from_secs(10)));

@@ -1,27 +1,24 @@
-//! What is cached: one entry for each subject, with the answers to all questions about it.
+//! What is cached: answers, each to one question about one subject.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::ops::Deref;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
-use std::time::Duration;
 
 use smol_str::{SmolStr, format_smolstr};
 
 use super::freshness::Freshness;
 use super::refresh::RefreshState;
-use super::stripe::Replaceable;
+use super::stripe::Cached;
 use super::{Hit, Lookup, RequestCacheControl, StaleHit};
 use crate::answer::Answer;
 use crate::clock::{Boot, Now};
 
-/// Answers cached for one customer at most: a caller that varies `params` without end cannot grow an entry without end.
+/// Answers cached for one customer at most: a caller that varies `params` without end cannot fill the cache with them.
 pub const MAX_ANSWERS: usize = 64;
-/// Memory that an entry takes beside its subject and answers: moka's node, deque and timer entries, the bucket in its stripe,
-/// and the slack of both hash tables.
-const ENTRY_OVERHEAD: usize = 480;
-/// Memory that an answer takes beside its key and body.
-const ANSWER_OVERHEAD: usize = 372;
-/// How often an answer that is hit by reference is looked up all the same, so that moka learns that it is in use and does not evict it.
-const LOOK_UP_EVERY: Duration = Duration::from_secs(10);
+/// Memory that an answer takes beside its subject, key and body: itself, its place in its stripe, and moka's entry of it.
+const OVERHEAD: usize = 560;
+/// How often moka is told of an answer in use, so that it does not evict it; in seconds.
+const TOUCH_EVERY: u32 = 10;
 
 /// Whom an answer is about: the unit of invalidation. The platform's ids, and the names of customers among replicas, are short enough
 /// to be stored inline with a letter that says what they are.
@@ -106,61 +103,147 @@ pub(super) struct TenantState {
     pub(super) settle_until: AtomicU64,
 }
 
-/// A cached answer.
+/// A cached answer. It never changes, except for what is atomic.
 #[derive(Debug)]
-pub(super) struct CachedAnswer {
-    pub(super) key: Arc<str>,
-    pub(super) answer: Arc<Answer>,
+pub struct CachedAnswer {
+    pub(super) subject: Subject,
+    /// With the key of its question as a note.
+    pub(super) answer: Answer,
     pub(super) freshness: Freshness,
     pub(super) generation: Generation,
     pub(super) refresh: RefreshState,
-    /// Set under the stripe's lock once it is replaced or invalidated: readers hold it without that lock.
+    /// Set under the stripe's lock once it is replaced or invalidated: references lead to it without that lock.
     invalid: AtomicBool,
-    /// When it was last looked up, in nanoseconds since boot.
-    looked_up: AtomicU64,
+    /// When moka was told last that it is in use, in seconds since boot.
+    touched: AtomicU32,
+}
+
+impl Cached for CachedAnswer {
+    fn subject(&self) -> &Subject {
+        &self.subject
+    }
+
+    fn invalidate(&self) {
+        self.invalid.store(true, Ordering::SeqCst);
+    }
 }
 
 impl CachedAnswer {
-    pub(super) fn new(question: &Question, answer: &Arc<Answer>, freshness: Freshness, generation: Generation) -> Self {
-        let (key, answer) = (Arc::clone(&question.key), Arc::clone(answer));
-        let (refresh, invalid) = (RefreshState::default(), AtomicBool::new(false));
-        Self { key, answer, freshness, generation, refresh, invalid, looked_up: AtomicU64::default() }
+    pub(super) fn new(question: &Question, answer: Answer, freshness: Freshness, generation: Generation) -> Self {
+        let answer = answer.with_note(question.key.as_bytes());
+        let (refresh, invalid, touched) = (RefreshState::default(), AtomicBool::default(), AtomicU32::default());
+        Self { subject: question.subject.clone(), answer, freshness, generation, refresh, invalid, touched }
     }
 
-    fn is_valid(&self) -> bool {
+    /// The key of its question.
+    pub(super) fn key(&self) -> &[u8] {
+        self.answer.body.note()
+    }
+
+    /// moka's key for it: where it is in memory. As long as anybody holds it, none of another answer is the same.
+    pub(super) fn id(self: &Arc<Self>) -> usize {
+        Arc::as_ptr(self).addr()
+    }
+
+    pub(super) fn is_valid(&self) -> bool {
         !self.invalid.load(Ordering::SeqCst)
     }
 
-    fn hit(self: &Arc<Self>, cache_control: &RequestCacheControl, now: Now) -> Option<Hit> {
-        let remaining = self.freshness.remaining(now).filter(|_| cache_control.allows(&self.freshness, now))?;
-        Some(Hit { cached: Arc::clone(self), remaining })
+    /// Whether it is of no use any more.
+    pub(super) fn is_useless(&self, held: Held, now: Boot) -> bool {
+        !held.contains(self.generation) || now >= self.freshness.retain_until()
+    }
+
+    /// Whether it may still be served in any way to requests of this generation.
+    pub(super) fn is_servable(&self, generation: Generation, now: Now) -> bool {
+        self.generation == generation
+            && (self.freshness.remaining(now).is_some() || self.freshness.stale(now).is_some())
+    }
+
+    /// Whether it is time to tell moka that it is in use.
+    fn is_touch_due(&self, now: Boot) -> bool {
+        now.whole_seconds().saturating_sub(self.touched.load(Ordering::Relaxed)) >= TOUCH_EVERY
+    }
+
+    /// Whether moka is to be told that it is in use, which the caller does.
+    pub(super) fn touch(&self, now: Boot) -> bool {
+        let is_due = self.is_touch_due(now);
+        if is_due {
+            self.touched.store(now.whole_seconds(), Ordering::Relaxed);
+        }
+        is_due
+    }
+
+    /// It as a hit, if it is fresh.
+    pub(super) fn hit(self: Arc<Self>, cache_control: &RequestCacheControl, now: Now) -> Result<Hit, Arc<Self>> {
+        match self.freshness.remaining(now).filter(|_| cache_control.allows(&self.freshness, now)) {
+            Some(remaining) => Ok(Hit { cached: self, remaining }),
+            None => Err(self),
+        }
+    }
+
+    /// It as what a lookup finds.
+    pub(super) fn found(self: Arc<Self>, cache_control: &RequestCacheControl, now: Now) -> Lookup {
+        let cached = match self.hit(cache_control, now) {
+            Ok(hit) => return Lookup::Fresh(hit),
+            Err(cached) => cached,
+        };
+        let stale = cached.freshness.stale(now).filter(|stale| stale.revalidate && cache_control.allows_stale());
+        let Some(stale) = stale else { return Lookup::Miss };
+        let is_due = cached.refresh.is_due(now.boot);
+        Lookup::Stale(StaleHit { cached, stale }, is_due)
+    }
+
+    /// Bytes of memory that it takes, overhead included.
+    pub(super) fn weight(&self) -> u32 {
+        let total = (OVERHEAD + self.subject.heap_size()).saturating_add(self.answer.size());
+        u32::try_from(total).unwrap_or(u32::MAX)
     }
 }
 
-/// A reference to the cached answer that is about a subject. It does not keep the answer in memory.
+/// An answer that several may hold.
+#[derive(Clone, Debug)]
+pub enum SharedAnswer {
+    /// One that is not cached.
+    Uncached(Arc<Answer>),
+    /// One that is.
+    Cached(Arc<CachedAnswer>),
+}
+
+impl Deref for SharedAnswer {
+    type Target = Answer;
+
+    fn deref(&self) -> &Answer {
+        match self {
+            Self::Uncached(answer) => answer,
+            Self::Cached(cached) => &cached.answer,
+        }
+    }
+}
+
+impl From<Answer> for SharedAnswer {
+    fn from(answer: Answer) -> Self {
+        Self::Uncached(Arc::new(answer))
+    }
+}
+
+/// A reference to a cached answer. It does not keep the answer in memory.
 #[derive(Clone, Debug)]
 pub struct AnswerRef {
-    pub(super) subject: Subject,
     pub(super) cached: Weak<CachedAnswer>,
     pub(super) tenant: Arc<TenantState>,
 }
 
 impl AnswerRef {
-    /// What a reference takes of memory once its answer was dropped, beside its own size and the subject's text.
+    /// What a reference takes of memory once its answer was dropped, beside its own size.
     pub const RESIDUE: usize = size_of::<CachedAnswer>() + 2 * size_of::<usize>();
-
-    /// The subject of the answer.
-    pub const fn subject(&self) -> &Subject {
-        &self.subject
-    }
 
     /// The answer, if a lookup would find it fresh; `None` now and then although it would, for moka's sake.
     pub fn fresh(&self, cache_control: &RequestCacheControl, now: Now) -> Option<Hit> {
         let cached = self.cached.upgrade()?;
         let is_current = cached.generation.tenant == self.tenant.invalidations.load(Ordering::SeqCst);
-        let looked_up = Boot::from_duration(Duration::from_nanos(cached.looked_up.load(Ordering::Relaxed)));
-        let is_servable = is_current && cached.is_valid() && now.boot.since(looked_up) < LOOK_UP_EVERY;
-        if is_servable { cached.hit(cache_control, now) } else { None }
+        let is_servable = is_current && cached.is_valid() && !cached.is_touch_due(now.boot);
+        if is_servable { cached.hit(cache_control, now).ok() } else { None }
     }
 
     /// One of no answer, which counts as cached or not.
@@ -171,151 +254,19 @@ impl AnswerRef {
         let lifetimes = crate::settings::Settings::defaults().unwrap().dynamic.cache.lifetimes;
         let decision = super::StoreDecision::of(&Verdict::Exception, &lifetimes, now.wall, now, now);
         let super::StoreDecision::Store(freshness) = decision else { panic!("{decision:?}") };
-        let question = Question { subject: subject.clone(), key: "".into() };
-        let answer = Answer::new(200, Vec::new());
+        let question = Question { subject, key: "".into() };
         let generation = Generation { tenant: 0, rules: 0 };
-        let cached = Arc::new(CachedAnswer::new(&question, &Arc::new(answer), freshness, generation));
+        let answer = Answer::new(200, Vec::new());
+        let cached = Arc::new(CachedAnswer::new(&question, answer, freshness, generation));
         let weak = Arc::downgrade(&cached);
         if is_live {
             std::mem::forget(cached);
         }
-        Self { subject, cached: weak, tenant: Arc::default() }
+        Self { cached: weak, tenant: Arc::default() }
     }
 
     /// Whether its answer may still be cached.
     pub fn is_live(&self) -> bool {
         self.cached.strong_count() > 0
-    }
-}
-
-/// Everything cached for one subject; replaced as a whole, so that readers never wait.
-#[derive(Debug)]
-pub(super) struct CustomerEntry {
-    answers: Vec<Arc<CachedAnswer>>,
-    /// How long it is worth keeping in memory.
-    pub(super) retain_for: Duration,
-}
-
-impl Replaceable for CustomerEntry {
-    fn replaced_by(&self, new: Option<&Self>) {
-        let is_kept =
-            |old: &Arc<CachedAnswer>| new.is_some_and(|new| new.answers.iter().any(|one| Arc::ptr_eq(one, old)));
-        for old in self.answers.iter().filter(|old| !is_kept(old)) {
-            old.invalid.store(true, Ordering::SeqCst);
-        }
-    }
-}
-
-impl CustomerEntry {
-    /// An entry of these answers.
-    fn new(mut answers: Vec<Arc<CachedAnswer>>, now: Boot) -> Self {
-        answers.shrink_to_fit();
-        let remaining = answers.iter().map(|cached| cached.freshness.retain_until().since(now));
-        let retain_for = remaining.max().unwrap_or_default();
-        Self { answers, retain_for }
-    }
-
-    /// The entry that replaces `old`, if it has any answers: without the answer to a question, with a new one in its place,
-    /// and without what is of no use any more. Over the limit the oldest answers are dropped.
-    pub(super) fn replacing(
-        old: Option<&Self>,
-        key: &str,
-        held: Held,
-        new: Option<CachedAnswer>,
-        now: Now,
-    ) -> Option<Self> {
-        let is_kept = |cached: &&Arc<CachedAnswer>| {
-            *cached.key != *key && held.contains(cached.generation) && now.boot < cached.freshness.retain_until()
-        };
-        let mut answers: Vec<_> = old.into_iter().flat_map(|old| &old.answers).filter(is_kept).cloned().collect();
-        if new.is_some() && answers.len() >= MAX_ANSWERS {
-            answers.sort_by_key(|cached| cached.freshness.received);
-            answers.drain(..=answers.len() - MAX_ANSWERS);
-        }
-        answers.extend(new.map(Arc::new));
-        (!answers.is_empty()).then(|| Self::new(answers, now.boot))
-    }
-
-    pub(super) fn iter(&self) -> impl Iterator<Item = &CachedAnswer> {
-        self.answers.iter().map(|cached| &**cached)
-    }
-
-    /// The answers of this generation that may still be served in any way.
-    pub(super) fn servable(&self, generation: Generation, now: Now) -> impl Iterator<Item = &CachedAnswer> {
-        let lives = move |freshness: &Freshness| freshness.remaining(now).is_some() || freshness.stale(now).is_some();
-        self.iter().filter(move |cached| cached.generation == generation && lives(&cached.freshness))
-    }
-
-    /// The answer to a question, if it is valid and of this generation.
-    pub(super) fn find(&self, key: &str, generation: Generation) -> Option<&Arc<CachedAnswer>> {
-        let is_same = |cached: &&Arc<CachedAnswer>| *cached.key == *key && cached.generation == generation;
-        self.answers.iter().find(is_same).filter(|cached| cached.is_valid())
-    }
-
-    /// The answer to a question that is held, if it is valid.
-    pub(super) fn held(&self, key: &str, held: Held) -> Option<&Arc<CachedAnswer>> {
-        let is_same = |cached: &&Arc<CachedAnswer>| *cached.key == *key && held.contains(cached.generation);
-        self.answers.iter().find(is_same).filter(|cached| cached.is_valid())
-    }
-
-    /// The fresh answer to a question.
-    pub(super) fn fresh(
-        &self,
-        question: &Question,
-        generation: Generation,
-        cache_control: &RequestCacheControl,
-        now: Now,
-    ) -> Option<Hit> {
-        self.find(&question.key, generation)?.hit(cache_control, now)
-    }
-
-    /// The fresh or stale answer to a question.
-    pub(super) fn lookup(
-        &self,
-        question: &Question,
-        generation: Generation,
-        cache_control: &RequestCacheControl,
-        now: Now,
-    ) -> Lookup {
-        let Some(cached) = self.find(&question.key, generation) else { return Lookup::Miss };
-        cached.looked_up.store(now.boot.nanos(), Ordering::Relaxed);
-        Self::found(cached, cache_control, now)
-    }
-
-    /// What a lookup would find; nothing changes.
-    pub(super) fn peek(
-        &self,
-        question: &Question,
-        generation: Generation,
-        cache_control: &RequestCacheControl,
-        now: Now,
-    ) -> Lookup {
-        self.find(&question.key, generation).map_or(Lookup::Miss, |cached| Self::found(cached, cache_control, now))
-    }
-
-    fn found(cached: &Arc<CachedAnswer>, cache_control: &RequestCacheControl, now: Now) -> Lookup {
-        if let Some(hit) = cached.hit(cache_control, now) {
-            return Lookup::Fresh(hit);
-        }
-        let stale = cached.freshness.stale(now).filter(|stale| stale.revalidate && cache_control.allows_stale());
-        let Some(stale) = stale else { return Lookup::Miss };
-        let hit = StaleHit { cached: Arc::clone(cached), stale };
-        Lookup::Stale(hit, cached.refresh.is_due(now.boot))
-    }
-
-    /// Whether the caller is the one that refreshes the answer to a question.
-    pub(super) fn claim_refresh(&self, question: &Question, generation: Generation, now: Boot) -> bool {
-        self.find(&question.key, generation).is_some_and(|cached| cached.refresh.claim(now))
-    }
-
-    pub(super) fn len(&self) -> usize {
-        self.answers.len()
-    }
-
-    /// Bytes of memory that it takes, overhead included.
-    pub(super) fn weight(&self, subject: &Subject) -> u32 {
-        let answers = self.answers.iter().map(|cached| ANSWER_OVERHEAD + cached.key.len() + cached.answer.size());
-        let total = answers.fold(ENTRY_OVERHEAD + subject.heap_size(), usize::saturating_add);
-        u32::try_from(total).unwrap_or(u32::MAX)
     }
 }

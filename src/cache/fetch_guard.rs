@@ -1,13 +1,14 @@
 //! The end of a fetch: its waiters get the outcome, and its answer may be stored.
 
-use parking_lot::MutexGuard;
 use std::sync::Arc;
 
-use super::Cache;
-use super::entry::{CachedAnswer, CustomerEntry, Question};
+use parking_lot::MutexGuard;
+
+use super::entry::{CachedAnswer, MAX_ANSWERS, Question, SharedAnswer};
 use super::flight::{FetchOutcome, Flight};
 use super::freshness::{Freshness, LEAST_FRESH, StoreDecision};
 use super::stripe::Stripe;
+use super::{Cache, find};
 use crate::answer::Answer;
 use crate::call_state::CallState;
 use crate::clock::{Boot, Now};
@@ -25,9 +26,9 @@ pub struct Stored {
 #[derive(Debug)]
 pub enum Elsewhere<F> {
     /// An answer that is stored there, too.
-    Stored(Arc<Answer>, Freshness),
+    Stored(Answer, Freshness),
     /// An answer that is not, and whether it only says that the platform fails.
-    Passing(Arc<Answer>, bool),
+    Passing(Answer, bool),
     /// No answer.
     Failed(F),
 }
@@ -101,11 +102,13 @@ impl<F: Clone> FetchGuard<F> {
 
     /// Completes the flight with an answer to a request that was sent at `sent`, and stores the answer if that was decided and
     /// nothing was invalidated since the flight began.
-    pub fn complete(mut self, answer: Arc<Answer>, decision: StoreDecision, sent: Boot, now: Now) -> Stored {
-        let stored = self.store(&answer, decision, sent, now);
-        let is_failure = decision == StoreDecision::Failure;
-        self.end(FetchOutcome::Answered { answer, stored: stored.freshness, is_failure, is_elsewhere: false });
-        stored
+    pub fn complete(mut self, answer: Answer, decision: StoreDecision, sent: Boot, now: Now) -> (SharedAnswer, Stored) {
+        let (answer, stored) = self.store(answer, decision, sent, now);
+        let (is_failure, freshness) = (decision == StoreDecision::Failure, stored.freshness);
+        let answered =
+            FetchOutcome::Answered { answer: answer.clone(), stored: freshness, is_failure, is_elsewhere: false };
+        self.end(answered);
+        (answer, stored)
     }
 
     /// Whether anybody waits for it.
@@ -139,22 +142,25 @@ impl<F: Clone> FetchGuard<F> {
         }
         let is_current =
             stripe.remove_flight(&self.question, &flight) && generation == cache.current_generation(subject.tenant);
+        let passing = |answer: Answer, is_failure| FetchOutcome::Answered {
+            answer: answer.into(),
+            stored: None,
+            is_failure,
+            is_elsewhere: true,
+        };
         let (served, outcome) = match found {
             // It was fetched while its callers waited.
-            Elsewhere::Stored(answer, freshness) if !lasts(&freshness) => {
-                let outcome = FetchOutcome::Answered { answer, stored: None, is_failure: false, is_elsewhere: true };
-                (Served::Passing, outcome)
-            }
+            Elsewhere::Stored(answer, freshness) if !lasts(&freshness) => (Served::Passing, passing(answer, false)),
             Elsewhere::Stored(answer, freshness) => {
-                if is_current && flight.stores() {
-                    let new = CachedAnswer::new(&self.question, &answer, freshness, generation);
-                    self.put(stripe, Some(new), false, now);
-                }
+                let answer = match is_current && flight.stores() {
+                    true => self.put(stripe, answer, freshness, false, now),
+                    false => answer.into(),
+                };
                 (Served::Shared { is_negative: freshness.negative }, FetchOutcome::Shared(answer, freshness))
             }
             Elsewhere::Passing(answer, is_failure) => {
                 let served = if is_failure { Served::Failure } else { Served::Passing };
-                (served, FetchOutcome::Answered { answer, stored: None, is_failure, is_elsewhere: true })
+                (served, passing(answer, is_failure))
             }
             Elsewhere::Failed(failure) => (Served::Failure, FetchOutcome::Failed(failure)),
         };
@@ -190,47 +196,70 @@ impl<F: Clone> FetchGuard<F> {
         self.cache.stripe(&self.question.subject).remove_flight(&self.question, &self.flight)
     }
 
-    fn store(&self, answer: &Arc<Answer>, decision: StoreDecision, sent: Boot, now: Now) -> Stored {
+    fn store(&self, answer: Answer, decision: StoreDecision, sent: Boot, now: Now) -> (SharedAnswer, Stored) {
         let Self { cache, question, flight, .. } = self;
         let (subject, generation) = (&question.subject, flight.generation);
         let mut stripe = cache.stripe(subject);
         let is_current =
             stripe.remove_flight(question, flight) && generation == cache.current_generation(subject.tenant);
         if !is_current || !flight.stores() || matches!(decision, StoreDecision::Ignore | StoreDecision::Failure) {
-            return Stored::default();
+            return (answer.into(), Stored::default());
         }
-        let old = stripe.entry(subject);
-        let replaced = old.and_then(|old| old.find(&question.key, generation));
+        let replaced = find(&stripe, question, |other| other == generation);
         let changed = replaced.map(|cached| cached.answer.body != answer.body);
         let lags = sent < flight.settle_until || cache.tenant_settles(subject.tenant, sent);
-        let freshness = match decision {
-            StoreDecision::Store(freshness) if lags => Some(freshness.unsettled(cache.unsettled_ttl())),
-            StoreDecision::Store(freshness) => Some(freshness),
-            StoreDecision::Supersede | StoreDecision::Ignore | StoreDecision::Failure => None,
-        };
-        let new = freshness.map(|freshness| CachedAnswer::new(question, answer, freshness, generation));
         let drops_others = flight.drops_others();
         if drops_others {
             stripe.remove_flights(subject);
         }
-        self.put(stripe, new, drops_others, now);
-        Stored { freshness, changed }
+        let freshness = match decision {
+            StoreDecision::Store(freshness) if lags => freshness.unsettled(cache.unsettled_ttl()),
+            StoreDecision::Store(freshness) => freshness,
+            StoreDecision::Supersede | StoreDecision::Ignore | StoreDecision::Failure => {
+                let removed = self.make_room(&mut stripe, drops_others, now);
+                drop(stripe);
+                cache.removed(&removed);
+                return (answer.into(), Stored { freshness: None, changed });
+            }
+        };
+        let answer = self.put(stripe, answer, freshness, drops_others, now);
+        (answer, Stored { freshness: Some(freshness), changed })
     }
 
-    /// Replaces the answer to the question, or all of its subject's.
+    /// Stores an answer to the question.
     fn put(
         &self,
-        mut stripe: MutexGuard<'_, Stripe<F, CustomerEntry>>,
-        new: Option<CachedAnswer>,
+        mut stripe: MutexGuard<'_, Stripe<F, CachedAnswer>>,
+        answer: Answer,
+        freshness: Freshness,
         drops_others: bool,
         now: Now,
-    ) {
-        let Self { cache, question: Question { subject, key }, .. } = self;
-        let old = stripe.entry(subject).filter(|_| !drops_others).cloned();
-        let entry = CustomerEntry::replacing(old.as_deref(), key, cache.held_generations(subject.tenant), new, now);
-        stripe.replace(subject, entry.map(Arc::new).as_ref());
+    ) -> SharedAnswer {
+        let Self { cache, question, flight, .. } = self;
+        let cached = Arc::new(CachedAnswer::new(question, answer, freshness, flight.generation));
+        let removed = self.make_room(&mut stripe, drops_others, now);
+        stripe.add(Arc::clone(&cached));
         drop(stripe);
-        cache.publish(subject);
+        cache.metrics.entries.inc();
+        cache.removed(&removed);
+        cache.publish(&cached);
+        SharedAnswer::Cached(cached)
+    }
+
+    /// Removes the answer to the question, or all of its subject's, and what is of no use any more. Over the limit the oldest are
+    /// removed, too. Returns what was removed.
+    fn make_room(&self, stripe: &mut Stripe<F, CachedAnswer>, drops_others: bool, now: Now) -> Vec<Arc<CachedAnswer>> {
+        let Question { subject, key } = &self.question;
+        let held = self.cache.held_generations(subject.tenant);
+        let mut removed = stripe.remove(subject, |cached| {
+            drops_others || cached.key() == key.as_bytes() || cached.is_useless(held, now.boot)
+        });
+        while stripe.answers(subject).count() >= MAX_ANSWERS
+            && let Some(oldest) = stripe.answers(subject).min_by_key(|cached| cached.freshness.received).cloned()
+        {
+            removed.append(&mut stripe.remove(subject, |cached| Arc::ptr_eq(cached, &oldest)));
+        }
+        removed
     }
 }
 

@@ -7,9 +7,8 @@ use std::time::Duration;
 use tokio::sync::{Notify, SetOnce};
 
 use super::RequestCacheControl;
-use super::entry::Generation;
+use super::entry::{Generation, SharedAnswer};
 use super::freshness::Freshness;
-use crate::answer::Answer;
 use crate::call_state::CallState;
 use crate::clock::{Boot, Now};
 
@@ -19,7 +18,7 @@ pub enum FetchOutcome<F> {
     /// With an answer, for everybody who waited.
     Answered {
         /// The answer.
-        answer: Arc<Answer>,
+        answer: SharedAnswer,
         /// How long it is fresh, if it was stored.
         stored: Option<Freshness>,
         /// Whether it only says that the platform fails.
@@ -28,7 +27,7 @@ pub enum FetchOutcome<F> {
         is_elsewhere: bool,
     },
     /// With an answer that another replica had fetched, and that is still fresh.
-    Shared(Arc<Answer>, Freshness),
+    Shared(SharedAnswer, Freshness),
     /// Without one.
     Failed(F),
     /// Nobody knows: its task ended early.

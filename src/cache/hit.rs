@@ -3,9 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::entry::CachedAnswer;
+use super::entry::{CachedAnswer, SharedAnswer, Subject};
 use super::freshness::{Freshness, Staleness};
-use crate::answer::Answer;
 
 /// A fresh answer from the cache.
 #[derive(Clone, Debug)]
@@ -17,13 +16,18 @@ pub struct Hit {
 
 impl Hit {
     /// The answer.
-    pub fn answer(&self) -> &Arc<Answer> {
-        &self.cached.answer
+    pub fn answer(self) -> SharedAnswer {
+        SharedAnswer::Cached(self.cached)
     }
 
     /// Its freshness.
     pub fn freshness(&self) -> &Freshness {
         &self.cached.freshness
+    }
+
+    /// Whom it is about.
+    pub fn subject(&self) -> &Subject {
+        &self.cached.subject
     }
 }
 
@@ -37,8 +41,8 @@ pub struct StaleHit {
 
 impl StaleHit {
     /// The answer.
-    pub fn answer(&self) -> &Arc<Answer> {
-        &self.cached.answer
+    pub fn answer(self) -> SharedAnswer {
+        SharedAnswer::Cached(self.cached)
     }
 
     /// Its freshness.

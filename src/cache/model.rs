@@ -1,5 +1,5 @@
 //! A model of the write fence, run in every order of its steps: the real [`Stripe`] and [`Flight`], used by a refresh, a
-//! reader and a writer, with a mutex in place of moka.
+//! reader and a writer, with a map in place of moka.
 //!
 //! The guarantee (read-your-writes): a read that starts after a write was answered sees that write. Each step of the fence is left out in turn,
 //! and the model must then find an order that violates the guarantee.
@@ -16,7 +16,7 @@ use loom::thread;
 use super::RequestCacheControl;
 use super::entry::{Generation, Question, Subject};
 use super::flight::Flight;
-use super::stripe::{Replaceable, Stripe};
+use super::stripe::{Cached, Stripe};
 use crate::clock::Boot;
 
 /// A step of the fence that can be left out.
@@ -30,8 +30,6 @@ enum Step {
     RemoveEntry,
     /// What is removed from the stripe is marked as invalid.
     MarkInvalid,
-    /// A lookup checks that mark.
-    LookupChecksMark,
     /// A read by a reference checks that mark.
     ReferenceChecksMark,
     /// A flight stores its answer only while it is in the stripe.
@@ -44,8 +42,8 @@ enum Step {
     ReferenceChecksGeneration,
     /// A read does not join a flight of another generation.
     JoinChecksGeneration,
-    /// After a change to moka, the stripe is checked again.
-    PublishChecksAgain,
+    /// Once moka was told of an answer, its mark is checked.
+    PublishChecksMark,
 }
 
 /// Whether a write's customer is known.
@@ -57,14 +55,19 @@ enum WriteTo {
 
 /// What is cached: the number of writes that it has seen, and the generation in which it was fetched.
 struct Entry {
+    subject: Subject,
     value: u64,
     generation: u64,
     invalid: AtomicBool,
     is_marked: bool,
 }
 
-impl Replaceable for Entry {
-    fn replaced_by(&self, _: Option<&Self>) {
+impl Cached for Entry {
+    fn subject(&self) -> &Subject {
+        &self.subject
+    }
+
+    fn invalidate(&self) {
         if self.is_marked {
             self.invalid.store(true, Ordering::SeqCst);
         }
@@ -80,8 +83,8 @@ struct Model {
     answered: AtomicU64,
     /// Changed by tenant-wide writes.
     generation: AtomicU64,
-    /// In place of moka: each access is one step.
-    map: Mutex<Option<Arc<Entry>>>,
+    /// In place of moka, by their addresses: each access is one step.
+    moka: Mutex<HashMap<usize, Arc<Entry>>>,
     /// In place of a memo of hits: a reference to what was served.
     reference: Mutex<Option<Arc<Entry>>>,
     stripe: Mutex<Shared>,
@@ -102,17 +105,15 @@ fn question() -> Question {
 const BOOT: Boot = Boot::from_duration(Duration::from_secs(1));
 
 impl Model {
-    /// Whether an entry may be served to a request of a generation.
-    fn is_servable(&self, entry: &Entry, generation: u64) -> bool {
-        let is_valid = self.without == Step::LookupChecksMark || !entry.invalid.load(Ordering::SeqCst);
-        is_valid && (self.without == Step::LookupChecksGeneration || entry.generation == generation)
+    /// What may be served to a request of a generation.
+    fn find(&self, shared: &Shared, generation: u64) -> Option<Arc<Entry>> {
+        let is_current =
+            |entry: &&Arc<Entry>| self.without == Step::LookupChecksGeneration || entry.generation == generation;
+        shared.stripe.answers(&question().subject).find(is_current).cloned()
     }
 
     fn lookup(&self, generation: u64) -> Option<u64> {
-        let entry = self.map.lock().unwrap().clone()?;
-        if !self.is_servable(&entry, generation) {
-            return None;
-        }
+        let entry = self.find(&self.stripe.lock().unwrap(), generation)?;
         *self.reference.lock().unwrap() = Some(Arc::clone(&entry));
         Some(entry.value)
     }
@@ -136,9 +137,7 @@ impl Model {
             return value;
         }
         let mut shared = self.stripe.lock().unwrap();
-        if let Some(entry) = shared.stripe.entry(&question().subject)
-            && self.is_servable(entry, generation)
-        {
+        if let Some(entry) = self.find(&shared, generation) {
             return entry.value;
         }
         let of_generation = Generation { tenant: generation, rules: 0 };
@@ -163,31 +162,36 @@ impl Model {
         let mut shared = self.stripe.lock().unwrap();
         let in_flight = shared.stripe.remove_flight(&question(), &flight) || self.without == Step::StoreOnlyInFlight;
         let is_current = self.generation.load(Ordering::SeqCst) == generation;
+        let mut stored = None;
         if in_flight && is_current {
-            let is_marked = self.without != Step::MarkInvalid;
-            let entry = Entry { value, generation, invalid: AtomicBool::new(false), is_marked };
-            shared.stripe.replace(&question().subject, Some(&Arc::new(entry)));
+            let (subject, is_marked) = (question().subject, self.without != Step::MarkInvalid);
+            let removed = shared.stripe.remove(&subject, |_| true);
+            let entry = Arc::new(Entry { subject, value, generation, invalid: AtomicBool::new(false), is_marked });
+            shared.stripe.add(Arc::clone(&entry));
+            stored = Some((entry, removed));
         }
         shared.outcomes.insert(address, (flight, Some(value)));
         self.completed.notify_all();
         drop(shared);
-        if in_flight && is_current {
-            self.publish();
+        if let Some((entry, removed)) = stored {
+            self.removed(&removed);
+            self.publish(&entry);
         }
         value
     }
 
-    fn publish(&self) {
-        let current = || self.stripe.lock().unwrap().stripe.entry(&question().subject).cloned();
-        let mut entry = current();
-        loop {
-            self.map.lock().unwrap().clone_from(&entry);
-            let now = current();
-            let is_same = entry.as_ref().map(Arc::as_ptr) == now.as_ref().map(Arc::as_ptr);
-            if is_same || self.without == Step::PublishChecksAgain {
-                return;
-            }
-            entry = now;
+    /// Tells moka of an answer that was added to the stripe.
+    fn publish(&self, entry: &Arc<Entry>) {
+        self.moka.lock().unwrap().insert(Arc::as_ptr(entry) as usize, Arc::clone(entry));
+        if self.without != Step::PublishChecksMark && entry.invalid.load(Ordering::SeqCst) {
+            self.removed(std::slice::from_ref(entry));
+        }
+    }
+
+    /// Tells moka of answers that were removed from the stripe.
+    fn removed(&self, entries: &[Arc<Entry>]) {
+        for entry in entries {
+            self.moka.lock().unwrap().remove(&(Arc::as_ptr(entry) as usize));
         }
     }
 
@@ -198,15 +202,18 @@ impl Model {
         }
         match self.write_to {
             WriteTo::Customer => {
-                let mut shared = self.stripe.lock().unwrap();
-                match self.without {
-                    Step::RemoveFlights => drop(shared.stripe.replace(&question().subject, None)),
-                    Step::RemoveEntry => shared.stripe.remove_flights(&question().subject),
-                    _ => drop(shared.stripe.invalidate(&question().subject, BOOT, BOOT)),
-                }
+                let (mut shared, subject) = (self.stripe.lock().unwrap(), question().subject);
+                let removed = match self.without {
+                    Step::RemoveFlights => shared.stripe.remove(&subject, |_| true),
+                    Step::RemoveEntry => {
+                        shared.stripe.remove_flights(&subject);
+                        Vec::new()
+                    }
+                    _ => shared.stripe.invalidate(&subject, BOOT, BOOT),
+                };
                 drop(shared);
                 self.answered.store(written, Ordering::SeqCst);
-                self.publish();
+                self.removed(&removed);
             }
             WriteTo::Unknown => {
                 self.generation.fetch_add(1, Ordering::SeqCst);
@@ -230,7 +237,7 @@ fn run(without: Step, write_to: WriteTo) {
         platform: AtomicU64::new(0),
         answered: AtomicU64::new(0),
         generation: AtomicU64::new(0),
-        map: Mutex::new(None),
+        moka: Mutex::default(),
         reference: Mutex::new(None),
         stripe: Mutex::new(Shared::default()),
         completed: Condvar::new(),
@@ -254,10 +261,10 @@ fn run(without: Step, write_to: WriteTo) {
     for thread in threads {
         thread.join().unwrap();
     }
-    let (map, shared) = (model.map.lock().unwrap().clone(), model.stripe.lock().unwrap());
-    let current = shared.stripe.entry(&question().subject).map(Arc::as_ptr);
-    assert_eq!(map.as_ref().map(Arc::as_ptr), current, "moka holds what the stripe holds");
-    drop(shared);
+    let (moka, shared, subject) = (model.moka.lock().unwrap(), model.stripe.lock().unwrap(), question().subject);
+    let current = shared.stripe.answers(&subject).map(|entry| Arc::as_ptr(entry) as usize);
+    assert!(moka.keys().copied().eq(current), "moka holds what the stripe holds");
+    drop((moka, shared));
     model.checked_read();
 }
 
@@ -293,11 +300,10 @@ fn without_any_one_step_some_order_violates_the_guarantee() {
         Step::RemoveFlights,
         Step::RemoveEntry,
         Step::MarkInvalid,
-        Step::LookupChecksMark,
         Step::ReferenceChecksMark,
         Step::StoreOnlyInFlight,
         Step::InvalidateBeforeAnswer,
-        Step::PublishChecksAgain,
+        Step::PublishChecksMark,
     ] {
         assert!(!holds(step, WriteTo::Customer), "{step:?} is not needed, or the model does not see that it is");
     }

@@ -1,6 +1,6 @@
 //! The cache compared with a simple oracle, over random lists, clock steps, requests, faults and writes.
 //!
-//! The oracle has no stripes, entries or freshness: for each question it holds the last answer that may be served, and checks
+//! The oracle has no stripes, references or freshness: for each question it holds the last answer that may be served, and checks
 //! it against the guarantees at each read.
 
 use std::sync::Arc;
@@ -170,6 +170,8 @@ impl World {
             Event::Pass(time) => {
                 self.boot += time;
                 self.wall += time;
+                // Whatever it frees is not served any more.
+                self.cache.run_maintenance(self.now());
             }
             Event::StepWall(step) => self.wall += step,
             Event::Begin(number) => {
@@ -229,7 +231,7 @@ impl World {
         let sent = Now { wall: Wall::from_unix_seconds(sent_wall), boot: Boot::from_duration(seconds(sent_boot)) };
         let decision = StoreDecision::of(&verdict, &LIFETIMES, sent.wall, sent, self.now());
         let answer = Answer::new(200, body.as_bytes());
-        guard.complete(Arc::new(answer), decision, sent.boot, self.now());
+        guard.complete(answer, decision, sent.boot, self.now());
 
         // The same in the oracle.
         let coupons = match received {
@@ -262,21 +264,21 @@ impl World {
         for reference in &self.references[number] {
             if let Some(hit) = reference.fresh(&RequestCacheControl::default(), now) {
                 assert_eq!(wanted, Served::Fresh, "question {number} by reference: {servable:?}");
-                assert_eq!(Some(text(hit.answer())), servable.map(|servable| servable.body.clone()));
+                assert_eq!(Some(text(&hit.answer())), servable.map(|servable| servable.body.clone()));
             }
         }
         let (served, body) =
             match self.cache.lookup(&question(number), generation, &RequestCacheControl::default(), now) {
                 Lookup::Fresh(hit) => {
-                    let reference = self.cache.reference(&question(number), &hit).unwrap();
+                    let reference = self.cache.reference(&hit).unwrap();
                     let recalled = reference.fresh(&RequestCacheControl::default(), now).unwrap();
-                    assert!(Arc::ptr_eq(recalled.answer(), hit.answer()), "a reference leads to its answer");
+                    assert!(Arc::ptr_eq(&recalled.cached, &hit.cached), "a reference leads to its answer");
                     self.references[number].push(reference);
-                    (Served::Fresh, Some(text(hit.answer())))
+                    (Served::Fresh, Some(text(&hit.answer())))
                 }
-                Lookup::Stale(hit, _) => (Served::WhileRevalidating, Some(text(hit.answer()))),
+                Lookup::Stale(hit, _) => (Served::WhileRevalidating, Some(text(&hit.answer()))),
                 Lookup::Miss => match self.cache.stale_for_error(&question(number), generation, now) {
-                    Some(hit) => (Served::IfError, Some(text(hit.answer()))),
+                    Some(hit) => (Served::IfError, Some(text(&hit.answer()))),
                     None => (Served::Not, None),
                 },
             };

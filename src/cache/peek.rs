@@ -1,10 +1,9 @@
 //! What operators see of the cache: nothing changes by it.
 
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::freshness::Freshness;
-use super::{Cache, Generation, Lookup, Question, RequestCacheControl, Subject};
+use super::{Cache, Generation, Lookup, Question, RequestCacheControl, Subject, find};
 use crate::clock::{Boot, Now};
 
 /// What a lookup would find.
@@ -48,15 +47,15 @@ impl<F: Clone> Cache<F> {
             Some(_) => PeekedFlight::Full,
         };
         let settle_until = stripe.settle_until(&question.subject);
-        let entry = stripe.entry(&question.subject);
-        let lookup = entry.map_or(Lookup::Miss, |entry| entry.peek(question, generation, cache_control, now));
+        let cached = find(&stripe, question, |other| other == generation).cloned();
+        let lookup = cached.map_or(Lookup::Miss, |cached| cached.found(cache_control, now));
         Peek { lookup, flight, settle_until }
     }
 
     /// What is cached for a subject and may still be served in any way: keys and freshness.
-    pub fn inspect(&self, subject: &Subject, now: Now) -> Vec<(Arc<str>, Freshness)> {
-        let Some(entry) = self.stripe(subject).entry(subject).cloned() else { return Vec::new() };
-        let servable = entry.servable(self.current_generation(subject.tenant), now);
-        servable.map(|cached| (Arc::clone(&cached.key), cached.freshness)).collect()
+    pub fn inspect(&self, subject: &Subject, now: Now) -> Vec<(String, Freshness)> {
+        let (stripe, generation) = (self.stripe(subject), self.current_generation(subject.tenant));
+        let servable = stripe.answers(subject).filter(|cached| cached.is_servable(generation, now));
+        servable.map(|cached| (String::from_utf8_lossy(cached.key()).into_owned(), cached.freshness)).collect()
     }
 }

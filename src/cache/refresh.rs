@@ -1,6 +1,6 @@
 //! Which caller refreshes an answer that is past its freshness, and how soon again after a refresh that failed.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use crate::backoff::Backoff;
@@ -12,25 +12,24 @@ const BACKOFF: Backoff = Backoff::new(Duration::from_secs(1), Duration::from_sec
 /// The refreshes of one cached answer. A refresh that succeeds replaces the answer, and this with it.
 #[derive(Debug, Default)]
 pub(super) struct RefreshState {
-    attempts: AtomicU64,
-    /// No refresh begins before this, in milliseconds since boot.
-    not_before: AtomicU64,
+    attempts: AtomicU32,
+    /// No refresh begins before this.
+    not_before: AtomicU32,
 }
 
 impl RefreshState {
     /// Whether a refresh is due: one that cannot begin takes no turn.
     pub(super) fn is_due(&self, now: Boot) -> bool {
-        now.millis() >= self.not_before.load(Ordering::Relaxed)
+        now.tenths() >= self.not_before.load(Ordering::Relaxed)
     }
 
     /// Whether the caller should refresh: true for at most one caller per backoff interval.
     pub(super) fn claim(&self, now: Boot) -> bool {
         let not_before = self.not_before.load(Ordering::Relaxed);
-        if now.millis() < not_before {
+        if now.tenths() < not_before {
             return false;
         }
-        let attempts = u32::try_from(self.attempts.load(Ordering::Relaxed)).unwrap_or(u32::MAX);
-        let next = (now + BACKOFF.pause(attempts)).millis();
+        let next = (now + BACKOFF.pause(self.attempts.load(Ordering::Relaxed))).tenths();
         let claimed = self.not_before.compare_exchange(not_before, next, Ordering::Relaxed, Ordering::Relaxed).is_ok();
         if claimed {
             self.attempts.fetch_add(1, Ordering::Relaxed);

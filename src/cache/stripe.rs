@@ -1,14 +1,14 @@
 //! The shared state of some subjects, under one lock: what is cached for them, what is being fetched, and what settles.
 //!
-//! This state is the truth. moka only decides what to evict, and lets readers find an entry without this lock.
+//! This state is the truth. moka only decides what to evict.
 
 use std::collections::HashMap;
 use std::hash::BuildHasher;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
-use std::time::Duration;
 
 use foldhash::quality::RandomState;
+use hashbrown::HashTable;
 use parking_lot::{Mutex, MutexGuard};
 
 use super::entry::{Question, Subject};
@@ -22,12 +22,12 @@ const BYTES_PER_STRIPE: u64 = 64 << 10;
 
 /// All stripes of a cache.
 #[derive(Debug)]
-pub(super) struct Stripes<F, E> {
-    all: Box<[Mutex<Stripe<F, E>>]>,
+pub(super) struct Stripes<F, A> {
+    all: Box<[Mutex<Stripe<F, A>>]>,
     hasher: RandomState,
 }
 
-impl<F, E> Stripes<F, E> {
+impl<F, A> Stripes<F, A> {
     /// Those of a cache of so many bytes.
     pub(super) fn new(cache_bytes: u64) -> Self {
         let number = (cache_bytes / BYTES_PER_STRIPE).clamp(*STRIPES.start(), *STRIPES.end());
@@ -40,13 +40,13 @@ impl<F, E> Stripes<F, E> {
     }
 
     /// The stripe of a subject.
-    pub(super) fn of(&self, subject: &Subject) -> MutexGuard<'_, Stripe<F, E>> {
+    pub(super) fn of(&self, subject: &Subject) -> MutexGuard<'_, Stripe<F, A>> {
         let index = usize::try_from(self.hasher.hash_one(subject) % self.all.len().max(1) as u64).unwrap_or_default();
         self.all.get(index).expect("a remainder by their number is the index of a stripe").lock()
     }
 
     /// All stripes, one after another.
-    pub(super) fn all(&self) -> impl Iterator<Item = MutexGuard<'_, Stripe<F, E>>> {
+    pub(super) fn all(&self) -> impl ExactSizeIterator<Item = MutexGuard<'_, Stripe<F, A>>> {
         self.all.iter().map(Mutex::lock)
     }
 
@@ -54,7 +54,7 @@ impl<F, E> Stripes<F, E> {
     #[cfg(test)]
     pub(super) fn share_settle_slot(&self, one: &Subject, other: &Subject) -> bool
     where
-        E: Replaceable,
+        A: Cached,
     {
         let place = |subject: &Subject| {
             let stripe = self.of(subject);
@@ -64,27 +64,29 @@ impl<F, E> Stripes<F, E> {
     }
 
     #[cfg(test)]
-    pub(super) fn entries(&self) -> usize {
-        self.all.iter().map(|stripe| stripe.lock().entries.len()).sum()
+    pub(super) fn answers(&self) -> usize {
+        self.all.iter().map(|stripe| stripe.lock().answers.len()).sum()
     }
 }
 
-/// An entry that readers may hold without the lock.
-pub(super) trait Replaceable {
-    /// From now on nobody is served from it, apart from what it shares with the entry that replaces it.
-    fn replaced_by(&self, new: Option<&Self>);
+/// A cached answer, which may be held without the lock.
+pub(super) trait Cached {
+    /// Whom it is about.
+    fn subject(&self) -> &Subject;
+    /// From now on nobody is served from it.
+    fn invalidate(&self);
 }
 
-/// The state of a stripe's subjects: `F` is why a fetch failed, `E` what is cached for a subject.
+/// The state of a stripe's subjects: `F` is why a fetch failed, `A` a cached answer.
 #[derive(Debug)]
-pub(super) struct Stripe<F, E> {
+pub(super) struct Stripe<F, A> {
     /// A flight in here may be joined, and may store its answer.
     flights: HashMap<Question, Arc<Flight<F>>, RandomState>,
-    /// What is cached.
-    entries: HashMap<Subject, Arc<E>, RandomState>,
-    /// Until when the platform may lag behind a write, by a hash of the subject. Subjects that share a slot only make each
+    /// What is cached, by a hash of the subject: the answers about one are found together.
+    answers: HashTable<Arc<A>>,
+    /// Until when the platform may lag behind a write, in tenths of a second since boot, by a hash of the subject. Subjects that share a slot only make each
     /// other's answers live shortly, and no number of invalidations makes the table larger or slower.
-    settle: [Tenths; SETTLE_SLOTS],
+    settle: [u32; SETTLE_SLOTS],
     hasher: RandomState,
 }
 
@@ -92,56 +94,64 @@ pub(super) struct Stripe<F, E> {
 /// `cache.settle_unknown` amount to, one in 100 others is taken for one of them.
 const SETTLE_SLOTS: usize = 32;
 
-/// Tenths of a second since boot, rounded up: thirteen years fit.
-type Tenths = u32;
-
-fn tenths(at: Boot) -> Tenths {
-    u32::try_from(at.millis().div_ceil(100)).unwrap_or(u32::MAX)
-}
-
-impl<F, E> Default for Stripe<F, E> {
+impl<F, A> Default for Stripe<F, A> {
     fn default() -> Self {
         Self {
             flights: HashMap::default(),
-            entries: HashMap::default(),
+            answers: HashTable::new(),
             settle: [0; SETTLE_SLOTS],
             hasher: RandomState::default(),
         }
     }
 }
 
-impl<F, E: Replaceable> Stripe<F, E> {
+impl<F, A: Cached> Stripe<F, A> {
     /// Invalidates a subject: what is cached for it is removed and returned, what is being fetched will not be stored, and
     /// what is fetched before `settle_until` lives shortly.
-    pub(super) fn invalidate(&mut self, subject: &Subject, settle_until: Boot, now: Boot) -> Option<Arc<E>> {
+    pub(super) fn invalidate(&mut self, subject: &Subject, settle_until: Boot, now: Boot) -> Vec<Arc<A>> {
         self.remove_flights(subject);
         let slot = self.settle_slot(subject);
         if let Some(until) = self.settle.get_mut(slot).filter(|_| settle_until > now) {
-            *until = tenths(settle_until).max(*until);
+            *until = settle_until.tenths().max(*until);
         }
-        self.replace(subject, None)
+        self.remove(subject, |_| true)
     }
 
     /// What is cached for a subject.
-    pub(super) fn entry(&self, subject: &Subject) -> Option<&Arc<E>> {
-        self.entries.get(subject)
+    pub(super) fn answers(&self, subject: &Subject) -> impl Iterator<Item = &Arc<A>> {
+        self.answers.iter_hash(self.hasher.hash_one(subject)).filter(move |answer| answer.subject() == subject)
     }
 
-    /// Replaces what is cached for a subject, and returns what was.
-    pub(super) fn replace(&mut self, subject: &Subject, new: Option<&Arc<E>>) -> Option<Arc<E>> {
-        let old = match new {
-            Some(new) => self.entries.insert(subject.clone(), Arc::clone(new)),
-            None => self.entries.remove(subject),
-        };
-        old.iter().for_each(|old| old.replaced_by(new.map(Arc::as_ref)));
-        old
+    /// Adds an answer.
+    pub(super) fn add(&mut self, answer: Arc<A>) {
+        let Self { answers, hasher, .. } = self;
+        answers.insert_unique(hasher.hash_one(answer.subject()), answer, |other| hasher.hash_one(other.subject()));
     }
 
-    /// Removes an entry that was evicted, unless another one has replaced it.
-    pub(super) fn evict(&mut self, subject: &Subject, evicted: &Arc<E>) {
-        if self.entry(subject).is_some_and(|entry| Arc::ptr_eq(entry, evicted)) {
-            self.replace(subject, None);
+    /// Removes some of a subject's answers, and returns them.
+    pub(super) fn remove(&mut self, subject: &Subject, is_removed: impl Fn(&Arc<A>) -> bool) -> Vec<Arc<A>> {
+        let hash = self.hasher.hash_one(subject);
+        let mut removed = Vec::new();
+        while let Ok(found) = self.answers.find_entry(hash, |one| one.subject() == subject && is_removed(one)) {
+            let (answer, _) = found.remove();
+            answer.invalidate();
+            removed.push(answer);
         }
+        removed
+    }
+
+    /// Removes an answer that was evicted, if it is still there; returns whether it was.
+    pub(super) fn evict(&mut self, evicted: &Arc<A>) -> bool {
+        let hash = self.hasher.hash_one(evicted.subject());
+        let found = self.answers.find_entry(hash, |answer| Arc::ptr_eq(answer, evicted));
+        found.map(|found| found.remove().0.invalidate()).is_ok()
+    }
+
+    /// Removes some of all subjects' answers, and returns them.
+    pub(super) fn sweep(&mut self, is_removed: impl Fn(&A) -> bool) -> Vec<Arc<A>> {
+        let removed: Vec<_> = self.answers.extract_if(|answer| is_removed(answer)).collect();
+        removed.iter().for_each(|answer| answer.invalidate());
+        removed
     }
 
     /// How many callers wait for the flight for which most of them wait.
@@ -176,8 +186,7 @@ impl<F, E: Replaceable> Stripe<F, E> {
     /// Until when the platform may answer a subject's questions with data from before a write. A flight takes this along
     /// when it begins: a later write removes the flight.
     pub(super) fn settle_until(&self, subject: &Subject) -> Boot {
-        let tenths = self.settle.get(self.settle_slot(subject)).copied().unwrap_or(Tenths::MAX);
-        Boot::from_duration(Duration::from_millis(100).saturating_mul(tenths))
+        Boot::from_tenths(self.settle.get(self.settle_slot(subject)).copied().unwrap_or(u32::MAX))
     }
 
     fn settle_slot(&self, subject: &Subject) -> usize {

@@ -57,14 +57,14 @@ fn begin(cache: &Arc<Cache<()>>, question: &Question) -> (FetchGuard<()>, Waiter
     begin_with(cache, question, &RequestCacheControl::default())
 }
 
-fn answer(body: &'static str) -> Arc<Answer> {
-    Arc::new(Answer::new(200, body.as_bytes()))
+fn answer(body: &'static str) -> Answer {
+    Answer::new(200, body.as_bytes())
 }
 
 /// Completes a fetch with a success; returns whether it was stored.
 fn complete(guard: FetchGuard<()>, body: &'static str) -> bool {
     let decision = StoreDecision::of(&Verdict::Success(Contents::default()), &LIFETIMES, now().wall, now(), now());
-    guard.complete(answer(body), decision, now().boot, now()).freshness.is_some()
+    guard.complete(answer(body), decision, now().boot, now()).1.freshness.is_some()
 }
 
 fn lookup(cache: &Arc<Cache<()>>, question: &Question) -> Option<String> {
@@ -80,7 +80,7 @@ fn invalidate(cache: &Cache<()>, customer: &str, settle_until: Boot) -> usize {
 fn reference(cache: &Arc<Cache<()>>, question: &Question, now: Now) -> AnswerRef {
     let found = cache.lookup(question, cache.generation(0, 0), &RequestCacheControl::default(), now);
     let Lookup::Fresh(hit) = found else { panic!("{found:?}") };
-    cache.reference(question, &hit).unwrap()
+    cache.reference(&hit).unwrap()
 }
 
 #[test]
@@ -103,21 +103,68 @@ fn a_reference_leads_to_its_answer_until_that_is_replaced_or_invalidated() {
     assert_eq!(body(&third).as_deref(), Some(&b"new"[..]));
     invalidate(&cache, "1", now().boot);
     assert_eq!(body(&third), None);
-    cache.run_maintenance();
+    cache.run_maintenance(now());
     assert!(!third.is_live(), "it keeps no answer in memory");
 }
 
-/// moka follows the stripe a moment later.
+/// moka is told of it a moment later.
 #[test]
 fn an_invalidated_answer_is_not_served_while_moka_still_has_it() {
     let cache = cache();
     let question = question("1", "a");
     complete(begin(&cache, &question).0, "x");
     let reference = reference(&cache, &question, now());
-    cache.stripe(&question.subject).invalidate(&question.subject, now().boot, now().boot);
-    assert!(cache.entries.contains_key(&question.subject));
+    let removed = cache.stripe(&question.subject).invalidate(&question.subject, now().boot, now().boot);
+    assert!(removed.len() == 1 && cache.eviction.contains_key(&removed[0].id()));
     assert_eq!(lookup(&cache, &question), None);
     assert!(reference.fresh(&RequestCacheControl::default(), now()).is_none());
+}
+
+/// Otherwise it would take memory for which nothing is evicted, or that is counted for nothing.
+#[test]
+fn moka_holds_what_the_stripes_hold() {
+    let cache = cache();
+    let counts = |cache: &Cache<()>| {
+        cache.run_maintenance(now());
+        (cache.stripes.answers() as u64, cache.eviction.entry_count(), cache.metrics.entries.get())
+    };
+    for customer in 0..10 {
+        for key in ["a", "b"] {
+            complete(begin(&cache, &question(&customer.to_string(), key)).0, "x");
+        }
+    }
+    assert_eq!(counts(&cache), (20, 20, 20));
+    complete(begin_with(&cache, &question("0", "a"), &NO_CACHE).0, "instead of both");
+    complete(begin_with(&cache, &question("1", "c"), &NO_CACHE).0, "instead of both");
+    invalidate(&cache, "2", now().boot);
+    assert_eq!(counts(&cache), (16, 16, 16));
+    // One that is not cached any more stays so, however large it has become.
+    let removed =
+        cache.stripe(&Subject::customer(0, "3")).invalidate(&Subject::customer(0, "3"), now().boot, now().boot);
+    cache.removed(&removed);
+    cache.reweigh(&removed[0]);
+    assert_eq!(counts(&cache), (14, 14, 14));
+    cache.invalidate_tenant(0, now().boot);
+    assert_eq!(counts(&cache), (14, 14, 14), "it is only ignored");
+    complete(begin(&cache, &question("4", "a")).0, "of the new generation");
+    assert_eq!(cache.purge_tenant(0, now().boot, now()), 1);
+    assert_eq!(counts(&cache), (0, 0, 0));
+}
+
+#[test]
+fn what_is_of_no_use_any_more_is_swept_away() {
+    let cache = cache();
+    for customer in 0..100 {
+        complete(begin(&cache, &question(&customer.to_string(), "a")).0, "x");
+    }
+    let later = |seconds| Now { boot: now().boot + Duration::from_secs(seconds), ..now() };
+    let swept = |at| (0..SWEEPS).for_each(|_| cache.run_maintenance(at));
+    // Fresh for an hour, and retained for another one.
+    swept(later(7100));
+    assert_eq!((cache.metrics.entries.get(), cache.metrics.expired.get()), (100, 0));
+    swept(later(7300));
+    assert_eq!((cache.metrics.entries.get(), cache.metrics.expired.get()), (0, 100));
+    assert_eq!((cache.stripes.answers(), cache.eviction.entry_count()), (0, 0));
 }
 
 #[test]
@@ -236,7 +283,7 @@ fn an_answer_that_supersedes_drops_the_older_one_and_a_failure_does_not() {
         let cache = cache();
         assert!(complete(begin(&cache, &old).0, "old"));
         let (guard, _waiter) = begin_with(&cache, &old, &NO_CACHE);
-        assert_eq!(guard.complete(answer(""), decision, now().boot, now()).freshness, None);
+        assert_eq!(guard.complete(answer(""), decision, now().boot, now()).1.freshness, None);
         assert_eq!(lookup(&cache, &old).as_deref(), stays);
     }
 }
@@ -262,20 +309,22 @@ fn one_customers_answers_are_bounded_and_the_oldest_are_dropped() {
     let cached = (0..200).filter(|number| lookup(&cache, &question("1", &number.to_string())).is_some()).count();
     assert_eq!(cached, 64);
     assert!(lookup(&cache, &question("1", "199")).is_some() && lookup(&cache, &question("1", "0")).is_none());
-    cache.run_maintenance();
+    cache.run_maintenance(now());
     assert_eq!(cache.metrics.entries.get(), 64);
 }
 
 /// Otherwise they would hold memory that is not counted.
 #[test]
-fn evicted_entries_are_removed_from_their_stripe() {
+fn evicted_answers_are_removed_from_their_stripe() {
     let cache = cache();
     for customer in 0..5000 {
         assert!(complete(begin(&cache, &question(&customer.to_string(), "a")).0, "x"));
     }
-    cache.run_maintenance();
-    let in_stripes = cache.stripes.entries();
-    assert_eq!(in_stripes as u64, cache.entries.entry_count());
+    cache.run_maintenance(now());
+    let in_stripes = cache.stripes.answers();
+    assert_eq!(in_stripes as u64, cache.eviction.entry_count());
+    assert_eq!(in_stripes as u64 + cache.metrics.size.get(), 5000);
+    assert_eq!(cache.metrics.entries.get(), i64::try_from(in_stripes).unwrap());
     assert!((100..4000).contains(&in_stripes), "{in_stripes}");
 }
 
@@ -289,9 +338,9 @@ fn a_slow_fetch_begun_within_the_settle_time_has_a_short_lifetime() {
     let (guard, _waiter) = begin(&cache, &question("1", "a"));
     let late = Now { boot: sent.boot + Duration::from_secs(600), ..sent };
     cache.invalidate(&Subject::customer(0, "2"), late.boot, late);
-    cache.run_maintenance();
+    cache.run_maintenance(now());
     let decision = StoreDecision::of(&Verdict::Success(Contents::default()), &LIFETIMES, sent.wall, sent, late);
-    let freshness = guard.complete(answer(""), decision, sent.boot, late).freshness.unwrap();
+    let freshness = guard.complete(answer(""), decision, sent.boot, late).1.freshness.unwrap();
     assert_eq!(freshness.lifetime(), Duration::from_secs(5));
 }
 
@@ -308,7 +357,7 @@ fn answers_fetched_within_the_settle_time_have_a_short_lifetime() {
             invalidation(&cache, sent.boot + Duration::from_secs(settle));
             let (guard, _waiter) = begin(&cache, &question("1", "a"));
             let decision = StoreDecision::of(&Verdict::Success(Contents::default()), &LIFETIMES, sent.wall, sent, sent);
-            let freshness = guard.complete(answer(""), decision, sent.boot, sent).freshness.unwrap();
+            let freshness = guard.complete(answer(""), decision, sent.boot, sent).1.freshness.unwrap();
             assert_eq!(freshness.lifetime(), Duration::from_secs(lifetime));
             let later = Now { boot: sent.boot + Duration::from_secs(lifetime + 1), ..sent };
             assert_eq!(freshness.stale(later).is_some(), settle == 0);
@@ -322,7 +371,7 @@ fn a_refetch_reports_whether_the_answer_changed() {
     let refetch = |body: &'static str| {
         let (guard, _waiter) = begin_with(&cache, &question("1", "a"), &NO_CACHE);
         let decision = StoreDecision::of(&Verdict::Success(Contents::default()), &LIFETIMES, now().wall, now(), now());
-        guard.complete(answer(body), decision, now().boot, now()).changed
+        guard.complete(answer(body), decision, now().boot, now()).1.changed
     };
     assert_eq!([refetch("a"), refetch("a"), refetch("b")], [None, Some(false), Some(true)]);
 }

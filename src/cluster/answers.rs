@@ -101,11 +101,11 @@ impl Wanted {
 #[derive(Debug)]
 pub enum Found {
     /// An answer.
-    Stored(Arc<Answer>, Freshness),
+    Stored(Answer, Freshness),
     /// The answer that was waited for, which is not stored.
     Passing {
         /// The answer.
-        answer: Arc<Answer>,
+        answer: Answer,
         /// Whether it only says that the platform fails.
         is_failure: bool,
     },
@@ -219,15 +219,13 @@ impl Inquiry {
             "stored" => record(&query.stored_name(&fences)).and_then(|record| match record {
                 Record::Stored(StoredAnswer { at, freshness, answer, .. }) => {
                     let freshness = freshness.after(elapsed(at, time)).from(sent)?;
-                    Some(Found::Stored(Arc::new(answer), freshness))
+                    Some(Found::Stored(answer, freshness))
                 }
                 Record::Passing { .. } | Record::NoAnswer { .. } | Record::Unshared => None,
             }),
             "passing" => {
                 record(&query.passing_name(&waits_for.take().unwrap_or_default())).and_then(|record| match record {
-                    Record::Passing { answer, is_failure } => {
-                        Some(Found::Passing { answer: Arc::new(answer), is_failure })
-                    }
+                    Record::Passing { answer, is_failure } => Some(Found::Passing { answer, is_failure }),
                     Record::NoAnswer { is_timeout } => Some(Found::NoAnswer { is_timeout }),
                     Record::Unshared => Some(Found::Unshared),
                     Record::Stored(_) => None,

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use http::{HeaderValue, StatusCode};
 
-use crate::answer::{Answer, ContentType, ExtraHeaders, TypedForm};
+use crate::answer::Answer;
 use crate::cache::{LimitedBy, RelativeFreshness};
 use crate::clock::{Wall, millis};
 
@@ -104,13 +104,7 @@ fn put_stored(out: &mut Vec<u8>, StoredAnswer { question, at, freshness, answer 
 fn put_answer(out: &mut Vec<u8>, answer: &Answer) {
     out.reserve(answer.body.len() + 64);
     out.extend(answer.status.to_be_bytes());
-    let extra = answer.extra_headers.as_deref();
-    let content_type = answer.content_type.as_ref().map(ContentType::value);
-    for header in [
-        content_type,
-        extra.and_then(|extra| extra.content_encoding.as_ref()),
-        extra.and_then(|extra| extra.retry_after.as_ref()),
-    ] {
+    for header in [answer.content_type(), answer.content_encoding(), answer.retry_after()] {
         out.push(u8::from(header.is_some()));
         if let Some(value) = header {
             put_bytes(out, value.as_bytes());
@@ -187,11 +181,8 @@ impl<'a> Input<'a> {
 
     fn answer(&mut self) -> Option<Answer> {
         let status = StatusCode::from_u16(u16::from_be_bytes(self.array()?)).ok()?.as_u16();
-        let content_type = self.header()?.as_ref().map(ContentType::from);
-        let (content_encoding, retry_after) = (self.header()?, self.header()?);
-        let has_extra = content_encoding.is_some() || retry_after.is_some();
-        let extra_headers = has_extra.then(|| Box::new(ExtraHeaders { content_encoding, retry_after }));
-        Some(Answer { status, content_type, extra_headers, body: self.bytes()?.into(), typed: TypedForm::default() })
+        let headers = [self.header()?, self.header()?, self.header()?];
+        Some(Answer::received(status, headers.each_ref().map(Option::as_ref), self.bytes()?))
     }
 }
 
@@ -209,16 +200,8 @@ mod tests {
         let header = || proptest::option::of("[ -~]{0,20}");
         let body = proptest::collection::vec(any::<u8>(), 0..200);
         (100u16..1000, header(), header(), header(), body).prop_map(|(status, kind, encoding, retry, body)| {
-            let value = |text: String| HeaderValue::from_str(&text).unwrap();
-            let (content_encoding, retry_after) = (encoding.map(value), retry.map(value));
-            let has_extra = content_encoding.is_some() || retry_after.is_some();
-            Answer {
-                status,
-                content_type: kind.map(|text| ContentType::from(&value(text))),
-                extra_headers: has_extra.then(|| Box::new(ExtraHeaders { content_encoding, retry_after })),
-                body: body.into(),
-                typed: TypedForm::default(),
-            }
+            let headers = [kind, encoding, retry].map(|text| Some(HeaderValue::from_str(&text?).unwrap()));
+            Answer::received(status, headers.each_ref().map(Option::as_ref), body)
         })
     }
 

@@ -128,7 +128,6 @@ impl Gateway {
         let typed = Arc::new(TypedAnswers {
             cache: Arc::clone(&cache),
             time: Arc::clone(&time),
-            cluster: cluster.clone(),
             max_bytes: usize::try_from(fixed.client.max_response.0).unwrap_or(usize::MAX),
         });
         Self {

@@ -247,8 +247,9 @@ impl Gateway {
         out.question = Some(question.key.to_string());
         out.settles_for_s = settle_until.since(now.boot).as_secs_f64();
         for (key, freshness) in self.cache.inspect(&question.subject, now) {
-            let found = CachedQuestion::new(key.to_string(), &freshness, now);
-            if key == question.key {
+            let is_same = *key == *question.key;
+            let found = CachedQuestion::new(key, &freshness, now);
+            if is_same {
                 out.cached = Some(found);
             } else {
                 out.other_questions.push(found);

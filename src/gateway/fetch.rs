@@ -193,7 +193,7 @@ impl Fetcher {
         let outcome = match exchanged {
             // Only its bytes are passed on, and nobody knows what they mean.
             Ok(answered) if answered.verdict == Verdict::Garbage && job.needs_json() => {
-                let Answer { status, .. } = *answered.answer;
+                let Answer { status, .. } = answered.answer;
                 let is_compressed = answered.answer.is_compressed();
                 Outcome::Unknown(Arc::new(match is_compressed {
                     true => AttemptError::Compressed(status),
@@ -256,7 +256,7 @@ impl Fetcher {
             permit.throttled(answered.sent.boot).iter().for_each(|throttled| call_log.throttled(throttled));
         }
         if result == AttemptResult::Throttled || answered.answer.status == SERVICE_UNAVAILABLE {
-            let pause = answered.answer.retry_after(answered.received.wall);
+            let pause = answered.answer.pause(answered.received.wall);
             pause.filter(|pause| permit.pause(*pause)).iter().for_each(|pause| call_log.asked_to_pause(*pause));
         }
     }
@@ -363,13 +363,7 @@ impl Fetcher {
                         tenants.iter().for_each(|tenant| self.paces.credentials_changed(tenant));
                     }
                     let verdict = job.policy.reader(job.route.index).read(&answer);
-                    return Ok(Answered {
-                        answer: Arc::new(answer),
-                        verdict,
-                        sent,
-                        earliest,
-                        received: self.time.now(),
-                    });
+                    return Ok(Answered { answer, verdict, sent, earliest, received: self.time.now() });
                 }
             }
         }

@@ -6,9 +6,11 @@
 
 use std::hash::BuildHasher;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use arc_swap::{ArcSwapOption, Guard};
 use foldhash::fast::RandomState;
+use smallvec::SmallVec;
 
 use crate::cache::AnswerRef;
 use crate::caller::Caller;
@@ -17,24 +19,33 @@ use crate::route::Route;
 /// The part of the cache's memory that is set aside for this.
 const SHARE: u64 = 16;
 /// Memory of one request at most, in bytes.
-const MAX_BYTES: usize = 640;
-/// Of those, what is left for the texts.
+const MAX_BYTES: usize = 672;
+/// Of those, what is left for the text.
 const MAX_TEXT: usize =
-    MAX_BYTES - size_of::<Slot>() - size_of::<Known>() - AnswerRef::RESIDUE - ALLOCATIONS * ALLOCATION;
-/// Allocations of one request, and what each takes beside its contents: reference counts, the allocator's rounding. Itself, its path,
-/// tenant and body, the text of its subject, and what is left of its answer.
-const ALLOCATIONS: usize = 6;
+    MAX_BYTES - size_of::<Set>() / WAYS - size_of::<Known>() - AnswerRef::RESIDUE - ALLOCATIONS * ALLOCATION;
+/// Allocations of one request, and what each takes beside its contents: reference counts, the allocator's rounding. Itself, a long
+/// text, and what is left of its answer.
+const ALLOCATIONS: usize = 3;
 const ALLOCATION: usize = 24;
+/// A text of so many bytes needs no memory of its own: that of a usual request.
+const USUAL_TEXT: usize = 96;
 /// Most slots, however large the cache is.
 const MAX_SLOTS: u64 = 1 << 17;
 /// Slots that a request may take. With one, a quarter of 10,000 requests would share theirs with others by default.
-const WAYS: usize = 2;
+const WAYS: usize = 4;
 
 type Slot = ArcSwapOption<Known>;
 
+/// Slots that the same requests may take.
+struct Set {
+    /// Of each slot's request, another part of its hash: what others' slots lead to is not read, which would mean waiting for memory.
+    tags: [AtomicU32; WAYS],
+    slots: [Slot; WAYS],
+}
+
 /// The requests that were hits, as a set-associative table: a request hashes to one set, and replaces a previous occupant of it.
 pub(super) struct HitMemo {
-    sets: Box<[[Slot; WAYS]]>,
+    sets: Box<[Set]>,
     /// Fast rather than strong: whoever finds requests that share a set only causes them to be parsed.
     hasher: RandomState,
 }
@@ -65,9 +76,10 @@ impl<'a> Repeat<'a> {
 pub(super) struct Known {
     caller: usize,
     route: usize,
-    path: Box<str>,
-    tenant_header: Option<Box<[u8]>>,
-    body: Box<[u8]>,
+    /// Its path, its tenant's name and its body, one after another.
+    text: SmallVec<[u8; USUAL_TEXT]>,
+    path: usize,
+    header: Option<usize>,
     /// The tenant's index.
     pub(super) tenant: usize,
     pub(super) answer: AnswerRef,
@@ -75,11 +87,13 @@ pub(super) struct Known {
 
 impl Known {
     fn is_repeated_by(&self, repeat: &Repeat<'_>) -> bool {
-        *self.body == *repeat.body
+        let header = repeat.tenant.unwrap_or_default();
+        self.path == repeat.path.len()
+            && self.header == repeat.tenant.map(<[u8]>::len)
             && self.route == repeat.route
             && self.caller == repeat.caller
-            && self.tenant_header.as_deref() == repeat.tenant
-            && *self.path == *repeat.path
+            && self.text.strip_prefix(repeat.path.as_bytes()).and_then(|rest| rest.strip_prefix(header))
+                == Some(repeat.body)
     }
 }
 
@@ -87,7 +101,7 @@ impl HitMemo {
     /// An empty one, beside a cache of so many bytes.
     pub(super) fn new(cache_bytes: u64) -> Self {
         let sets = (cache_bytes / SHARE / MAX_BYTES as u64).min(MAX_SLOTS).div_ceil(WAYS as u64).max(1);
-        let set = |_| std::array::from_fn(|_| Slot::empty());
+        let set = |_| Set { tags: [const { AtomicU32::new(0) }; WAYS], slots: std::array::from_fn(|_| Slot::empty()) };
         Self { sets: (0..sets).map(set).collect(), hasher: RandomState::default() }
     }
 
@@ -96,45 +110,52 @@ impl HitMemo {
         (self.sets.len() * WAYS * MAX_BYTES) as u64
     }
 
-    fn set(&self, repeat: &Repeat<'_>) -> Option<&[Slot; WAYS]> {
-        let index = self.hasher.hash_one(repeat) % self.sets.len().max(1) as u64;
-        self.sets.get(usize::try_from(index).ok()?)
+    /// The set that a request hashes to, and its tag.
+    fn set(&self, repeat: &Repeat<'_>) -> Option<(&Set, u32)> {
+        let hash = self.hasher.hash_one(repeat);
+        let [tag, low] = [hash >> 32, hash & u64::from(u32::MAX)];
+        let set = self.sets.get(usize::try_from(low % self.sets.len().max(1) as u64).ok()?)?;
+        Some((set, u32::try_from(tag).unwrap_or_default()))
     }
 
     /// The earlier request that this one repeats.
     pub(super) fn find(&self, repeat: &Repeat<'_>) -> Option<Guard<Option<Arc<Known>>>> {
-        self.set(repeat)?.iter().find_map(|slot| {
-            let known = slot.load();
-            known.as_ref().is_some_and(|known| known.is_repeated_by(repeat)).then_some(known)
-        })
+        let (set, tag) = self.set(repeat)?;
+        let slots = set.tags.iter().zip(&set.slots).filter(|(other, _)| other.load(Ordering::Relaxed) == tag);
+        slots
+            .map(|(_, slot)| slot.load())
+            .find(|known| known.as_ref().is_some_and(|known| known.is_repeated_by(repeat)))
     }
 
     /// Forgets everything.
     pub(super) fn clear(&self) {
-        self.sets.iter().flatten().for_each(|slot| slot.store(None));
+        self.sets.iter().flat_map(|set| &set.slots).for_each(|slot| slot.store(None));
     }
 
     /// Remembers a request that was a hit, unless it is unusually long.
     pub(super) fn remember(&self, repeat: &Repeat<'_>, tenant: usize, answer: AnswerRef) {
-        let header = repeat.tenant.unwrap_or_default();
-        let text = repeat.body.len() + repeat.path.len() + header.len() + answer.subject().heap_size();
-        if text > MAX_TEXT {
+        let parts = [repeat.path.as_bytes(), repeat.tenant.unwrap_or_default(), repeat.body];
+        if parts.iter().map(|part| part.len()).sum::<usize>() > MAX_TEXT {
             return;
         }
-        let Some(set) = self.set(repeat) else { return };
-        let holds = |slot: &&Slot| slot.load().as_ref().is_some_and(|known| known.is_repeated_by(repeat));
-        let is_free = |slot: &&Slot| slot.load().as_ref().is_none_or(|known| !known.answer.is_live());
-        let found = set.iter().find(holds).or_else(|| set.iter().find(is_free));
-        let Some(slot) = found.or_else(|| set.get(fastrand::usize(..WAYS))) else { return };
+        let Some((set, tag)) = self.set(repeat) else { return };
+        let holds = |slot: &Slot| slot.load().as_ref().is_some_and(|known| known.is_repeated_by(repeat));
+        let is_free = |slot: &Slot| slot.load().as_ref().is_none_or(|known| !known.answer.is_live());
+        let found = set.slots.iter().position(holds).or_else(|| set.slots.iter().position(is_free));
+        let way = found.unwrap_or_else(|| fastrand::usize(..WAYS));
+        let (Some(slot), Some(tag_of_slot)) = (set.slots.get(way), set.tags.get(way)) else { return };
+        let mut text = SmallVec::with_capacity(parts.iter().map(|part| part.len()).sum());
+        parts.into_iter().for_each(|part| text.extend_from_slice(part));
         slot.store(Some(Arc::new(Known {
             caller: repeat.caller,
             route: repeat.route,
-            path: repeat.path.into(),
-            tenant_header: repeat.tenant.map(Box::from),
-            body: repeat.body.into(),
+            text,
+            path: repeat.path.len(),
+            header: repeat.tenant.map(<[u8]>::len),
             tenant,
             answer,
         })));
+        tag_of_slot.store(tag, Ordering::Relaxed);
     }
 }
 
@@ -166,7 +187,7 @@ mod tests {
 
     fn customer(memo: &HitMemo, repeat: &Repeat<'_>) -> Option<usize> {
         let known = memo.find(repeat)?;
-        known.as_ref()?.answer.subject().customer_id()?.parse().ok()
+        Some(known.as_ref()?.tenant)
     }
 
     proptest! {
@@ -179,7 +200,7 @@ mod tests {
             let mut remembered: HashMap<Sent, usize> = HashMap::new();
             for (number, (sent, remembers, is_live)) in steps.into_iter().enumerate() {
                 if remembers {
-                    memo.remember(&repeat(sent), 0, answer(number, is_live));
+                    memo.remember(&repeat(sent), number, answer(number, is_live));
                     remembered.insert(sent, number);
                     prop_assert_eq!(customer(&memo, &repeat(sent)), Some(number), "what was just remembered is found");
                 }

@@ -60,7 +60,7 @@ impl Gateway {
 
     /// Frees memory and connections that have expired, which nothing else does while there are no requests.
     pub fn run_maintenance(&self) {
-        self.cache.run_maintenance();
+        self.cache.run_maintenance(self.time.now());
         self.metrics
             .cache_bytes
             .set(i64::try_from(self.cache.bytes() + self.policy.load().table_bytes()).unwrap_or(i64::MAX));

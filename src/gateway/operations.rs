@@ -144,7 +144,7 @@ impl Gateway {
         let now = self.time.now();
         let subject = Subject::customer(tenant.merchant, &self.cluster.customer(customer));
         let cached = self.cache.inspect(&subject, now).into_iter();
-        cached.map(|(question, freshness)| CachedQuestion::new(question.to_string(), &freshness, now)).collect()
+        cached.map(|(question, freshness)| CachedQuestion::new(question, &freshness, now)).collect()
     }
 
     /// What the replicas share of a customer; `None` if Redis does not answer.

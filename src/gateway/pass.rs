@@ -25,7 +25,7 @@ impl Passes {
         self.tasks.check_capacity()?;
         Ok(self.forward(request.pass_job(may_repeat), |_, result| {
             let answer = result?.answer;
-            Ok(Reply::new(answer, CacheStatus::Bypass, None, Deadline::NEVER))
+            Ok(Reply::new(answer.into(), CacheStatus::Bypass, None, Deadline::NEVER))
         }))
     }
 

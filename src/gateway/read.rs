@@ -68,8 +68,8 @@ impl Reads {
         // Unless this replica certainly acts as one with the others, what is held is served in place of any error.
         let may_be_held = request.standing != Standing::Fenced && cache_control.allows_stale();
         let held = || if may_be_held { self.cache.held(&question, *now) } else { None };
-        let serve_held = |hit: &StaleHit| Step::Done(request.stale(&question, hit, StaleReason::NothingSent, false));
-        let in_place_of = |error| held().map(|hit| serve_held(&hit)).ok_or(error);
+        let serve_held = |hit: StaleHit| Step::Done(request.stale(&question, hit, StaleReason::NothingSent, false));
+        let in_place_of = |error| held().map(serve_held).ok_or(error);
         if request.standing == Standing::Unknown {
             return in_place_of(GatewayError::NotSent(NotSent::DeadlineExceeded));
         }
@@ -77,14 +77,14 @@ impl Reads {
         let lookups = &request.route_metrics().lookups;
         match self.cache.lookup(&question, generation, cache_control, *now) {
             Lookup::Fresh(hit) => {
-                if let Some(answer) = self.cache.reference(&question, &hit) {
+                if let Some(answer) = self.cache.reference(&hit) {
                     policy.hit_memo.remember(&request.repeat, request.tenant.index, answer);
                 }
-                return Ok(Step::Done(request.hit(&question, &hit)));
+                return Ok(Step::Done(request.hit(&question, hit)));
             }
             Lookup::Stale(hit, is_due) => {
                 let refreshes = is_due && self.refresh(request, &question);
-                return Ok(Step::Done(request.stale(&question, &hit, StaleReason::Revalidating, refreshes)));
+                return Ok(Step::Done(request.stale(&question, hit, StaleReason::Revalidating, refreshes)));
             }
             Lookup::Miss => {}
         }
@@ -98,12 +98,12 @@ impl Reads {
         let mut spare = None;
         if let Some(hit) = held() {
             let job = request.fetch_job(self.time.boot());
-            let Some(found) = self.fetcher.spare(&job) else { return Ok(serve_held(&hit)) };
+            let Some(found) = self.fetcher.spare(&job) else { return Ok(serve_held(hit)) };
             spare = Some((job, found));
         }
         let (wants_new, mut is_joined) = (cache_control.wants_new(), false);
         let (waiter, cache_status) = match self.cache.join(&question, generation, cache_control, *now) {
-            Join::Hit(hit) => return Ok(Step::Done(request.hit(&question, &hit))),
+            Join::Hit(hit) => return Ok(Step::Done(request.hit(&question, hit))),
             Join::Joined(waiter) => {
                 lookups.of(LookupResult::Collapsed).inc();
                 waiter.call_state().join(request.call_waiter());
@@ -195,9 +195,9 @@ impl Reads {
                     let moved = self.invalidator.superseded(&guard.question().subject).wait().await;
                     lease.iter_mut().zip(moved).for_each(|(lease, moved)| lease.moved(moved));
                 }
-                let (question, answer) = (Arc::clone(&guard.question().key), Arc::clone(&answered.answer));
+                let question = Arc::clone(&guard.question().key);
                 let is_awaited = guard.is_awaited();
-                let stored = guard.complete(answered.answer, decision, answered.sent.boot, answered.received);
+                let (answer, stored) = guard.complete(answered.answer, decision, answered.sent.boot, answered.received);
                 self.count(&job, stored);
                 if let Some(lease) = lease {
                     let traced = job.traced_at();
@@ -295,7 +295,7 @@ impl Reads {
         if let Some(hit) = self.cache.fresh(&question, generation, &default, now) {
             cluster.count_hit(standing);
             self.served.note(&question.subject, now.boot);
-            return Ok(Reply::hit(&hit, now));
+            return Ok(Reply::hit(hit, now));
         }
         let hit = match standing {
             Standing::Fenced => self.cache.stale_for_error(&question, generation, now),
@@ -308,7 +308,7 @@ impl Reads {
             saved.inc();
         }
         policy.handles.route(route).lookups.of(LookupResult::Stale).inc();
-        Ok(Reply::stale(&hit, reason, now))
+        Ok(Reply::stale(hit, reason, now))
     }
 }
 

@@ -6,8 +6,7 @@ use std::time::Duration;
 use super::Step;
 use super::read::Reads;
 use super::request::{Job, Request};
-use crate::answer::Answer;
-use crate::cache::{Deadline, FetchGuard, Join, Lookup, RequestCacheControl, StoreDecision, Waiter};
+use crate::cache::{Deadline, FetchGuard, Join, Lookup, RequestCacheControl, SharedAnswer, StoreDecision, Waiter};
 use crate::metrics::Shadowed;
 use crate::reply::{CacheStatus, GatewayError, Reply};
 use crate::settings::CachedSettings;
@@ -27,8 +26,8 @@ impl Reads {
         let (question, cache_control) = (request.question(cached), &request.cache_control);
         let generation = self.cache.generation(request.tenant.merchant, request.policy.rules);
         let would_serve = match self.cache.lookup(&question, generation, cache_control, request.now) {
-            Lookup::Fresh(hit) => Some(Arc::clone(hit.answer())),
-            Lookup::Stale(hit, _) => Some(Arc::clone(hit.answer())),
+            Lookup::Fresh(hit) => Some(hit.answer()),
+            Lookup::Stale(hit, _) => Some(hit.answer()),
             Lookup::Miss => None,
         };
         // However young what is cached is, this one is stored; but those of several at the same time only once.
@@ -55,7 +54,7 @@ impl Reads {
         &self,
         job: &Job,
         answered: Answered,
-        would_serve: Option<Arc<Answer>>,
+        would_serve: Option<SharedAnswer>,
         storing: Option<Storing>,
     ) -> Reply {
         let decision = self.decision(job, &answered, None);
@@ -66,10 +65,14 @@ impl Reads {
             let result = if is_same { Shadowed::Same } else { Shadowed::Different };
             job.policy.handles.route(job.route.index).shadowed.of(result).inc();
         }
-        if let Some((guard, _waiter)) = storing {
-            let stored = guard.complete(Arc::clone(&answer), decision, sent.boot, received);
-            self.count(job, stored);
-        }
+        let answer = match storing {
+            Some((guard, _waiter)) => {
+                let (answer, stored) = guard.complete(answer, decision, sent.boot, received);
+                self.count(job, stored);
+                answer
+            }
+            None => answer.into(),
+        };
         Reply::new(answer, CacheStatus::Bypass, None, Deadline::NEVER)
     }
 }

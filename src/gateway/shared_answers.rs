@@ -127,7 +127,7 @@ pub(super) async fn complete(
     lease: Lease,
     is_awaited: bool,
     question: &str,
-    answer: &Arc<Answer>,
+    answer: &Answer,
     decision: StoreDecision,
     stored: Stored,
 ) -> &'static str {

@@ -9,8 +9,7 @@ use super::request_info::RequestInfo;
 use super::time::Time;
 use super::{Gateway, Routed, Step};
 use crate::answer::Typed;
-use crate::cache::{Cache, Subject};
-use crate::cluster::Cluster;
+use crate::cache::{Cache, SharedAnswer};
 use crate::reply::{CouponsView, GatewayError, Reply, Shape, TypedReply};
 
 /// How many times as large as the largest answer its typed form may be: with all names, and what is not known beside them.
@@ -20,7 +19,6 @@ const LARGER: usize = 4;
 pub(super) struct TypedAnswers {
     pub(super) cache: Arc<Cache<GatewayError>>,
     pub(super) time: Arc<Time>,
-    pub(super) cluster: Cluster,
     /// Most bytes of an answer of the platform, and of a batch.
     pub(super) max_bytes: usize,
 }
@@ -31,8 +29,8 @@ impl TypedAnswers {
         let fetched_at = || self.time.clock.wall() - reply.age();
         let reader = policy.reader(info.route.unwrap_or_default());
         let (typed, is_new) = reader.typed(&reply.answer, customer, fetched_at, self.max_bytes.saturating_mul(LARGER));
-        if is_new && let Some(tenant) = policy.tenant(info) {
-            self.cache.reweigh(&Subject::customer(tenant.merchant, &self.cluster.customer(customer)));
+        if is_new && let SharedAnswer::Cached(cached) = &reply.answer {
+            self.cache.reweigh(cached);
         }
         typed
     }

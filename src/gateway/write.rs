@@ -86,11 +86,10 @@ impl Writes {
         let result = match outcome {
             Outcome::Answered(Answered { mut answer, .. }) => {
                 // Nobody shall repeat what may have been executed.
-                let extra = Some(&mut answer).filter(|_| effect == Effect::Unknown).map(Arc::make_mut);
-                if let Some(extra) = extra.and_then(|answer| answer.extra_headers.as_mut()) {
-                    extra.retry_after = None;
+                if effect == Effect::Unknown {
+                    answer.remove_retry_after();
                 }
-                Ok(Reply::new(answer, CacheStatus::Bypass, Some(effect), Deadline::NEVER))
+                Ok(Reply::new(answer.into(), CacheStatus::Bypass, Some(effect), Deadline::NEVER))
             }
             Outcome::NotSent(not_sent) => Err(GatewayError::NotSent(not_sent)),
             Outcome::Unknown(error) => Err(GatewayError::OutcomeUnknown(error)),

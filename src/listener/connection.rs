@@ -1,15 +1,16 @@
 //! One connection: TLS, the protocol, and its end.
 
 use std::convert::Infallible;
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::pin::pin;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{CONNECTION, TRANSFER_ENCODING};
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
-use hyper::body::Incoming;
+use hyper::body::{Body, Incoming};
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
@@ -101,7 +102,8 @@ where
         let (counted, service_peer) = (rejections.clone(), peer);
         let service = service_fn(move |request: Request<Incoming>| {
             let permit = serving.begin(None);
-            let answer = match is_well_framed(request.headers()) {
+            // What has a known length has no coding.
+            let answer = match request.body().size_hint().exact().is_some() || is_well_framed(request.headers()) {
                 true => Ok(answer(request, service_peer.clone())),
                 false => {
                     counted.iter().for_each(|rejections| rejections.transfer_coding(service_peer.address));
@@ -118,10 +120,16 @@ where
             }
         });
         let mut connection = pin!(server.serve_connection(TokioIo::new(stream), service));
+        let (mut stopped, mut is_registered) = (pin!(stop.cancelled()), false);
+        // The waker of a task stays the same: once it is registered, that need not be done again for each request.
+        let stopped = poll_fn(|cx| match std::mem::replace(&mut is_registered, true) && !stop.is_cancelled() {
+            true => Poll::Pending,
+            false => stopped.as_mut().poll(cx),
+        });
         tokio::select! {
             // First, so that a response that is made now says that it is the last.
             biased;
-            () = stop.cancelled() => {}
+            () = stopped => {}
             ended = connection.as_mut() => {
                 if let (Err(error), Some(rejections)) = (ended, rejections) {
                     rejections.connection(address, &error, state.begun() == 0, state.is_idle());

@@ -1,7 +1,5 @@
 //! Replies of the typed API.
 
-use std::sync::Arc;
-
 use bytes::Bytes;
 use http::header::{CACHE_CONTROL, CONTENT_TYPE, ETAG, RETRY_AFTER};
 use http::{HeaderMap, HeaderValue, StatusCode};
@@ -9,7 +7,8 @@ use http::{HeaderMap, HeaderValue, StatusCode};
 use super::JSON;
 use super::error::GatewayError;
 use super::problem::{PROBLEM_JSON, Problem};
-use crate::answer::{Answer, PlatformFailure, Typed};
+use crate::answer::{PlatformFailure, Typed};
+use crate::cache::SharedAnswer;
 use crate::clock::Wall;
 
 const PRIVATE: HeaderValue = HeaderValue::from_static("private, no-cache");
@@ -55,7 +54,7 @@ enum Content {
 }
 
 /// A list of coupons as the owner of a body that is being sent.
-struct Owner(Arc<Answer>);
+struct Owner(SharedAnswer);
 
 impl AsRef<[u8]> for Owner {
     fn as_ref(&self) -> &[u8] {
@@ -70,7 +69,7 @@ impl CouponsView {
     /// If that is too large.
     pub fn reply(
         &self,
-        answer: &Arc<Answer>,
+        answer: &SharedAnswer,
         typed: &Typed,
         now: impl FnOnce() -> Wall,
     ) -> Result<TypedReply, GatewayError> {
@@ -82,7 +81,7 @@ impl CouponsView {
                     true => (StatusCode::NOT_MODIFIED, None, Content::NotModified { etag: etag.clone() }),
                     false => {
                         let etag = etag.clone();
-                        let whole = || Bytes::from_owner(Owner(Arc::clone(answer)));
+                        let whole = || Bytes::from_owner(Owner(answer.clone()));
                         let json = usable.map_or_else(whole, |(json, _)| json.into());
                         (StatusCode::OK, None, Content::Coupons { etag, json })
                     }
@@ -90,7 +89,7 @@ impl CouponsView {
             }
             Typed::Failure(failure) => {
                 let Problem { status, name, .. } = Problem::from(failure);
-                let retry_after = answer.extra_headers.as_ref().and_then(|extra| extra.retry_after.clone());
+                let retry_after = answer.retry_after().cloned();
                 (status, Some(name), Content::Failure { failure: failure.clone(), retry_after })
             }
             Typed::TooLarge => return Err(GatewayError::TooManyCoupons),

@@ -20,7 +20,7 @@ use hyper::body::{Body, Frame, Incoming};
 use super::error::{AttemptError, ExchangeError};
 use super::http1::Http1Connection;
 use super::pool::Pool;
-use crate::answer::{Answer, ContentType, ExtraHeaders, TypedForm, detached};
+use crate::answer::Answer;
 use crate::clock::Wall;
 use crate::settings::BaseUrl;
 use crate::signer::SignedRequest;
@@ -192,12 +192,8 @@ impl Connection {
             Some(pool) => pool.put(self.http1, keep_alive_hint(&head.headers)),
             None => self.http1.close(),
         }
-        let header = |name| head.headers.get(name).map(detached);
-        let extra = ExtraHeaders { content_encoding: header(CONTENT_ENCODING), retry_after: header(RETRY_AFTER) };
-        let extra_headers = (extra != ExtraHeaders::default()).then(|| Box::new(extra));
-        let content_type = head.headers.get(CONTENT_TYPE).map(ContentType::from);
-        let answer =
-            Answer { status: head.status.as_u16(), content_type, extra_headers, body, typed: TypedForm::default() };
+        let headers = [CONTENT_TYPE, CONTENT_ENCODING, RETRY_AFTER].map(|name| head.headers.get(name));
+        let answer = Answer::received(head.status.as_u16(), headers, body);
         Ok(Exchanged { answer, date: date(&head.headers) })
     }
 

@@ -24,7 +24,7 @@ pub enum Outcome {
 #[derive(Debug)]
 pub struct Answered {
     /// The answer.
-    pub answer: Arc<Answer>,
+    pub answer: Answer,
     /// Its classification.
     pub verdict: Verdict,
     /// Just before the request's bytes were sent.

@@ -23,7 +23,8 @@ fn what_is_distrusted_is_held_and_not_served() {
     assert!(reference.fresh(&RequestCacheControl::default(), now()).is_none());
     assert!(!complete(early, "from before"), "it began before");
     let held = |question: &Question, now: Now| {
-        cache.held(question, now).map(|hit| (String::from_utf8(hit.answer().body.to_vec()).unwrap(), hit.stale.past))
+        let hit = cache.held(question, now)?;
+        Some((String::from_utf8(hit.cached.answer.body.to_vec()).unwrap(), hit.stale.past))
     };
     assert_eq!(held(one, now()), Some(("old".to_owned(), Duration::ZERO)));
     assert_eq!(held(four, now()), None);
