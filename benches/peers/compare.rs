@@ -4,9 +4,10 @@ use std::path::{Path, PathBuf};
 
 use crate::drive::Drive;
 use crate::process::{
-    COUPONS, Place, Running, cores, cores_from, forward, gateway, own, pinned, platform, program, wait_for, with_redis,
+    COUPONS, Place, Running, cores, cores_from, forward, gateway, gateways, own, pinned, platform, program, wait_for,
+    with_redis,
 };
-use crate::table::{Row, measure, table};
+use crate::table::{Row, Server, measure, named, table};
 use crate::wrk::{Customers, Load};
 use crate::{Bench, chart};
 
@@ -38,6 +39,11 @@ const ROOM: &str = "max_bytes = \"512MiB\"";
 /// Memory of a cache in which each answer evicts another: some 7,000 answers.
 const LITTLE: &str = "max_bytes = \"16MiB\"";
 
+/// Servers that are no gateways.
+fn others<'a>(servers: &[(&str, u16, &'a Running)]) -> Vec<Server<'a>> {
+    servers.iter().map(|(name, port, server)| ((*name).to_owned(), *port, *server)).collect()
+}
+
 fn load(bench: &Bench, customers: usize) -> Load {
     Load {
         cores: cores_from(1),
@@ -60,31 +66,26 @@ pub(crate) fn hits(bench: &mut Bench) {
     let kinds = [("loop", LOOP), ("hyper", HYPER), ("each", EACH), ("obvious", OBVIOUS)];
     let [bare_loop, hyper, each, obvious] = kinds.map(|(kind, port)| own(kind, port));
     let redis = with_redis(place, REDIS, REDIS + 1);
-    let zvgate = gateway(place, "0", GATEWAY, UPSTREAM, ROOM);
-    let few = measure(
-        &[("zvgate", GATEWAY, &zvgate), ("bare TCP loop", LOOP, &bare_loop), ("bare hyper", HYPER, &hyper)],
-        &load(bench, FEW),
-        bench.rounds,
-    );
+    let zvgate = gateways(bench, place, "0", GATEWAY, UPSTREAM, ROOM);
+    let mut servers = named(&zvgate, "");
+    servers.extend(others(&[("bare TCP loop", LOOP, &bare_loop), ("bare hyper", HYPER, &hyper)]));
+    let few = measure(&servers, &load(bench, FEW), bench.rounds);
     bench.report(&table("Hits: 100 customers, 66 connections, 1.7 kB, one core", &few));
     bench.keep_raw("hits, 100 customers", &few);
-    let caches = [GATEWAY, OBVIOUS, REDIS, NGINX_DICT, NGINX_CACHE, VARNISH];
-    caches.into_iter().for_each(|port| fill(port, ENTRIES));
-    let hits = measure(
-        &[
-            ("zvgate", GATEWAY, &zvgate),
-            ("bare TCP loop", LOOP, &bare_loop),
-            ("bare hyper", HYPER, &hyper),
-            ("bare hyper, an answer for each customer", EACH, &each),
-            ("hyper + Value + moka", OBVIOUS, &obvious),
-            ("hyper + Value + Redis", REDIS, &redis),
-            ("nginx + Lua shared dictionary", NGINX_DICT, nginx),
-            ("nginx + Lua proxy_cache", NGINX_CACHE, nginx),
-            ("Varnish, POST by body", VARNISH, varnish),
-        ],
-        &load(bench, CUSTOMERS),
-        bench.rounds,
-    );
+    let mut servers = named(&zvgate, "");
+    let caches = [OBVIOUS, REDIS, NGINX_DICT, NGINX_CACHE, VARNISH];
+    servers.iter().map(|server| server.1).chain(caches).for_each(|port| fill(port, ENTRIES));
+    servers.extend(others(&[
+        ("bare TCP loop", LOOP, &bare_loop),
+        ("bare hyper", HYPER, &hyper),
+        ("bare hyper, an answer for each customer", EACH, &each),
+        ("hyper + Value + moka", OBVIOUS, &obvious),
+        ("hyper + Value + Redis", REDIS, &redis),
+        ("nginx + Lua shared dictionary", NGINX_DICT, nginx),
+        ("nginx + Lua proxy_cache", NGINX_CACHE, nginx),
+        ("Varnish, POST by body", VARNISH, varnish),
+    ]));
+    let hits = measure(&servers, &load(bench, CUSTOMERS), bench.rounds);
     bench.report(&table("Hits: 10,000 customers of 100,000 cached, 66 connections, 1.7 kB, one core", &hits));
     bench.keep_raw("hits, full cache", &hits);
     bench.keep("peers.svg", &chart::bars(&hits));
@@ -96,23 +97,20 @@ pub(crate) fn misses(bench: &mut Bench) {
     let _platform = platform(UPSTREAM, COUPONS);
     let nginx = &nginx(place);
     let forwarding = forward(FORWARD, UPSTREAM);
-    let tight = gateway(place, "0", TIGHT, UPSTREAM, LITTLE);
+    let tight = gateways(bench, place, "0", TIGHT, UPSTREAM, LITTLE);
     let roomy = gateway(place, "0", ROOMY, UPSTREAM, "max_bytes = \"4GiB\"");
-    [TIGHT, NGINX_TIGHT].into_iter().for_each(|port| fill(port, 20_000));
-    let misses = measure(
-        &[
-            ("zvgate, full", TIGHT, &tight),
-            ("zvgate, with room", ROOMY, &roomy),
-            ("nginx + Lua shared dictionary, full", NGINX_TIGHT, nginx),
-            ("nginx + Lua, signing, no cache", NGINX_SIGN, nginx),
-            ("bare hyper, forwarding", FORWARD, &forwarding),
-        ],
-        &load(bench, 1_000_000_000),
-        bench.rounds,
-    );
+    let mut servers = named(&tight, ", full");
+    servers.iter().map(|server| server.1).chain([NGINX_TIGHT]).for_each(|port| fill(port, 20_000));
+    servers.extend(others(&[
+        ("zvgate, with room", ROOMY, &roomy),
+        ("nginx + Lua shared dictionary, full", NGINX_TIGHT, nginx),
+        ("nginx + Lua, signing, no cache", NGINX_SIGN, nginx),
+        ("bare hyper, forwarding", FORWARD, &forwarding),
+    ]));
+    let misses = measure(&servers, &load(bench, 1_000_000_000), bench.rounds);
     bench.report(&table("Misses: sign, forward, store; full: 16 MiB, each answer evicts another; one core", &misses));
     bench.keep_raw("misses", &misses);
-    let resident = tight.resident() / f64::from(1 << 20);
+    let resident = tight[0].2.resident() / f64::from(1 << 20);
     bench.report(&format!("Resident after that, with `cache.max_bytes` of 16 MiB: {resident:.0} MiB.\n"));
 }
 
@@ -121,21 +119,22 @@ pub(crate) fn misses(bench: &mut Bench) {
 pub(crate) fn by_cores(bench: &mut Bench) {
     let place = &Place::new();
     let _platform = platform(UPSTREAM, COUPONS);
-    let one = gateway(place, "0", GATEWAY, UPSTREAM, ROOM);
-    let two = gateway(place, "0,1", TWO_CORES, UPSTREAM, ROOM);
-    let servers = [("zvgate, one core", GATEWAY, &one), ("zvgate, two cores", TWO_CORES, &two)];
+    let one = gateways(bench, place, "0", GATEWAY, UPSTREAM, ROOM);
+    let two = gateways(bench, place, "0,1", TWO_CORES, UPSTREAM, ROOM);
+    let mut servers = named(&one, ", one core");
+    servers.extend(named(&two, ", two cores"));
     let apart = cores() >= 4;
     let callers = if apart { cores_from(2) } else { "0,1".to_owned() };
     let rows: Vec<Row> = measure(&servers, &Load { cores: callers, ..load(bench, CUSTOMERS) }, bench.rounds);
-    let (least, half, most) = rows[0].ratio_to(&rows[1], |seen| seen.cpu);
     let title = if apart { "Cores" } else { "Cores, which the callers share" };
-    bench.report(&format!(
-        "{}\nTwo cores do {:.2} times one, by a core's time ({:.2} to {:.2}).\n",
-        table(title, &rows),
-        half * 2.0,
-        least * 2.0,
-        most * 2.0
-    ));
+    bench.report(&table(title, &rows));
+    let (one, two) = rows.split_at(bench.programs.len());
+    for ((one, two), (which, _)) in one.iter().zip(two).zip(bench.programs.clone()) {
+        let (least, half, most) = one.ratio_to(two, |seen| seen.cpu);
+        let [least, half, most] = [least, half, most].map(|ratio| ratio * 2.0);
+        bench
+            .report(&format!("Two cores do {half:.2} times one, by a core's time ({least:.2} to {most:.2}){which}.\n"));
+    }
     bench.keep_raw("cores", &rows);
 }
 

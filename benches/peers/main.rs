@@ -3,7 +3,8 @@
 //!
 //! `cargo bench --bench peers` starts each server on its own core, loads the servers in turn from the other cores, prints the
 //! results and saves them in `benches/results/`. Arguments select the parts: `-- hits misses cores scale paced resident`; `--rounds=5`
-//! and `--seconds=4` set the number of rounds and their length. It needs wrk, nginx with its Lua module, Varnish with its
+//! and `--seconds=4` set the number of rounds and their length; `--before=PATH` also measures a gateway's program from before a
+//! change. It needs wrk, nginx with its Lua module, Varnish with its
 //! modules, Redis, and taskset: `benches/peers/setup` installs them. `-- --test` only checks that the servers of this bench answer.
 
 #![expect(clippy::print_stdout, reason = "a bench prints its figures on standard output")]
@@ -22,11 +23,12 @@ mod table;
 mod wrk;
 
 use std::fmt::Write as _;
+use std::iter;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use crate::drive::Drive;
-use crate::process::{COUPONS, Place, forward, gateway, own, platform};
+use crate::process::{COUPONS, PROGRAM, Place, forward, gateway, own, platform};
 use crate::table::Row;
 
 /// The same allocator as the program's.
@@ -42,6 +44,8 @@ struct Bench {
     /// The number of rounds, and the seconds for which each server is loaded in a round.
     rounds: usize,
     seconds: u64,
+    /// The programs that are measured, each with what is said of it: this one, and one from before a change.
+    programs: Vec<(&'static str, PathBuf)>,
     report: String,
     raw: String,
 }
@@ -50,7 +54,12 @@ impl Bench {
     fn of(words: &[&str]) -> Self {
         let number = |name: &str| words.iter().find_map(|word| word.strip_prefix(name)?.parse().ok());
         let rounds = number("--rounds=").and_then(|rounds| usize::try_from(rounds).ok()).unwrap_or(5);
-        Self { rounds, seconds: number("--seconds=").unwrap_or(4), report: String::new(), raw: String::new() }
+        let seconds = number("--seconds=").unwrap_or(4);
+        let before = words.iter().find_map(|word| word.strip_prefix("--before="));
+        let programs = iter::once(("", PathBuf::from(PROGRAM)))
+            .chain(before.map(|path| (", before", PathBuf::from(path))))
+            .collect();
+        Self { rounds, seconds, programs, report: String::new(), raw: String::new() }
     }
 
     /// Prints a part of the results and adds it to the report.

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use crate::loopback;
+use crate::{Bench, loopback};
 
 /// The core of the mock of the platform.
 const PLATFORM: &str = "1";
@@ -151,13 +151,46 @@ pub(crate) fn platform(port: u16, coupons: usize) -> Running {
 /// Starts the gateway with defaults, except that calls are not paced and answers live longer; `cache` is added to that table.
 /// The admin port is the next one.
 pub(crate) fn gateway(place: &Place, cores: &str, port: u16, upstream: u16, cache: &str) -> Running {
-    let running = Running::start(gateway_command(place, cores, port, upstream, cache));
+    start_gateway(Path::new(PROGRAM), place, cores, port, upstream, cache)
+}
+
+/// Starts each of the programs that are measured: each has ports of its own.
+pub(crate) fn gateways(
+    bench: &Bench,
+    place: &Place,
+    cores: &str,
+    port: u16,
+    upstream: u16,
+    cache: &str,
+) -> Vec<(&'static str, u16, Running)> {
+    let ports = (port..).step_by(PORTS);
+    let started =
+        bench.programs.iter().zip(ports).map(|((which, program), port)| {
+            (*which, port, start_gateway(program, place, cores, port, upstream, cache))
+        });
+    started.collect()
+}
+
+fn start_gateway(program: &Path, place: &Place, cores: &str, port: u16, upstream: u16, cache: &str) -> Running {
+    let running = Running::start(gateway_command(program, place, cores, port, upstream, cache));
     wait_for(port);
     running
 }
 
+/// The gateway's program.
+pub(crate) const PROGRAM: &str = env!("CARGO_BIN_EXE_zvgate");
+/// From a port of one program to the same one of the next.
+const PORTS: usize = 40;
+
 /// The command that starts the gateway.
-pub(crate) fn gateway_command(place: &Place, cores: &str, port: u16, upstream: u16, cache: &str) -> Command {
+pub(crate) fn gateway_command(
+    program: &Path,
+    place: &Place,
+    cores: &str,
+    port: u16,
+    upstream: u16,
+    cache: &str,
+) -> Command {
     let workers = cores.split(',').count();
     let text = format!(
         r#"[server]
@@ -182,7 +215,7 @@ ttl = "1h"
         port + 1
     );
     let config = place.write(&format!("zvgate-{port}.toml"), &text, &[]);
-    let mut command = pinned(cores, Path::new(env!("CARGO_BIN_EXE_zvgate")));
+    let mut command = pinned(cores, program);
     command.args(["serve", "--config"]).arg(config).env_clear();
     command
 }

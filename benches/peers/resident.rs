@@ -3,12 +3,13 @@
 use std::fmt::Write as _;
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use crate::drive::{Drive, body};
-use crate::process::{COUPONS, Place, ROUTE, Running, gateway, gateway_command, platform};
+use crate::process::{COUPONS, PROGRAM, Place, ROUTE, Running, gateway, gateway_command, gateways, platform};
 use crate::table::middle;
-use crate::{Bench, loopback, servers};
+use crate::{Bench, loopback};
 
 const UPSTREAM: u16 = 18_900;
 const GATEWAY: u16 = 18_910;
@@ -21,15 +22,17 @@ pub(crate) fn run(bench: &mut Bench) {
     let mut text = "### Memory, start, size\n\n| what | measured |\n| --- | --- |\n".to_owned();
     let idle = idle_connection() / 1024.0;
     let _ = writeln!(text, "| resident for each of 10,000 idle connections that carried a hit | {idle:.1} KiB |");
-    let (stored, hit) = entry();
-    let _ = writeln!(text, "| resident for each of 100,000 entries, beyond body and key | {stored:.0} bytes |");
-    let _ = writeln!(text, "| the same once each was asked for three times | {hit:.0} bytes |");
+    for (which, stored, hit) in entry(bench) {
+        let _ =
+            writeln!(text, "| resident for each of 100,000 entries, beyond body and key{which} | {stored:.0} bytes |");
+        let _ = writeln!(text, "| the same once each was asked for three times{which} | {hit:.0} bytes |");
+    }
     let (least, half, most) = starts();
     let _ = writeln!(
         text,
         "| from the program's start to ready: min / median / max of {STARTS} | {least:.1} / {half:.1} / {most:.1} ms |"
     );
-    let size = std::fs::metadata(env!("CARGO_BIN_EXE_zvgate")).map_or(0, |file| file.len());
+    let size = std::fs::metadata(PROGRAM).map_or(0, |file| file.len());
     let _ = writeln!(text, "| the program's file | {:.1} MB |", size as f64 / 1e6);
     bench.report(&text);
 }
@@ -57,27 +60,30 @@ fn idle_connection() -> f64 {
     (settled(&server) - before) / IDLE as f64
 }
 
-/// Memory of an entry beyond its body and key, after it is stored and after it is hit.
-fn entry() -> (f64, f64) {
+/// Memory of an entry beyond its body and key, after it is stored and after it is hit; of each program.
+fn entry(bench: &Bench) -> Vec<(&'static str, f64, f64)> {
     let place = Place::new();
-    let server = gateway(&place, "0", GATEWAY, UPSTREAM, "max_bytes = \"1GiB\"");
-    let ask = |from: u64, requests: u64| {
-        Drive { connections: 66, requests, rate: None, customer: |number| from + number }.run(GATEWAY);
-    };
-    // Warm-up, so that memory that any used gateway has is not counted.
-    ask(1_000_000, 1000);
-    let before = settled(&server);
-    ask(0, ENTRIES);
-    let stored = settled(&server);
-    for _ in 0..3 {
+    let servers = gateways(bench, &place, "0", GATEWAY, UPSTREAM, "max_bytes = \"1GiB\"");
+    let measured = servers.iter().map(|(which, port, server)| {
+        let ask = |from: u64, requests: u64| {
+            Drive { connections: 66, requests, rate: None, customer: |number| from + number }.run(*port);
+        };
+        // Warm-up, so that memory that any used gateway has is not counted.
+        ask(1_000_000, 1000);
+        let before = settled(server);
         ask(0, ENTRIES);
-    }
-    let hit = settled(&server);
-    // The key is the path and the body, without empty optional members.
-    let key = ROUTE.len() + r#" {"params":{"customerId":"383933090000000001"}}"#.len();
-    let own = (servers::coupons(COUPONS).len() + key) as f64;
-    let each = |resident: f64| (resident - before) / ENTRIES as f64 - own;
-    (each(stored), each(hit))
+        let stored = settled(server);
+        for _ in 0..3 {
+            ask(0, ENTRIES);
+        }
+        let hit = settled(server);
+        // The key is the path and the body, without empty optional members.
+        let key = ROUTE.len() + r#" {"params":{"customerId":"383933090000000001"}}"#.len();
+        let own = (crate::servers::coupons(COUPONS).len() + key) as f64;
+        let each = |resident: f64| (resident - before) / ENTRIES as f64 - own;
+        (*which, each(stored), each(hit))
+    });
+    measured.collect()
 }
 
 /// Resident memory once no request is in flight.
@@ -91,7 +97,7 @@ fn settled(server: &Running) -> f64 {
 fn starts() -> (f64, f64, f64) {
     let place = Place::new();
     let start = |_| {
-        let command = gateway_command(&place, "0", GATEWAY, UPSTREAM, "");
+        let command = gateway_command(Path::new(PROGRAM), &place, "0", GATEWAY, UPSTREAM, "");
         let begun = Instant::now();
         let _running = Running::start(command);
         while !is_ready() {

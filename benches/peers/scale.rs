@@ -4,8 +4,8 @@ use std::fmt::Write as _;
 
 use crate::chart::{self, Line};
 use crate::drive::Drive;
-use crate::process::{COUPONS, Place, Running, cores_from, gateway, platform};
-use crate::table::{Row, measure};
+use crate::process::{COUPONS, Place, Running, cores_from, gateway, gateways, platform};
+use crate::table::{Row, measure, named};
 use crate::wrk::{Customers, Load, Seen};
 use crate::{Bench, table};
 
@@ -31,7 +31,7 @@ fn fill(port: u16, customers: usize) {
 
 /// A measured point of a line.
 fn point(bench: &Bench, name: &str, server: (u16, &Running), load: &Load) -> Row {
-    let mut rows = measure(&[(name, server.0, server.1)], load, bench.rounds);
+    let mut rows = measure(&[(name.to_owned(), server.0, server.1)], load, bench.rounds);
     rows.pop().expect("one row for one server")
 }
 
@@ -39,15 +39,21 @@ fn by_entries(bench: &mut Bench) {
     let place = Place::new();
     let _platform = platform(UPSTREAM, COUPONS);
     let mut rows = Vec::new();
-    let mut lines = ["uniform", "zipf"].map(|name| Line { name: name.to_owned(), points: Vec::new() });
-    let server = gateway(&place, "0", GATEWAY, UPSTREAM, ROOM);
+    let mut lines: Vec<Line> = Vec::new();
+    let servers = gateways(bench, &place, "0", GATEWAY, UPSTREAM, ROOM);
     for entries in [10_000, 100_000, 1_000_000] {
-        fill(GATEWAY, entries);
-        for (line, customers) in lines.iter_mut().zip([Customers::Uniform(entries), Customers::Zipf(entries)]) {
-            let name = format!("{entries} entries, {}", line.name);
-            let row = point(bench, &name, (GATEWAY, &server), &load(bench, CONNECTIONS, customers));
-            line.points.push((entries as f64, row.middle(|seen| seen.cpu)));
-            rows.push(row);
+        servers.iter().for_each(|(_, port, _)| fill(*port, entries));
+        for (name, customers) in [("uniform", Customers::Uniform(entries)), ("zipf", Customers::Zipf(entries))] {
+            let measured =
+                measure(&named(&servers, &format!(", {name}")), &load(bench, CONNECTIONS, customers), bench.rounds);
+            for row in measured {
+                let point = (entries as f64, row.middle(|seen| seen.cpu));
+                match lines.iter_mut().find(|line| line.name == row.name) {
+                    Some(line) => line.points.push(point),
+                    None => lines.push(Line { name: row.name.clone(), points: vec![point] }),
+                }
+                rows.push(Row { name: format!("{entries} entries, {}", row.name), ..row });
+            }
         }
     }
     report(bench, "Entries: 1.7 kB each, 66 connections", &rows);

@@ -30,10 +30,17 @@ pub(crate) fn middle(mut values: Vec<f64>) -> (f64, f64, f64) {
     (values[0], values[values.len() / 2], values[values.len() - 1])
 }
 
+/// A server, by name and port.
+pub(crate) type Server<'a> = (String, u16, &'a Running);
+
+/// The gateways that do some work, by what they are called.
+pub(crate) fn named<'a>(gateways: &'a [(&str, u16, Running)], work: &str) -> Vec<Server<'a>> {
+    gateways.iter().map(|(which, port, server)| (format!("zvgate{work}{which}"), *port, server)).collect()
+}
+
 /// Loads each server in turn, once for warm-up and then in rounds.
-pub(crate) fn measure(servers: &[(&str, u16, &Running)], load: &Load, rounds: usize) -> Vec<Row> {
-    let mut rows: Vec<Row> =
-        servers.iter().map(|(name, ..)| Row { name: (*name).to_owned(), seen: Vec::new() }).collect();
+pub(crate) fn measure(servers: &[Server<'_>], load: &Load, rounds: usize) -> Vec<Row> {
+    let mut rows: Vec<Row> = servers.iter().map(|(name, ..)| Row { name: name.clone(), seen: Vec::new() }).collect();
     for (_, port, server) in servers {
         // Checks that it answers correctly.
         Drive { connections: 1, requests: 1, rate: None, customer: |_| 1 }.run(*port);

@@ -38,11 +38,12 @@ impl Tasks {
         if self.tracker.len() < self.max { Ok(()) } else { Err(GatewayError::OverCapacity(OverCapacity::Connections)) }
     }
 
+    /// Spawns a task, boxed: the runtime moves it several times, and some are large.
     pub(super) fn spawn<T: Send + 'static>(&self, task: impl Future<Output = T> + Send + 'static) -> JoinHandle<T> {
-        self.tracker.spawn(task)
+        self.tracker.spawn(Box::pin(task))
     }
 
-    /// For a task to hold. It is not put around the task: that would copy it, and some are large.
+    /// For a task to hold.
     pub(super) fn panic_counter(&self) -> PanicCounter {
         PanicCounter(self.panics.clone())
     }
