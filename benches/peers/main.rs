@@ -39,6 +39,9 @@ fn loopback(port: u16) -> SocketAddr {
     SocketAddr::from((Ipv4Addr::LOCALHOST, port))
 }
 
+/// What is said of a program from before a change.
+const BEFORE: &str = ", before";
+
 /// A run: its settings and its results.
 struct Bench {
     /// The number of rounds, and the seconds for which each server is loaded in a round.
@@ -56,9 +59,8 @@ impl Bench {
         let rounds = number("--rounds=").and_then(|rounds| usize::try_from(rounds).ok()).unwrap_or(5);
         let seconds = number("--seconds=").unwrap_or(4);
         let before = words.iter().find_map(|word| word.strip_prefix("--before="));
-        let programs = iter::once(("", PathBuf::from(PROGRAM)))
-            .chain(before.map(|path| (", before", PathBuf::from(path))))
-            .collect();
+        let programs =
+            iter::once(("", PathBuf::from(PROGRAM))).chain(before.map(|path| (BEFORE, PathBuf::from(path)))).collect();
         Self { rounds, seconds, programs, report: String::new(), raw: String::new() }
     }
 

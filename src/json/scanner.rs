@@ -233,11 +233,11 @@ impl<'a> Scanner<'a> {
 
     /// Parses a string; the scanner is at its quote.
     fn string(&mut self) -> Result<Cow<'a, str>, JsonError> {
-        let (quoted_from, start) = (self.at, self.at + 1);
-        let rest = self.text.as_bytes().get(start..).unwrap_or_default();
-        let length = plain(rest);
-        self.at = start + length;
-        if rest.get(length) != Some(&b'"') {
+        let quoted_from = self.at;
+        self.at += 1;
+        let start = self.at;
+        self.at += plain(self.rest());
+        if self.peek() != Some(b'"') {
             return self.escaped(quoted_from);
         }
         let text = self.since(start);
