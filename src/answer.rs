@@ -19,7 +19,7 @@ use time::UtcOffset;
 pub use self::body::Body;
 pub use self::coupons::CouponList;
 pub use self::datetime::End;
-use self::headers::RareHeaders;
+use self::headers::ExtraHeaders;
 pub use self::headers::detached;
 pub use self::typed::{PlatformFailure, Typed, TypedForm};
 use crate::clock::Wall;
@@ -49,9 +49,9 @@ fn text(body: &[u8]) -> Option<&str> {
 pub struct Answer {
     /// HTTP status.
     pub status: u16,
-    /// `Content-Type`, if it is a usual one: its index among those.
-    usual_type: Option<u8>,
-    rare_headers: Option<Box<RareHeaders>>,
+    /// `Content-Type`, if it is a known one: its index among those.
+    known_content_type: Option<u8>,
+    extra_headers: Option<Box<ExtraHeaders>>,
     /// The body.
     pub body: Body,
     /// What the typed API makes of it, once it was asked for.
@@ -64,8 +64,8 @@ impl Answer {
         let [content_type, ..] = headers;
         Self {
             status,
-            usual_type: content_type.and_then(headers::usual_type),
-            rare_headers: RareHeaders::of(headers),
+            known_content_type: content_type.and_then(headers::known_content_type),
+            extra_headers: ExtraHeaders::of(headers),
             body: Body::new(body.into()),
             typed: TypedForm::default(),
         }
@@ -89,7 +89,7 @@ impl Answer {
     }
 
     /// How long `Retry-After` says to wait (RFC 9110, section 10.2.3).
-    pub fn pause(&self, now: Wall) -> Option<Duration> {
+    pub fn retry_delay(&self, now: Wall) -> Option<Duration> {
         let text = self.retry_after()?.to_str().ok()?.trim();
         if !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit()) {
             // More digits than fit are a long time, too.
@@ -109,7 +109,7 @@ impl Answer {
 
     /// Bytes on the heap.
     pub fn size(&self) -> usize {
-        self.body.size() + self.rare_headers.as_ref().map_or(0, |headers| headers.size()) + self.typed.size()
+        self.body.size() + self.extra_headers.as_ref().map_or(0, |headers| headers.size()) + self.typed.size()
     }
 }
 

@@ -5,7 +5,7 @@
 //! and an answer may be served by reference only until it is marked as invalid: that is the whole fence. It gives read-your-writes: a
 //! read that starts after a write was answered never sees data fetched before it.
 //!
-//! moka decides which answers to evict: it is told of each that is stored, removed, or in use. No call to moka is made under a stripe's
+//! moka decides which answers to evict: it is notified when one is stored, removed, or used. No call to moka is made under a stripe's
 //! lock, since any of them may run moka's maintenance, which locks stripes.
 
 mod entry;
@@ -79,7 +79,7 @@ pub enum Join<F: Clone> {
     TooManyWaiters,
 }
 
-/// In so many calls of [`Cache::run_maintenance`] all stripes are swept.
+/// A full sweep takes this many calls of [`Cache::run_maintenance`].
 const SWEEPS: usize = 16;
 
 /// The cache; `F` is what waiters get if a fetch fails.
@@ -89,7 +89,7 @@ pub struct Cache<F> {
     /// Decides what to evict; answers by their ids.
     eviction: moka::sync::Cache<usize, Arc<CachedAnswer>, RandomState>,
     tenants: boxcar::Vec<Arc<TenantState>>,
-    /// How often it was swept.
+    /// Calls of [`Cache::run_maintenance`] so far.
     sweeps: AtomicUsize,
     /// Those in force.
     rules: AtomicU64,
@@ -106,7 +106,8 @@ impl<F: Clone + Send + Sync + 'static> Cache<F> {
         let fixed_bytes = stripes.fixed_bytes();
         let (evicting, evicted) = (Arc::clone(&stripes), metrics.clone());
         let eviction = moka::sync::Cache::builder()
-            .max_capacity(options.max_bytes.saturating_sub(fixed_bytes))
+            // With a capacity of 0 moka would do nothing, and evict nothing.
+            .max_capacity(options.max_bytes.saturating_sub(fixed_bytes).max(1))
             .weigher(|_, cached: &Arc<CachedAnswer>| cached.weight())
             // The default policy rejects new entries while old ones are asked for more often, and `stored` would lie.
             .eviction_policy(EvictionPolicy::lru())
@@ -173,10 +174,18 @@ impl<F: Clone> Cache<F> {
         now: Now,
     ) -> Lookup {
         let Some(cached) = self.find(question, |other| other == generation) else { return Lookup::Miss };
-        if cached.touch(now.boot) {
+        let found = Arc::clone(&cached).found(cache_control, now);
+        if !matches!(found, Lookup::Miss) {
+            self.touch(&cached, now);
+        }
+        found
+    }
+
+    /// Reports the use of an answer to moka, if that is due.
+    fn touch(&self, cached: &Arc<CachedAnswer>, now: Now) {
+        if cached.claim_touch(now.boot) {
             self.eviction.get(&cached.id());
         }
-        cached.found(cache_control, now)
     }
 
     /// A reference to the answer of a hit: the next hit needs no lookup. `None` if its tenant is not known here.
@@ -224,6 +233,7 @@ impl<F: Clone> Cache<F> {
             Some(_) => Staleness { past: Duration::ZERO, revalidate: false, if_error: true },
             None => cached.freshness.stale(now).filter(|stale| stale.if_error)?,
         };
+        self.touch(&cached, now);
         Some(StaleHit { cached, stale })
     }
 
@@ -231,6 +241,7 @@ impl<F: Clone> Cache<F> {
     pub fn stale_for_error(&self, question: &Question, generation: Generation, now: Now) -> Option<StaleHit> {
         let cached = self.find(question, |other| other == generation)?;
         let stale = cached.freshness.stale(now).filter(|stale| stale.if_error)?;
+        self.touch(&cached, now);
         Some(StaleHit { cached, stale })
     }
 
@@ -270,7 +281,7 @@ impl<F: Clone> Cache<F> {
     pub fn invalidate(&self, subject: &Subject, settle_until: Boot, now: Now) -> usize {
         let generation = self.current_generation(subject.tenant);
         let dropped = self.stripe(subject).invalidate(subject, settle_until, now.boot);
-        self.removed(&dropped);
+        self.untrack(&dropped);
         dropped.iter().filter(|cached| cached.is_servable(generation, now)).count()
     }
 
@@ -295,7 +306,7 @@ impl<F: Clone> Cache<F> {
             };
             let removed = stripe.sweep(is_old);
             drop(stripe);
-            self.removed(&removed);
+            self.untrack(&removed);
             dropped += removed.iter().filter(|cached| cached.is_servable(generation, now)).count();
         }
         dropped
@@ -303,16 +314,16 @@ impl<F: Clone> Cache<F> {
 
     /// A cached answer takes more memory than when it was stored: weighs it again.
     pub fn reweigh(&self, cached: &Arc<CachedAnswer>) {
-        self.publish(cached);
+        self.track(cached);
     }
 
-    /// Frees what is of no use any more, of each stripe now and then, and what was evicted.
+    /// Removes answers that are not retained any longer from a part of the stripes, and frees what was evicted.
     pub fn run_maintenance(&self, now: Now) {
-        let sweep = self.sweeps.fetch_add(1, Ordering::Relaxed) % SWEEPS;
-        for mut stripe in self.stripes.all().skip(sweep).step_by(SWEEPS) {
+        let part = self.sweeps.fetch_add(1, Ordering::Relaxed) % SWEEPS;
+        for mut stripe in self.stripes.part(part, SWEEPS) {
             let removed = stripe.sweep(|cached| now.boot >= cached.freshness.retain_until());
             drop(stripe);
-            self.removed(&removed);
+            self.untrack(&removed);
             self.metrics.expired.inc_by(removed.len() as u64);
         }
         self.eviction.run_pending_tasks();
@@ -328,17 +339,17 @@ impl<F: Clone> Cache<F> {
         self.eviction.weighted_size() + self.stripes.fixed_bytes()
     }
 
-    /// Tells moka of an answer that was added to its stripe.
-    fn publish(&self, cached: &Arc<CachedAnswer>) {
+    /// Adds an answer, which is in its stripe, to moka's order of eviction.
+    fn track(&self, cached: &Arc<CachedAnswer>) {
         self.eviction.insert(cached.id(), Arc::clone(cached));
-        // Whoever removed it from its stripe may have told moka so before.
+        // If it was removed from its stripe in the meantime, it may have been removed from moka before it was added.
         if !cached.is_valid() {
             self.eviction.invalidate(&cached.id());
         }
     }
 
-    /// Tells moka of answers that were removed from their stripe.
-    fn removed(&self, answers: &[Arc<CachedAnswer>]) {
+    /// Removes answers, which were removed from their stripe, from moka's order of eviction.
+    fn untrack(&self, answers: &[Arc<CachedAnswer>]) {
         self.metrics.entries.sub(i64::try_from(answers.len()).unwrap_or(i64::MAX));
         answers.iter().for_each(|cached| self.eviction.invalidate(&cached.id()));
     }

@@ -302,7 +302,7 @@ impl Gateway {
                 info.customers = hit.subject().customer_id().map(str::to_owned).into_iter().collect();
             }
             policy.handles.hit(known.tenant, route.index, hit.freshness().negative);
-            // That the customer was served is noted whenever the answer is looked up, which is not long ago.
+            // The customer was noted as served at the last lookup, ten seconds ago at most.
             self.cluster.count_hit(standing);
             return Ok(Step::Done(Reply::hit(hit, now)));
         }

@@ -227,28 +227,28 @@ impl AsRef<[u8]> for Owner {
     }
 }
 
-/// Header values that end with a number of seconds. Those up to an hour, which nearly all answers live for, are made once and for ever:
-/// then they have no references to count.
-struct BySeconds {
-    before: &'static str,
-    made: [OnceLock<HeaderValue>; 3601],
+/// A header value that ends with a number of seconds. Values up to an hour are created once and never freed, so that cloning one needs no
+/// reference count.
+struct SecondsHeader {
+    prefix: &'static str,
+    cached: [OnceLock<HeaderValue>; 3601],
 }
 
-impl BySeconds {
-    const fn new(before: &'static str) -> Self {
-        Self { before, made: [const { OnceLock::new() }; 3601] }
+impl SecondsHeader {
+    const fn new(prefix: &'static str) -> Self {
+        Self { prefix, cached: [const { OnceLock::new() }; 3601] }
     }
 
     fn of(&self, span: Duration) -> HeaderValue {
-        let text = || format!("{}{}", self.before, span.as_secs());
-        let made = usize::try_from(span.as_secs()).ok().and_then(|index| self.made.get(index));
-        let lasting = || HeaderValue::from_static(text().leak());
-        made.map_or_else(|| value(&text()), |value| value.get_or_init(lasting).clone())
+        let text = || format!("{}{}", self.prefix, span.as_secs());
+        let cached = usize::try_from(span.as_secs()).ok().and_then(|index| self.cached.get(index));
+        let create = || HeaderValue::from_static(text().leak());
+        cached.map_or_else(|| value(&text()), |value| value.get_or_init(create).clone())
     }
 }
 
-static AGES: BySeconds = BySeconds::new("");
-static HITS: BySeconds = BySeconds::new("zvgate; hit; ttl=");
+static AGES: SecondsHeader = SecondsHeader::new("");
+static HITS: SecondsHeader = SecondsHeader::new("zvgate; hit; ttl=");
 
 fn write_cache_status(reply: &Reply, headers: &mut HeaderMap) {
     if let CacheStatus::Hit { age, .. } | CacheStatus::Stale { age, .. } = reply.cache_status {

@@ -5,6 +5,8 @@ use plotters::prelude::*;
 use crate::table::Row;
 use crate::wrk::Seen;
 
+/// The name of the gateway in tables.
+const OWN_NAME: &str = "zvgate";
 const OWN: RGBColor = RGBColor(11, 114, 133);
 const OTHER: RGBColor = RGBColor(173, 181, 189);
 const LINES: [RGBColor; 6] = [
@@ -16,22 +18,22 @@ const LINES: [RGBColor; 6] = [
     RGBColor(73, 80, 87),
 ];
 
-/// Bars of hits a second, as ratios to the limit of the machine in the same round; the thin line spans minimum to maximum.
+/// Bars of the CPU time of a hit, relative to the gateway's in the same round; the thin line spans minimum to maximum.
 pub(crate) fn bars(rows: &[Row]) -> String {
-    let limit = rows.iter().find(|row| row.name == "bare TCP loop").expect("the limit was measured");
-    let per_second = |seen: &Seen| seen.per_second;
-    let ratios: Vec<_> = rows.iter().map(|row| (row.name.as_str(), row.ratio_to(limit, per_second))).collect();
+    let own = rows.iter().find(|row| row.name == OWN_NAME).expect("the gateway was measured");
+    let cpu = |seen: &Seen| seen.cpu;
+    let ratios: Vec<_> = rows.iter().map(|row| (row.name.as_str(), row.ratio_to(own, cpu))).collect();
     let count = i32::try_from(ratios.len()).unwrap_or(i32::MAX);
     draw((760, 60 + 34 * rows.len()), |area| {
         let most = ratios.iter().map(|(_, ratio)| ratio.2).fold(1.0, f64::max);
         let mut chart = ChartBuilder::on(&area)
-            .caption("Hits a second on one core, of a bare TCP loop's", ("sans-serif", 16))
+            .caption("CPU time of a hit, relative to zvgate (less is better)", ("sans-serif", 16))
             .margin(8)
             .margin_left(280)
             .build_cartesian_2d(0.0..most * 1.15, 0..count)?;
         let rows = ratios.iter().zip((0..count).rev());
         for ((name, (least, half, most)), place) in rows {
-            let colour = if *name == "zvgate" { OWN } else { OTHER };
+            let colour = if *name == OWN_NAME { OWN } else { OTHER };
             let mut bar = Rectangle::new([(0.0, place), (*half, place + 1)], colour.filled());
             bar.set_margin(6, 6, 0, 0);
             chart.draw_series([bar])?;

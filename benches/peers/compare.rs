@@ -12,11 +12,11 @@ use crate::wrk::{Customers, Load};
 use crate::{BEFORE, Bench, chart};
 
 const CONNECTIONS: usize = 66;
-/// Customers that callers ask for, so few that their answers stay in the core's caches.
+/// Customers that callers ask for, few enough that their answers stay in the core's caches.
 const FEW: usize = 100;
-/// Customers that callers ask for in a full cache.
+/// Customers that callers ask for in a large cache.
 const CUSTOMERS: usize = 10_000;
-/// Answers in a full cache.
+/// Answers in a large cache.
 const ENTRIES: u64 = 100_000;
 const UPSTREAM: u16 = 18_500;
 const LOOP: u16 = 18_501;
@@ -27,17 +27,17 @@ const FORWARD: u16 = 18_505;
 const REDIS: u16 = 18_506;
 const GATEWAY: u16 = 18_510;
 const TWO_CORES: u16 = 18_512;
-const ROOMY: u16 = 18_514;
-const TIGHT: u16 = 18_516;
+const UNFILLED: u16 = 18_514;
+const FULL: u16 = 18_516;
 const NGINX_DICT: u16 = 18_520;
 const NGINX_CACHE: u16 = 18_521;
 const NGINX_SIGN: u16 = 18_522;
 const VARNISH: u16 = 18_523;
-const NGINX_TIGHT: u16 = 18_524;
-/// Room for 100,000 answers and for more than are asked for beside it.
-const ROOM: &str = "max_bytes = \"512MiB\"";
-/// Memory of a cache in which each answer evicts another: some 7,000 answers.
-const LITTLE: &str = "max_bytes = \"16MiB\"";
+const NGINX_FULL: u16 = 18_524;
+/// Memory for 100,000 answers and more.
+const LARGE_CACHE: &str = "max_bytes = \"512MiB\"";
+/// Memory for about 7,000 answers: once it is full, each evicts another.
+const SMALL_CACHE: &str = "max_bytes = \"16MiB\"";
 
 /// Servers that are no gateways.
 fn others<'a>(servers: &[(&str, u16, &'a Running)]) -> Vec<Server<'a>> {
@@ -53,7 +53,7 @@ fn load(bench: &Bench, customers: usize) -> Load {
     }
 }
 
-/// Asks for the answers of so many customers, the first one last.
+/// Requests each customer's answer once, in descending order, so that those measured are the most recent.
 fn fill(port: u16, customers: u64) {
     let customer = |number| customers - number;
     Drive { connections: CONNECTIONS, requests: customers, rate: None, customer }.run(port);
@@ -66,7 +66,7 @@ pub(crate) fn hits(bench: &mut Bench) {
     let kinds = [("loop", LOOP), ("hyper", HYPER), ("each", EACH), ("obvious", OBVIOUS)];
     let [bare_loop, hyper, each, obvious] = kinds.map(|(kind, port)| own(kind, port));
     let redis = with_redis(place, REDIS, REDIS + 1);
-    let zvgate = gateways(bench, place, "0", GATEWAY, UPSTREAM, ROOM);
+    let zvgate = gateways(bench, place, "0", GATEWAY, UPSTREAM, LARGE_CACHE);
     let mut servers = named(&zvgate, "");
     servers.extend(others(&[("bare TCP loop", LOOP, &bare_loop), ("bare hyper", HYPER, &hyper)]));
     let few = measure(&servers, &load(bench, FEW), bench.rounds);
@@ -87,7 +87,7 @@ pub(crate) fn hits(bench: &mut Bench) {
     ]));
     let hits = measure(&servers, &load(bench, CUSTOMERS), bench.rounds);
     bench.report(&table("Hits: 10,000 customers of 100,000 cached, 66 connections, 1.7 kB, one core", &hits));
-    bench.keep_raw("hits, full cache", &hits);
+    bench.keep_raw("hits, large cache", &hits);
     let current: Vec<Row> = hits.into_iter().filter(|row| !row.name.ends_with(BEFORE)).collect();
     bench.keep("peers.svg", &chart::bars(&current));
 }
@@ -98,20 +98,20 @@ pub(crate) fn misses(bench: &mut Bench) {
     let _platform = platform(UPSTREAM, COUPONS);
     let nginx = &nginx(place);
     let forwarding = forward(FORWARD, UPSTREAM);
-    let tight = gateways(bench, place, "0", TIGHT, UPSTREAM, LITTLE);
-    let roomy = gateway(place, "0", ROOMY, UPSTREAM, "max_bytes = \"4GiB\"");
-    let mut servers = named(&tight, ", full");
-    servers.iter().map(|server| server.1).chain([NGINX_TIGHT]).for_each(|port| fill(port, 20_000));
+    let full = gateways(bench, place, "0", FULL, UPSTREAM, SMALL_CACHE);
+    let unfilled = gateway(place, "0", UNFILLED, UPSTREAM, "max_bytes = \"4GiB\"");
+    let mut servers = named(&full, ", full");
+    servers.iter().map(|server| server.1).chain([NGINX_FULL]).for_each(|port| fill(port, 20_000));
     servers.extend(others(&[
-        ("zvgate, with room", ROOMY, &roomy),
-        ("nginx + Lua shared dictionary, full", NGINX_TIGHT, nginx),
+        ("zvgate, not full", UNFILLED, &unfilled),
+        ("nginx + Lua shared dictionary, full", NGINX_FULL, nginx),
         ("nginx + Lua, signing, no cache", NGINX_SIGN, nginx),
         ("bare hyper, forwarding", FORWARD, &forwarding),
     ]));
     let misses = measure(&servers, &load(bench, 1_000_000_000), bench.rounds);
     bench.report(&table("Misses: sign, forward, store; full: 16 MiB, each answer evicts another; one core", &misses));
     bench.keep_raw("misses", &misses);
-    let resident = tight[0].2.resident() / f64::from(1 << 20);
+    let resident = full[0].2.resident() / f64::from(1 << 20);
     bench.report(&format!("Resident after that, with `cache.max_bytes` of 16 MiB: {resident:.0} MiB.\n"));
 }
 
@@ -120,8 +120,8 @@ pub(crate) fn misses(bench: &mut Bench) {
 pub(crate) fn by_cores(bench: &mut Bench) {
     let place = &Place::new();
     let _platform = platform(UPSTREAM, COUPONS);
-    let one = gateways(bench, place, "0", GATEWAY, UPSTREAM, ROOM);
-    let two = gateways(bench, place, "0,1", TWO_CORES, UPSTREAM, ROOM);
+    let one = gateways(bench, place, "0", GATEWAY, UPSTREAM, LARGE_CACHE);
+    let two = gateways(bench, place, "0,1", TWO_CORES, UPSTREAM, LARGE_CACHE);
     let mut servers = named(&one, ", one core");
     servers.extend(named(&two, ", two cores"));
     let apart = cores() >= 4;
@@ -147,7 +147,7 @@ fn filled(place: &Place, name: &str) -> PathBuf {
         ("DICT", NGINX_DICT),
         ("CACHE", NGINX_CACHE),
         ("SIGN", NGINX_SIGN),
-        ("TIGHT", NGINX_TIGHT),
+        ("FULL", NGINX_FULL),
     ];
     place.write(name, &text.expect("a file of ours"), &ports.map(|(word, port)| (word, port.to_string())))
 }
@@ -156,7 +156,7 @@ fn nginx(place: &Place) -> Running {
     let mut command = pinned("0", &program("nginx"));
     command.arg("-c").arg(filled(place, "nginx.conf")).args(["-g", "daemon off; master_process off;"]);
     let running = Running::start(command);
-    [NGINX_DICT, NGINX_CACHE, NGINX_SIGN, NGINX_TIGHT].into_iter().for_each(wait_for);
+    [NGINX_DICT, NGINX_CACHE, NGINX_SIGN, NGINX_FULL].into_iter().for_each(wait_for);
     running
 }
 

@@ -39,7 +39,7 @@ fn loopback(port: u16) -> SocketAddr {
     SocketAddr::from((Ipv4Addr::LOCALHOST, port))
 }
 
-/// What is said of a program from before a change.
+/// Appended to the names of the program from before a change.
 const BEFORE: &str = ", before";
 
 /// A run: its settings and its results.

@@ -4,11 +4,11 @@ use std::ops::Deref;
 
 use super::Answer;
 
-/// The bytes of a body, and a note that is kept in the same memory behind them.
+/// The bytes of a body, and a suffix in the same allocation that is no part of it: the cache keeps its key there.
 #[derive(Clone, Debug)]
 pub struct Body {
     bytes: Box<[u8]>,
-    /// How many of them are of the body.
+    /// The length of the body.
     length: usize,
 }
 
@@ -17,17 +17,17 @@ impl Body {
         Self { length: bytes.len(), bytes }
     }
 
-    /// The same with this note.
-    fn with_note(self, note: &[u8]) -> Self {
+    /// The same with this suffix.
+    fn with_suffix(self, suffix: &[u8]) -> Self {
         let mut bytes = self.bytes.into_vec();
         bytes.truncate(self.length);
-        bytes.reserve_exact(note.len());
-        bytes.extend_from_slice(note);
+        bytes.reserve_exact(suffix.len());
+        bytes.extend_from_slice(suffix);
         Self { bytes: bytes.into_boxed_slice(), length: self.length }
     }
 
-    /// The note; empty if there is none.
-    pub fn note(&self) -> &[u8] {
+    /// The suffix; empty if there is none.
+    pub fn suffix(&self) -> &[u8] {
         self.bytes.get(self.length..).unwrap_or_default()
     }
 
@@ -38,10 +38,10 @@ impl Body {
 }
 
 impl Answer {
-    /// The same with a note behind its body.
+    /// The same with a suffix of its body.
     #[must_use]
-    pub fn with_note(self, note: &[u8]) -> Self {
-        Self { body: self.body.with_note(note), ..self }
+    pub fn with_suffix(self, suffix: &[u8]) -> Self {
+        Self { body: self.body.with_suffix(suffix), ..self }
     }
 }
 
@@ -67,13 +67,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_note_is_no_part_of_the_body() {
+    fn a_suffix_is_no_part_of_the_body() {
         let body = Body::new(b"body".as_slice().into());
-        assert_eq!((&*body, body.note()), (&b"body"[..], &b""[..]));
-        let noted = body.clone().with_note(b"note");
-        assert_eq!((&*noted, noted.note(), noted.size()), (&b"body"[..], &b"note"[..], 8));
-        assert_eq!(noted, body);
-        let other = noted.with_note(b"another");
-        assert_eq!((&*other, other.note()), (&b"body"[..], &b"another"[..]));
+        assert_eq!((&*body, body.suffix()), (&b"body"[..], &b""[..]));
+        let longer = body.clone().with_suffix(b"suffix");
+        assert_eq!((&*longer, longer.suffix(), longer.size()), (&b"body"[..], &b"suffix"[..], 10));
+        assert_eq!(longer, body);
+        let other = longer.with_suffix(b"another");
+        assert_eq!((&*other, other.suffix()), (&b"body"[..], &b"another"[..]));
     }
 }

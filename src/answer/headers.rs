@@ -4,22 +4,22 @@ use http::HeaderValue;
 
 use super::Answer;
 
-/// The types of nearly all answers.
-static USUAL_TYPES: [HeaderValue; 3] = [
+/// The content types of nearly all answers.
+static KNOWN_CONTENT_TYPES: [HeaderValue; 3] = [
     HeaderValue::from_static("application/json"),
     HeaderValue::from_static("application/json;charset=UTF-8"),
     HeaderValue::from_static("application/json; charset=utf-8"),
 ];
 
-/// The index of a usual type.
-pub(super) fn usual_type(content_type: &HeaderValue) -> Option<u8> {
-    USUAL_TYPES.iter().position(|usual| usual == content_type).and_then(|index| u8::try_from(index).ok())
+/// The index of a known content type.
+pub(super) fn known_content_type(content_type: &HeaderValue) -> Option<u8> {
+    KNOWN_CONTENT_TYPES.iter().position(|known| known == content_type).and_then(|index| u8::try_from(index).ok())
 }
 
 /// Headers that few answers have.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct RareHeaders {
-    /// `Content-Type`, unless it is a usual one.
+pub(super) struct ExtraHeaders {
+    /// `Content-Type`, unless it is a known one.
     content_type: Option<HeaderValue>,
     content_encoding: Option<HeaderValue>,
     retry_after: Option<HeaderValue>,
@@ -30,11 +30,11 @@ pub fn detached(value: &HeaderValue) -> HeaderValue {
     HeaderValue::from_bytes(value.as_bytes()).unwrap_or_else(|_| HeaderValue::from_static(""))
 }
 
-impl RareHeaders {
-    /// `Content-Type`, `Content-Encoding` and `Retry-After`, as received, if one of them is rare.
+impl ExtraHeaders {
+    /// `Content-Type`, `Content-Encoding` and `Retry-After`, as received, unless none of them needs memory.
     pub(super) fn of(headers: [Option<&HeaderValue>; 3]) -> Option<Box<Self>> {
         let [content_type, content_encoding, retry_after] = headers.map(|value| value.map(detached));
-        let content_type = content_type.filter(|value| usual_type(value).is_none());
+        let content_type = content_type.filter(|value| known_content_type(value).is_none());
         let headers = Self { content_type, content_encoding, retry_after };
         (headers != Self::default()).then(|| Box::new(headers))
     }
@@ -49,22 +49,22 @@ impl RareHeaders {
 impl Answer {
     /// `Content-Type`.
     pub fn content_type(&self) -> Option<&HeaderValue> {
-        let usual = self.usual_type.and_then(|index| USUAL_TYPES.get(usize::from(index)));
-        usual.or_else(|| self.rare_headers.as_ref()?.content_type.as_ref())
+        let known = self.known_content_type.and_then(|index| KNOWN_CONTENT_TYPES.get(usize::from(index)));
+        known.or_else(|| self.extra_headers.as_ref()?.content_type.as_ref())
     }
 
     /// `Content-Encoding`.
     pub fn content_encoding(&self) -> Option<&HeaderValue> {
-        self.rare_headers.as_ref()?.content_encoding.as_ref()
+        self.extra_headers.as_ref()?.content_encoding.as_ref()
     }
 
     /// `Retry-After`.
     pub fn retry_after(&self) -> Option<&HeaderValue> {
-        self.rare_headers.as_ref()?.retry_after.as_ref()
+        self.extra_headers.as_ref()?.retry_after.as_ref()
     }
 
-    /// From now on it has no `Retry-After`.
+    /// Removes `Retry-After`.
     pub fn remove_retry_after(&mut self) {
-        self.rare_headers.iter_mut().for_each(|headers| headers.retry_after = None);
+        self.extra_headers.iter_mut().for_each(|headers| headers.retry_after = None);
     }
 }

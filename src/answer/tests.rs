@@ -174,7 +174,7 @@ fn an_answer_that_repeats_what_counts_or_is_compressed_is_no_success() {
 fn retry_after_is_read_in_both_forms() {
     let now = Wall::from_unix_seconds(784_111_777);
     let pause = |value: &'static str| {
-        Answer::received(503, [None, None, Some(&HeaderValue::from_static(value))], []).pause(now)
+        Answer::received(503, [None, None, Some(&HeaderValue::from_static(value))], []).retry_delay(now)
     };
     assert_eq!(pause("7"), Some(Duration::from_secs(7)));
     assert_eq!(pause("Sun, 06 Nov 1994 08:49:47 GMT"), Some(Duration::from_secs(10)));

@@ -10,7 +10,7 @@ use crate::gateway::Gateway;
 use crate::tenant::{KeyFile, KeyReload};
 use crate::tls::{CertReload, Tls};
 
-/// How often expired memory and connections are freed.
+/// How often expired connections are closed, and a part of the cache is swept.
 const MAINTENANCE_INTERVAL: Duration = Duration::from_secs(1);
 /// How often the counts of calls are stored, and how long that may delay the end of the process.
 const BUDGET_INTERVAL: Duration = Duration::from_secs(60);

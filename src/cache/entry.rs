@@ -17,7 +17,7 @@ use crate::clock::{Boot, Now};
 pub const MAX_ANSWERS: usize = 64;
 /// Memory that an answer takes beside its subject, key and body: itself, its place in its stripe, and moka's entry of it.
 const OVERHEAD: usize = 560;
-/// How often moka is told of an answer in use, so that it does not evict it; in seconds.
+/// How often the use of an answer is reported to moka, so that it is not evicted; in seconds.
 const TOUCH_EVERY: u32 = 10;
 
 /// Whom an answer is about: the unit of invalidation. The platform's ids, and the names of customers among replicas, are short enough
@@ -107,14 +107,14 @@ pub(super) struct TenantState {
 #[derive(Debug)]
 pub struct CachedAnswer {
     pub(super) subject: Subject,
-    /// With the key of its question as a note.
+    /// With the key of its question as the suffix of its body.
     pub(super) answer: Answer,
     pub(super) freshness: Freshness,
     pub(super) generation: Generation,
     pub(super) refresh: RefreshState,
-    /// Set under the stripe's lock once it is replaced or invalidated: references lead to it without that lock.
+    /// Set under the stripe's lock when it is removed from its stripe; references check it without that lock.
     invalid: AtomicBool,
-    /// When moka was told last that it is in use, in seconds since boot.
+    /// When its use was last reported to moka, in seconds since boot.
     touched: AtomicU32,
 }
 
@@ -129,18 +129,18 @@ impl Cached for CachedAnswer {
 }
 
 impl CachedAnswer {
+    /// One of an answer that has the key of its question as the suffix of its body.
     pub(super) fn new(question: &Question, answer: Answer, freshness: Freshness, generation: Generation) -> Self {
-        let answer = answer.with_note(question.key.as_bytes());
         let (refresh, invalid, touched) = (RefreshState::default(), AtomicBool::default(), AtomicU32::default());
         Self { subject: question.subject.clone(), answer, freshness, generation, refresh, invalid, touched }
     }
 
     /// The key of its question.
     pub(super) fn key(&self) -> &[u8] {
-        self.answer.body.note()
+        self.answer.body.suffix()
     }
 
-    /// moka's key for it: where it is in memory. As long as anybody holds it, none of another answer is the same.
+    /// moka's key: its address, which is unique while the answer is referenced, and moka holds a reference.
     pub(super) fn id(self: &Arc<Self>) -> usize {
         Arc::as_ptr(self).addr()
     }
@@ -149,8 +149,8 @@ impl CachedAnswer {
         !self.invalid.load(Ordering::SeqCst)
     }
 
-    /// Whether it is of no use any more.
-    pub(super) fn is_useless(&self, held: Held, now: Boot) -> bool {
+    /// Whether its generation is not held, or it is not retained any longer.
+    pub(super) fn is_obsolete(&self, held: Held, now: Boot) -> bool {
         !held.contains(self.generation) || now >= self.freshness.retain_until()
     }
 
@@ -160,13 +160,13 @@ impl CachedAnswer {
             && (self.freshness.remaining(now).is_some() || self.freshness.stale(now).is_some())
     }
 
-    /// Whether it is time to tell moka that it is in use.
+    /// Whether it is time to report its use to moka.
     fn is_touch_due(&self, now: Boot) -> bool {
         now.whole_seconds().saturating_sub(self.touched.load(Ordering::Relaxed)) >= TOUCH_EVERY
     }
 
-    /// Whether moka is to be told that it is in use, which the caller does.
-    pub(super) fn touch(&self, now: Boot) -> bool {
+    /// Whether the caller must report this use to moka; records that it does.
+    pub(super) fn claim_touch(&self, now: Boot) -> bool {
         let is_due = self.is_touch_due(now);
         if is_due {
             self.touched.store(now.whole_seconds(), Ordering::Relaxed);
@@ -238,7 +238,7 @@ impl AnswerRef {
     /// What a reference takes of memory once its answer was dropped, beside its own size.
     pub const RESIDUE: usize = size_of::<CachedAnswer>() + 2 * size_of::<usize>();
 
-    /// The answer, if a lookup would find it fresh; `None` now and then although it would, for moka's sake.
+    /// The answer, if a lookup would find it fresh. `None`, too, when its use is to be reported to moka, which a lookup does.
     pub fn fresh(&self, cache_control: &RequestCacheControl, now: Now) -> Option<Hit> {
         let cached = self.cached.upgrade()?;
         let is_current = cached.generation.tenant == self.tenant.invalidations.load(Ordering::SeqCst);

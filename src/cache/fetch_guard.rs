@@ -103,6 +103,7 @@ impl<F: Clone> FetchGuard<F> {
     /// Completes the flight with an answer to a request that was sent at `sent`, and stores the answer if that was decided and
     /// nothing was invalidated since the flight began.
     pub fn complete(mut self, answer: Answer, decision: StoreDecision, sent: Boot, now: Now) -> (SharedAnswer, Stored) {
+        let answer = if matches!(decision, StoreDecision::Store(_)) { self.keyed(answer) } else { answer };
         let (answer, stored) = self.store(answer, decision, sent, now);
         let (is_failure, freshness) = (decision == StoreDecision::Failure, stored.freshness);
         let answered =
@@ -124,6 +125,10 @@ impl<F: Clone> FetchGuard<F> {
     /// Completes the flight with what another replica fetched. Returns it if that is not what its callers want: then it is still to be
     /// fetched.
     pub fn complete_elsewhere(mut self, found: Elsewhere<F>, now: Now) -> Result<Served, Self> {
+        let found = match found {
+            Elsewhere::Stored(answer, freshness) => Elsewhere::Stored(self.keyed(answer), freshness),
+            Elsewhere::Passing(..) | Elsewhere::Failed(_) => found,
+        };
         let (cache, flight) = (Arc::clone(&self.cache), Arc::clone(&self.flight));
         let (subject, generation) = (&self.question.subject, flight.generation);
         // Callers join under this lock, with what they want.
@@ -196,6 +201,11 @@ impl<F: Clone> FetchGuard<F> {
         self.cache.stripe(&self.question.subject).remove_flight(&self.question, &self.flight)
     }
 
+    /// An answer as it can be stored. Its body may be copied, so that this is not done under the stripe's lock.
+    fn keyed(&self, answer: Answer) -> Answer {
+        answer.with_suffix(self.question.key.as_bytes())
+    }
+
     fn store(&self, answer: Answer, decision: StoreDecision, sent: Boot, now: Now) -> (SharedAnswer, Stored) {
         let Self { cache, question, flight, .. } = self;
         let (subject, generation) = (&question.subject, flight.generation);
@@ -216,9 +226,9 @@ impl<F: Clone> FetchGuard<F> {
             StoreDecision::Store(freshness) if lags => freshness.unsettled(cache.unsettled_ttl()),
             StoreDecision::Store(freshness) => freshness,
             StoreDecision::Supersede | StoreDecision::Ignore | StoreDecision::Failure => {
-                let removed = self.make_room(&mut stripe, drops_others, now);
+                let removed = self.remove_replaced(&mut stripe, drops_others, MAX_ANSWERS, now);
                 drop(stripe);
-                cache.removed(&removed);
+                cache.untrack(&removed);
                 return (answer.into(), Stored { freshness: None, changed });
             }
         };
@@ -226,7 +236,7 @@ impl<F: Clone> FetchGuard<F> {
         (answer, Stored { freshness: Some(freshness), changed })
     }
 
-    /// Stores an answer to the question.
+    /// Stores an answer to the question, which has its key.
     fn put(
         &self,
         mut stripe: MutexGuard<'_, Stripe<F, CachedAnswer>>,
@@ -237,24 +247,30 @@ impl<F: Clone> FetchGuard<F> {
     ) -> SharedAnswer {
         let Self { cache, question, flight, .. } = self;
         let cached = Arc::new(CachedAnswer::new(question, answer, freshness, flight.generation));
-        let removed = self.make_room(&mut stripe, drops_others, now);
+        let removed = self.remove_replaced(&mut stripe, drops_others, MAX_ANSWERS - 1, now);
         stripe.add(Arc::clone(&cached));
         drop(stripe);
         cache.metrics.entries.inc();
-        cache.removed(&removed);
-        cache.publish(&cached);
+        cache.untrack(&removed);
+        cache.track(&cached);
         SharedAnswer::Cached(cached)
     }
 
-    /// Removes the answer to the question, or all of its subject's, and what is of no use any more. Over the limit the oldest are
-    /// removed, too. Returns what was removed.
-    fn make_room(&self, stripe: &mut Stripe<F, CachedAnswer>, drops_others: bool, now: Now) -> Vec<Arc<CachedAnswer>> {
+    /// Removes the answer to the question, or all of its subject's, and those that are obsolete. At most `limit` are left, the newest.
+    /// Returns what was removed.
+    fn remove_replaced(
+        &self,
+        stripe: &mut Stripe<F, CachedAnswer>,
+        drops_others: bool,
+        limit: usize,
+        now: Now,
+    ) -> Vec<Arc<CachedAnswer>> {
         let Question { subject, key } = &self.question;
         let held = self.cache.held_generations(subject.tenant);
         let mut removed = stripe.remove(subject, |cached| {
-            drops_others || cached.key() == key.as_bytes() || cached.is_useless(held, now.boot)
+            drops_others || cached.key() == key.as_bytes() || cached.is_obsolete(held, now.boot)
         });
-        while stripe.answers(subject).count() >= MAX_ANSWERS
+        while stripe.answers(subject).count() > limit
             && let Some(oldest) = stripe.answers(subject).min_by_key(|cached| cached.freshness.received).cloned()
         {
             removed.append(&mut stripe.remove(subject, |cached| Arc::ptr_eq(cached, &oldest)));

@@ -25,7 +25,7 @@ impl Hit {
         &self.cached.freshness
     }
 
-    /// Whom it is about.
+    /// Its subject.
     pub fn subject(&self) -> &Subject {
         &self.cached.subject
     }

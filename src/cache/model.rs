@@ -42,8 +42,8 @@ enum Step {
     ReferenceChecksGeneration,
     /// A read does not join a flight of another generation.
     JoinChecksGeneration,
-    /// Once moka was told of an answer, its mark is checked.
-    PublishChecksMark,
+    /// Once an answer was added to moka, its mark is checked.
+    TrackChecksMark,
 }
 
 /// Whether a write's customer is known.
@@ -174,22 +174,22 @@ impl Model {
         self.completed.notify_all();
         drop(shared);
         if let Some((entry, removed)) = stored {
-            self.removed(&removed);
-            self.publish(&entry);
+            self.untrack(&removed);
+            self.track(&entry);
         }
         value
     }
 
-    /// Tells moka of an answer that was added to the stripe.
-    fn publish(&self, entry: &Arc<Entry>) {
+    /// Adds an answer, which is in the stripe, to moka.
+    fn track(&self, entry: &Arc<Entry>) {
         self.moka.lock().unwrap().insert(Arc::as_ptr(entry) as usize, Arc::clone(entry));
-        if self.without != Step::PublishChecksMark && entry.invalid.load(Ordering::SeqCst) {
-            self.removed(std::slice::from_ref(entry));
+        if self.without != Step::TrackChecksMark && entry.invalid.load(Ordering::SeqCst) {
+            self.untrack(std::slice::from_ref(entry));
         }
     }
 
-    /// Tells moka of answers that were removed from the stripe.
-    fn removed(&self, entries: &[Arc<Entry>]) {
+    /// Removes answers, which were removed from the stripe, from moka.
+    fn untrack(&self, entries: &[Arc<Entry>]) {
         for entry in entries {
             self.moka.lock().unwrap().remove(&(Arc::as_ptr(entry) as usize));
         }
@@ -213,7 +213,7 @@ impl Model {
                 };
                 drop(shared);
                 self.answered.store(written, Ordering::SeqCst);
-                self.removed(&removed);
+                self.untrack(&removed);
             }
             WriteTo::Unknown => {
                 self.generation.fetch_add(1, Ordering::SeqCst);
@@ -303,7 +303,7 @@ fn without_any_one_step_some_order_violates_the_guarantee() {
         Step::ReferenceChecksMark,
         Step::StoreOnlyInFlight,
         Step::InvalidateBeforeAnswer,
-        Step::PublishChecksMark,
+        Step::TrackChecksMark,
     ] {
         assert!(!holds(step, WriteTo::Customer), "{step:?} is not needed, or the model does not see that it is");
     }

@@ -52,10 +52,13 @@ impl<F: Clone> Cache<F> {
         Peek { lookup, flight, settle_until }
     }
 
-    /// What is cached for a subject and may still be served in any way: keys and freshness.
+    /// What is cached for a subject and may still be served in any way: keys and freshness, the oldest first.
     pub fn inspect(&self, subject: &Subject, now: Now) -> Vec<(String, Freshness)> {
         let (stripe, generation) = (self.stripe(subject), self.current_generation(subject.tenant));
         let servable = stripe.answers(subject).filter(|cached| cached.is_servable(generation, now));
-        servable.map(|cached| (String::from_utf8_lossy(cached.key()).into_owned(), cached.freshness)).collect()
+        let mut found: Vec<_> =
+            servable.map(|cached| (String::from_utf8_lossy(cached.key()).into_owned(), cached.freshness)).collect();
+        found.sort_by_key(|(_, freshness)| freshness.received);
+        found
     }
 }

@@ -46,8 +46,13 @@ impl<F, A> Stripes<F, A> {
     }
 
     /// All stripes, one after another.
-    pub(super) fn all(&self) -> impl ExactSizeIterator<Item = MutexGuard<'_, Stripe<F, A>>> {
-        self.all.iter().map(Mutex::lock)
+    pub(super) fn all(&self) -> impl Iterator<Item = MutexGuard<'_, Stripe<F, A>>> {
+        self.part(0, 1)
+    }
+
+    /// One of several parts of the stripes, one stripe after another.
+    pub(super) fn part(&self, part: usize, parts: usize) -> impl Iterator<Item = MutexGuard<'_, Stripe<F, A>>> {
+        self.all.iter().skip(part).step_by(parts).map(Mutex::lock)
     }
 
     /// Whether two subjects are taken for one another by the settle table.
@@ -71,9 +76,9 @@ impl<F, A> Stripes<F, A> {
 
 /// A cached answer, which may be held without the lock.
 pub(super) trait Cached {
-    /// Whom it is about.
+    /// Its subject.
     fn subject(&self) -> &Subject;
-    /// From now on nobody is served from it.
+    /// Marks it as invalid: it is not served any more.
     fn invalidate(&self);
 }
 

@@ -108,7 +108,7 @@ fn a_reference_leads_to_its_answer_until_that_is_replaced_or_invalidated() {
     assert!(!third.is_live(), "it keeps no answer in memory");
 }
 
-/// moka is told of it a moment later.
+/// moka is notified of it a moment later.
 #[test]
 fn an_invalidated_answer_is_not_served_while_moka_still_has_it() {
     let cache = cache();

@@ -256,7 +256,7 @@ impl Fetcher {
             permit.throttled(answered.sent.boot).iter().for_each(|throttled| call_log.throttled(throttled));
         }
         if result == AttemptResult::Throttled || answered.answer.status == SERVICE_UNAVAILABLE {
-            let pause = answered.answer.pause(answered.received.wall);
+            let pause = answered.answer.retry_delay(answered.received.wall);
             pause.filter(|pause| permit.pause(*pause)).iter().for_each(|pause| call_log.asked_to_pause(*pause));
         }
     }

@@ -27,18 +27,18 @@ const MAX_TEXT: usize =
 /// text, and what is left of its answer.
 const ALLOCATIONS: usize = 3;
 const ALLOCATION: usize = 24;
-/// A text of so many bytes needs no memory of its own: that of a usual request.
-const USUAL_TEXT: usize = 96;
+/// Texts up to this length are stored inline.
+const INLINE_TEXT: usize = 96;
 /// Most slots, however large the cache is.
 const MAX_SLOTS: u64 = 1 << 17;
-/// Slots that a request may take. With one, a quarter of 10,000 requests would share theirs with others by default.
+/// Slots that a request may take. With one, a third of 10,000 requests would share theirs with others by default.
 const WAYS: usize = 4;
 
 type Slot = ArcSwapOption<Known>;
 
 /// Slots that the same requests may take.
 struct Set {
-    /// Of each slot's request, another part of its hash: what others' slots lead to is not read, which would mean waiting for memory.
+    /// Another part of the hash of each slot's request: a slot whose tag differs is not dereferenced, which saves a cache miss.
     tags: [AtomicU32; WAYS],
     slots: [Slot; WAYS],
 }
@@ -77,9 +77,9 @@ pub(super) struct Known {
     caller: usize,
     route: usize,
     /// Its path, its tenant's name and its body, one after another.
-    text: SmallVec<[u8; USUAL_TEXT]>,
-    path: usize,
-    header: Option<usize>,
+    text: SmallVec<[u8; INLINE_TEXT]>,
+    path_length: usize,
+    header_length: Option<usize>,
     /// The tenant's index.
     pub(super) tenant: usize,
     pub(super) answer: AnswerRef,
@@ -88,8 +88,8 @@ pub(super) struct Known {
 impl Known {
     fn is_repeated_by(&self, repeat: &Repeat<'_>) -> bool {
         let header = repeat.tenant.unwrap_or_default();
-        self.path == repeat.path.len()
-            && self.header == repeat.tenant.map(<[u8]>::len)
+        self.path_length == repeat.path.len()
+            && self.header_length == repeat.tenant.map(<[u8]>::len)
             && self.route == repeat.route
             && self.caller == repeat.caller
             && self.text.strip_prefix(repeat.path.as_bytes()).and_then(|rest| rest.strip_prefix(header))
@@ -150,8 +150,8 @@ impl HitMemo {
             caller: repeat.caller,
             route: repeat.route,
             text,
-            path: repeat.path.len(),
-            header: repeat.tenant.map(<[u8]>::len),
+            path_length: repeat.path.len(),
+            header_length: repeat.tenant.map(<[u8]>::len),
             tenant,
             answer,
         })));

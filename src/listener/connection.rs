@@ -102,7 +102,7 @@ where
         let (counted, service_peer) = (rejections.clone(), peer);
         let service = service_fn(move |request: Request<Incoming>| {
             let permit = serving.begin(None);
-            // What has a known length has no coding.
+            // A body of known length has no transfer coding.
             let answer = match request.body().size_hint().exact().is_some() || is_well_framed(request.headers()) {
                 true => Ok(answer(request, service_peer.clone())),
                 false => {

@@ -23,7 +23,7 @@ fn moka_holds_what_the_stripes_hold() {
     // One that is not cached any more stays so, however large it has become.
     let removed =
         cache.stripe(&Subject::customer(0, "3")).invalidate(&Subject::customer(0, "3"), now().boot, now().boot);
-    cache.removed(&removed);
+    cache.untrack(&removed);
     cache.reweigh(&removed[0]);
     assert_eq!(counts(&cache), (14, 14, 14));
     cache.invalidate_tenant(0, now().boot);
@@ -75,4 +75,27 @@ fn one_customers_answers_are_bounded_and_the_oldest_are_dropped() {
     assert!(lookup(&cache, &question("1", "199")).is_some() && lookup(&cache, &question("1", "0")).is_none());
     cache.run_maintenance(now());
     assert_eq!(cache.metrics.entries.get(), 64);
+}
+
+#[test]
+fn a_cache_that_is_too_small_for_any_answer_holds_none() {
+    let counter = || IntCounter::new("name", "help").unwrap();
+    let metrics = CacheMetrics { entries: IntGauge::new("name", "help").unwrap(), expired: counter(), size: counter() };
+    let cache = Arc::new(Cache::new(&Options { max_bytes: 1, ..options() }, metrics));
+    complete(begin(&cache, &question("1", "a")).0, "x");
+    cache.run_maintenance(now());
+    assert_eq!((cache.stripes.answers(), cache.metrics.entries.get(), cache.metrics.size.get()), (0, 0, 1));
+}
+
+#[test]
+fn an_answer_that_is_not_stored_displaces_no_other() {
+    let cache = cache();
+    for number in 0..MAX_ANSWERS {
+        complete(begin(&cache, &question("1", &number.to_string())).0, "x");
+    }
+    let (guard, _waiter) = begin(&cache, &question("1", "another"));
+    guard.complete(answer("expired"), StoreDecision::Supersede, now().boot, now());
+    assert_eq!(cache.stripes.answers(), MAX_ANSWERS);
+    let keys: Vec<_> = cache.inspect(&Subject::customer(0, "1"), now()).into_iter().map(|(key, _)| key).collect();
+    assert_eq!((keys.len(), keys.first().map(String::as_str)), (MAX_ANSWERS, Some("0")), "the oldest first");
 }
