@@ -18,7 +18,7 @@ use std::time::Duration;
 
 /// The increase over the recorded count that is a failure, in percent.
 const TOLERANCE: u64 = 5;
-/// Customers of the hits; few, so that hardly two of their bodies share a slot in the parse memo.
+/// Customers of the hits; few, so that hardly two of their requests share a slot in the memo of hits.
 const CUSTOMERS: u64 = 100;
 
 /// A count: the number of warm-up requests and of counted ones, and each request.

@@ -61,11 +61,13 @@ pub struct Answer {
 impl Answer {
     /// An answer with these headers: `Content-Type`, `Content-Encoding` and `Retry-After`.
     pub fn received(status: u16, headers: [Option<&HeaderValue>; 3], body: impl Into<Box<[u8]>>) -> Self {
-        let [content_type, ..] = headers;
+        let [content_type, content_encoding, retry_after] = headers;
+        let known_content_type = content_type.and_then(headers::known_content_type);
+        let content_type = content_type.filter(|_| known_content_type.is_none());
         Self {
             status,
-            known_content_type: content_type.and_then(headers::known_content_type),
-            extra_headers: ExtraHeaders::of(headers),
+            known_content_type,
+            extra_headers: ExtraHeaders::of([content_type, content_encoding, retry_after]),
             body: Body::new(body.into()),
             typed: TypedForm::default(),
         }

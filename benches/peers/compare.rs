@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::drive::Drive;
+use crate::drive::{CONNECTIONS, fill};
 use crate::process::{
     COUPONS, Place, Running, cores, cores_from, forward, gateway, gateways, own, pinned, platform, program, wait_for,
     with_redis,
@@ -11,13 +11,12 @@ use crate::table::{Row, Server, measure, named, table};
 use crate::wrk::{Customers, Load};
 use crate::{BEFORE, Bench, chart};
 
-const CONNECTIONS: usize = 66;
 /// Customers that callers ask for, few enough that their answers stay in the core's caches.
 const FEW: usize = 100;
 /// Customers that callers ask for in a large cache.
 const CUSTOMERS: usize = 10_000;
 /// Answers in a large cache.
-const ENTRIES: u64 = 100_000;
+const ENTRIES: usize = 100_000;
 const UPSTREAM: u16 = 18_500;
 const LOOP: u16 = 18_501;
 const HYPER: u16 = 18_502;
@@ -45,18 +44,7 @@ fn others<'a>(servers: &[(&str, u16, &'a Running)]) -> Vec<Server<'a>> {
 }
 
 fn load(bench: &Bench, customers: usize) -> Load {
-    Load {
-        cores: cores_from(1),
-        connections: CONNECTIONS,
-        seconds: bench.seconds,
-        customers: Customers::Uniform(customers),
-    }
-}
-
-/// Requests each customer's answer once, in descending order, so that those measured are the most recent.
-fn fill(port: u16, customers: u64) {
-    let customer = |number| customers - number;
-    Drive { connections: CONNECTIONS, requests: customers, rate: None, customer }.run(port);
+    Load::new(bench, CONNECTIONS, Customers::Uniform(customers))
 }
 
 pub(crate) fn hits(bench: &mut Bench) {

@@ -10,6 +10,15 @@ use mio::{Events, Interest, Poll, Token};
 use crate::loopback;
 use crate::process::ROUTE;
 
+/// Connections of callers, where nothing else is said.
+pub(crate) const CONNECTIONS: usize = 66;
+
+/// Requests each customer's answer once, in descending order, so that those measured are the most recent.
+pub(crate) fn fill(port: u16, customers: usize) {
+    let requests = customers as u64;
+    Drive { connections: CONNECTIONS, requests, rate: None, customer: |number| requests - number }.run(port);
+}
+
 /// The load.
 pub(crate) struct Drive<K> {
     pub(crate) connections: usize,

@@ -2,10 +2,10 @@
 //! load; and its memory and start time.
 //!
 //! `cargo bench --bench peers` starts each server on its own core, loads the servers in turn from the other cores, prints the
-//! results and saves them in `benches/results/`. Arguments select the parts: `-- hits misses cores scale paced resident`; `--rounds=5`
-//! and `--seconds=4` set the number of rounds and their length; `--before=PATH` also measures a gateway's program from before a
-//! change. It needs wrk, nginx with its Lua module, Varnish with its
-//! modules, Redis, and taskset: `benches/peers/setup` installs them. `-- --test` only checks that the servers of this bench answer.
+//! results and saves them in `benches/results/`. Arguments select the parts: `-- hits misses cores scale paced resident`;
+//! `--rounds=5` and `--seconds=4` set the number of rounds and their length; `--before=PATH` also measures a gateway's program from
+//! before a change. It needs wrk, nginx with its Lua module, Varnish with its modules, Redis, and taskset: `benches/peers/setup`
+//! installs them. `-- --test` only checks that the servers of this bench answer.
 
 #![expect(clippy::print_stdout, reason = "a bench prints its figures on standard output")]
 #![allow(clippy::panic, clippy::indexing_slicing, reason = "a bench that cannot go on ends")]

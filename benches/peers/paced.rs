@@ -4,13 +4,12 @@ use std::fmt::Write as _;
 
 use crate::Bench;
 use crate::chart::{self, Line};
-use crate::drive::Drive;
+use crate::drive::{CONNECTIONS, Drive};
 use crate::process::{COUPONS, Place, Running, gateway, own, platform};
 use crate::table::middle;
 
 const UPSTREAM: u16 = 18_800;
 const GATEWAY: u16 = 18_810;
-const CONNECTIONS: usize = 66;
 const CUSTOMERS: u64 = 10_000;
 /// The loads, as parts of a server's peak.
 const LOADS: [f64; 2] = [0.5, 0.8];

@@ -3,8 +3,8 @@
 use std::fmt::Write as _;
 
 use crate::chart::{self, Line};
-use crate::drive::Drive;
-use crate::process::{COUPONS, Place, Running, cores_from, gateway, gateways, platform};
+use crate::drive::{CONNECTIONS, fill};
+use crate::process::{COUPONS, Place, Running, gateway, gateways, platform};
 use crate::table::{Row, measure, named};
 use crate::wrk::{Customers, Load, Seen};
 use crate::{Bench, table};
@@ -12,21 +12,11 @@ use crate::{Bench, table};
 const UPSTREAM: u16 = 18_700;
 const GATEWAY: u16 = 18_710;
 const ROOM: &str = "max_bytes = \"4GiB\"";
-const CONNECTIONS: usize = 66;
 
 pub(crate) fn run(bench: &mut Bench) {
     by_entries(bench);
     by_coupons(bench);
     by_connections(bench);
-}
-
-fn load(bench: &Bench, connections: usize, customers: Customers) -> Load {
-    Load { cores: cores_from(1), connections, seconds: bench.seconds, customers }
-}
-
-/// Fills the cache with the answer of every customer.
-fn fill(port: u16, customers: usize) {
-    Drive { connections: CONNECTIONS, requests: customers as u64, rate: None, customer: |number| number + 1 }.run(port);
 }
 
 /// A measured point of a line.
@@ -44,8 +34,11 @@ fn by_entries(bench: &mut Bench) {
     for entries in [10_000, 100_000, 1_000_000] {
         servers.iter().for_each(|(_, port, _)| fill(*port, entries));
         for (name, customers) in [("uniform", Customers::Uniform(entries)), ("zipf", Customers::Zipf(entries))] {
-            let measured =
-                measure(&named(&servers, &format!(", {name}")), &load(bench, CONNECTIONS, customers), bench.rounds);
+            let measured = measure(
+                &named(&servers, &format!(", {name}")),
+                &Load::new(bench, CONNECTIONS, customers),
+                bench.rounds,
+            );
             for row in measured {
                 let point = (entries as f64, row.middle(|seen| seen.cpu));
                 match lines.iter_mut().find(|line| line.name == row.name) {
@@ -67,7 +60,7 @@ fn by_coupons(bench: &mut Bench) {
         let place = Place::new();
         let platform = platform(UPSTREAM, coupons);
         let server = gateway(&place, "0", GATEWAY, UPSTREAM, ROOM);
-        let load = load(bench, CONNECTIONS, Customers::Uniform(100));
+        let load = Load::new(bench, CONNECTIONS, Customers::Uniform(100));
         fill(GATEWAY, 100);
         let row = point(bench, &format!("{coupons} coupons"), (GATEWAY, &server), &load);
         line.points.push((coupons as f64, row.middle(|seen| seen.cpu)));
@@ -92,7 +85,7 @@ fn by_connections(bench: &mut Bench) {
     let mut lines =
         ["zvgate", "bare hyper, fixed answer"].map(|name| Line { name: name.to_owned(), points: Vec::new() });
     for connections in [1, 66, 1000, 10_000] {
-        let load = load(bench, connections, Customers::Uniform(10_000));
+        let load = Load::new(bench, connections, Customers::Uniform(10_000));
         for (line, server) in lines.iter_mut().zip([(GATEWAY, &server), (GATEWAY + 2, &hyper)]) {
             let row = point(bench, &format!("{connections} connections, {}", line.name), server, &load);
             line.points.push((connections as f64, row.middle(|seen| seen.cpu)));

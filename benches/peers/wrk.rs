@@ -3,7 +3,8 @@
 use std::path::Path;
 use std::process::Command;
 
-use crate::process::{ROUTE, Running};
+use crate::Bench;
+use crate::process::{ROUTE, Running, cores_from};
 
 /// Measurements of a server under load.
 #[derive(Clone, Copy, Debug)]
@@ -35,6 +36,11 @@ pub(crate) struct Load {
 }
 
 impl Load {
+    /// A load of a server that has the first core for itself.
+    pub(crate) fn new(bench: &Bench, connections: usize, customers: Customers) -> Self {
+        Self { cores: cores_from(1), connections, seconds: bench.seconds, customers }
+    }
+
     /// Loads a server and measures it.
     pub(crate) fn run(&self, port: u16, server: &Running) -> Seen {
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/peers/body.lua");

@@ -31,10 +31,9 @@ pub fn detached(value: &HeaderValue) -> HeaderValue {
 }
 
 impl ExtraHeaders {
-    /// `Content-Type`, `Content-Encoding` and `Retry-After`, as received, unless none of them needs memory.
+    /// `Content-Type` unless it is a known one, `Content-Encoding` and `Retry-After`, as received, if there is any of them.
     pub(super) fn of(headers: [Option<&HeaderValue>; 3]) -> Option<Box<Self>> {
         let [content_type, content_encoding, retry_after] = headers.map(|value| value.map(detached));
-        let content_type = content_type.filter(|value| known_content_type(value).is_none());
         let headers = Self { content_type, content_encoding, retry_after };
         (headers != Self::default()).then(|| Box::new(headers))
     }

@@ -40,6 +40,11 @@ pub struct StaleHit {
 }
 
 impl StaleHit {
+    /// Its subject.
+    pub fn subject(&self) -> &Subject {
+        &self.cached.subject
+    }
+
     /// The answer.
     pub fn answer(self) -> SharedAnswer {
         SharedAnswer::Cached(self.cached)

@@ -89,8 +89,8 @@ pub(super) struct Stripe<F, A> {
     flights: HashMap<Question, Arc<Flight<F>>, RandomState>,
     /// What is cached, by a hash of the subject: the answers about one are found together.
     answers: HashTable<Arc<A>>,
-    /// Until when the platform may lag behind a write, in tenths of a second since boot, by a hash of the subject. Subjects that share a slot only make each
-    /// other's answers live shortly, and no number of invalidations makes the table larger or slower.
+    /// Until when the platform may lag behind a write, in tenths of a second since boot, by a hash of the subject. Subjects that share a
+    /// slot only make each other's answers live shortly, and no number of invalidations makes the table larger or slower.
     settle: [u32; SETTLE_SLOTS],
     hasher: RandomState,
 }

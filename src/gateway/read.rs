@@ -68,7 +68,7 @@ impl Reads {
         // Unless this replica certainly acts as one with the others, what is held is served in place of any error.
         let may_be_held = request.standing != Standing::Fenced && cache_control.allows_stale();
         let held = || if may_be_held { self.cache.held(&question, *now) } else { None };
-        let serve_held = |hit: StaleHit| Step::Done(request.stale(&question, hit, StaleReason::NothingSent, false));
+        let serve_held = |hit: StaleHit| Step::Done(request.stale(hit, StaleReason::NothingSent, false));
         let in_place_of = |error| held().map(serve_held).ok_or(error);
         if request.standing == Standing::Unknown {
             return in_place_of(GatewayError::NotSent(NotSent::DeadlineExceeded));
@@ -80,11 +80,11 @@ impl Reads {
                 if let Some(answer) = self.cache.reference(&hit) {
                     policy.hit_memo.remember(&request.repeat, request.tenant.index, answer);
                 }
-                return Ok(Step::Done(request.hit(&question, hit)));
+                return Ok(Step::Done(request.hit(hit)));
             }
             Lookup::Stale(hit, is_due) => {
                 let refreshes = is_due && self.refresh(request, &question);
-                return Ok(Step::Done(request.stale(&question, hit, StaleReason::Revalidating, refreshes)));
+                return Ok(Step::Done(request.stale(hit, StaleReason::Revalidating, refreshes)));
             }
             Lookup::Miss => {}
         }
@@ -103,7 +103,7 @@ impl Reads {
         }
         let (wants_new, mut is_joined) = (cache_control.wants_new(), false);
         let (waiter, cache_status) = match self.cache.join(&question, generation, cache_control, *now) {
-            Join::Hit(hit) => return Ok(Step::Done(request.hit(&question, hit))),
+            Join::Hit(hit) => return Ok(Step::Done(request.hit(hit))),
             Join::Joined(waiter) => {
                 lookups.of(LookupResult::Collapsed).inc();
                 waiter.call_state().join(request.call_waiter());

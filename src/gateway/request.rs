@@ -53,16 +53,16 @@ impl Request<'_> {
     }
 
     /// The reply from the cache to its question, counted.
-    pub(super) fn hit(&self, question: &Question, hit: Hit) -> Reply {
-        self.served.note(&question.subject, self.now.boot);
+    pub(super) fn hit(&self, hit: Hit) -> Reply {
+        self.served.note(hit.subject(), self.now.boot);
         self.policy.handles.hit(self.tenant.index, self.route.index, hit.freshness().negative);
         self.cluster.count_hit(self.standing);
         Reply::hit(hit, self.now)
     }
 
     /// The reply from the cache to it although that is not fresh, or not for certain, counted. `is_fetched`: whether that causes a call.
-    pub(super) fn stale(&self, question: &Question, hit: StaleHit, reason: StaleReason, is_fetched: bool) -> Reply {
-        self.served.note(&question.subject, self.now.boot);
+    pub(super) fn stale(&self, hit: StaleHit, reason: StaleReason, is_fetched: bool) -> Reply {
+        self.served.note(hit.subject(), self.now.boot);
         if !is_fetched {
             self.call_metrics().saved.inc();
         }
