@@ -19,7 +19,7 @@ mod request_control;
 mod stripe;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use foldhash::quality::RandomState;
@@ -50,7 +50,7 @@ pub struct Options {
     /// How many tenants there are.
     pub tenants: usize,
     /// The number of the rules by which answers are parsed and keyed.
-    pub rules: u64,
+    pub rules: u32,
     /// How long an answer is fresh at most that was fetched while the platform settled after a write.
     pub unsettled_ttl: Duration,
 }
@@ -92,7 +92,7 @@ pub struct Cache<F> {
     /// Calls of [`Cache::run_maintenance`] so far.
     sweeps: AtomicUsize,
     /// Those in force.
-    rules: AtomicU64,
+    rules: AtomicU32,
     max_waiters: AtomicUsize,
     /// In milliseconds.
     unsettled_ttl: AtomicU64,
@@ -123,7 +123,7 @@ impl<F: Clone + Send + Sync + 'static> Cache<F> {
             eviction,
             tenants: boxcar::Vec::new(),
             sweeps: AtomicUsize::default(),
-            rules: AtomicU64::default(),
+            rules: AtomicU32::default(),
             max_waiters: AtomicUsize::default(),
             unsettled_ttl: AtomicU64::default(),
             metrics,
@@ -155,7 +155,7 @@ impl<F: Clone> Cache<F> {
     }
 
     /// The same under rules of this number, by which a request came.
-    pub fn generation(&self, tenant: usize, rules: u64) -> Generation {
+    pub fn generation(&self, tenant: usize, rules: u32) -> Generation {
         let tenant = self.tenants.get(tenant).map_or(0, |state| state.invalidations.load(Ordering::SeqCst));
         Generation { tenant, rules }
     }

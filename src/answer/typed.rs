@@ -1,6 +1,6 @@
 //! What the typed API makes of an answer.
 
-use std::sync::OnceLock;
+use once_cell::race::OnceBox;
 
 use super::coupons::{CouponList, Rules};
 use super::{Answer, MAX_DEPTH, MAX_LOGGED_BODY, Reader, Verdict, pointers, text};
@@ -31,9 +31,10 @@ pub struct PlatformFailure {
     pub message: Option<String>,
 }
 
-/// The typed form of an answer, once it was asked for. It follows from the answer, so that it plays no part in comparisons.
+/// The typed form of an answer, once it was asked for: a pointer, since few are. It follows from the answer, so that it plays no part
+/// in comparisons.
 #[derive(Debug, Default)]
-pub struct TypedForm(OnceLock<Box<Typed>>);
+pub struct TypedForm(OnceBox<Typed>);
 
 impl Clone for TypedForm {
     fn clone(&self) -> Self {
@@ -52,7 +53,7 @@ impl Eq for TypedForm {}
 impl TypedForm {
     /// The coupons, if it was made and has some.
     pub fn coupons(&self) -> Option<&CouponList> {
-        match &**self.0.get()? {
+        match self.0.get()? {
             Typed::Coupons(coupons) => Some(coupons),
             Typed::Failure(_) | Typed::TooLarge => None,
         }
@@ -62,7 +63,7 @@ impl TypedForm {
     pub(super) fn size(&self) -> usize {
         self.0.get().map_or(0, |typed| {
             size_of::<Typed>()
-                + match &**typed {
+                + match typed {
                     Typed::Coupons(coupons) => coupons.size(),
                     Typed::Failure(failure) => {
                         [&failure.code, &failure.message].into_iter().flatten().map(String::len).sum()

@@ -27,18 +27,32 @@ pub const LEAST_FRESH: Duration = Duration::from_millis(100);
 pub struct Freshness {
     /// When the answer was received.
     pub received: Boot,
-    /// Until when it is fresh.
-    fresh_until: Boot,
-    /// Until when it is served stale while it is refreshed.
-    revalidate_until: Boot,
-    /// Until when it is served stale in place of a failure.
-    if_error_until: Boot,
     /// Until when it may be served at all.
     end: Deadline,
+    /// From when it was received: how long it is fresh.
+    fresh_for: Millis,
+    /// How long it is served at all while it is refreshed.
+    revalidate_for: Millis,
+    /// How long it is served at all in place of a failure.
+    if_error_for: Millis,
     /// Whether it says that there is nothing.
     pub negative: bool,
     /// What limited it when the answer was received.
     pub limited_by: LimitedBy,
+}
+
+/// A span in whole milliseconds, rounded down; 49 days fit, and a longer one is cut to as many. An entry has three of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Millis(u32);
+
+impl Millis {
+    fn of(span: Duration) -> Self {
+        Self(u32::try_from(span.as_millis()).unwrap_or(u32::MAX))
+    }
+
+    fn span(self) -> Duration {
+        Duration::from_millis(self.0.into())
+    }
 }
 
 /// Two deadlines, of which the first to pass counts.
@@ -104,17 +118,10 @@ impl StoreDecision {
         let end = first_end(&contents.ends, lifetimes.expiry_margin, earliest, sent, received);
         let Some(remaining) = end.remaining(received) else { return Self::Supersede };
         let fresh_for = |ttl: Duration, limited_by| {
-            let fresh_until = received.boot + ttl.min(remaining);
+            let fresh_for = Millis::of(ttl.min(remaining));
             let limited_by = if remaining < ttl { LimitedBy::EndAt } else { limited_by };
-            Freshness {
-                received: received.boot,
-                fresh_until,
-                revalidate_until: fresh_until,
-                if_error_until: fresh_until,
-                end,
-                negative,
-                limited_by,
-            }
+            let (revalidate_for, if_error_for) = (fresh_for, fresh_for);
+            Freshness { received: received.boot, end, fresh_for, revalidate_for, if_error_for, negative, limited_by }
         };
         let is_unsettled = contents.open.iter().any(|end| may_change(*end, received.wall));
         let freshness = if negative {
@@ -126,8 +133,8 @@ impl StoreDecision {
         } else {
             let settled = fresh_for(lifetimes.ttl, LimitedBy::Ttl);
             Freshness {
-                revalidate_until: settled.fresh_until + lifetimes.stale_while_revalidate,
-                if_error_until: settled.fresh_until + lifetimes.stale_if_error,
+                revalidate_for: Millis::of(settled.lifetime() + lifetimes.stale_while_revalidate),
+                if_error_for: Millis::of(settled.lifetime() + lifetimes.stale_if_error),
                 ..settled
             }
         };
@@ -138,12 +145,16 @@ impl StoreDecision {
 impl Freshness {
     /// How long the answer was fresh when it was received.
     pub fn lifetime(&self) -> Duration {
-        self.fresh_until.since(self.received)
+        self.fresh_for.span()
+    }
+
+    fn fresh_until(&self) -> Boot {
+        self.received + self.fresh_for.span()
     }
 
     /// How long the answer is still fresh; `None` once it is not.
     pub fn remaining(&self, now: Now) -> Option<Duration> {
-        let remaining = self.end.remaining(now)?.min(self.fresh_until.since(now.boot));
+        let remaining = self.end.remaining(now)?.min(self.fresh_until().since(now.boot));
         (remaining > Duration::ZERO).then_some(remaining)
     }
 
@@ -159,50 +170,49 @@ impl Freshness {
 
     /// How the answer may still be served past its freshness; `None` while it is fresh, and from its end on.
     pub fn stale(&self, now: Now) -> Option<Staleness> {
-        if now.boot < self.fresh_until || self.end.remaining(now).is_none() {
-            return None;
-        }
-        let (revalidate, if_error) = (now.boot < self.revalidate_until, now.boot < self.if_error_until);
-        (revalidate || if_error).then(|| Staleness { past: now.boot.since(self.fresh_until), revalidate, if_error })
+        let age = self.age(now);
+        let past = age.checked_sub(self.fresh_for.span()).filter(|_| !self.has_ended(now))?;
+        let (revalidate, if_error) = (age < self.revalidate_for.span(), age < self.if_error_for.span());
+        (revalidate || if_error).then_some(Staleness { past, revalidate, if_error })
     }
 
     /// How long the answer may still be served in any way.
     pub fn servable_for(&self, now: Now) -> Duration {
-        let in_any_mode = self.revalidate_until.max(self.if_error_until).since(now.boot);
+        let in_any_mode = self.revalidate_for.max(self.if_error_for).span().saturating_sub(self.age(now));
         self.end.remaining(now).unwrap_or_default().min(in_any_mode)
     }
 
     /// The freshness of the same answer if it may change at any moment: at most `ttl`, and no stale modes.
     pub fn unsettled(self, ttl: Duration) -> Self {
         let is_shorter = ttl < self.lifetime();
-        let fresh_until = if is_shorter { self.received + ttl } else { self.fresh_until };
+        let fresh_for = if is_shorter { Millis::of(ttl) } else { self.fresh_for };
         let limited_by = if is_shorter { LimitedBy::Unsettled } else { self.limited_by };
-        Self { fresh_until, revalidate_until: fresh_until, if_error_until: fresh_until, limited_by, ..self }
+        Self { fresh_for, revalidate_for: fresh_for, if_error_for: fresh_for, limited_by, ..self }
     }
 
     /// The freshness of the same answer if it may have changed without notice: at most `ttl`, after which it is only served in place of
     /// failures.
     pub fn provisional(self, ttl: Duration) -> Self {
         let unsettled = self.unsettled(ttl);
-        let if_error = self.if_error_until.since(self.fresh_until);
-        Self { if_error_until: unsettled.fresh_until + if_error, ..unsettled }
+        let if_error = self.if_error_for.span().saturating_sub(self.lifetime());
+        Self { if_error_for: Millis::of(unsettled.lifetime() + if_error), ..unsettled }
     }
 
     /// Until when the answer is of any use. It is retained for as long again as it was fresh, to be compared with the one that
     /// replaces it.
     pub(super) fn retain_until(&self) -> Boot {
-        (self.fresh_until + self.lifetime()).max(self.revalidate_until).max(self.if_error_until)
+        self.received + (self.lifetime() * 2).max(self.revalidate_for.max(self.if_error_for).span())
     }
 
     /// For another process, from this moment on: never longer than here.
     pub fn relative(&self, now: Boot) -> RelativeFreshness {
-        let left = |until: Boot| whole_millis(until.since(now));
+        let left = |span: Millis| whole_millis((self.received + span.span()).since(now));
         RelativeFreshness {
             age: whole_millis(now.since(self.received)) + Duration::from_millis(1),
-            fresh: left(self.fresh_until),
-            revalidate: left(self.revalidate_until),
-            if_error: left(self.if_error_until),
-            end: (self.end != Deadline::NEVER).then(|| (self.end.wall, left(self.end.boot))),
+            fresh: left(self.fresh_for),
+            revalidate: left(self.revalidate_for),
+            if_error: left(self.if_error_for),
+            end: (self.end != Deadline::NEVER).then(|| (self.end.wall, whole_millis(self.end.boot.since(now)))),
             negative: self.negative,
             limited_by: self.limited_by,
         }
@@ -252,10 +262,10 @@ impl RelativeFreshness {
         let Self { age, fresh, revalidate, if_error, end, negative, limited_by } = self;
         (age <= at.as_duration()).then(|| Freshness {
             received: at - age,
-            fresh_until: at + fresh,
-            revalidate_until: at + revalidate,
-            if_error_until: at + if_error,
             end: end.map_or(Deadline::NEVER, |(wall, span)| Deadline { wall, boot: at + span }),
+            fresh_for: Millis::of(age.saturating_add(fresh)),
+            revalidate_for: Millis::of(age.saturating_add(revalidate)),
+            if_error_for: Millis::of(age.saturating_add(if_error)),
             negative,
             limited_by,
         })

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use loom::sync::atomic::{AtomicBool, AtomicU64};
+use loom::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
 use loom::sync::{Condvar, Mutex};
 use loom::thread;
 
@@ -57,7 +57,7 @@ enum WriteTo {
 struct Entry {
     subject: Subject,
     value: u64,
-    generation: u64,
+    generation: u32,
     invalid: AtomicBool,
     is_marked: bool,
 }
@@ -82,7 +82,7 @@ struct Model {
     /// The number of writes whose callers were answered.
     answered: AtomicU64,
     /// Changed by tenant-wide writes.
-    generation: AtomicU64,
+    generation: AtomicU32,
     /// In place of moka, by their addresses: each access is one step.
     moka: Mutex<HashMap<usize, Arc<Entry>>>,
     /// In place of a memo of hits: a reference to what was served.
@@ -106,13 +106,13 @@ const BOOT: Boot = Boot::from_duration(Duration::from_secs(1));
 
 impl Model {
     /// What may be served to a request of a generation.
-    fn find(&self, shared: &Shared, generation: u64) -> Option<Arc<Entry>> {
+    fn find(&self, shared: &Shared, generation: u32) -> Option<Arc<Entry>> {
         let is_current =
             |entry: &&Arc<Entry>| self.without == Step::LookupChecksGeneration || entry.generation == generation;
         shared.stripe.answers(&question().subject).find(is_current).cloned()
     }
 
-    fn lookup(&self, generation: u64) -> Option<u64> {
+    fn lookup(&self, generation: u32) -> Option<u64> {
         let entry = self.find(&self.stripe.lock().unwrap(), generation)?;
         *self.reference.lock().unwrap() = Some(Arc::clone(&entry));
         Some(entry.value)
@@ -236,7 +236,7 @@ fn run(without: Step, write_to: WriteTo) {
         write_to,
         platform: AtomicU64::new(0),
         answered: AtomicU64::new(0),
-        generation: AtomicU64::new(0),
+        generation: AtomicU32::new(0),
         moka: Mutex::default(),
         reference: Mutex::new(None),
         stripe: Mutex::new(Shared::default()),

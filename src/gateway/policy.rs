@@ -30,7 +30,7 @@ pub(super) struct Policy {
     pub(super) number: u64,
     /// Another number than the policy before if answers are parsed or keyed by other rules: what was cached by those is
     /// not served.
-    pub(super) rules: u64,
+    pub(super) rules: u32,
     pub(super) routes: Routes,
     pub(super) tenants: Tenants,
     pub(super) callers: Callers,
@@ -108,7 +108,7 @@ impl Policy {
         let caller_names: Vec<&str> = settings.callers.iter().map(|caller| caller.name.as_str()).collect();
         let rules = before.map_or(0, |before| {
             let are_same = rules_of(&routes, &settings) == rules_of(&before.routes, &before.settings);
-            before.rules + u64::from(!are_same)
+            before.rules + u32::from(!are_same)
         });
         let platform = before.map(|before| before.platform.clone()).unwrap_or_else(|| {
             let base_url = all.fixed.client.base_url.as_ref();

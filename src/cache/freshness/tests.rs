@@ -153,9 +153,9 @@ mod elsewhere {
             let at = boot(here);
             let freshness = Freshness {
                 received: at - age,
-                fresh_until: at + fresh,
-                revalidate_until: at + fresh + revalidate,
-                if_error_until: at + fresh + if_error,
+                fresh_for: Millis::of(age + fresh),
+                revalidate_for: Millis::of(age + fresh + revalidate),
+                if_error_for: Millis::of(age + fresh + if_error),
                 end: end.map_or(Deadline::NEVER, |span| Deadline {
                     boot: at + span,
                     wall: Wall::from_unix_millis(wall + i64::try_from(span.as_millis()).unwrap()),
@@ -182,9 +182,9 @@ mod elsewhere {
     fn a_machine_that_was_booted_later_cannot_tell_its_age() {
         let freshness = Freshness {
             received: Boot::from_duration(Duration::from_secs(1000)),
-            fresh_until: Boot::from_duration(Duration::from_secs(1060)),
-            revalidate_until: Boot::from_duration(Duration::from_secs(1060)),
-            if_error_until: Boot::from_duration(Duration::from_secs(1060)),
+            fresh_for: Millis(60_000),
+            revalidate_for: Millis(60_000),
+            if_error_for: Millis(60_000),
             end: Deadline::NEVER,
             negative: false,
             limited_by: LimitedBy::Ttl,
