@@ -91,7 +91,7 @@ use crate::answer::BYTE_ORDER_MARK;
 use crate::cache::Cache;
 use crate::call_state::CallState;
 use crate::caller::Caller;
-use crate::clock::Boot;
+use crate::clock::{Boot, Now};
 use crate::cluster::{Cluster, Standing};
 use crate::limit::Paces;
 use crate::metrics::Metrics;
@@ -148,6 +148,8 @@ struct Routed<'a> {
     /// The name of the tenant, if one is named.
     tenant: Result<Option<&'a [u8]>, GatewayError>,
     body: &'a [u8],
+    /// When it was complete.
+    now: Now,
     deadline: Boot,
     /// How it may be served from memory.
     standing: Standing,
@@ -185,7 +187,7 @@ impl Gateway {
         peer: SocketAddr,
     ) -> Response<Bytes> {
         let fields = RequestHead::of(&head.headers);
-        let mut guard = RequestGuard::begin(self, &fields, peer, self.time.boot());
+        let mut guard = RequestGuard::begin(self, &fields, peer, self.time.now());
         let step = match &capacity {
             Capacity::Available | Capacity::Shared(_) => self.process(&mut guard, head, &fields, body, &capacity).await,
             Capacity::Exhausted => {
@@ -220,7 +222,7 @@ impl Gateway {
         body: &mut Incoming,
         capacity: &Capacity,
     ) -> Result<Step, GatewayError> {
-        let mut received = guard.started();
+        let mut now = guard.started();
         let (policy, info) = guard.parts();
         let path = head.uri.path();
         let endpoint = Endpoint::of(path);
@@ -245,27 +247,37 @@ impl Gateway {
             let has_waited;
             (whole, has_waited) = body::read_body(body, settings.max_body.0, settings.body_timeout).await?;
             if has_waited {
-                received = self.time.boot();
+                now = self.time.now();
             }
         }
         let query = head.uri.query();
         endpoint.check_query(query)?;
         let body = whole.strip_prefix(BYTE_ORDER_MARK.as_bytes()).unwrap_or(&whole);
-        let deadline = received + fields.timeout(settings.request_timeout)?;
+        let deadline = now.boot + fields.timeout(settings.request_timeout)?;
         let asked = CouponQuery::of(endpoint, query, body)?;
         let Some(route) = route else {
             return match endpoint {
                 Endpoint::OpenApi => Ok(Step::Done(Reply::own(policy.openapi().to_owned()))),
-                _ => self.invalidate(policy, caller, fields, body, info).await.map(Step::Done),
+                // Boxed, as what is waited for below: a hit needs no memory for it.
+                _ => Box::pin(self.invalidate(policy, caller, fields, body, info)).await.map(Step::Done),
             };
         };
-        let standing = match policy.serves_from_memory(route) {
-            true => self.standing(received, deadline).await,
-            false => Standing::Fenced,
+        let known =
+            if policy.serves_from_memory(route) { self.cluster.standing(now.boot) } else { Some(Standing::Fenced) };
+        let standing = match known {
+            Some(known) => known,
+            None => {
+                let remaining = deadline.since(self.time.boot());
+                let standing = tokio::time::timeout(remaining, self.cluster.wait_for_standing(now.boot));
+                let standing = Box::pin(standing).await.unwrap_or(Standing::Unknown);
+                now = self.time.now();
+                standing
+            }
         };
         let is_batch = caller.is_batch;
         let tenant = fields.tenant();
-        let routed = Routed { policy, caller, route, path, head: fields, tenant, body, deadline, standing, is_batch };
+        let routed =
+            Routed { policy, caller, route, path, head: fields, tenant, body, now, deadline, standing, is_batch };
         match asked {
             None => self.dispatch(&routed, info),
             Some(asked) if endpoint == Endpoint::BatchGet => self.batch(&routed, &asked, info),
@@ -273,19 +285,10 @@ impl Gateway {
         }
     }
 
-    /// How a request that began at `at` may be served from memory.
-    async fn standing(&self, at: Boot, deadline: Boot) -> Standing {
-        if let Some(known) = self.cluster.standing(at) {
-            return known;
-        }
-        let remaining = deadline.since(self.time.boot());
-        tokio::time::timeout(remaining, self.cluster.wait_for_standing(at)).await.unwrap_or(Standing::Unknown)
-    }
-
     /// The stages from the complete body on. Nothing is waited for here.
     fn dispatch(&self, routed: &Routed<'_>, info: &mut RequestInfo) -> Result<Step, GatewayError> {
-        let &Routed { policy, caller, route, path, head, ref tenant, body, deadline, standing, is_batch } = routed;
-        let (mut cache_control, now) = (head.cache_control(), self.time.now());
+        let &Routed { policy, caller, route, path, head, ref tenant, body, now, deadline, standing, is_batch } = routed;
+        let mut cache_control = head.cache_control();
         if caller.ignores_no_cache {
             cache_control = cache_control.without_bypass();
         }
