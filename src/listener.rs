@@ -20,7 +20,7 @@ use hyper::body::Incoming;
 use prometheus::{IntCounter, IntGauge};
 use rustls::ServerConfig;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -147,12 +147,12 @@ impl Listener {
             metrics,
             tls,
             workers,
-            stop,
+            stop: watch::Sender::default(),
         };
         let mut failing = None;
         loop {
             let accepted = tokio::select! {
-                () = state.stop.cancelled() => break,
+                () = stop.cancelled() => break,
                 accepted = socket.accept() => accepted.and_then(|(stream, address)| Ok((stream.into_std()?, address))),
             };
             match accepted {
@@ -179,6 +179,7 @@ impl Listener {
                 state.serve(accepted, &answer);
             }
         }
+        state.stop.send_replace(());
         state.connections.close();
         tokio::time::timeout(bounds.drain_timeout, state.connections.wait()).await.is_ok()
     }
@@ -195,7 +196,8 @@ struct ListenerState {
     metrics: Option<ListenerMetrics>,
     tls: TlsProvider,
     workers: Workers,
-    stop: CancellationToken,
+    /// Sends when connections are to be closed.
+    stop: watch::Sender<()>,
 }
 
 impl ListenerState {
@@ -218,7 +220,7 @@ impl ListenerState {
             streams: Arc::clone(&self.streams),
             rejections: self.metrics.as_ref().map(|metrics| Arc::clone(&metrics.rejections)),
             tls: (self.tls)(),
-            stop: self.stop.child_token(),
+            stop: self.stop.subscribe(),
             answer: answer.clone(),
         };
         let served = async move {

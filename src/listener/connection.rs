@@ -17,9 +17,8 @@ use hyper_util::rt::TokioIo;
 use rustls::ServerConfig;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tokio_rustls::TlsAcceptor;
-use tokio_util::sync::CancellationToken;
 
 use super::connection_state::ConnectionState;
 use super::drain_body::drain_body;
@@ -51,7 +50,7 @@ pub(super) struct Connection<A> {
     /// What is counted of what is no request; `None`: nothing.
     pub(super) rejections: Option<Arc<Rejections>>,
     pub(super) tls: Option<Arc<ServerConfig>>,
-    pub(super) stop: CancellationToken,
+    pub(super) stop: watch::Receiver<()>,
     pub(super) answer: A,
 }
 
@@ -91,7 +90,7 @@ where
     }
 
     async fn http1(self, stream: impl AsyncRead + AsyncWrite + Unpin + Send, state: Arc<ConnectionState>) {
-        let Self { peer, bounds, rejections, stop, answer, .. } = self;
+        let Self { peer, bounds, rejections, mut stop, answer, .. } = self;
         let address = peer.address;
         let mut server = http1::Builder::new();
         // The stream itself has timeouts for heads and idle connections.
@@ -120,16 +119,19 @@ where
             }
         });
         let mut connection = pin!(server.serve_connection(TokioIo::new(stream), service));
-        let (mut stopped, mut is_registered) = (pin!(stop.cancelled()), false);
+        let stopping = stop.clone();
+        let (mut stopped, mut is_registered) = (pin!(stop.changed()), false);
         // The waker of a task stays the same: once it is registered, that need not be done again for each request.
-        let stopped = poll_fn(|cx| match std::mem::replace(&mut is_registered, true) && !stop.is_cancelled() {
-            true => Poll::Pending,
-            false => stopped.as_mut().poll(cx),
+        let stopped = poll_fn(|cx| {
+            match std::mem::replace(&mut is_registered, true) && matches!(stopping.has_changed(), Ok(false)) {
+                true => Poll::Pending,
+                false => stopped.as_mut().poll(cx),
+            }
         });
         tokio::select! {
             // First, so that a response that is made now says that it is the last.
             biased;
-            () = stopped => {}
+            _ = stopped => {}
             ended = connection.as_mut() => {
                 if let (Err(error), Some(rejections)) = (ended, rejections) {
                     rejections.connection(address, &error, state.begun() == 0, state.is_idle());
@@ -146,7 +148,7 @@ where
     }
 
     async fn http2(self, stream: impl AsyncRead + AsyncWrite + Unpin + Send, state: Arc<ConnectionState>) {
-        let Self { peer, bounds, streams, rejections, stop, answer, .. } = self;
+        let Self { peer, bounds, streams, rejections, mut stop, answer, .. } = self;
         state.multiplex();
         let mut server = http2::Builder::new(StreamExecutor { send_timeout: bounds.idle_timeout });
         server.max_concurrent_streams(bounds.max_streams);
@@ -181,7 +183,7 @@ where
         });
         let mut connection = pin!(server.serve_connection(TokioIo::new(stream), service));
         tokio::select! {
-            () = stop.cancelled() => {}
+            _ = stop.changed() => {}
             () = state.shutdown() => {}
             _ = connection.as_mut() => return,
         }

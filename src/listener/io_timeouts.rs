@@ -169,3 +169,79 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for IoTimeouts<T> {
         Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex, split};
+
+    use super::*;
+
+    const HEADER: Duration = Duration::from_millis(100);
+    const IDLE: Duration = Duration::from_millis(400);
+
+    #[expect(clippy::disallowed_methods, reason = "tokio's timers run by tokio's own clock")]
+    fn now() -> tokio::time::Instant {
+        tokio::time::Instant::now()
+    }
+
+    async fn pause(millis: u64) {
+        sleep(Duration::from_millis(millis)).await;
+    }
+
+    /// Whenever its last request ended or its response was written, a connection is closed once it has been idle for as long as configured.
+    #[tokio::test(start_paused = true)]
+    async fn an_idle_connection_is_closed_at_its_timeout() {
+        for (before, lasts, written_after) in
+            (0..60).flat_map(|n| [(n * 6, 0, 0), (n * 6, 130, 0), (n, 900, n * 13 % 350)])
+        {
+            let (stream, _caller) = duplex(64);
+            let (stream, state) = IoTimeouts::new(stream, HEADER, IDLE);
+            let (mut reading, mut writing) = split(stream);
+            drop(state.begin(None));
+            let requests = async {
+                pause(before).await;
+                let request = state.begin(None);
+                pause(lasts).await;
+                drop(request);
+                pause(written_after).await;
+                writing.write_all(b"end").await.unwrap();
+                // As hyper does, the task reads again after it has written.
+                tokio::task::yield_now().await;
+                now()
+            };
+            let mut buffer = [0];
+            let closed = async { (reading.read(&mut buffer).await.unwrap(), now()) };
+            let (active, (length, closed)) = tokio::join!(requests, closed);
+            let idle = closed - active;
+            assert_eq!(length, 0);
+            assert!(
+                (IDLE..=IDLE + Duration::from_millis(2)).contains(&idle),
+                "{idle:?} after {before}, {lasts}, {written_after}"
+            );
+        }
+    }
+
+    /// The timeout of a head runs from its first byte, also after the connection was idle.
+    #[tokio::test(start_paused = true)]
+    async fn a_head_that_does_not_end_is_timed_from_its_beginning() {
+        for (requests, silent) in [(0, 0), (1, 0), (1, 130), (1, 390)] {
+            let (stream, mut caller) = duplex(64);
+            let (mut stream, state) = IoTimeouts::new(stream, HEADER, IDLE);
+            (0..requests).for_each(|_| drop(state.begin(None)));
+            let start = now();
+            let read = async {
+                let mut buffer = [0; 8];
+                while stream.read(&mut buffer).await? > 0 {}
+                io::Result::Ok(())
+            };
+            let head = async {
+                pause(silent).await;
+                caller.write_all(b"POST").await.unwrap();
+            };
+            let (read, ()) = tokio::join!(read, head);
+            assert_eq!(read.unwrap_err().kind(), io::ErrorKind::TimedOut);
+            let took = start.elapsed() - Duration::from_millis(silent);
+            assert!((HEADER..HEADER + Duration::from_millis(3)).contains(&took), "{took:?} after {requests}, {silent}");
+        }
+    }
+}
