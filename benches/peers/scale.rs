@@ -86,6 +86,8 @@ fn by_connections(bench: &mut Bench) {
         ["zvgate", "bare hyper, fixed answer"].map(|name| Line { name: name.to_owned(), points: Vec::new() });
     for connections in [1, 66, 1000, 10_000] {
         let load = Load::new(bench, connections, Customers::Uniform(10_000));
+        // Opening the most connections takes most of a second.
+        let load = Load { seconds: load.seconds.max(3), ..load };
         for (line, server) in lines.iter_mut().zip([(GATEWAY, &server), (GATEWAY + 2, &hyper)]) {
             let row = point(bench, &format!("{connections} connections, {}", line.name), server, &load);
             line.points.push((connections as f64, row.middle(|seen| seen.cpu)));
