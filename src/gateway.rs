@@ -188,17 +188,7 @@ impl Gateway {
     ) -> Response<Bytes> {
         let fields = RequestHead::of(&head.headers);
         let mut guard = RequestGuard::begin(self, &fields, peer, self.time.now());
-        let step = match &capacity {
-            Capacity::Available | Capacity::Shared(_) => self.process(&mut guard, head, &fields, body, &capacity).await,
-            Capacity::Exhausted => {
-                let (policy, info) = guard.parts();
-                let path = head.uri.path();
-                let endpoint = Endpoint::of(path);
-                info.shape = endpoint.shape();
-                info.route = endpoint.route(policy, path).flatten().map(|route| route.index);
-                Err(GatewayError::OverCapacity(OverCapacity::Connections))
-            }
-        };
+        let step = self.process(&mut guard, head, &fields, body, &capacity).await;
         let mut headers = std::mem::take(&mut head.headers);
         let result = match step {
             Ok(Step::Done(reply)) => Ok(reply),
@@ -227,8 +217,12 @@ impl Gateway {
         let path = head.uri.path();
         let endpoint = Endpoint::of(path);
         info.shape = endpoint.shape();
-        let route = endpoint.route(policy, path).ok_or(GatewayError::UnknownRoute)?;
-        info.route = route.map(|route| route.index);
+        let route = endpoint.route(policy, path);
+        info.route = route.flatten().map(|route| route.index);
+        if matches!(capacity, Capacity::Exhausted) {
+            return Err(GatewayError::OverCapacity(OverCapacity::Connections));
+        }
+        let route = route.ok_or(GatewayError::UnknownRoute)?;
         if !endpoint.allows(&head.method) {
             return Err(GatewayError::MethodNotAllowed(endpoint.methods()));
         }
