@@ -156,7 +156,7 @@ impl<F: Clone> Cache<F> {
 
     /// The same under rules of this number, by which a request came.
     pub fn generation(&self, tenant: usize, rules: u32) -> Generation {
-        let tenant = self.tenants.get(tenant).map_or(0, |state| state.invalidations.load(Ordering::SeqCst));
+        let tenant = self.tenants.get(tenant).map_or(0, |state| state.generation());
         Generation { tenant, rules }
     }
 
@@ -212,7 +212,7 @@ impl<F: Clone> Cache<F> {
 
     /// What is held of a tenant's answers: those since it was last invalidated for certain, under the rules in force.
     fn held_generations(&self, tenant: usize) -> Held {
-        let since = self.tenants.get(tenant).map_or(0, |state| state.held_since.load(Ordering::SeqCst));
+        let since = self.tenants.get(tenant).map_or(0, |state| state.held_since());
         Held { since, rules: self.rules.load(Ordering::SeqCst) }
     }
 
@@ -302,7 +302,7 @@ impl<F: Clone> Cache<F> {
         for mut stripe in self.stripes.all() {
             // What was stored since is of the new generation, and stays.
             let is_old = |cached: &CachedAnswer| {
-                cached.subject.tenant == tenant && cached.generation.tenant <= generation.tenant
+                cached.subject.tenant == tenant && generation.is_since(cached.generation.tenant)
             };
             let removed = stripe.sweep(is_old);
             drop(stripe);

@@ -148,7 +148,7 @@ struct Routed<'a> {
     /// The name of the tenant, if one is named.
     tenant: Result<Option<&'a [u8]>, GatewayError>,
     body: &'a [u8],
-    /// When it was complete.
+    /// The time by which it is answered from memory.
     now: Now,
     deadline: Boot,
     /// How it may be served from memory.

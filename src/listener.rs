@@ -138,6 +138,7 @@ impl Listener {
         F: Future<Output = (Response<Bytes>, Incoming)> + Send + 'static,
     {
         let Self { socket, bounds, metrics, tls, workers } = self;
+        let (close, closing) = watch::channel(());
         let state = ListenerState {
             permits: Arc::new(Semaphore::new(bounds.max_connections)),
             rejections: Arc::new(Semaphore::new(MAX_REJECTIONS)),
@@ -147,7 +148,7 @@ impl Listener {
             metrics,
             tls,
             workers,
-            stop: watch::Sender::default(),
+            stop: closing,
         };
         let mut failing = None;
         loop {
@@ -169,17 +170,20 @@ impl Listener {
                     }
                     failing = Some(failing.unwrap_or(0u64) + 1);
                     // Without descriptors or memory, wait for some.
-                    tokio::time::sleep(ACCEPT_BACKOFF).await;
+                    tokio::select! {
+                        () = stop.cancelled() => break,
+                        () = tokio::time::sleep(ACCEPT_BACKOFF) => {}
+                    }
                 }
             }
         }
+        close.send_replace(());
         // Connections that were established before the stop are in the socket's queue, and would be reset with it.
         if let Ok(socket) = socket.into_std() {
             while let Ok(accepted) = accept_queued(&socket) {
                 state.serve(accepted, &answer);
             }
         }
-        state.stop.send_replace(());
         state.connections.close();
         tokio::time::timeout(bounds.drain_timeout, state.connections.wait()).await.is_ok()
     }
@@ -196,8 +200,8 @@ struct ListenerState {
     metrics: Option<ListenerMetrics>,
     tls: TlsProvider,
     workers: Workers,
-    /// Sends when connections are to be closed.
-    stop: watch::Sender<()>,
+    /// Changes when connections are to be closed. A clone of it sees that, also if it is created later.
+    stop: watch::Receiver<()>,
 }
 
 impl ListenerState {
@@ -220,7 +224,7 @@ impl ListenerState {
             streams: Arc::clone(&self.streams),
             rejections: self.metrics.as_ref().map(|metrics| Arc::clone(&metrics.rejections)),
             tls: (self.tls)(),
-            stop: self.stop.subscribe(),
+            stop: self.stop.clone(),
             answer: answer.clone(),
         };
         let served = async move {

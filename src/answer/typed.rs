@@ -76,7 +76,8 @@ impl TypedForm {
 
 impl Reader {
     /// The typed form of an answer about a customer that was fetched at `fetched_at`, which may take `max_bytes`; and whether it was
-    /// just made, so that the answer takes more memory than before. An answer is about one customer.
+    /// created by this call, so that the answer takes more memory than before. If several calls create it at the same moment, one of
+    /// theirs is kept. An answer is about one customer.
     pub fn typed<'a>(
         &self,
         answer: &'a Answer,

@@ -70,14 +70,21 @@ pub struct Question {
     pub key: Arc<str>,
 }
 
-/// What an answer belongs to beside its question. A fetch of one generation is neither stored nor joined in another. An entry has two
-/// of 32 bits: invalidating a tenant ten times a second fills them in 13 years.
+/// What an answer belongs to beside its question. A fetch of one generation is neither stored nor joined in another. Both numbers have
+/// 32 bits, to keep entries small.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Generation {
-    /// How often everything that was cached of the tenant was invalidated.
+    /// How often everything that was cached of the tenant was invalidated, modulo 2^32.
     pub(super) tenant: u32,
     /// The rules by which answers are parsed and keyed: a configuration with other rules has another number.
     pub(super) rules: u32,
+}
+
+impl Generation {
+    /// Whether the tenant was invalidated this often, or more often, as long as the two are less than 2^31 apart.
+    pub(super) const fn is_since(self, invalidations: u32) -> bool {
+        self.tenant.wrapping_sub(invalidations) <= u32::MAX / 2
+    }
 }
 
 /// The generations whose answers are held.
@@ -89,7 +96,7 @@ pub(super) struct Held {
 
 impl Held {
     pub(super) const fn contains(self, generation: Generation) -> bool {
-        generation.rules == self.rules && generation.tenant >= self.since
+        generation.rules == self.rules && generation.is_since(self.since)
     }
 }
 
@@ -97,11 +104,28 @@ impl Held {
 #[derive(Debug, Default)]
 pub(super) struct TenantState {
     /// How often everything of the tenant was invalidated, or could have been without notice.
-    pub(super) invalidations: AtomicU32,
+    pub(super) invalidations: AtomicU64,
     /// That number when it was last invalidated for certain. Answers since then are held, although not all may be served.
-    pub(super) held_since: AtomicU32,
+    pub(super) held_since: AtomicU64,
     /// Until when the platform may lag behind a write without a known customer, in milliseconds since boot.
     pub(super) settle_until: AtomicU64,
+}
+
+impl TenantState {
+    /// The number of invalidations, as generations count them.
+    pub(super) fn generation(&self) -> u32 {
+        low_bits(self.invalidations.load(Ordering::SeqCst))
+    }
+
+    /// That number when it was last invalidated for certain.
+    pub(super) fn held_since(&self) -> u32 {
+        low_bits(self.held_since.load(Ordering::SeqCst))
+    }
+}
+
+/// The number modulo 2^32.
+fn low_bits(number: u64) -> u32 {
+    u32::try_from(number & u64::from(u32::MAX)).unwrap_or_default()
 }
 
 /// A cached answer. It never changes, except for what is atomic.
@@ -242,7 +266,7 @@ impl AnswerRef {
     /// The answer, if a lookup would find it fresh. `None`, too, when its use is to be reported to moka, which a lookup does.
     pub fn fresh(&self, cache_control: &RequestCacheControl, now: Now) -> Option<Hit> {
         let cached = self.cached.upgrade()?;
-        let is_current = cached.generation.tenant == self.tenant.invalidations.load(Ordering::SeqCst);
+        let is_current = cached.generation.tenant == self.tenant.generation();
         let is_servable = is_current && cached.is_valid() && !cached.is_touch_due(now.boot);
         if is_servable { cached.hit(cache_control, now).ok() } else { None }
     }

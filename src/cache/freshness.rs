@@ -29,29 +29,37 @@ pub struct Freshness {
     pub received: Boot,
     /// Until when it may be served at all.
     end: Deadline,
-    /// From when it was received: how long it is fresh.
-    fresh_for: Millis,
-    /// How long it is served at all while it is refreshed.
-    revalidate_for: Millis,
-    /// How long it is served at all in place of a failure.
-    if_error_for: Millis,
+    /// How long it is fresh. This and the next two are measured from when it was received.
+    fresh_for: Span,
+    /// How long it may be served while it is refreshed; not less than it is fresh.
+    revalidate_for: Span,
+    /// How long it may be served in place of a failure; not less than it is fresh.
+    if_error_for: Span,
     /// Whether it says that there is nothing.
     pub negative: bool,
     /// What limited it when the answer was received.
     pub limited_by: LimitedBy,
 }
 
-/// A span in whole milliseconds, rounded down; 49 days fit, and a longer one is cut to as many. An entry has three of them.
+/// A span in few bits, since an entry has three: in whole milliseconds up to 24 days, and beyond in whole seconds, rounded down.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Millis(u32);
+struct Span(u32);
 
-impl Millis {
+impl Span {
+    /// From here on the number counts seconds.
+    const SECONDS: u32 = 1 << 31;
+
     fn of(span: Duration) -> Self {
-        Self(u32::try_from(span.as_millis()).unwrap_or(u32::MAX))
+        let millis = u32::try_from(span.as_millis()).ok().filter(|millis| *millis < Self::SECONDS);
+        let seconds = || u32::try_from(span.as_secs()).unwrap_or(u32::MAX).saturating_add(Self::SECONDS);
+        Self(millis.unwrap_or_else(seconds))
     }
 
-    fn span(self) -> Duration {
-        Duration::from_millis(self.0.into())
+    fn duration(self) -> Duration {
+        match self.0.checked_sub(Self::SECONDS) {
+            None => Duration::from_millis(self.0.into()),
+            Some(seconds) => Duration::from_secs(seconds.into()),
+        }
     }
 }
 
@@ -118,7 +126,7 @@ impl StoreDecision {
         let end = first_end(&contents.ends, lifetimes.expiry_margin, earliest, sent, received);
         let Some(remaining) = end.remaining(received) else { return Self::Supersede };
         let fresh_for = |ttl: Duration, limited_by| {
-            let fresh_for = Millis::of(ttl.min(remaining));
+            let fresh_for = Span::of(ttl.min(remaining));
             let limited_by = if remaining < ttl { LimitedBy::EndAt } else { limited_by };
             let (revalidate_for, if_error_for) = (fresh_for, fresh_for);
             Freshness { received: received.boot, end, fresh_for, revalidate_for, if_error_for, negative, limited_by }
@@ -133,8 +141,8 @@ impl StoreDecision {
         } else {
             let settled = fresh_for(lifetimes.ttl, LimitedBy::Ttl);
             Freshness {
-                revalidate_for: Millis::of(settled.lifetime() + lifetimes.stale_while_revalidate),
-                if_error_for: Millis::of(settled.lifetime() + lifetimes.stale_if_error),
+                revalidate_for: Span::of(settled.lifetime() + lifetimes.stale_while_revalidate),
+                if_error_for: Span::of(settled.lifetime() + lifetimes.stale_if_error),
                 ..settled
             }
         };
@@ -145,16 +153,12 @@ impl StoreDecision {
 impl Freshness {
     /// How long the answer was fresh when it was received.
     pub fn lifetime(&self) -> Duration {
-        self.fresh_for.span()
-    }
-
-    fn fresh_until(&self) -> Boot {
-        self.received + self.fresh_for.span()
+        self.fresh_for.duration()
     }
 
     /// How long the answer is still fresh; `None` once it is not.
     pub fn remaining(&self, now: Now) -> Option<Duration> {
-        let remaining = self.end.remaining(now)?.min(self.fresh_until().since(now.boot));
+        let remaining = self.end.remaining(now)?.min(self.lifetime().saturating_sub(self.age(now)));
         (remaining > Duration::ZERO).then_some(remaining)
     }
 
@@ -171,21 +175,21 @@ impl Freshness {
     /// How the answer may still be served past its freshness; `None` while it is fresh, and from its end on.
     pub fn stale(&self, now: Now) -> Option<Staleness> {
         let age = self.age(now);
-        let past = age.checked_sub(self.fresh_for.span()).filter(|_| !self.has_ended(now))?;
-        let (revalidate, if_error) = (age < self.revalidate_for.span(), age < self.if_error_for.span());
+        let past = age.checked_sub(self.fresh_for.duration()).filter(|_| !self.has_ended(now))?;
+        let (revalidate, if_error) = (age < self.revalidate_for.duration(), age < self.if_error_for.duration());
         (revalidate || if_error).then_some(Staleness { past, revalidate, if_error })
     }
 
     /// How long the answer may still be served in any way.
     pub fn servable_for(&self, now: Now) -> Duration {
-        let in_any_mode = self.revalidate_for.max(self.if_error_for).span().saturating_sub(self.age(now));
+        let in_any_mode = self.revalidate_for.max(self.if_error_for).duration().saturating_sub(self.age(now));
         self.end.remaining(now).unwrap_or_default().min(in_any_mode)
     }
 
     /// The freshness of the same answer if it may change at any moment: at most `ttl`, and no stale modes.
     pub fn unsettled(self, ttl: Duration) -> Self {
         let is_shorter = ttl < self.lifetime();
-        let fresh_for = if is_shorter { Millis::of(ttl) } else { self.fresh_for };
+        let fresh_for = if is_shorter { Span::of(ttl) } else { self.fresh_for };
         let limited_by = if is_shorter { LimitedBy::Unsettled } else { self.limited_by };
         Self { fresh_for, revalidate_for: fresh_for, if_error_for: fresh_for, limited_by, ..self }
     }
@@ -194,19 +198,19 @@ impl Freshness {
     /// failures.
     pub fn provisional(self, ttl: Duration) -> Self {
         let unsettled = self.unsettled(ttl);
-        let if_error = self.if_error_for.span().saturating_sub(self.lifetime());
-        Self { if_error_for: Millis::of(unsettled.lifetime() + if_error), ..unsettled }
+        let if_error = self.if_error_for.duration().saturating_sub(self.lifetime());
+        Self { if_error_for: Span::of(unsettled.lifetime() + if_error), ..unsettled }
     }
 
     /// Until when the answer is of any use. It is retained for as long again as it was fresh, to be compared with the one that
     /// replaces it.
     pub(super) fn retain_until(&self) -> Boot {
-        self.received + (self.lifetime() * 2).max(self.revalidate_for.max(self.if_error_for).span())
+        self.received + (self.lifetime() * 2).max(self.revalidate_for.max(self.if_error_for).duration())
     }
 
     /// For another process, from this moment on: never longer than here.
     pub fn relative(&self, now: Boot) -> RelativeFreshness {
-        let left = |span: Millis| whole_millis((self.received + span.span()).since(now));
+        let left = |span: Span| whole_millis((self.received + span.duration()).since(now));
         RelativeFreshness {
             age: whole_millis(now.since(self.received)) + Duration::from_millis(1),
             fresh: left(self.fresh_for),
@@ -263,9 +267,9 @@ impl RelativeFreshness {
         (age <= at.as_duration()).then(|| Freshness {
             received: at - age,
             end: end.map_or(Deadline::NEVER, |(wall, span)| Deadline { wall, boot: at + span }),
-            fresh_for: Millis::of(age.saturating_add(fresh)),
-            revalidate_for: Millis::of(age.saturating_add(revalidate)),
-            if_error_for: Millis::of(age.saturating_add(if_error)),
+            fresh_for: Span::of(age.saturating_add(fresh)),
+            revalidate_for: Span::of(age.saturating_add(revalidate)),
+            if_error_for: Span::of(age.saturating_add(if_error)),
             negative,
             limited_by,
         })

@@ -154,8 +154,8 @@ impl Gateway {
             }
             let step = is_admitted.map_err(GatewayError::CallerLimited).and_then(|()| {
                 let body = asked.body(customer);
-                let (tenant, body) = (Ok(tenant), body.as_bytes());
-                self.dispatch(&Routed { path: COUPONS, tenant, body, is_batch: true, ..routed.clone() }, info)
+                let (tenant, body, now) = (Ok(tenant), body.as_bytes(), self.time.now());
+                self.dispatch(&Routed { path: COUPONS, tenant, body, now, is_batch: true, ..routed.clone() }, info)
             });
             match step {
                 // Whatever is wrong with the request is so for each customer.

@@ -1,4 +1,4 @@
-//! The typed forms of answers, each made once and kept with its answer.
+//! The typed forms of answers, each kept with its answer once it was created.
 
 use std::sync::Arc;
 

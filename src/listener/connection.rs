@@ -18,6 +18,7 @@ use rustls::ServerConfig;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::sync::{Semaphore, watch};
+use tokio::task::coop::unconstrained;
 use tokio_rustls::TlsAcceptor;
 
 use super::connection_state::ConnectionState;
@@ -120,8 +121,9 @@ where
         });
         let mut connection = pin!(server.serve_connection(TokioIo::new(stream), service));
         let stopping = stop.clone();
-        let (mut stopped, mut is_registered) = (pin!(stop.changed()), false);
-        // The waker of a task stays the same: once it is registered, that need not be done again for each request.
+        // The waker of a task stays the same: once it is registered, that need not be done again for each request. Only a future that
+        // ignores the task's budget is certain to register it.
+        let (mut stopped, mut is_registered) = (pin!(unconstrained(stop.changed())), false);
         let stopped = poll_fn(|cx| {
             match std::mem::replace(&mut is_registered, true) && matches!(stopping.has_changed(), Ok(false)) {
                 true => Poll::Pending,

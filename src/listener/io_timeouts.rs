@@ -188,10 +188,11 @@ mod tests {
         sleep(Duration::from_millis(millis)).await;
     }
 
-    /// Whenever its last request ended or its response was written, a connection is closed once it has been idle for as long as configured.
+    /// Whenever its last request ended or its response was written, a connection whose task then reads again is closed once it has been
+    /// idle for as long as configured.
     #[tokio::test(start_paused = true)]
     async fn an_idle_connection_is_closed_at_its_timeout() {
-        for (before, lasts, written_after) in
+        for (before, duration, written_after) in
             (0..60).flat_map(|n| [(n * 6, 0, 0), (n * 6, 130, 0), (n, 900, n * 13 % 350)])
         {
             let (stream, _caller) = duplex(64);
@@ -201,7 +202,7 @@ mod tests {
             let requests = async {
                 pause(before).await;
                 let request = state.begin(None);
-                pause(lasts).await;
+                pause(duration).await;
                 drop(request);
                 pause(written_after).await;
                 writing.write_all(b"end").await.unwrap();
@@ -216,7 +217,7 @@ mod tests {
             assert_eq!(length, 0);
             assert!(
                 (IDLE..=IDLE + Duration::from_millis(2)).contains(&idle),
-                "{idle:?} after {before}, {lasts}, {written_after}"
+                "{idle:?} after {before}, {duration}, {written_after}"
             );
         }
     }
@@ -224,7 +225,7 @@ mod tests {
     /// The timeout of a head runs from its first byte, also after the connection was idle.
     #[tokio::test(start_paused = true)]
     async fn a_head_that_does_not_end_is_timed_from_its_beginning() {
-        for (requests, silent) in [(0, 0), (1, 0), (1, 130), (1, 390)] {
+        for (requests, idle_before) in [(0, 0), (1, 0), (1, 130), (1, 390)] {
             let (stream, mut caller) = duplex(64);
             let (mut stream, state) = IoTimeouts::new(stream, HEADER, IDLE);
             (0..requests).for_each(|_| drop(state.begin(None)));
@@ -235,13 +236,16 @@ mod tests {
                 io::Result::Ok(())
             };
             let head = async {
-                pause(silent).await;
+                pause(idle_before).await;
                 caller.write_all(b"POST").await.unwrap();
             };
             let (read, ()) = tokio::join!(read, head);
             assert_eq!(read.unwrap_err().kind(), io::ErrorKind::TimedOut);
-            let took = start.elapsed() - Duration::from_millis(silent);
-            assert!((HEADER..HEADER + Duration::from_millis(3)).contains(&took), "{took:?} after {requests}, {silent}");
+            let took = start.elapsed() - Duration::from_millis(idle_before);
+            assert!(
+                (HEADER..HEADER + Duration::from_millis(3)).contains(&took),
+                "{took:?} after {requests}, {idle_before}"
+            );
         }
     }
 }

@@ -141,6 +141,18 @@ mod elsewhere {
     }
 
     proptest! {
+        /// A span is never longer than what it was made of, nor shorter by more than its unit; and they are ordered alike.
+        #[test]
+        fn a_span_is_rounded_down_to_its_unit(millis in 0u64..100_000_000_000, micros in 0u64..1000, other in 0u64..100_000_000_000) {
+            let of = |millis: u64| Duration::from_millis(millis) + Duration::from_micros(micros);
+            let (span, kept) = (of(millis), Span::of(of(millis)).duration());
+            let unit = if millis < 1 << 31 { Duration::from_millis(1) } else { Duration::from_secs(1) };
+            prop_assert!(kept <= span && span - kept < unit);
+            prop_assert!(millis >= other || Span::of(span) <= Span::of(of(other)));
+        }
+    }
+
+    proptest! {
         /// Another process, whose clock since boot shows another time, whose wall clock is ahead or behind, and which knows a little less
         /// than what has passed: the answer never lives longer there than here.
         #[test]
@@ -153,9 +165,9 @@ mod elsewhere {
             let at = boot(here);
             let freshness = Freshness {
                 received: at - age,
-                fresh_for: Millis::of(age + fresh),
-                revalidate_for: Millis::of(age + fresh + revalidate),
-                if_error_for: Millis::of(age + fresh + if_error),
+                fresh_for: Span::of(age + fresh),
+                revalidate_for: Span::of(age + fresh + revalidate),
+                if_error_for: Span::of(age + fresh + if_error),
                 end: end.map_or(Deadline::NEVER, |span| Deadline {
                     boot: at + span,
                     wall: Wall::from_unix_millis(wall + i64::try_from(span.as_millis()).unwrap()),
@@ -182,9 +194,9 @@ mod elsewhere {
     fn a_machine_that_was_booted_later_cannot_tell_its_age() {
         let freshness = Freshness {
             received: Boot::from_duration(Duration::from_secs(1000)),
-            fresh_for: Millis(60_000),
-            revalidate_for: Millis(60_000),
-            if_error_for: Millis(60_000),
+            fresh_for: Span(60_000),
+            revalidate_for: Span(60_000),
+            if_error_for: Span(60_000),
             end: Deadline::NEVER,
             negative: false,
             limited_by: LimitedBy::Ttl,

@@ -10,7 +10,16 @@ fn later(wall: i64, boot: u64) -> Now {
 
 #[test]
 fn what_is_distrusted_is_held_and_not_served() {
+    // Generations count in 32 bits.
+    let most = u64::from(u32::MAX);
+    [0, most - 2, most - 1, most].into_iter().for_each(is_held_and_not_served);
+}
+
+fn is_held_and_not_served(invalidations: u64) {
     let cache = cache();
+    let tenant = cache.tenants.get(0).unwrap();
+    tenant.invalidations.store(invalidations, Ordering::SeqCst);
+    tenant.held_since.store(invalidations, Ordering::SeqCst);
     let questions = ["1", "2", "3", "4"].map(|customer| question(customer, "a"));
     let [one, two, three, four] = &questions;
     for question in [one, two, three] {
