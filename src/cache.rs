@@ -174,9 +174,9 @@ impl<F: Clone> Cache<F> {
         now: Now,
     ) -> Lookup {
         let Some(cached) = self.find(question, |other| other == generation) else { return Lookup::Miss };
-        let found = Arc::clone(&cached).found(cache_control, now);
-        if !matches!(found, Lookup::Miss) {
-            self.touch(&cached, now);
+        let found = cached.found(cache_control, now);
+        if let Lookup::Fresh(Hit { cached, .. }) | Lookup::Stale(StaleHit { cached, .. }, _) = &found {
+            self.touch(cached, now);
         }
         found
     }

@@ -187,8 +187,9 @@ impl Gateway {
         peer: SocketAddr,
     ) -> Response<Bytes> {
         let fields = RequestHead::of(&head.headers);
-        let mut guard = RequestGuard::begin(self, &fields, peer, self.time.now());
-        let step = self.process(&mut guard, head, &fields, body, &capacity).await;
+        let now = self.time.now();
+        let mut guard = RequestGuard::begin(self, &fields, peer, now.boot);
+        let step = self.process(&mut guard, head, &fields, body, &capacity, now).await;
         let mut headers = std::mem::take(&mut head.headers);
         let result = match step {
             Ok(Step::Done(reply)) => Ok(reply),
@@ -203,7 +204,7 @@ impl Gateway {
         guard.end(result, head, headers)
     }
 
-    /// The stages up to the body, in the order in which errors are reported.
+    /// The stages up to the body, in the order in which errors are reported, for a request that was received at `now`.
     async fn process(
         &self,
         guard: &mut RequestGuard<'_>,
@@ -211,8 +212,8 @@ impl Gateway {
         fields: &RequestHead<'_>,
         body: &mut Incoming,
         capacity: &Capacity,
+        mut now: Now,
     ) -> Result<Step, GatewayError> {
-        let mut now = guard.started();
         let (policy, info) = guard.parts();
         let path = head.uri.path();
         let endpoint = Endpoint::of(path);

@@ -200,7 +200,7 @@ struct ListenerState {
     metrics: Option<ListenerMetrics>,
     tls: TlsProvider,
     workers: Workers,
-    /// Changes when connections are to be closed. A clone of it sees that, also if it is created later.
+    /// Changes when connections are to be closed, or loses its sender. A clone of it sees that, also if it is created later.
     stop: watch::Receiver<()>,
 }
 

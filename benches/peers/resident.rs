@@ -6,7 +6,7 @@ use std::net::TcpStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use crate::drive::{Drive, body};
+use crate::drive::{CONNECTIONS, Drive, body};
 use crate::process::{COUPONS, PROGRAM, Place, ROUTE, Running, gateway, gateway_command, gateways, platform};
 use crate::table::middle;
 use crate::{Bench, loopback};
@@ -66,7 +66,7 @@ fn entry(bench: &Bench) -> Vec<(&'static str, f64, f64)> {
     let servers = gateways(bench, &place, "0", GATEWAY, UPSTREAM, "max_bytes = \"1GiB\"");
     let measured = servers.iter().map(|(which, port, server)| {
         let ask = |from: u64, requests: u64| {
-            Drive { connections: 66, requests, rate: None, customer: |number| from + number }.run(*port);
+            Drive { connections: CONNECTIONS, requests, rate: None, customer: |number| from + number }.run(*port);
         };
         // Warm-up, so that memory that any used gateway has is not counted.
         ask(1_000_000, 1000);

@@ -172,17 +172,22 @@ impl Freshness {
         self.end.has_passed(now)
     }
 
+    /// How long the answer may be served in any way, from when it was received.
+    fn longest(&self) -> Duration {
+        self.revalidate_for.max(self.if_error_for).duration()
+    }
+
     /// How the answer may still be served past its freshness; `None` while it is fresh, and from its end on.
     pub fn stale(&self, now: Now) -> Option<Staleness> {
         let age = self.age(now);
-        let past = age.checked_sub(self.fresh_for.duration()).filter(|_| !self.has_ended(now))?;
+        let past = age.checked_sub(self.lifetime()).filter(|_| !self.has_ended(now))?;
         let (revalidate, if_error) = (age < self.revalidate_for.duration(), age < self.if_error_for.duration());
         (revalidate || if_error).then_some(Staleness { past, revalidate, if_error })
     }
 
     /// How long the answer may still be served in any way.
     pub fn servable_for(&self, now: Now) -> Duration {
-        let in_any_mode = self.revalidate_for.max(self.if_error_for).duration().saturating_sub(self.age(now));
+        let in_any_mode = self.longest().saturating_sub(self.age(now));
         self.end.remaining(now).unwrap_or_default().min(in_any_mode)
     }
 
@@ -205,18 +210,19 @@ impl Freshness {
     /// Until when the answer is of any use. It is retained for as long again as it was fresh, to be compared with the one that
     /// replaces it.
     pub(super) fn retain_until(&self) -> Boot {
-        self.received + (self.lifetime() * 2).max(self.revalidate_for.max(self.if_error_for).duration())
+        self.received + (self.lifetime() * 2).max(self.longest())
     }
 
     /// For another process, from this moment on: never longer than here.
     pub fn relative(&self, now: Boot) -> RelativeFreshness {
-        let left = |span: Span| whole_millis((self.received + span.duration()).since(now));
+        let left = |until: Boot| whole_millis(until.since(now));
+        let left_of = |span: Span| left(self.received + span.duration());
         RelativeFreshness {
             age: whole_millis(now.since(self.received)) + Duration::from_millis(1),
-            fresh: left(self.fresh_for),
-            revalidate: left(self.revalidate_for),
-            if_error: left(self.if_error_for),
-            end: (self.end != Deadline::NEVER).then(|| (self.end.wall, whole_millis(self.end.boot.since(now)))),
+            fresh: left_of(self.fresh_for),
+            revalidate: left_of(self.revalidate_for),
+            if_error: left_of(self.if_error_for),
+            end: (self.end != Deadline::NEVER).then(|| (self.end.wall, left(self.end.boot))),
             negative: self.negative,
             limited_by: self.limited_by,
         }

@@ -22,9 +22,13 @@ const NO_CACHE: RequestCacheControl =
     RequestCacheControl { no_cache: true, no_store: false, max_age: None, only_if_cached: false };
 
 fn cache() -> Arc<Cache<()>> {
+    cache_with(&options())
+}
+
+fn cache_with(options: &Options) -> Arc<Cache<()>> {
     let counter = || IntCounter::new("name", "help").unwrap();
     let metrics = CacheMetrics { entries: IntGauge::new("name", "help").unwrap(), expired: counter(), size: counter() };
-    Arc::new(Cache::new(&options(), metrics))
+    Arc::new(Cache::new(options, metrics))
 }
 
 fn options() -> Options {

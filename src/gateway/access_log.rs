@@ -17,7 +17,7 @@ use super::status::Ending;
 use super::{AUDIT, Gateway, Noted};
 use crate::answer::Answer;
 use crate::call_state::CallState;
-use crate::clock::{Boot, Now, millis};
+use crate::clock::{Boot, millis};
 use crate::metrics::{CacheUse, Label};
 use crate::pseudonym::Pseudonyms;
 use crate::reply::{self, CacheStatus, GatewayError, Reply, Shape, TypedReply};
@@ -40,7 +40,7 @@ pub(super) struct RequestGuard<'a> {
     gateway: &'a Gateway,
     policy: Guard<Arc<Policy>>,
     pub(super) info: RequestInfo,
-    started: Now,
+    started: Boot,
     /// What its call to the platform takes, if it waited for one, so that its head was dropped.
     call_state: Option<Arc<CallState>>,
     /// The path then, unless it is its route's pattern.
@@ -71,12 +71,7 @@ struct Ended<'a> {
 }
 
 impl<'a> RequestGuard<'a> {
-    /// When the request was received.
-    pub(super) const fn started(&self) -> Now {
-        self.started
-    }
-
-    pub(super) fn begin(gateway: &'a Gateway, head: &RequestHead<'_>, peer: SocketAddr, started: Now) -> Self {
+    pub(super) fn begin(gateway: &'a Gateway, head: &RequestHead<'_>, peer: SocketAddr, started: Boot) -> Self {
         let info = RequestInfo {
             id: head.request_id(),
             trace: head.trace_context(),
@@ -156,7 +151,7 @@ impl<'a> RequestGuard<'a> {
         let Self { gateway, policy, info, .. } = self;
         let Ended { status, cache, error, reason, method, path, answer, failed, bytes, is_success, .. } = *ended;
         let now = gateway.time.boot();
-        let took = now.since(self.started.boot);
+        let took = now.since(self.started);
         policy.handles.request(info.route, info.caller, status, cache, took);
         let is_logged = match policy.settings.access_log.access {
             AccessLog::All => true,
@@ -221,12 +216,7 @@ impl RequestGuard<'_> {
         ];
         let status = ended.status.to_string();
         let error = ended.reason.or(ended.error).or((ended.status >= 500).then_some(status.as_str()));
-        span.request(
-            &format!("{} {route}", ended.method.unwrap_or("POST")),
-            [self.started.boot, now],
-            attributes,
-            error,
-        );
+        span.request(&format!("{} {route}", ended.method.unwrap_or("POST")), [self.started, now], attributes, error);
     }
 
     /// The request as operators see it.
@@ -247,7 +237,7 @@ impl RequestGuard<'_> {
             queue_ms: call_state.map_or(0, |call_state| call_state.queue.total_ms(now)),
             upstream_ms: call_state.map_or(0, |call_state| call_state.upstream.total_ms(now)),
             customer_ids: Arc::clone(&info.customers),
-            ..Noted::ended(gateway.time.clock.wall(), now.since(self.started.boot), ended.status)
+            ..Noted::ended(gateway.time.clock.wall(), now.since(self.started), ended.status)
         }
     }
 }

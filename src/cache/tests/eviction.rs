@@ -79,9 +79,7 @@ fn one_customers_answers_are_bounded_and_the_oldest_are_dropped() {
 
 #[test]
 fn a_cache_that_is_too_small_for_any_answer_holds_none() {
-    let counter = || IntCounter::new("name", "help").unwrap();
-    let metrics = CacheMetrics { entries: IntGauge::new("name", "help").unwrap(), expired: counter(), size: counter() };
-    let cache = Arc::new(Cache::new(&Options { max_bytes: 1, ..options() }, metrics));
+    let cache = cache_with(&Options { max_bytes: 1, ..options() });
     complete(begin(&cache, &question("1", "a")).0, "x");
     cache.run_maintenance(now());
     assert_eq!((cache.stripes.answers(), cache.metrics.entries.get(), cache.metrics.size.get()), (0, 0, 1));

@@ -12,10 +12,10 @@ fn later(wall: i64, boot: u64) -> Now {
 fn what_is_distrusted_is_held_and_not_served() {
     // Generations count in 32 bits.
     let most = u64::from(u32::MAX);
-    [0, most - 2, most - 1, most].into_iter().for_each(is_held_and_not_served);
+    [0, most - 2, most - 1, most].into_iter().for_each(check_what_is_distrusted);
 }
 
-fn is_held_and_not_served(invalidations: u64) {
+fn check_what_is_distrusted(invalidations: u64) {
     let cache = cache();
     let tenant = cache.tenants.get(0).unwrap();
     tenant.invalidations.store(invalidations, Ordering::SeqCst);
