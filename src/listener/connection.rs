@@ -8,6 +8,8 @@ use std::task::Poll;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::FutureExt;
+use futures_util::future::lazy;
 use http::header::{CONNECTION, TRANSFER_ENCODING};
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
 use hyper::body::{Body, Incoming};
@@ -103,21 +105,18 @@ where
         let service = service_fn(move |request: Request<Incoming>| {
             let permit = serving.begin(None);
             // A body of known length has no transfer coding.
-            let answer = match request.body().size_hint().exact().is_some() || is_well_framed(request.headers()) {
-                true => Ok(answer(request, service_peer.clone())),
-                false => {
-                    counted.iter().for_each(|rejections| rejections.transfer_coding(service_peer.address));
-                    Err(request.into_body())
-                }
-            };
-            async move {
-                let (response, body) = match answer {
-                    Ok(answer) => answer.await,
-                    Err(body) => (bad_framing(), body),
-                };
-                drain_body(body, &permit).await;
+            let has_known_end = request.body().size_hint().exact().is_some() || is_well_framed(request.headers());
+            let respond = move |(response, body)| {
+                drain_body(body, &permit);
                 Ok::<_, Infallible>(permit.respond(response))
+            };
+            // Combinators, since an `async` block would store the future of the answer twice.
+            if has_known_end {
+                return answer(request, service_peer.clone()).map(respond).left_future();
             }
+            counted.iter().for_each(|rejections| rejections.transfer_coding(service_peer.address));
+            let body = request.into_body();
+            lazy(move |_| respond((bad_framing(), body))).right_future()
         });
         let mut connection = pin!(server.serve_connection(TokioIo::new(stream), service));
         let stopping = stop.clone();
@@ -170,18 +169,16 @@ where
             // hyper limits the size of a head, and not the number of its fields.
             let is_too_long = request.headers().len() > bounds.max_headers;
             rejections.iter().filter(|_| is_too_long).for_each(|rejections| rejections.too_many_fields());
-            let answer = match is_too_long {
-                true => Err(request.into_body()),
-                false => Ok(answer(request, PeerInfo { capacity, ..peer })),
-            };
-            async move {
-                let (response, body) = match answer {
-                    Ok(answer) => answer.await,
-                    Err(body) => (too_many_fields(), body),
-                };
-                drain_body(body, &permit).await;
+            let respond = move |(response, body)| {
+                drain_body(body, &permit);
                 Ok::<_, Infallible>(permit.respond_in_parts(response, SendProgress::current()))
+            };
+            if is_too_long {
+                let body = request.into_body();
+                // Not before it is polled: `SendProgress::current` is that of the stream's own task.
+                return lazy(move |_| respond((too_many_fields(), body))).right_future();
             }
+            answer(request, PeerInfo { capacity, ..peer }).map(respond).left_future()
         });
         let mut connection = pin!(server.serve_connection(TokioIo::new(stream), service));
         tokio::select! {

@@ -1,10 +1,8 @@
 //! Drains the rest of a request body whose request has already been answered.
 
-use std::future::poll_fn;
-use std::pin::Pin;
-use std::task::Poll;
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use http_body_util::BodyExt;
 use hyper::body::{Body, Incoming};
 
@@ -16,8 +14,8 @@ const DRAIN_FOR: Duration = Duration::from_secs(1);
 /// Drains what is left of a body, beside the response: if a connection or an HTTP/2 stream were closed while its caller is still
 /// sending, many callers would not get the response. Until then the request is in progress, so that its bytes are not taken for
 /// another one.
-pub(super) async fn drain_body(mut body: Incoming, request: &RequestPermit) {
-    if body.is_end_stream() || has_ended(&mut body).await {
+pub(super) fn drain_body(mut body: Incoming, request: &RequestPermit) {
+    if body.is_end_stream() || has_ended(&mut body) {
         return;
     }
     let in_progress = request.another();
@@ -31,6 +29,6 @@ pub(super) async fn drain_body(mut body: Incoming, request: &RequestPermit) {
 }
 
 /// Whether a body of unknown length has ended.
-async fn has_ended(body: &mut Incoming) -> bool {
-    poll_fn(|cx| Poll::Ready(matches!(Pin::new(&mut *body).poll_frame(cx), Poll::Ready(None | Some(Err(_)))))).await
+fn has_ended(body: &mut Incoming) -> bool {
+    matches!(body.frame().now_or_never(), Some(None | Some(Err(_))))
 }
