@@ -115,6 +115,23 @@ async fn every_example_works_and_looks_like_what_is_returned() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn parameters_that_may_be_empty_count_as_absent() {
+    let platform = Platform::unlimited().await;
+    let gateway = TestGateway::start(&platform, &[("limits.upstream.rate", "0")]).await;
+    let document = document(&gateway, &[]).await;
+    let operation = &document["paths"]["/v1/customers/{customerId}/coupons"]["get"];
+    let parameters = operation["parameters"].as_array().unwrap().iter().map(|one| resolved(&document, one));
+    let queries: Vec<_> = parameters.filter(|one| one["in"] == "query").collect();
+    assert!(queries.len() == 4 && queries.iter().all(|one| one["allowEmptyValue"] == true), "{queries:?}");
+    let path = "/v1/customers/383933091455959041/coupons";
+    let plain = call(&gateway, "GET", path, None).await;
+    for query in queries {
+        let empty = call(&gateway, "GET", &format!("{path}?{}=", query["name"].as_str().unwrap()), None).await;
+        assert_eq!((empty.status, &empty.body), (200, &plain.body), "{query}: {empty:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_description_follows_the_configuration() {
     let platform = Platform::unlimited().await;
     let paths = |document: &Value| document["paths"].as_object().unwrap().keys().cloned().collect::<BTreeSet<_>>();
@@ -201,7 +218,8 @@ fn add_request(out: &mut String, document: &Value, operation: &Value) {
         let needed = if parameter["required"] == true { " (required)" } else { "" };
         let [name, place, meaning] =
             ["name", "in", "description"].map(|member| parameter[member].as_str().unwrap_or_default());
-        writeln!(out, "| `{name}`{needed} | {place} | {} | {meaning} |", shown(&parameter["schema"])).unwrap();
+        let empty = if parameter["allowEmptyValue"] == true { "; empty counts as absent" } else { "" };
+        writeln!(out, "| `{name}`{needed} | {place} | {}{empty} | {meaning} |", shown(&parameter["schema"])).unwrap();
     }
     let Some(content) = operation.pointer("/requestBody/content/application~1json") else { return };
     if content["schema"].get("$ref").is_some() {
